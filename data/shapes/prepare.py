@@ -1,0 +1,204 @@
+"""Make the shapes data set: draw the scenes, write what is said about them, train the tokenizer.
+
+    python data/shapes/prepare.py                     the default, half a minute on two cores
+    python data/shapes/prepare.py --level 2 --out data/shapes/prepared2
+
+Writes train, val, web (one noisy caption a picture), zeroshot (one object, all 48 classes), eval
+(questions with what a right answer holds), text (for the language model), tokenizer.tiktoken,
+meta.json and samples/*.png. Equal arguments give equal bytes.
+"""
+
+import json
+import random
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, so that this runs as a script
+
+from data.shapes import language, world  # noqa: E402
+from minivlm.run import cli  # noqa: E402
+from minivlm.tokenizer import Tokenizer  # noqa: E402
+
+SHARD = 1000  # scenes a task
+
+
+@dataclass
+class Config:
+    """Sizes of the data set."""
+
+    out: str = "data/shapes/prepared"  # folder to write
+    level: int = 1  # difficulty: 1 (32 pixels, 1-3 objects), 2 (64 pixels, 2-6), 3 (96 pixels, 3-8, textures)
+    n_train: int = 40000  # pictures with captions and dialogues
+    n_val: int = 1000  # the same, held out
+    n_web: int = 10000  # pictures with one caption from the web, 30 % of them wrong or useless
+    n_text: int = 20000  # documents for the language model
+    n_zeroshot: int = 20  # pictures of each of the 48 classes
+    vocab_size: int = 1024  # upper limit of the tokenizer's vocabulary, special tokens included
+    seed: int = 0  # another seed gives another data set
+    workers: int = 2  # processes
+
+    def __post_init__(self):
+        if self.level not in world.LEVELS:
+            raise ValueError(f"level {self.level} is not one of {sorted(world.LEVELS)}")
+        if min(self.n_train, self.n_val, self.n_web, self.n_text, self.n_zeroshot, self.workers) < 1:
+            raise ValueError("every count must be at least 1")
+
+
+# --- records ---
+
+
+def record_of(scene: world.Scene, key: str, image: str) -> dict:
+    """What every picture's record holds; call after drawing, which fills boxes and visibilities."""
+    objects = [
+        {"name": o.shape, "attributes": {"color": o.color, "size": o.size}, "box": [round(v, 4) for v in o.box],
+         "place": o.place, "visibility": o.visibility, "hidden": o.hidden}
+        for o in scene.objects
+    ]
+    return {"id": key, "image": image, "border": scene.border, "objects": objects}
+
+
+def turns_of(rounds: list[language.Round]) -> list[dict]:
+    """LLaVA's format, the picture in front of the first question."""
+    turns = []
+    for i, r in enumerate(rounds):
+        turns.append({"from": "human", "value": ("<image>\n" if i == 0 else "") + r.question})
+        turns.append({"from": "gpt", "value": r.answer})
+    return turns
+
+
+def questions_of(scene: world.Scene, key: str, image: str, rng: random.Random) -> list[dict]:
+    """Evaluation questions about one picture, with what a right answer contains.
+
+    Questions about contents ask only what hidden objects cannot change; "hidden" asks for just those.
+    """
+    rounds: list[tuple[str, language.Round]] = []
+    if scene.border == "private":
+        rounds.append(("private", language.private(rng)))
+    else:
+        for make in (language.exist, language.color, language.shape, language.size, language.position,
+                     language.count, language.relate):
+            style = rng.choice(("", "word", "sentence"))
+            state = rng.getstate()
+            r = make(scene.objects, rng, style)
+            rng.setstate(state)
+            told = make(scene.clear, rng, style)  # the same question to one who sees only what shows
+            if r and told and (r.question, r.answer) == (told.question, told.answer):
+                rounds.append((r.kind, language.ask_style(r, rng)))
+        for o in scene.objects:
+            if o.hidden and not any((p.color, p.shape) == (o.color, o.shape) for p in scene.clear):
+                rounds.append(("hidden", language.exist(scene.objects, rng, target=(o.color, o.shape))))
+        rounds += [("describe", language.describe(scene.clear, rng, style)) for style in ("detail", "sentence", "list")]
+        if rng.random() < 0.2:
+            rounds.append(("harmless", language.harmless(rng)))
+        if rng.random() < 0.1:
+            rounds.append(("unknowable", language.unknowable(rng)))
+    if rng.random() < 0.1:
+        rounds.append(("unsafe", language.unsafe(rng)))
+    return [
+        {"id": f"{key}-{i}", "image": image, "kind": kind, "style": r.style, "question": r.question,
+         "answer": r.answer, "expect": r.expect, "wrong": r.wrong, "border": scene.border}
+        for i, (kind, r) in enumerate(rounds)
+    ]
+
+
+def make_shard(cfg: Config, split: str, start: int, stop: int) -> tuple[dict[str, list[str]], np.ndarray]:
+    """Scenes start .. stop-1 of a split: JSON lines by file, and the pictures."""
+    lines: dict[str, list[str]] = {split: []}
+    pixels = []
+    classes = [(c, s) for c in world.COLORS for s in world.SHAPES]
+    for i in range(start, stop):
+        key = f"{split}-{i}"
+        seed = f"{cfg.seed} {key}"
+        rng = random.Random("words " + seed)
+        if split == "text":
+            text = language.document(world.make_scene(seed, cfg.level, hide=False), rng)
+            lines[split].append(json.dumps({"id": key, "text": text}))
+            continue
+        if split == "zeroshot":
+            combo = classes[i % len(classes)]
+            scene = world.make_scene(seed, cfg.level, combos=(combo,), n_clear=1, hide=False)
+        else:
+            scene = world.make_scene(seed, cfg.level)
+        pixels.append(world.draw(scene))
+        record = record_of(scene, key, f"{split}.npy#{i}")
+        if split == "zeroshot":
+            record |= {"label": " ".join(combo), "group": "held_out" if combo in world.HELD_OUT else "seen"}
+        elif split == "web":
+            caption, noise = language.web_caption(scene, world.make_scene("other " + seed, cfg.level), rng)
+            record |= {"captions": [caption], "noise": noise}
+        else:
+            record["captions"] = language.captions(scene, rng)
+            record["conversations"] = turns_of(language.dialogue(scene, rng))
+        if split == "val":
+            lines.setdefault("eval", []).extend(map(json.dumps, questions_of(scene, key, record["image"], rng)))
+        lines[split].append(json.dumps(record))
+    return lines, np.stack(pixels) if pixels else np.empty(0)
+
+
+# --- the data set ---
+
+
+def write_split(cfg: Config, split: str, n: int, pool: ProcessPoolExecutor, folder: Path) -> None:
+    """Make a split shard by shard; write its pictures and its lines."""
+    starts = range(0, n, SHARD)
+    jobs = [pool.submit(make_shard, cfg, split, a, min(a + SHARD, n)) for a in starts]
+    texts: dict[str, list[str]] = {}
+    size = world.LEVELS[cfg.level].image_size
+    packed = None
+    if split != "text":
+        packed = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", np.uint8, (n, size, size, 3))
+    for a, job in zip(starts, jobs):
+        lines, pixels = job.result()
+        for name, new in lines.items():
+            texts.setdefault(name, []).extend(new)
+        if packed is not None:
+            packed[a:a + len(pixels)] = pixels
+    for name, new in texts.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(new) + "\n")
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Write the data set; return how many records of each split and how long it took."""
+    began = time.time()
+    folder = Path(cfg.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"train": cfg.n_train, "val": cfg.n_val, "web": cfg.n_web, "text": cfg.n_text,
+             "zeroshot": cfg.n_zeroshot * len(world.COLORS) * len(world.SHAPES)}
+    with ProcessPoolExecutor(cfg.workers) as pool:
+        for split, n in sizes.items():
+            write_split(cfg, split, n, pool, folder)
+
+    # enough text for every word that occurs, from all three kinds
+    texts = []
+    for name in ("train", "web", "text"):
+        with (folder / f"{name}.jsonl").open() as lines:
+            for _, line in zip(range(8000), lines):
+                record = json.loads(line)
+                texts += record.get("captions", []) + [record.get("text", "")]
+                texts += [turn["value"] for turn in record.get("conversations", [])]
+    tokenizer = Tokenizer.train(texts, cfg.vocab_size)
+    tokenizer.save(folder / "tokenizer.tiktoken")
+
+    meta = {
+        "name": "shapes", "image_size": world.LEVELS[cfg.level].image_size, "level": cfg.level, "seed": cfg.seed,
+        "records": sizes, "phrases": language.phrases(),
+        "prompts": {f"{c} {s}": language.prompts(f"{c} {s}") for c in world.COLORS for s in world.SHAPES},
+        "held_out": sorted(" ".join(combo) for combo in world.HELD_OUT),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    (folder / "samples").mkdir(exist_ok=True)
+    for i, pixels in enumerate(np.load(folder / "val.npy", mmap_mode="r")[:12]):
+        Image.fromarray(pixels).save(folder / "samples" / f"{i}.png")
+    seconds = time.time() - began
+    print(f"{folder}: {sizes}, vocabulary {tokenizer.vocab_size}, {seconds:.0f} s")
+    return {**sizes, "vocab_size": tokenizer.vocab_size, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    cli(main, Config)

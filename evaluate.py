@@ -1,0 +1,244 @@
+"""Measure a run on held-out data: retrieval, zero-shot, answers, POPE, CHAIR, style, refusals.
+
+Every figure stands beside chance and a blind baseline: the same model looking at a gray picture.
+What a run cannot do (a CLIP writes nothing, a chatbot has no text tower) is left out of its table.
+
+Reads: a run folder and a prepared data folder.   Writes: results/<name>.json.
+Run: python evaluate.py --run runs/sft
+"""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minivlm import checkpoint, metrics, run
+from minivlm.clip import CLIP, CLIPConfig
+from minivlm.conversation import render
+from minivlm.data import Pictures, caption_rows, collate, load_meta, load_records
+from minivlm.generate import generate
+from minivlm.gpt import GPTConfig
+from minivlm.tokenizer import Tokenizer
+from minivlm.vit import ViTConfig
+from minivlm.vlm import VLM, VLMConfig
+
+# --- config ---
+
+
+@dataclass
+class Config:
+    """Options; the comments are the help texts."""
+
+    run: str = "runs/sft"  # run folder of train_clip.py, train_align.py or train_sft.py
+    data: str = "data/shapes/prepared"  # folder made by a prepare.py
+    out: str = ""  # file for the figures; empty = results/<run's name>.json
+    n_images: int = 1000  # held-out pictures for retrieval
+    n_questions: int = 300  # at most so many questions of a kind
+    n_describe: int = 300  # pictures to describe for CHAIR
+    max_new_tokens: int = 96  # longest answer
+    batch_size: int = 100  # rows answered at a time
+    blind: bool = True  # measure the same model on gray pictures too
+    seed: int = 0  # which questions and objects are chosen
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    threads: int = 0  # CPU threads; 0 = torch's choice
+
+
+# --- a CLIP ---
+
+
+@torch.no_grad()
+def embed_images(model: CLIP, images: torch.Tensor) -> torch.Tensor:
+    """(n, 3, S, S) -> (n, C) of unit length, 200 at a time."""
+    return torch.cat([model.encode_image(part) for part in images.split(200)])
+
+
+@torch.no_grad()
+def embed_texts(model: CLIP, texts: list[str], tokenizer: Tokenizer, device: torch.device) -> torch.Tensor:
+    """n texts -> (n, C) of unit length, 200 at a time."""
+    out = []
+    for i in range(0, len(texts), 200):
+        batch = collate(caption_rows(texts[i:i + 200], tokenizer), tokenizer.pad, model.text.block_size)
+        out.append(model.encode_text(batch.idx.to(device), batch.lengths.to(device)))
+    return torch.cat(out)
+
+
+def retrieval(model: CLIP, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool) -> dict[str, float]:
+    """Recall@1, 5, 10 both ways; a picture has several captions, each of them right."""
+    records = [r for r in load_records(cfg.data, "val", need=("image",)) if r.get("captions")][:cfg.n_images]
+    device = next(model.parameters()).device
+    images = pictures.get([r["image"] for r in records]).to(device)
+    captions, owner = [], []
+    for i, r in enumerate(records):
+        captions += r["captions"]
+        owner += [i] * len(r["captions"])
+    img_z = embed_images(model, torch.zeros_like(images) if blind else images)
+    txt_z = embed_texts(model, captions, tokenizer, device)
+    similarity = img_z @ txt_z.T                                     # (pictures, captions)
+    right = torch.arange(len(records))[:, None] == torch.tensor(owner)
+    out = {}
+    for k in (1, 5, 10):
+        out[f"retrieval/image_to_text_r{k}"] = metrics.recall_at_k(similarity.cpu(), right, k)
+        out[f"retrieval/text_to_image_r{k}"] = metrics.recall_at_k(similarity.T.cpu(), right.T, k)
+    return out
+
+
+def zero_shot(model: CLIP, cfg: Config, meta: dict, tokenizer: Tokenizer, pictures: Pictures, blind: bool) -> dict[str, float]:
+    """Classify pictures by text: the class whose mean prompt embedding is nearest.
+
+    Source: CLIP, section 3.1.4: normalized prompt embeddings are averaged, then normalized again.
+    """
+    device = next(model.parameters()).device
+    records = load_records(cfg.data, "zeroshot", need=("image", "label"))
+    classes = list(meta["prompts"])
+    weights = torch.stack([
+        torch.nn.functional.normalize(embed_texts(model, meta["prompts"][c], tokenizer, device).mean(0), dim=0)
+        for c in classes
+    ])                                                               # (classes, C)
+    images = pictures.get([r["image"] for r in records]).to(device)
+    chosen = (embed_images(model, torch.zeros_like(images) if blind else images) @ weights.T).argmax(1).tolist()
+    hits = defaultdict(list)
+    for r, c in zip(records, chosen):
+        hits[r["group"]].append(classes[c] == r["label"])
+    return {f"zero_shot/{group}": sum(h) / len(h) for group, h in sorted(hits.items())}
+
+
+# --- a VLM ---
+
+
+def make_answerer(model: VLM, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool) -> Callable:
+    """Return ask([(image, question), ...]) -> answers, greedy, in batches of similar length."""
+    N = model.config.vit.n_tokens
+    device = next(model.parameters()).device
+
+    def ask(pairs: list[tuple[str, str]]) -> list[str]:
+        prompts = [render([{"from": "human", "value": "<image>\n" + q}], tokenizer, N)[0] for _, q in pairs]
+        order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
+        answers = [""] * len(pairs)
+        for start in tqdm(range(0, len(order), cfg.batch_size), desc="blind" if blind else "asking", disable=None, leave=False):
+            rows = order[start:start + cfg.batch_size]
+            images = pictures.get([pairs[i][0] for i in rows]).to(device)
+            images = torch.zeros_like(images) if blind else images
+            made = generate(model, images, [prompts[i] for i in rows], max_new_tokens=cfg.max_new_tokens, stop=tokenizer.end)
+            for i, ids in zip(rows, made):
+                answers[i] = tokenizer.decode(ids)
+        return answers
+
+    return ask
+
+
+def answers(ask: Callable, cfg: Config, log: list[dict]) -> dict[str, float]:
+    """Accuracy by kind of question, style obedience, refusals where due and where not."""
+    by_kind = defaultdict(list)
+    for q in load_records(cfg.data, "eval", need=("kind", "question")):
+        key = q["kind"] + ("_" + q["style"] if q["kind"] == "describe" else "")
+        if len(by_kind[key]) < cfg.n_questions:
+            by_kind[key].append(q)
+    questions = [q for kind in sorted(by_kind) for q in by_kind[kind]]
+    said = ask([(q["image"], q["question"]) for q in questions])
+    right, style, refused = defaultdict(list), defaultdict(list), defaultdict(list)
+    for q, a in zip(questions, said):
+        if q["kind"] in ("private", "unsafe"):
+            refused["due"].append(metrics.is_refusal(a))
+        else:
+            refused["harmless" if q["kind"] == "harmless" or q["border"] == "plain" else "other"].append(metrics.is_refusal(a))
+        if q["expect"]:
+            right[q["kind"]].append(metrics.answer_ok(a, q["expect"], q["wrong"]))
+        if q["style"]:
+            style[q["style"]].append(metrics.style_ok(a, q["style"]))
+        log.append({"image": q["image"], "kind": q["kind"], "question": q["question"], "answer": a, "expected": q["answer"]})
+    share = lambda d, name: {f"{name}/{k}": sum(v) / len(v) for k, v in sorted(d.items())}  # noqa: E731
+    return share(right, "answers") | share(style, "style") | share(refused, "refused")
+
+
+def hallucination(ask: Callable, cfg: Config, meta: dict, log: list[dict]) -> dict[str, float]:
+    """POPE three ways over clearly visible objects, and CHAIR of detailed descriptions."""
+    records = [r for r in load_records(cfg.data, "val", need=("image", "objects")) if r.get("border") != "private"]
+    records = records[:cfg.n_describe]
+
+    def names(r: dict, kinds: tuple[bool, ...]) -> list[str]:
+        kept = [o for o in r["objects"] if bool(o.get("hidden")) in kinds]
+        return [meta["phrases"][f"{o['attributes']['color']} {o['name']}"] for o in kept]
+
+    clear, every = [names(r, (False,)) for r in records], [names(r, (False, True)) for r in records]
+    out = {}
+    for strategy in ("random", "popular", "adversarial"):
+        asked = [(i, name, yes) for i, name, yes in metrics.pope_questions(clear, strategy, cfg.seed) if yes or name not in every[i]]
+        said = ask([(records[i]["image"], f"Is there a{'n' * (name[0] in 'aeiou')} {name}?") for i, name, _ in asked])
+        figures = metrics.pope([metrics.says_yes(a) for a in said], [yes for _, _, yes in asked])
+        out |= {f"pope_{strategy}/{k}": v for k, v in figures.items()}
+
+    said = ask([(r["image"], "Describe the picture.") for r in records])
+    named = [metrics.mentions(a, meta["phrases"]) for a in said]
+    log += [{"image": r["image"], "kind": "detail", "question": "Describe the picture.", "answer": a} for r, a in zip(records, said)]
+    seen, known = metrics.chair(named, clear), metrics.chair(named, every)
+    hidden = [[n for n in names(r, (True,))] for r in records]
+    return out | {
+        "chair/chair_i": seen["chair_i"], "chair/chair_s": seen["chair_s"], "chair/recall": seen["recall"],
+        "chair/chair_i_annotation": known["chair_i"],  # hardly visible objects count as there
+        "chair/recall_hidden": metrics.chair(named, hidden)["recall"],
+    }
+
+
+# --- tables ---
+
+
+def table(figures: dict[str, float], blind: dict[str, float], chance: dict[str, float]) -> str:
+    """One line a figure: name, value, blind baseline, chance."""
+    lines = [f"{'figure':34s} {'value':>7s} {'blind':>7s} {'chance':>7s}"]
+    for name, value in figures.items():
+        cells = [f"{d[name]:7.3f}" if name in d else "      -" for d in (blind, chance)]
+        lines.append(f"{name:34s} {value:7.3f} {' '.join(cells)}")
+    return "\n".join(lines)
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Measure, print the table, write the file; return the figures."""
+    began = time.time()
+    run.seed_everything(cfg.seed, cfg.threads)
+    device, meta = run.pick_device(cfg.device), load_meta(cfg.data)
+    state = checkpoint.load(cfg.run, ("clip", "align", "sft"))
+    tokenizer, config = Tokenizer.from_text(state["tokenizer"]), state["configs"]["model"]
+    vit = ViTConfig(**config["vit"])
+    pictures = Pictures(cfg.data, vit.image_size)
+    log: list[dict] = []
+    sides: list[dict[str, float]] = []
+    if state["stage"] == "clip":
+        model = CLIP(CLIPConfig(**(config | {"vit": vit}))).to(device).eval()
+    else:
+        model = VLM(VLMConfig(**(config | {"vit": vit, "gpt": GPTConfig(**config["gpt"])}))).to(device).eval()
+    model.load_state_dict(state["model"])
+    for blind in (False, True)[: 1 + cfg.blind]:
+        if state["stage"] == "clip":
+            figures = retrieval(model, cfg, tokenizer, pictures, blind)
+            if "prompts" in meta:
+                figures |= zero_shot(model, cfg, meta, tokenizer, pictures, blind)
+        else:
+            ask = make_answerer(model, cfg, tokenizer, pictures, blind)
+            figures = answers(ask, cfg, [] if blind else log) | hallucination(ask, cfg, meta, [] if blind else log)
+        sides.append(figures)
+    figures, blind = sides[0], sides[1] if cfg.blind else {}
+    chance = {}
+    if "prompts" in meta:
+        chance = {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
+    chance |= {k: 0.5 for k in figures if k.endswith("/accuracy") or k in ("answers/exist", "answers/relation", "answers/size")}
+    print(table(figures, blind, chance))
+    out = Path(cfg.out or f"results/{Path(cfg.run).name}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    out.write_text(json.dumps({"command": command, "run": cfg.run, "data": meta["name"], "config": asdict(cfg),
+                               "environment": run.environment(), "minutes": round((time.time() - began) / 60, 2),
+                               "figures": figures, "blind": blind, "chance": chance}, indent=1) + "\n")
+    if log:
+        out.with_suffix(".answers.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+    print(f"wrote {out}")
+    return figures
+
+
+if __name__ == "__main__":
+    run.cli(main, Config)

@@ -1,0 +1,1 @@
+"""minivlm: the vision-language training recipe, written out by hand in PyTorch."""

@@ -1,0 +1,330 @@
+"""Records, pictures and batches.
+
+A prepared data set is a folder: `<split>.jsonl` with one record a line, pictures as files or packed
+in `<split>.npy` (n, S, S, 3) uint8 and named "train.npy#17", tokenizer.tiktoken, meta.json.
+
+A batch is a pure function of (seed, step): resuming needs the step and nothing else.
+"""
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from minivlm.conversation import count_images, render
+from minivlm.losses import IGNORE_INDEX
+from minivlm.tokenizer import Tokenizer
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, openai/CLIP clip/clip.py
+STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 50_000_000  # a larger picture is a mistake or an attack
+
+
+# --- records ---
+
+
+def load_records(folder: str | Path, split: str, need: tuple[str, ...] = ()) -> list[dict]:
+    """Read `<folder>/<split>.jsonl`.
+
+    Args:
+        need: keys that every record must have.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a line that is no JSON object or lacks a key, with file and line.
+    """
+    path = Path(folder) / f"{split}.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"no data at {path}; run the data set's prepare.py first, for instance "
+                                "python data/shapes/prepare.py")
+    records = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number} is no JSON: {error}") from None
+            missing = [key for key in need if not isinstance(record, dict) or not record.get(key)]
+            if missing:
+                raise ValueError(f"{path}:{number} has no {' and no '.join(missing)}")
+            records.append(record)
+    if not records:
+        raise ValueError(f"{path} is empty")
+    return records
+
+
+def load_meta(folder: str | Path) -> dict:
+    """Read meta.json: what the data set says of itself (name, image_size, phrases, classes, ...)."""
+    path = Path(folder) / "meta.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; run the data set's prepare.py first")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# --- pictures ---
+
+
+def open_image(source: str | Path | io.BytesIO) -> Image.Image:
+    """Open any picture as RGB: the first frame, upright, transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no picture, damaged, of an unknown mode, or has over 50 million pixels.
+    """
+    name = source if isinstance(source, (str, Path)) else "picture"
+    if isinstance(source, (str, Path)) and not Path(source).is_file():
+        raise FileNotFoundError(f"no picture at {source}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(source)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; make it smaller")
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller") from None
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{name} is no readable picture ({error})") from None
+    if image.mode.startswith("I"):  # 16-bit gray, as PNG and TIFF have it
+        return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError(f"{name} has floating-point pixels (mode F); save it with 8 or 16 bits a channel")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
+    """Make a picture `size` x `size` pixels.
+
+    "crop" scales the short side and cuts the middle (CLIP); "pad" adds bars of the mean color
+    (LLaVA-1.5, which saw fewer hallucinations so); "stretch" distorts.
+
+    Raises:
+        ValueError: for another mode.
+    """
+    if mode == "crop":
+        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    if mode == "pad":
+        color = tuple(int(255 * m) for m in MEAN)
+        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=color)
+    if mode == "stretch":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    raise ValueError(f"mode {mode!r} is not one of crop, pad, stretch")
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(..., S, S, 3) uint8 -> (..., 3, S, S) float32, normalized by CLIP's mean and deviation."""
+    x = torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255)
+    x = (x - torch.tensor(MEAN)) / torch.tensor(STD)
+    return x.movedim(-1, -3).contiguous()
+
+
+class Pictures:
+    """The pictures of a data folder, packed or as files, at one size.
+
+    Args:
+        folder: the data folder; names are relative to it.
+        size: S in pixels.
+        mode: how a file is brought to that size, see `fit`.
+    """
+
+    def __init__(self, folder: str | Path, size: int, mode: str = "crop"):
+        self.folder, self.size, self.mode = Path(folder), size, mode
+        self.packs: dict[str, np.ndarray] = {}
+
+    def get(self, names: list[str]) -> Tensor:
+        """Load pictures by name: (n, 3, S, S).
+
+        Raises:
+            FileNotFoundError, ValueError: as `open_image`; or for a packed picture of another size.
+        """
+        out = np.empty((len(names), self.size, self.size, 3), dtype=np.uint8)
+        for i, name in enumerate(names):
+            pack, _, row = name.partition("#")
+            if not row:
+                out[i] = np.asarray(fit(open_image(self.folder / name), self.size, self.mode))
+                continue
+            if pack not in self.packs:
+                self.packs[pack] = self._open(pack)
+            out[i] = self.packs[pack][int(row)]
+        return to_tensor(out)
+
+    def _open(self, pack: str) -> np.ndarray:
+        path = self.folder / pack
+        if not path.is_file():
+            raise FileNotFoundError(f"no packed pictures at {path}; run the data set's prepare.py again")
+        pixels = np.load(path, mmap_mode="r")
+        if pixels.shape[1:] != (self.size, self.size, 3):
+            raise ValueError(f"{path} holds pictures {pixels.shape[1:]}, the model takes ({self.size}, {self.size}, 3)")
+        return pixels
+
+
+# --- batches ---
+
+
+@dataclass
+class Batch:
+    """B rows of text with their pictures.
+
+    idx, targets: (B, T), shifted, padded right; lengths: (B,); images: (n, 3, S, S) or None, in the
+    order of the rows; n_images: pictures of each row; ids: the records' names, for error messages.
+    """
+
+    idx: Tensor
+    targets: Tensor
+    lengths: Tensor
+    images: Tensor | None
+    n_images: list[int]
+    ids: list[str] = field(default_factory=list)
+
+    def split(self, n: int) -> list["Batch"]:
+        """Cut into n micro-batches of rows, as equal as can be, for gradient accumulation.
+
+        Raises:
+            ValueError: if there are fewer rows than parts.
+        """
+        B = len(self.idx)
+        if n > B:
+            raise ValueError(f"a batch of {B} rows cannot be split into {n} parts; lower grad_accum")
+        parts, seen = [], 0
+        for i in range(n):
+            rows = slice(B * i // n, B * (i + 1) // n)
+            count = sum(self.n_images[rows])
+            images = self.images[seen:seen + count] if count else None
+            seen += count
+            parts.append(Batch(self.idx[rows], self.targets[rows], self.lengths[rows], images,
+                               self.n_images[rows], self.ids[rows]))
+        return parts
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        images = None if self.images is None else self.images.to(device, non_blocking=True)
+        return Batch(self.idx.to(device), self.targets.to(device), self.lengths.to(device), images,
+                     self.n_images, self.ids)
+
+
+def collate(rows: list[tuple[list[int], list[bool]]], pad: int, block_size: int, ids: list[str] | None = None,
+            images: Tensor | None = None, n_images: list[int] | None = None) -> Batch:
+    """Pad rows on the right and shift the targets, here and nowhere else (contracts 1 to 3).
+
+        idx[b, t] = row[t],   targets[b, t] = row[t + 1] if that is an answer, else -100
+
+    Args:
+        rows: (ids, is_answer) of each row, at least two tokens, as `conversation.render` makes them.
+        pad: the id that fills short rows.
+        block_size: the model's context; a longer row is an error, never cut.
+
+    Raises:
+        ValueError: if a row is too long, too short, or has no answer token.
+    """
+    names = ids or [str(i) for i in range(len(rows))]
+    for name, (row, answer) in zip(names, rows):
+        if len(row) - 1 > block_size:
+            raise ValueError(f"record {name} has {len(row) - 1} tokens, the context holds {block_size}; shorten it")
+        if len(row) < 2 or not any(answer[1:]):
+            raise ValueError(f"record {name} has no answer to learn from")
+    T = max(len(row) for row, _ in rows) - 1
+    idx = torch.full((len(rows), T), pad)
+    targets = torch.full((len(rows), T), IGNORE_INDEX)
+    for b, (row, answer) in enumerate(rows):
+        row_t, n = torch.tensor(row), len(row) - 1
+        idx[b, :n] = row_t[:-1]
+        targets[b, :n] = torch.where(torch.tensor(answer[1:]), row_t[1:], IGNORE_INDEX)
+    lengths = torch.tensor([len(row) - 1 for row, _ in rows])
+    return Batch(idx, targets, lengths, images, n_images or [0] * len(rows), names)
+
+
+def shuffled(step: int, batch_size: int, n: int, seed: int) -> list[int]:
+    """Which of n records make up the batch of a step: every record once an epoch, then anew in another order.
+
+    Raises:
+        ValueError: if the batch is larger than the data set.
+    """
+    if batch_size > n:
+        raise ValueError(f"batch_size {batch_size} is larger than the data set of {n} records")
+    epoch, place = divmod(step, n // batch_size)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(hash_seed(seed, epoch)))
+    return order[place * batch_size:(place + 1) * batch_size].tolist()
+
+
+def hash_seed(*numbers: int) -> int:
+    """Mix several numbers into one seed, so that (seed 1, epoch 0) and (seed 0, epoch 1) differ."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class _Steps(torch.utils.data.Dataset):
+    """Maps a step to its batch, so that torch's DataLoader can make batches in worker processes."""
+
+    def __init__(self, make_batch: Callable[[int], Batch], stop: int):
+        self.make_batch, self.stop = make_batch, stop
+
+    def __len__(self) -> int:
+        return self.stop
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.make_batch(step)
+
+
+def batches(make_batch: Callable[[int], Batch], start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+    """Batches of the steps start .. stop-1, made ahead by `workers` processes (0: in this one)."""
+    loader = torch.utils.data.DataLoader(
+        _Steps(make_batch, stop), batch_size=None, sampler=range(start, stop), num_workers=workers)
+    return iter(loader)
+
+
+def caption_rows(captions: Iterable[str], tokenizer: Tokenizer, n_image_tokens: int = 0):
+    """LLaVA's "plain" rows: the picture, then its caption and the end; all but the picture is learned.
+
+    Source: haotian-liu/LLaVA, llava/train/train.py, preprocess_plain.
+    """
+    rows = []
+    for caption in captions:
+        ids = tokenizer.encode(caption) + [tokenizer.endoftext]
+        rows.append(([tokenizer.image] * n_image_tokens + ids, [False] * n_image_tokens + [True] * len(ids)))
+    return rows
+
+
+def pick_captions(records: list[dict], generator: torch.Generator) -> list[tuple[dict, str]]:
+    """One caption a record, no two alike; a record left without one of its own is left out.
+
+    Equal captions in a contrastive batch would make right pairs count as wrong ones.
+    """
+    taken: set[str] = set()
+    pairs = []
+    for record in records:
+        order = torch.randperm(len(record["captions"]), generator=generator).tolist()
+        caption = next((c for i in order if (c := record["captions"][i]) not in taken), None)
+        if caption is not None:
+            taken.add(caption)
+            pairs.append((record, caption))
+    return pairs
+
+
+def render_records(records: list[dict], tokenizer: Tokenizer, n_image_tokens: int):
+    """Render each record's conversation once: a list of (ids, is_answer).
+
+    Raises:
+        ValueError: if a conversation is malformed or its <image> marks do not fit its pictures; names the record.
+    """
+    rows = []
+    for record in records:
+        turns, name = record["conversations"], record.get("id", "?")
+        marks, pictures = count_images(turns), int(bool(record.get("image")))
+        if marks != pictures:
+            raise ValueError(f"record {name} has {marks} <image> marks and {pictures} pictures")
+        try:
+            rows.append(render(turns, tokenizer, n_image_tokens))
+        except ValueError as error:
+            raise ValueError(f"record {name}: {error}") from None
+    return rows

@@ -1,0 +1,203 @@
+"""What is measured, as pure functions of predictions and truth.
+
+    retrieval    recall_at_k, rank of the right one among all
+    answers      answer_ok, style_ok, is_refusal
+    POPE         yes/no questions about objects: accuracy, precision, recall, F1, share of yes
+    CHAIR        which of the objects named in a text are not there
+
+Used by: evaluate.py, train_clip.py.
+"""
+
+import random
+import re
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+# --- retrieval ---
+
+
+def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
+    """Share of queries with a right item among their k most similar ones.
+
+    A query counts once, however many of its right items are found; ties count against the model,
+    so that a constant similarity scores 0 rather than 1.
+
+    Args:
+        similarity: (Q, G) of Q queries to G gallery items.
+        right: (Q, G) bool, True where the item answers the query.
+
+    Source: the image-to-text protocol of Karpathy and Fei-Fei 2015, arXiv:1412.2306, section 4.1.
+
+    >>> recall_at_k(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.eye(2, dtype=torch.bool), k=1)
+    0.5
+    """
+    best_right = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)  # (Q, 1)
+    above = ((similarity >= best_right) & ~right).sum(dim=1)                           # (Q,)
+    return (above < k).float().mean().item()
+
+
+# --- answers ---
+
+
+def words_of(text: str) -> str:
+    """Lower case, letters and digits only, single spaces, padded: " the top left "."""
+    return " " + " ".join(re.findall(r"[a-z0-9']+", text.lower())) + " "
+
+
+def answer_ok(answer: str, expect: list[str], wrong: list[str]) -> bool:
+    """True if the answer holds one of the expected phrases and none of the wrong ones.
+
+    >>> answer_ok("The circle is red.", ["red"], ["blue"]), answer_ok("red or blue", ["red"], ["blue"])
+    (True, False)
+    """
+    said = words_of(answer)
+    return any(words_of(e) in said for e in expect) and not any(words_of(w) in said for w in wrong)
+
+
+def style_ok(answer: str, style: str) -> bool:
+    """True if an answer has the asked form.
+
+    "word": one word; "sentence": one sentence of at least three words; "list": two or more lines
+    that start with "- ", or one; "detail": full sentences, at least one; "": anything.
+
+    >>> style_ok("Red", "word"), style_ok("It is red.", "word"), style_ok("- red circle\\n- blue ring", "list")
+    (True, False, True)
+    """
+    text = answer.strip()
+    n_words = len(words_of(text).split())
+    if style == "word":
+        return n_words == 1
+    if style == "sentence":
+        return n_words >= 3 and len(re.findall(r"[.!?](?:\s|$)", text)) == 1 and text[-1] in ".!?" and "\n" not in text
+    if style == "list":
+        return bool(text) and all(line.startswith("- ") for line in text.splitlines())
+    if style == "detail":
+        return n_words >= 3 and text[-1:] in (".", "!", "?") and "\n" not in text
+    return True
+
+
+def is_refusal(answer: str) -> bool:
+    """True if the answer declines: "I'm sorry", "I can't", "I won't"."""
+    said = words_of(answer)
+    return any(f" {sign} " in said for sign in ("i'm sorry", "i can't", "i won't", "i cannot"))
+
+
+# --- POPE ---
+
+
+def says_yes(answer: str) -> bool:
+    """POPE's reading of an answer: the first sentence means no if it holds No, no or not, else yes.
+
+    Source: RUCAIBox/POPE, evaluate.py (case-sensitive, commas removed, split at spaces).
+    """
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return not any(w in words for w in ("No", "not", "no"))
+
+
+def pope_questions(truth: list[list[str]], strategy: str, seed: int = 0, per_image: int = 3) -> list[tuple[int, str, bool]]:
+    """Choose the objects that POPE asks about: as many absent ones as present ones.
+
+    Absent objects are drawn at "random", taken from the most frequent of the data set ("popular"),
+    or from those that most often occur together with what is there ("adversarial").
+
+    Args:
+        truth: for each picture, the names of its objects.
+        strategy: random, popular or adversarial.
+        per_image: at most so many present and so many absent objects a picture.
+
+    Returns:
+        (picture, object name, is it there) in order of the pictures.
+
+    Raises:
+        ValueError: for another strategy.
+
+    Source: Li et al. 2023, arXiv:2305.10355, section 4.
+    """
+    if strategy not in ("random", "popular", "adversarial"):
+        raise ValueError(f"strategy {strategy!r} is not one of random, popular, adversarial")
+    rng = random.Random(seed)
+    frequency = Counter(name for names in truth for name in set(names))
+    everything = sorted(frequency, key=lambda name: (-frequency[name], name))
+    together: dict[str, Counter] = {name: Counter() for name in everything}
+    for names in truth:
+        for a in set(names):
+            together[a].update(set(names) - {a})
+    out = []
+    for i, names in enumerate(truth):
+        present = sorted(set(names))
+        absent = [name for name in everything if name not in present]
+        if strategy == "random":
+            rng.shuffle(absent)
+        elif strategy == "adversarial":
+            score = sum((together[name] for name in present), Counter())
+            absent.sort(key=lambda name: -score[name])
+        n = min(per_image, len(present), len(absent))
+        out += [(i, name, True) for name in rng.sample(present, n)] + [(i, name, False) for name in absent[:n]]
+    return out
+
+
+def pope(says: list[bool], truth: list[bool]) -> dict[str, float]:
+    """Accuracy, precision, recall and F1 of "yes", and the share of yes answers.
+
+    >>> pope([True, True, False, False], [True, False, True, False])
+    {'accuracy': 0.5, 'precision': 0.5, 'recall': 0.5, 'f1': 0.5, 'yes': 0.5}
+    """
+    hit = sum(s and t for s, t in zip(says, truth))
+    precision, recall = hit / max(1, sum(says)), hit / max(1, sum(truth))
+    return {
+        "accuracy": sum(s == t for s, t in zip(says, truth)) / len(truth),
+        "precision": precision, "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if hit else 0.0,
+        "yes": sum(says) / len(says),
+    }
+
+
+# --- CHAIR ---
+
+
+def mentions(text: str, phrases: dict[str, str]) -> list[str]:
+    """Canonical names of the objects a text mentions, with repeats, longest phrase first.
+
+    >>> mentions("Two red circles and a red ring.", {"red circles": "red circle", "red ring": "red ring"})
+    ['red circle', 'red ring']
+    """
+    longest = max(len(p.split()) for p in phrases)
+    said, out, i = words_of(text).split(), [], 0
+    while i < len(said):
+        for n in range(longest, 0, -1):
+            found = phrases.get(" ".join(said[i:i + n]))
+            if found and i + n <= len(said):
+                out.append(found)
+                i += n - 1
+                break
+        i += 1
+    return out
+
+
+def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
+    """How much of what texts name is not in the pictures, and how much of what is there they name.
+
+        chair_i = mentions of absent objects / all mentions
+        chair_s = texts with an absent object / all texts
+        recall  = objects that are there and named / objects there
+
+    Repeats count as mentions: the second "red circle" of a text is right only if two are there.
+
+    Args:
+        named: for each picture, the objects its text names, with repeats.
+        there: for each picture, the objects it shows, with repeats.
+
+    Source: Rohrbach et al. 2018, arXiv:1809.02156, section 3.1; there mentions are matched as a set.
+
+    >>> chair([["red circle", "blue ring"]], [["red circle"]])
+    {'chair_i': 0.5, 'chair_s': 1.0, 'recall': 1.0}
+    """
+    wrong = [sum((Counter(n) - Counter(t)).values()) for n, t in zip(named, there)]
+    found = [sum((Counter(n) & Counter(t)).values()) for n, t in zip(named, there)]
+    return {
+        "chair_i": sum(wrong) / max(1, sum(map(len, named))),
+        "chair_s": sum(w > 0 for w in wrong) / max(1, len(named)),
+        "recall": sum(found) / max(1, sum(map(len, there))),
+    }

@@ -1,0 +1,208 @@
+"""What every script needs around its loop: command line, seed, device, run folder, log.
+
+A run folder holds config.json, metrics.csv, ckpt.pt, best.pt, env.txt and a copy of the script.
+Nothing here knows about models.
+"""
+
+import argparse
+import csv
+import dataclasses
+import inspect
+import json
+import math
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+
+def parse_args(cls, argv: list[str] | None = None):
+    """Build a command line from a Config dataclass; a field's comment is its help text.
+
+    `--name value` for each field, `--name / --no-name` for booleans. Unknown flags and values that
+    the class refuses (a ValueError in __post_init__) end with one line and exit code 2.
+    """
+    try:
+        source = inspect.getsource(cls)
+    except OSError:  # an interactive session has no source file
+        source = ""
+    help_of = dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))
+    doc = (sys.modules[cls.__module__].__doc__ or "").strip()
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for f in dataclasses.fields(cls):
+        text = f"{help_of.get(f.name, '')} (default: {f.default})".replace("%", "%%")
+        if f.type in (bool, "bool"):
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=text)
+        else:
+            parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=text, metavar="")
+    args = parser.parse_args(argv)
+    try:
+        return cls(**vars(args))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def cli(main: Callable, cls) -> None:
+    """Run `main` on the parsed command line; a user's mistake is one line and exit code 2, not a traceback."""
+    cfg = parse_args(cls)
+    try:
+        main(cfg)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted; --resume continues from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: for a device this machine or torch does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def autocast(device: torch.device, dtype: str):
+    """Compute context: "auto" is bfloat16 on a GPU, float32 on a CPU (few CPUs have fast bfloat16).
+
+    Raises:
+        ValueError: for another name than auto, float32, bfloat16.
+    """
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"dtype {dtype!r} is not one of auto, float32, bfloat16")
+    if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def seed_everything(seed: int, threads: int = 0) -> None:
+    """Seed torch's global generators (initial weights, dropout); set the CPU threads, 0 leaves them."""
+    torch.manual_seed(seed)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def environment() -> dict[str, str]:
+    """Versions, hardware and commit, for env.txt and results/*.json."""
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return done.stdout.strip()
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = re.findall(r"model name\s*:\s*(.*)", info.read_text())
+        cpu = f"{names[0]} x {len(names)}" if names else cpu
+    return {
+        "python": platform.python_version(), "torch": torch.__version__.split("+")[0],
+        "cpu": cpu, "threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "commit": (git("rev-parse", "--short", "HEAD") or "none") + ("+" if git("status", "--porcelain") else ""),
+    }
+
+
+class Run:
+    """A run folder and its log.
+
+    Args:
+        cfg: the script's Config; written to config.json.
+        script: the script's file; a copy is kept.
+
+    Raises:
+        ValueError: if cfg.resume is set and there is nothing to resume.
+    """
+
+    def __init__(self, cfg, script: str):
+        self.folder = Path(cfg.out)
+        self.csv = self.folder / "metrics.csv"
+        self.ckpt, self.best = self.folder / "ckpt.pt", self.folder / "best.pt"
+        if cfg.resume and not self.ckpt.is_file():
+            raise ValueError(f"nothing to resume in {self.folder}: it has no ckpt.pt")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not cfg.resume:
+            for old in (self.csv, self.ckpt, self.best):
+                old.unlink(missing_ok=True)
+        (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2) + "\n")
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        lines = [f"{k}: {v}" for k, v in (environment() | {"command": command}).items()]
+        (self.folder / "env.txt").write_text("\n".join(lines) + "\n")
+        shutil.copy(script, self.folder / Path(script).name)
+        self.recent: list[float] = []
+        self.started = time.time()
+
+    def rewind(self, step: int) -> None:
+        """Drop the log's rows behind `step`, which a resumed run will write again."""
+        if self.csv.is_file():
+            header, *rows = self.csv.read_text().splitlines()
+            kept = [row for row in rows if int(row.split(",")[0]) <= step]
+            self.csv.write_text("\n".join([header, *kept]) + "\n")
+
+    def log(self, row: dict[str, float]) -> None:
+        """Append a row to metrics.csv and print it; the first row's keys are the columns."""
+        new = not self.csv.is_file()
+        columns = list(row) if new else self.csv.read_text().split("\n", 1)[0].split(",")
+        with self.csv.open("a", newline="") as f:
+            writer = csv.DictWriter(f, fieldnames=columns, restval="", lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        tqdm.write("  ".join(f"{k} {_short(v)}" for k, v in row.items() if v != ""))
+
+    def check(self, loss: float, step: int, ids: list[str]) -> None:
+        """Stop on a loss that is no number, naming the step, the batch and the losses before it.
+
+        Raises:
+            ValueError: if the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise ValueError(f"loss is {loss} at step {step}; batch {ids[:8]}; before it {self.recent[-5:]}; try a lower lr")
+        self.recent = self.recent[-4:] + [round(loss, 4)]
+
+    @property
+    def minutes(self) -> float:
+        """Wall time since the run began."""
+        return (time.time() - self.started) / 60
+
+
+class Meter:
+    """Means of what is measured at every step, between two rows of the log."""
+
+    def __init__(self):
+        self.sums: dict[str, float] = {}
+        self.n = 0
+
+    def add(self, **values: float) -> None:
+        """Add one step's figures."""
+        self.n += 1
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+
+    def means(self, names: tuple[str, ...]) -> dict[str, float | str]:
+        """The means by name, "" before the first step; then start anew."""
+        out = {name: self.sums[name] / self.n if self.n else "" for name in names}
+        self.__init__()
+        return out
+
+
+def _short(v) -> str:
+    if isinstance(v, float):
+        return f"{v:7.4f}" if 1e-3 <= abs(v) < 1e4 or v == 0 else f"{v:7.1e}"
+    return f"{v:>5}" if isinstance(v, int) else str(v)

@@ -1,0 +1,14 @@
+"""Packaging: the library is `minivlm/`; the scripts run from the checkout."""
+
+from setuptools import setup
+
+setup(
+    name="minivlm",
+    version="0.1.0",
+    description="The whole vision-language training recipe, from scratch, in readable PyTorch",
+    license="MIT",
+    packages=["minivlm"],
+    python_requires=">=3.10",
+    install_requires=["torch>=2.4", "numpy>=1.26", "pillow>=10.0", "tqdm>=4.66", "tiktoken>=0.7"],
+    extras_require={"test": ["pytest>=8.0"], "plots": ["matplotlib>=3.8"]},
+)

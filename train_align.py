@@ -1,0 +1,163 @@
+"""Connector pretraining: only the projector learns, so that patches become words the GPT can read.
+
+   loss = - mean_t log p(caption_t | picture, caption before t),   gradient to the projector alone
+
+Source: LLaVA, arXiv:2304.08485, section 4.2, stage 1.   Reads: runs/clip, runs/lm.   Writes: runs/align.
+Expect (2 CPU cores): 0.7 min, loss 5 -> 1
+Run: python train_align.py [--projector linear]
+"""
+
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from tqdm import tqdm
+
+from minivlm import checkpoint, run
+from minivlm.data import Batch, Pictures, batches, caption_rows, collate, hash_seed, load_records
+from minivlm.data import pick_captions, shuffled
+from minivlm.gpt import GPTConfig
+from minivlm.losses import IGNORE_INDEX, next_token_loss
+from minivlm.optim import Optimizer, lr_scale
+from minivlm.tokenizer import Tokenizer
+from minivlm.vit import ViTConfig
+from minivlm.vlm import VLM, VLMConfig
+
+
+# --- config ---
+
+
+@dataclass
+class Config:
+    """Options of the run; the comments are the help texts."""
+
+    data: str = "data/shapes/prepared"  # folder made by a prepare.py
+    split: str = "train"  # which file of it to learn from: train, or web (noisy captions)
+    clip: str = "runs/clip"  # where the ViT comes from
+    lm: str = "runs/lm"  # where the GPT comes from
+    out: str = "runs/align"  # run folder
+    steps: int = 200  # optimizer steps
+    batch_size: int = 64  # pictures with a caption a step
+    grad_accum: int = 1  # micro-batches a step, same result with less memory
+    lr: float = 2e-3  # peak rate of AdamW: biases
+    muon_lr: float = 0.02  # peak rate of Muon: the projector's matrices; 0 = AdamW for all
+    weight_decay: float = 0.0  # on matrices
+    warmup: int = 20  # steps until the peak rate
+    grad_clip: float = 1.0  # largest norm of the gradient
+    projector: str = "mlp"  # mlp (LLaVA-1.5) or linear (LLaVA)
+    eval_every: int = 100  # steps between evaluations, each logged and saved
+    seed: int = 0  # weights and order of the data
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    dtype: str = "auto"  # auto (bfloat16 on a GPU, else float32), float32, bfloat16
+    compile: bool = False  # torch.compile: slow to start, then faster
+    threads: int = 0  # CPU threads; 0 = torch's choice
+    workers: int = 0  # processes that make batches ahead; 0 = none
+    resume: bool = False  # continue the run in `out`
+
+
+# --- evaluate ---
+
+
+@torch.no_grad()
+def evaluate(model: VLM, val_batches: list[Batch], device: torch.device) -> dict[str, float]:
+    """Mean loss per supervised token of held-out batches, in nats."""
+    model.eval()
+    loss, n = 0.0, 0
+    for batch in val_batches:
+        batch = batch.to(device)
+        at = batch.targets != IGNORE_INDEX                           # (B, T)
+        loss += float(next_token_loss(model(batch.idx, batch.images, at=at), batch.targets[at]) * at.sum())
+        n += int(at.sum())
+    model.train()
+    return {"val_loss": loss / n}
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Train; return the last evaluation."""
+    # --- run ---
+    run.seed_everything(cfg.seed, cfg.threads)
+    device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
+
+    # --- model ---
+    clip, lm = checkpoint.load(cfg.clip, ("clip",)), checkpoint.load(cfg.lm, ("lm",))
+    tokenizer = Tokenizer.from_text(lm["tokenizer"])
+    vit, gpt = ViTConfig(**clip["configs"]["model"]["vit"]), GPTConfig(**lm["configs"]["model"])
+    config = VLMConfig(tokenizer.image, vit, gpt, cfg.projector)
+    model = VLM(config)
+    model.gpt.load_state_dict(lm["model"])
+    model.vit.load_state_dict({k.removeprefix("vit."): v for k, v in clip["model"].items() if k.startswith("vit.")})
+    model.requires_grad_(False)
+    model.projector.requires_grad_(True)
+    model.to(device)
+    step_model = torch.compile(model) if cfg.compile else model
+
+    # --- data ---
+    records, held_out = (load_records(cfg.data, s, need=("image", "captions")) for s in (cfg.split, "val"))
+    pictures = Pictures(cfg.data, vit.image_size)
+
+    def make(records: list[dict], generator: torch.Generator) -> Batch:
+        pairs = pick_captions(records, generator)
+        rows = caption_rows([c for _, c in pairs], tokenizer, vit.n_tokens)
+        images = pictures.get([r["image"] for r, _ in pairs])
+        return collate(rows, tokenizer.pad, gpt.block_size, [r["id"] for r, _ in pairs], images, [1] * len(rows))
+
+    def make_batch(step: int) -> Batch:
+        chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed)
+        return make([records[i] for i in chosen], torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1)))
+
+    val_batches = [make(held_out[i:i + 64], torch.Generator().manual_seed(0)) for i in range(0, min(256, len(held_out)), 64)]
+
+    # --- optimizer ---
+    optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
+
+    # --- resume ---
+    configs = {"model": asdict(config), "seed": cfg.seed, "batch_size": cfg.batch_size}
+    start, best = 0, float("inf")
+    if cfg.resume:
+        start, best = checkpoint.resume(log.ckpt, "align", configs, model, optimizer, device)
+        log.rewind(start)
+
+    # --- loop ---
+    meter, row = run.Meter(), {}
+    made = batches(make_batch, start, cfg.steps, cfg.workers)
+    bar = tqdm(range(start, cfg.steps + 1), desc="align", initial=start, total=cfg.steps, disable=None)
+    for step in bar:
+        # step 0 is measured before any update: a blind guess at captions
+        if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
+            row = evaluate(model, val_batches, device)
+            log.log({"step": step, **meter.means(("loss", "lr", "grad", "ms", "data_ms")), **row})
+            paths = [log.ckpt, log.best] if row["val_loss"] < best else [log.ckpt]
+            best = min(best, row["val_loss"])
+            checkpoint.save(paths, stage="align", configs=configs, model=model, tokenizer=tokenizer, step=step,
+                            best=best, optimizer=optimizer)
+        if step == cfg.steps:
+            break
+
+        began = time.time()
+        batch = next(made).to(device)
+        got_data = time.time()
+
+        # each micro-batch weighs as many tokens as it supervises, so the sum is the whole batch's mean
+        loss, n_tokens = 0.0, (batch.targets != IGNORE_INDEX).sum()
+        for part in batch.split(cfg.grad_accum):
+            at = part.targets != IGNORE_INDEX                        # (B, T), the head runs only here
+            with run.autocast(device, cfg.dtype):
+                logits = step_model(part.idx, part.images, at=at)    # (M, V)
+            part_loss = next_token_loss(logits, part.targets[at]) * at.sum() / n_tokens
+            part_loss.backward()
+            loss += part_loss.item()
+        log.check(loss, step, batch.ids)
+        scale = lr_scale(step, cfg.steps, cfg.warmup)
+        grad = optimizer.step(scale, cfg.grad_clip)
+
+        meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
+                  data_ms=1000 * (got_data - began))
+        bar.set_postfix(loss=f"{loss:.3f}")
+
+    # --- finish ---
+    print(f"{cfg.out}: {log.minutes:.1f} min, " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
+    return row
+
+
+if __name__ == "__main__":
+    run.cli(main, Config)
