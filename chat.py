@@ -16,10 +16,8 @@ from minivlm import checkpoint, run
 from minivlm.conversation import IMAGE_MARK, Turn, render
 from minivlm.data import fit, open_image, to_tensor
 from minivlm.generate import stream
-from minivlm.gpt import GPTConfig
 from minivlm.tokenizer import Tokenizer
-from minivlm.vit import ViTConfig
-from minivlm.vlm import VLM, VLMConfig
+from minivlm.vlm import VLM
 
 # --- config ---
 
@@ -79,13 +77,11 @@ def main(cfg: Config) -> dict[str, float]:
     run.seed_everything(cfg.seed, cfg.threads)
     device = run.pick_device(cfg.device)
     state = checkpoint.load(cfg.run, ("sft", "align"), device)
-    tokenizer, config = Tokenizer.from_text(state["tokenizer"]), state["configs"]["model"]
-    vit, gpt = ViTConfig(**config["vit"]), GPTConfig(**config["gpt"])
-    model = VLM(VLMConfig(tokenizer.image, vit, gpt, config["projector"])).to(device).eval()
-    model.load_state_dict(state["model"])
+    tokenizer, model = Tokenizer.from_text(state["tokenizer"]), VLM.from_checkpoint(state).to(device).eval()
+    size = model.config.vit.image_size
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
-    images, turns = load_picture(cfg.image, cfg, vit.image_size, device), []
+    images, turns = load_picture(cfg.image, cfg, size, device), []
     while True:
         try:
             question = cfg.ask or input("you: ").strip()
@@ -98,7 +94,7 @@ def main(cfg: Config) -> dict[str, float]:
             continue
         if question.startswith("/image "):
             try:
-                images, turns = load_picture(question.removeprefix("/image ").strip(), cfg, vit.image_size, device), []
+                images, turns = load_picture(question.removeprefix("/image ").strip(), cfg, size, device), []
             except (ValueError, FileNotFoundError) as error:
                 print(error)  # keep the picture and the conversation there are
             continue

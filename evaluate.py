@@ -3,7 +3,7 @@
 Every figure stands beside chance and a blind baseline: the same model looking at a gray picture.
 What a run cannot do (a CLIP writes nothing, a chatbot has no text tower) is left out of its table.
 
-Reads: a run folder and a prepared data folder.   Writes: results/<name>.json.
+Reads: a run folder and a prepared data folder.   Writes: eval.json in the run folder.
 Run: python evaluate.py --run runs/sft
 """
 
@@ -19,14 +19,12 @@ import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint, metrics, run
-from minivlm.clip import CLIP, CLIPConfig
+from minivlm.clip import CLIP
 from minivlm.conversation import render
 from minivlm.data import Pictures, caption_rows, collate, load_meta, load_records
 from minivlm.generate import generate
-from minivlm.gpt import GPTConfig
 from minivlm.tokenizer import Tokenizer
-from minivlm.vit import ViTConfig
-from minivlm.vlm import VLM, VLMConfig
+from minivlm.vlm import VLM
 
 # --- config ---
 
@@ -37,7 +35,7 @@ class Config:
 
     run: str = "runs/sft"  # run folder of train_clip.py, train_align.py or train_sft.py
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
-    out: str = ""  # file for the figures; empty = results/<run's name>.json
+    out: str = ""  # file for the figures; empty = eval.json in the run folder
     n_images: int = 1000  # held-out pictures for retrieval
     n_questions: int = 300  # at most so many questions of a kind
     n_describe: int = 300  # pictures to describe for CHAIR
@@ -203,16 +201,11 @@ def main(cfg: Config) -> dict[str, float]:
     run.seed_everything(cfg.seed, cfg.threads)
     device, meta = run.pick_device(cfg.device), load_meta(cfg.data)
     state = checkpoint.load(cfg.run, ("clip", "align", "sft"))
-    tokenizer, config = Tokenizer.from_text(state["tokenizer"]), state["configs"]["model"]
-    vit = ViTConfig(**config["vit"])
-    pictures = Pictures(cfg.data, vit.image_size)
+    tokenizer = Tokenizer.from_text(state["tokenizer"])
+    model = (CLIP if state["stage"] == "clip" else VLM).from_checkpoint(state).to(device).eval()
+    pictures = Pictures(cfg.data, model.vit.config.image_size)
     log: list[dict] = []
     sides: list[dict[str, float]] = []
-    if state["stage"] == "clip":
-        model = CLIP(CLIPConfig(**(config | {"vit": vit}))).to(device).eval()
-    else:
-        model = VLM(VLMConfig(**(config | {"vit": vit, "gpt": GPTConfig(**config["gpt"])}))).to(device).eval()
-    model.load_state_dict(state["model"])
     for blind in (False, True)[: 1 + cfg.blind]:
         if state["stage"] == "clip":
             figures = retrieval(model, cfg, tokenizer, pictures, blind)
@@ -228,7 +221,7 @@ def main(cfg: Config) -> dict[str, float]:
         chance = {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
     chance |= {k: 0.5 for k in figures if k.endswith("/accuracy") or k in ("answers/exist", "answers/relation", "answers/size")}
     print(table(figures, blind, chance))
-    out = Path(cfg.out or f"results/{Path(cfg.run).name}.json")
+    out = Path(cfg.out or f"{cfg.run}/eval.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     out.write_text(json.dumps({"command": command, "run": cfg.run, "data": meta["name"], "config": asdict(cfg),

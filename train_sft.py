@@ -15,12 +15,10 @@ from tqdm import tqdm
 
 from minivlm import checkpoint, run
 from minivlm.data import Batch, Pictures, batches, collate, load_records, render_records, shuffled
-from minivlm.gpt import GPTConfig
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.tokenizer import Tokenizer
-from minivlm.vit import ViTConfig
-from minivlm.vlm import VLM, VLMConfig
+from minivlm.vlm import VLM
 
 
 # --- config ---
@@ -78,27 +76,25 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("align", "sft"))
-    tokenizer, model_config = Tokenizer.from_text(before["tokenizer"]), before["configs"]["model"]
-    vit, gpt = ViTConfig(**model_config["vit"]), GPTConfig(**model_config["gpt"])
-    config = VLMConfig(tokenizer.image, vit, gpt, model_config["projector"])
-    model = VLM(config)
-    model.load_state_dict(before["model"])
+    tokenizer, model = Tokenizer.from_text(before["tokenizer"]), VLM.from_checkpoint(before)
+    config = model.config
     model.vit.requires_grad_(not cfg.freeze_vit)
     model.to(device)
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
     records, held_out = (load_records(cfg.data, s, need=("conversations",)) for s in (cfg.split, "val"))
-    rows, val_rows = (render_records(rs, tokenizer, vit.n_tokens) for rs in (records, held_out))
-    pictures = Pictures(cfg.data, vit.image_size)
+    rows, val_rows = (render_records(rs, tokenizer, config.vit.n_tokens) for rs in (records, held_out))
+    lengths = torch.tensor([len(ids) for ids, _ in rows])
+    pictures = Pictures(cfg.data, config.vit.image_size)
 
     def make(records: list[dict], rows: list) -> Batch:
         images = [r["image"] for r in records if r.get("image")]
-        return collate(rows, tokenizer.pad, gpt.block_size, [r["id"] for r in records],
+        return collate(rows, tokenizer.pad, config.gpt.block_size, [r["id"] for r in records],
                        pictures.get(images) if images else None, [int(bool(r.get("image"))) for r in records])
 
     def make_batch(step: int) -> Batch:
-        chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed)
+        chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed, lengths)
         return make([records[i] for i in chosen], [rows[i] for i in chosen])
 
     val_batches = [make(held_out[i:i + 64], val_rows[i:i + 64]) for i in range(0, min(256, len(held_out)), 64)]

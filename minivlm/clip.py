@@ -35,6 +35,11 @@ class CLIPConfig:
     n_embd: int = 128  # width of the shared space
     act: str = "quick_gelu"
 
+    @classmethod
+    def from_dict(cls, d: dict) -> "CLIPConfig":
+        """Rebuild the config from the plain dicts of a checkpoint."""
+        return cls(**(d | {"vit": ViTConfig(**d["vit"])}))
+
 
 class TextTower(nn.Module):
     """A causal Transformer that reads a caption and keeps its last token's feature."""
@@ -56,10 +61,16 @@ class TextTower(nn.Module):
         Raises:
             ValueError: if the caption is longer than the tower's context.
         """
-        T = idx.shape[1]
-        if T > self.block_size:
-            raise ValueError(f"caption has {T} tokens, the text tower holds {self.block_size}")
-        x = self.wte(idx) + self.wpe.weight[:T]                      # (B, T, C)
+        if idx.shape[1] > self.block_size:
+            raise ValueError(f"caption has {idx.shape[1]} tokens, the text tower holds {self.block_size}")
+        # short captions need not wait for long ones: four groups by length, each cut to its longest
+        order = lengths.argsort()
+        z = torch.cat([self._read(idx[rows], lengths[rows]) for rows in order.chunk(4)])
+        return z[order.argsort()]                                    # (B, C)
+
+    def _read(self, idx: Tensor, lengths: Tensor) -> Tensor:
+        T = int(lengths.max())
+        x = self.wte(idx[:, :T]) + self.wpe.weight[:T]               # (B, T, C)
         for block in self.blocks:
             x = block(x, causal=True)
         return self.norm(x[torch.arange(len(x), device=x.device), lengths - 1])  # (B, C)
@@ -78,6 +89,13 @@ class CLIP(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP, section 2.5
         nn.init.normal_(self.img_proj.weight, std=config.vit.n_embd ** -0.5)
         nn.init.normal_(self.txt_proj.weight, std=config.text_n_embd ** -0.5)
+
+    @classmethod
+    def from_checkpoint(cls, state: dict) -> "CLIP":
+        """Rebuild the model of a checkpoint, weights and all."""
+        model = cls(CLIPConfig.from_dict(state["configs"]["model"]))
+        model.load_state_dict(state["model"])
+        return model
 
     @property
     def logit_scale(self) -> Tensor:

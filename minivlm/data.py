@@ -245,8 +245,15 @@ def collate(rows: list[tuple[list[int], list[bool]]], pad: int, block_size: int,
     return Batch(idx, targets, lengths, images, n_images or [0] * len(rows), names)
 
 
-def shuffled(step: int, batch_size: int, n: int, seed: int) -> list[int]:
+def shuffled(step: int, batch_size: int, n: int, seed: int, lengths: Tensor | None = None) -> list[int]:
     """Which of n records make up the batch of a step: every record once an epoch, then anew in another order.
+
+    With `lengths`, every 8 batches are dealt out by length, so that rows of a batch are nearly
+    equally long and little is spent on padding; which batches come when stays random. (LLaVA groups
+    by length too and reports about 25 % less time.)
+
+    Args:
+        lengths: (n,) tokens of each record, or None.
 
     Raises:
         ValueError: if the batch is larger than the data set.
@@ -254,7 +261,12 @@ def shuffled(step: int, batch_size: int, n: int, seed: int) -> list[int]:
     if batch_size > n:
         raise ValueError(f"batch_size {batch_size} is larger than the data set of {n} records")
     epoch, place = divmod(step, n // batch_size)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(hash_seed(seed, epoch)))
+    generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
+    order = torch.randperm(n, generator=generator)[: n // batch_size * batch_size]
+    if lengths is not None:
+        groups = [group[lengths[group].argsort(stable=True)] for group in order.split(8 * batch_size)]
+        order = torch.cat(groups).view(-1, batch_size)
+        order = order[torch.randperm(len(order), generator=generator)].flatten()
     return order[place * batch_size:(place + 1) * batch_size].tolist()
 
 

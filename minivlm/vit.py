@@ -21,8 +21,8 @@ from minivlm.transformer import Block, init_weights
 class ViTConfig:
     """Sizes of a ViT: S = image_size and P = patch_size in pixels, N = (S/P)^2 image tokens."""
 
-    image_size: int = 32
-    patch_size: int = 8
+    image_size: int = 48
+    patch_size: int = 16
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128

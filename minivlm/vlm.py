@@ -29,6 +29,11 @@ class VLMConfig:
     gpt: GPTConfig = field(default_factory=GPTConfig)
     projector: str = "mlp"
 
+    @classmethod
+    def from_dict(cls, d: dict) -> "VLMConfig":
+        """Rebuild the config from the plain dicts of a checkpoint."""
+        return cls(**(d | {"vit": ViTConfig(**d["vit"]), "gpt": GPTConfig(**d["gpt"])}))
+
 
 class VLM(nn.Module):
     """A GPT that reads pictures."""
@@ -39,6 +44,13 @@ class VLM(nn.Module):
         self.vit = ViT(config.vit)
         self.projector = Projector(config.vit.n_embd, config.gpt.n_embd, config.projector)
         self.gpt = GPT(config.gpt)
+
+    @classmethod
+    def from_checkpoint(cls, state: dict) -> "VLM":
+        """Rebuild the model of a checkpoint, weights and all."""
+        model = cls(VLMConfig.from_dict(state["configs"]["model"]))
+        model.load_state_dict(state["model"])
+        return model
 
     def embed(self, idx: Tensor, images: Tensor | None) -> Tensor:
         """Token embeddings with the pictures spliced in.

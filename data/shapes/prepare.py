@@ -12,7 +12,7 @@ import json
 import random
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,8 @@ class Config:
     """Sizes of the data set."""
 
     out: str = "data/shapes/prepared"  # folder to write
-    level: int = 1  # difficulty: 1 (32 pixels, 1-3 objects), 2 (64 pixels, 2-6), 3 (96 pixels, 3-8, textures)
-    n_train: int = 40000  # pictures with captions and dialogues
+    level: int = 1  # difficulty: 1 (48 pixels, 1-3 objects), 2 (64 pixels, 2-6), 3 (96 pixels, 3-8, textures)
+    n_train: int = 30000  # pictures with captions and dialogues
     n_val: int = 1000  # the same, held out
     n_web: int = 10000  # pictures with one caption from the web, 30 % of them wrong or useless
     n_text: int = 20000  # documents for the language model
@@ -144,7 +144,7 @@ def make_shard(cfg: Config, split: str, start: int, stop: int) -> tuple[dict[str
 # --- the data set ---
 
 
-def write_split(cfg: Config, split: str, n: int, pool: ProcessPoolExecutor, folder: Path) -> None:
+def write_split(cfg: Config, split: str, n: int, pool: Executor, folder: Path) -> None:
     """Make a split shard by shard; write its pictures and its lines."""
     starts = range(0, n, SHARD)
     jobs = [pool.submit(make_shard, cfg, split, a, min(a + SHARD, n)) for a in starts]
@@ -170,7 +170,7 @@ def main(cfg: Config) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"train": cfg.n_train, "val": cfg.n_val, "web": cfg.n_web, "text": cfg.n_text,
              "zeroshot": cfg.n_zeroshot * len(world.COLORS) * len(world.SHAPES)}
-    with ProcessPoolExecutor(cfg.workers) as pool:
+    with ThreadPoolExecutor(1) if cfg.workers == 1 else ProcessPoolExecutor(cfg.workers) as pool:
         for split, n in sizes.items():
             write_split(cfg, split, n, pool, folder)
 

@@ -35,7 +35,11 @@ HARDLY_VISIBLE = 0.25  # at or below this visibility an object counts as hardly 
 
 @dataclass(frozen=True)
 class Level:
-    """A setting of the difficulty dial. Pixels: image side and object sides; counts: visible objects."""
+    """A setting of the difficulty dial. Pixels: image side and object sides; counts: visible objects.
+
+    Pictures have 3 x 3 places. At level 1 a place is as wide as a patch of 16 pixels, so that most
+    objects lie in one patch: the kindest case for a small ViT. At the other levels they straddle.
+    """
 
     image_size: int
     large: float
@@ -45,7 +49,7 @@ class Level:
 
 
 LEVELS = {
-    1: Level(image_size=32, large=11, small=7, n_objects=(1, 2, 2, 3, 3), texture=False),
+    1: Level(image_size=48, large=16, small=10, n_objects=(1, 2, 2, 3, 3), texture=False),
     2: Level(image_size=64, large=20, small=12, n_objects=(2, 3, 4, 5, 6), texture=False),
     3: Level(image_size=96, large=30, small=14, n_objects=(3, 4, 5, 6, 7, 8), texture=True),
 }

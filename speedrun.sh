@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 7 minutes on two
+# CPU cores, installing packages apart.
+#
+#   ./speedrun.sh                                    the shapes world
+#   ./speedrun.sh --data nlvr --source DIR           the Cornell NLVR corpus, unpacked in DIR
+#   ./speedrun.sh --seed 1 --out runs1               other weights and data order, another folder
+#   ./speedrun.sh --smoke                            every stage for a few steps, to see that it runs
+set -euo pipefail
+cd "$(dirname "$0")"
+
+data=shapes source="" seed=0 out="" smoke=0
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --data) data="${2:?--data needs shapes or nlvr}"; shift 2 ;;
+        --source) source="${2:?--source needs a folder}"; shift 2 ;;
+        --seed) seed="${2:?--seed needs a number}"; shift 2 ;;
+        --out) out="${2:?--out needs a folder}"; shift 2 ;;
+        --smoke) smoke=1; shift ;;
+        -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "speedrun.sh: error: unknown option $1; see --help" >&2; exit 2 ;;
+    esac
+done
+case "$data" in
+    shapes) prepare=() clip=() sft=(); out="${out:-runs}" ;;
+    nlvr) prepare=(--source "${source:?speedrun.sh: error: --data nlvr needs --source DIR}")
+          clip=(--patch_size 8 --batch_size 96); sft=(--no-freeze_vit); out="${out:-runs/nlvr}" ;;
+    *) echo "speedrun.sh: error: unknown data $data, expected shapes or nlvr" >&2; exit 2 ;;
+esac
+folder="data/$data/prepared" steps=() few=()
+if [ "$smoke" = 1 ]; then
+    out="runs/smoke" folder="data/$data/prepared_smoke"
+    [ "$data" = shapes ] && prepare+=(--n_train 400 --n_val 80 --n_web 50 --n_text 400 --n_zeroshot 1)
+    steps=(--steps 4 --eval_every 2) few=(--n_images 60 --n_questions 10 --n_describe 20 --max_new_tokens 24)
+fi
+
+source venv.sh
+begin=$(date +%s)
+say() { printf '\n--- %s (after %d s) ---\n' "$1" "$(($(date +%s) - begin))"; }
+
+say "data: draw or read the pictures, write what is said about them, train the tokenizer"
+$python "data/$data/prepare.py" --out "$folder" "${prepare[@]}"
+say "stage 0, language: a GPT learns to continue text"
+$python train_lm.py --data "$folder" --out "$out/lm" --seed "$seed" "${steps[@]}"
+say "stage 1, alignment: pictures and captions meet"
+$python train_clip.py --data "$folder" --out "$out/clip" --seed "$seed" "${clip[@]}" "${steps[@]}"
+say "stage 3a, connector: the projector alone learns"
+$python train_align.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/align" --seed "$seed" "${steps[@]}"
+say "stage 3b, instructions: the model learns to answer"
+$python train_sft.py --data "$folder" --init "$out/align" --out "$out/sft" --seed "$seed" "${sft[@]}" "${steps[@]}"
+say "measure CLIP on held-out pictures"
+$python evaluate.py --run "$out/clip" --data "$folder" "${few[@]}"
+say "measure the chatbot on held-out pictures"
+$python evaluate.py --run "$out/sft" --data "$folder" "${few[@]}"
+say "done"
+echo "talk to it: $python chat.py --run $out/sft --image $folder/samples/0.png"

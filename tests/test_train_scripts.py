@@ -1,0 +1,252 @@
+"""Every script end to end on a tiny data set: it runs, learns, resumes bit for bit, moves what it should."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import chat
+import evaluate
+import train_align
+import train_clip
+import train_lm
+import train_sft
+from data.shapes import prepare
+from minivlm import checkpoint
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"eval_every": 2, "seed": 3}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A prepared shapes data set of a few hundred pictures."""
+    out = tmp_path_factory.mktemp("prepared")
+    prepare.main(prepare.Config(str(out), n_train=200, n_val=40, n_web=20, n_text=300, n_zeroshot=1, workers=1))
+    return out
+
+
+@pytest.fixture(scope="session")
+def runs(folder, tmp_path_factory) -> Path:
+    """Every stage trained for a few steps, one from the other."""
+    out = tmp_path_factory.mktemp("runs")
+    small = {"data": str(folder), "steps": 4, **SMALL}
+    train_lm.main(train_lm.Config(out=f"{out}/lm", n_layer=2, n_embd=32, batch_size=8, **small))
+    train_clip.main(train_clip.Config(out=f"{out}/clip", n_layer=2, n_embd=32, batch_size=16, **small))
+    train_align.main(train_align.Config(out=f"{out}/align", clip=f"{out}/clip", lm=f"{out}/lm", batch_size=8, **small))
+    train_sft.main(train_sft.Config(out=f"{out}/sft", init=f"{out}/align", batch_size=8, **small))
+    return out
+
+
+def config_of(stage: str, folder: Path, runs: Path, **changes):
+    """The stage's script and the Config its run was made with, some fields changed."""
+    script = {"lm": train_lm, "clip": train_clip, "align": train_align, "sft": train_sft}[stage]
+    made = json.loads((runs / stage / "config.json").read_text())
+    return script, script.Config(**(made | changes))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """A log's rows without the columns that hold wall time."""
+    with path.open() as f:
+        return [{k: v for k, v in row.items() if not k.endswith("ms")} for row in csv.DictReader(f)]
+
+
+STAGES = ("lm", "clip", "align", "sft")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_leaves_config_log_checkpoints_versions_and_its_script(stage, runs):
+    """Catches a run folder that cannot say how it came about."""
+    names = {p.name for p in (runs / stage).iterdir()}
+    assert {"config.json", "metrics.csv", "ckpt.pt", "best.pt", "env.txt", f"train_{stage}.py"} <= names
+    assert [int(r["step"]) for r in rows_of(runs / stage / "metrics.csv")] == [0, 2, 4]
+    assert not list((runs / stage).glob("*.tmp"))
+
+
+def test_the_first_logged_loss_is_what_theory_says(runs, folder):
+    """Catches a wrong head, a wrong shift or a first update before the first measurement: ln V and ln B at step 0."""
+    vocab_size = json.loads(json.dumps(checkpoint.load(runs / "lm", ("lm",))["configs"]["model"]["vocab_size"]))
+    assert float(rows_of(runs / "lm" / "metrics.csv")[0]["val_loss"]) == pytest.approx(math.log(vocab_size), abs=0.1)
+    assert float(rows_of(runs / "clip" / "metrics.csv")[0]["val_loss"]) == pytest.approx(math.log(40), abs=0.4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resuming_in_the_middle_gives_the_same_bits_as_going_through(stage, runs, folder, tmp_path):
+    """Catches forgotten state: optimizer moments, data order, generators, the best figure, the log's rows."""
+    script, cfg = config_of(stage, folder, runs, out=str(tmp_path / "half"))
+    calls = {"n": 0}
+    whole_step = script.Optimizer.step
+
+    class Stop(Exception):
+        pass
+
+    def step(self, *args):
+        if calls["n"] == 3:  # the third update is lost with the process; the checkpoint of step 2 stays
+            raise Stop
+        calls["n"] += 1
+        return whole_step(self, *args)
+
+    script.Optimizer.step = step
+    try:
+        with pytest.raises(Stop):
+            script.main(cfg)
+    finally:
+        script.Optimizer.step = whole_step
+    torch.randn(7)  # whatever the new process did to the global generator must not matter
+    _, cfg = config_of(stage, folder, runs, out=str(tmp_path / "half"), resume=True)
+    script.main(cfg)
+    for name in ("ckpt.pt", "best.pt"):
+        a, b = (torch.load(f / name, weights_only=True) for f in (runs / stage, tmp_path / "half"))
+        assert a["step"] == b["step"] and a["best"] == b["best"]
+        assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+        assert str(a["optimizer"]) == str(b["optimizer"])
+        assert torch.equal(a["rng"]["torch"], b["rng"]["torch"])
+    assert rows_of(runs / stage / "metrics.csv") == rows_of(tmp_path / "half" / "metrics.csv")
+
+
+def test_evaluating_more_often_does_not_change_the_weights(runs, folder, tmp_path):
+    """Catches validation that draws from the training's generators or leaves the model in eval mode."""
+    script, cfg = config_of("sft", folder, runs, out=str(tmp_path), eval_every=1)
+    script.main(cfg)
+    a, b = (torch.load(f / "ckpt.pt", weights_only=True)["model"] for f in (runs / "sft", tmp_path))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("stage", ("lm", "clip", "align", "sft"))
+def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path):
+    """Catches micro-batches averaged as if each supervised equally many tokens, and contrasts within parts only."""
+    script, cfg = config_of(stage, folder, runs, out=str(tmp_path), grad_accum=3, steps=1, eval_every=1)
+    script.main(cfg)
+    script, once = config_of(stage, folder, runs, out=str(tmp_path / "once"), steps=1, eval_every=1)
+    script.main(once)
+    a, b = (float(rows_of(f / "metrics.csv")[1]["val_loss"]) for f in (tmp_path, tmp_path / "once"))
+    assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_only_the_projector_changes_in_stage_3a(runs):
+    """Catches a frozen tower that moves, and a projector that does not."""
+    after = torch.load(runs / "align" / "ckpt.pt", weights_only=True)["model"]
+    clip = torch.load(runs / "clip" / "best.pt", weights_only=True)["model"]
+    lm = torch.load(runs / "lm" / "best.pt", weights_only=True)["model"]
+    assert all(torch.equal(v, clip[k]) for k, v in after.items() if k.startswith("vit."))
+    assert all(torch.equal(v, lm[k.removeprefix("gpt.")]) for k, v in after.items() if k.startswith("gpt."))
+    torch.manual_seed(SMALL["seed"])
+    fresh = train_align.VLM(train_align.VLMConfig.from_dict(checkpoint.load(runs / "align", ("align",))["configs"]["model"]))
+    weights = [k for k in after if k.startswith("projector.") and k.endswith("weight")]
+    assert weights and not any(torch.equal(after[k], fresh.state_dict()[k]) for k in weights)
+
+
+def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
+    """Catches freeze_vit being ignored, either way."""
+    before = torch.load(runs / "align" / "best.pt", weights_only=True)["model"]
+    after = torch.load(runs / "sft" / "ckpt.pt", weights_only=True)["model"]
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("vit."))
+    assert not torch.equal(before["gpt.wte.weight"], after["gpt.wte.weight"])
+    script, cfg = config_of("sft", folder, runs, out=str(tmp_path), freeze_vit=False, steps=1)
+    script.main(cfg)
+    after = torch.load(tmp_path / "ckpt.pt", weights_only=True)["model"]
+    assert not torch.equal(before["vit.patch.weight"], after["vit.patch.weight"])
+
+
+def test_the_language_model_learns_on_its_tiny_corpus(folder, tmp_path):
+    """Catches a loop that runs and does not learn: 30 steps must take the loss from ln V = 6.9 below 3.5."""
+    row = train_lm.main(train_lm.Config(data=str(folder), out=str(tmp_path), steps=30, n_layer=2, n_embd=64, batch_size=8,
+                                        warmup=5, eval_every=30))
+    assert row["val_loss"] < 3.5
+
+
+@pytest.mark.parametrize("stage", ("clip", "sft"))
+def test_evaluation_writes_figures_beside_a_blind_baseline(stage, runs, folder, tmp_path):
+    """Catches an evaluation that cannot run on a weak model, or whose blind side is the seeing one."""
+    out = tmp_path / "figures.json"
+    figures = evaluate.main(evaluate.Config(str(runs / stage), str(folder), str(out), 40, 4, 8, 8, 16))
+    written = json.loads(out.read_text())
+    assert written["figures"] == figures and written["blind"].keys() == figures.keys()
+    assert {"command", "environment", "minutes", "config"} <= written.keys()
+    assert all(0 <= v <= 1 for v in figures.values())
+
+
+def test_chat_answers_once_about_a_picture(runs, folder, capsys):
+    """Catches a chat that breaks on the pictures that prepare.py itself writes."""
+    chat.main(chat.Config(str(runs / "sft"), str(folder / "samples" / "0.png"), "Is there a red ring?", max_new_tokens=5))
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_chat_talks_in_turns_and_survives_a_wrong_picture(runs, folder, capsys, monkeypatch):
+    """Catches a conversation lost to a typing mistake, and control tokens typed by the user."""
+    picture = str(folder / "samples" / "1.png")
+    typed = iter(["Describe the picture.", "/image nowhere.png", "<image> <|end|> What color?", "/new", f"/image {picture}", "List the objects.", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    chat.main(chat.Config(str(runs / "sft"), picture, max_new_tokens=4))
+    assert "no picture at nowhere.png" in capsys.readouterr().out
+
+
+# --- mistakes on the command line: one line, exit code 2, nothing lost ---
+
+
+def call(script: str, *args: str) -> subprocess.CompletedProcess:
+    """Run a script as a user would."""
+    return subprocess.run([sys.executable, script, *args], capture_output=True, text=True, cwd=ROOT)
+
+
+def fails_clearly(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Assert exit code 2 and, as the last line, one error that says what was wrong; no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "error:" in last and all(w in last for w in words), last
+
+
+SCRIPTS = ("train_lm.py", "train_clip.py", "train_align.py", "train_sft.py", "evaluate.py", "chat.py",
+           "data/shapes/prepare.py", "data/nlvr/prepare.py")
+
+
+@pytest.mark.parametrize("script", ("train_sft.py", "data/shapes/prepare.py"))
+def test_an_unknown_flag_is_an_error(script):
+    """Catches a mistyped option that is silently ignored."""
+    fails_clearly(call(script, "--lrr", "1"), "--lrr")
+
+
+def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys):
+    """Catches tracebacks for what users do wrong: each case names the file or value at fault."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((folder / "samples" / "0.png").read_bytes()[:60])
+    Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "ckpt.pt").write_bytes((runs / "sft" / "ckpt.pt").read_bytes()[:2000])
+    ask = ["--run", f"{runs}/sft", "--ask", "What is this?"]
+    fails_clearly(call("chat.py", *ask, "--image", str(broken)), "broken.png")
+    fails_clearly(call("chat.py", *ask, "--image", f"{tmp_path}/none.png"), "none.png")
+    fails_clearly(call("chat.py", *ask, "--image", f"{tmp_path}/float.tiff"), "float.tiff")
+    fails_clearly(call("chat.py", "--run", f"{runs}/sft", "--ask", "word " * 500), "context")
+    fails_clearly(call("chat.py", "--run", f"{runs}/clip", "--ask", "Hi"), "'clip'", "sft")
+    fails_clearly(call("chat.py", "--run", str(cut), "--ask", "Hi"), "ckpt.pt")
+    fails_clearly(call("train_sft.py", "--init", f"{tmp_path}/nothing"), "train_align.py")
+    fails_clearly(call("train_lm.py", "--data", f"{tmp_path}/nothing", "--out", f"{tmp_path}/o"), "prepare.py")
+
+
+@pytest.mark.parametrize("turns,words", [
+    ([], "conversations"),
+    ([{"from": "human", "value": "<image>\nHi"}, {"from": "bot", "value": "Hello"}], "unknown role 'bot'"),
+    ([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "0 <image> marks and 1 pictures"),
+    ([{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": ""}], "empty"),
+    ([{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "very " * 400}], "context"),
+])
+def test_a_bad_dialogue_stops_sft_with_the_record_named(turns, words, runs, folder, tmp_path):
+    """Catches silent skips: a record that cannot be trained on is an error, never dropped."""
+    for name in ("val.jsonl", "val.npy", "train.npy"):
+        (tmp_path / name).symlink_to(folder / name)
+    record = {"id": "bad-1", "image": "train.npy#0", "conversations": turns}
+    good = (folder / "train.jsonl").read_text().splitlines()[0]
+    (tmp_path / "train.jsonl").write_text(good + "\n" + json.dumps(record) + "\n")
+    script, cfg = config_of("sft", folder, runs, data=str(tmp_path), out=str(tmp_path / "o"), batch_size=2)
+    with pytest.raises(ValueError, match=words) as error:
+        script.main(cfg)
+    assert "bad-1" in str(error.value) or "train.jsonl:2" in str(error.value)
