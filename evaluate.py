@@ -42,7 +42,8 @@ class Config:
     max_new_tokens: int = 96  # longest answer
     batch_size: int = 100  # rows answered at a time
     blind: bool = True  # measure the same model on gray pictures too
-    seed: int = 0  # which questions and objects are chosen
+    seed: int = 0  # which objects POPE asks about
+    train_seconds: int = 0  # what training took, to be kept with the figures; 0 = not told
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads; 0 = torch's choice
 

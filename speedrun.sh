@@ -22,9 +22,9 @@ while [ $# -gt 0 ]; do
     esac
 done
 case "$data" in
-    shapes) prepare=() clip=() sft=(); out="${out:-runs}" ;;
+    shapes) prepare=() lm=() clip=() sft=(); out="${out:-runs}" ;;
     nlvr) prepare=(--source "${source:?speedrun.sh: error: --data nlvr needs --source DIR}")
-          clip=(--patch_size 8 --batch_size 96); sft=(--no-freeze_vit); out="${out:-runs/nlvr}" ;;
+          lm=(--block_size 288) clip=(--patch_size 8 --batch_size 96) sft=(--no-freeze_vit); out="${out:-runs/nlvr}" ;;
     *) echo "speedrun.sh: error: unknown data $data, expected shapes or nlvr" >&2; exit 2 ;;
 esac
 folder="data/$data/prepared" steps=() few=()
@@ -41,7 +41,7 @@ say() { printf '\n--- %s (after %d s) ---\n' "$1" "$(($(date +%s) - begin))"; }
 say "data: draw or read the pictures, write what is said about them, train the tokenizer"
 $python "data/$data/prepare.py" --out "$folder" "${prepare[@]}"
 say "stage 0, language: a GPT learns to continue text"
-$python train_lm.py --data "$folder" --out "$out/lm" --seed "$seed" "${steps[@]}"
+$python train_lm.py --data "$folder" --out "$out/lm" --seed "$seed" "${lm[@]}" "${steps[@]}"
 say "stage 1, alignment: pictures and captions meet"
 $python train_clip.py --data "$folder" --out "$out/clip" --seed "$seed" "${clip[@]}" "${steps[@]}"
 say "stage 3a, connector: the projector alone learns"

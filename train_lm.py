@@ -33,8 +33,8 @@ class Config:
     split: str = "text"  # which file of it to learn from; its records hold `text`
     tokenizer: str = ""  # tokenizer file; empty = the data folder's own
     out: str = "runs/lm"  # run folder
-    steps: int = 120  # optimizer steps
-    batch_size: int = 32  # windows of text a step
+    steps: int = 240  # optimizer steps
+    batch_size: int = 16  # windows of text a step
     grad_accum: int = 1  # micro-batches a step, same result with less memory
     lr: float = 2e-3  # peak rate of AdamW: embeddings, norms
     muon_lr: float = 0.02  # peak rate of Muon: matrices of the blocks; 0 = AdamW for all
@@ -44,7 +44,7 @@ class Config:
     n_layer: int = 4  # blocks
     n_embd: int = 128  # width
     block_size: int = 192  # context in tokens, image tokens included later
-    eval_every: int = 60  # steps between evaluations, each logged and saved
+    eval_every: int = 120  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # auto (bfloat16 on a GPU, else float32), float32, bfloat16

@@ -64,8 +64,9 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
         state = torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f"{file} holds more than tensors and plain types, or is no checkpoint; not loaded") from None
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
-        raise ValueError(f"{file} is damaged ({str(error).splitlines()[0]}); train this stage again") from None
+    except Exception as error:  # a damaged archive can break anywhere inside torch's reader
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is damaged ({reason}); train this stage again") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{file} is no minivlm checkpoint of format {FORMAT}")
     if state["stage"] not in stages:
@@ -81,7 +82,7 @@ def resume(path: Path, stage: str, configs: dict, model: nn.Module, optimizer, d
     """
     state = load(path, (stage,), device)
     if state["configs"] != configs:
-        differ = [k for k in configs if state["configs"].get(k) != configs[k]]
+        differ = sorted(k for k in configs | state["configs"] if state["configs"].get(k) != configs.get(k))
         raise ValueError(f"{path} was trained with other settings of {', '.join(differ)}; resume with the same ones")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

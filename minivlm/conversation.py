@@ -35,8 +35,8 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> tupl
 
     Source: masking of LLaVA, arXiv:2304.08485, table 2 (only the answer's tokens are in the loss).
     """
-    if not turns:
-        raise ValueError("the conversation has no turns")
+    if not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("the conversation has no turns, or a turn is not {from, value}")
     ids: list[int] = []
     is_answer: list[bool] = []
 

@@ -45,13 +45,15 @@ def load_records(folder: str | Path, split: str, need: tuple[str, ...] = ()) -> 
         raise FileNotFoundError(f"no data at {path}; run the data set's prepare.py first, for instance "
                                 "python data/shapes/prepare.py")
     records = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}:{number} is no JSON: {error}") from None
-            missing = [key for key in need if not isinstance(record, dict) or not record.get(key)]
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}:{number} is no JSON object")
+            missing = [key for key in need if not record.get(key)]
             if missing:
                 raise ValueError(f"{path}:{number} has no {' and no '.join(missing)}")
             records.append(record)
@@ -65,7 +67,10 @@ def load_meta(folder: str | Path) -> dict:
     path = Path(folder) / "meta.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run the data set's prepare.py first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
 
 
 # --- pictures ---
@@ -86,12 +91,12 @@ def open_image(source: str | Path | io.BytesIO) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(source)
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; make it smaller")
+            raise Image.DecompressionBombError
         image.load()
         image = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller") from None
-    except (OSError, SyntaxError, EOFError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
         raise ValueError(f"{name} is no readable picture ({error})") from None
     if image.mode.startswith("I"):  # 16-bit gray, as PNG and TIFF have it
         return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
@@ -151,12 +156,14 @@ class Pictures:
         """
         out = np.empty((len(names), self.size, self.size, 3), dtype=np.uint8)
         for i, name in enumerate(names):
-            pack, _, row = name.partition("#")
-            if not row:
+            pack, packed, row = name.partition(".npy#")
+            if not packed:
                 out[i] = np.asarray(fit(open_image(self.folder / name), self.size, self.mode))
                 continue
             if pack not in self.packs:
-                self.packs[pack] = self._open(pack)
+                self.packs[pack] = self._open(f"{pack}.npy")
+            if not row.isdecimal() or int(row) >= len(self.packs[pack]):
+                raise ValueError(f"{pack}.npy holds pictures 0 .. {len(self.packs[pack]) - 1}, there is no {row!r}")
             out[i] = self.packs[pack][int(row)]
         return to_tensor(out)
 
@@ -165,8 +172,9 @@ class Pictures:
         if not path.is_file():
             raise FileNotFoundError(f"no packed pictures at {path}; run the data set's prepare.py again")
         pixels = np.load(path, mmap_mode="r")
-        if pixels.shape[1:] != (self.size, self.size, 3):
-            raise ValueError(f"{path} holds pictures {pixels.shape[1:]}, the model takes ({self.size}, {self.size}, 3)")
+        if pixels.shape[1:] != (self.size, self.size, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"{path} holds pictures {pixels.shape[1:]} of {pixels.dtype}, "
+                             f"the model takes ({self.size}, {self.size}, 3) of uint8")
         return pixels
 
 
@@ -256,10 +264,12 @@ def shuffled(step: int, batch_size: int, n: int, seed: int, lengths: Tensor | No
         lengths: (n,) tokens of each record, or None.
 
     Raises:
-        ValueError: if the batch is larger than the data set.
+        ValueError: if the batch is larger than the data set, or empty.
     """
     if batch_size > n:
         raise ValueError(f"batch_size {batch_size} is larger than the data set of {n} records")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} is below 1")
     epoch, place = divmod(step, n // batch_size)
     generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
     order = torch.randperm(n, generator=generator)[: n // batch_size * batch_size]
@@ -291,7 +301,8 @@ class _Steps(torch.utils.data.Dataset):
 def batches(make_batch: Callable[[int], Batch], start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
     """Batches of the steps start .. stop-1, made ahead by `workers` processes (0: in this one)."""
     loader = torch.utils.data.DataLoader(
-        _Steps(make_batch, stop), batch_size=None, sampler=range(start, stop), num_workers=workers)
+        _Steps(make_batch, stop), batch_size=None, sampler=range(start, stop), num_workers=workers,
+        generator=torch.Generator())  # its own, so that a resumed run finds the global one untouched
     return iter(loader)
 
 
@@ -332,11 +343,11 @@ def render_records(records: list[dict], tokenizer: Tokenizer, n_image_tokens: in
     rows = []
     for record in records:
         turns, name = record["conversations"], record.get("id", "?")
-        marks, pictures = count_images(turns), int(bool(record.get("image")))
-        if marks != pictures:
-            raise ValueError(f"record {name} has {marks} <image> marks and {pictures} pictures")
         try:
             rows.append(render(turns, tokenizer, n_image_tokens))
+            marks, pictures = count_images(turns), int(bool(record.get("image")))
+            if marks != pictures:
+                raise ValueError(f"{marks} <image> marks and {pictures} pictures")
         except ValueError as error:
             raise ValueError(f"record {name}: {error}") from None
     return rows

@@ -38,6 +38,7 @@ def filter_logits(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
         ordered, order = logits.sort(dim=-1, descending=True)
         p = ordered.softmax(dim=-1)
         out = p.cumsum(dim=-1) - p >= top_p                          # the mass before a token suffices
+        out[:, 0] = False
         logits = logits.masked_fill(out.scatter(-1, order, out), -torch.inf)
     return logits
 
@@ -86,42 +87,43 @@ def stream(
         raise ValueError(f"prompt has {longest} tokens, the context holds {block_size} with the answer; shorten it")
     was_training = model.training
     model.eval()
+    try:
+        device, B = next(model.parameters()).device, len(prompts)
+        rows = torch.arange(B, device=device)
+        lengths = torch.tensor([len(p) for p in prompts], device=device)         # (B,)
+        size = min(longest + max_new_tokens, block_size)
+        idx = torch.zeros(B, size, dtype=torch.long, device=device)
+        for b, prompt in enumerate(prompts):
+            idx[b, : len(prompt)] = torch.tensor(prompt)
+        pictures = {} if images is None else {"images": images.to(device)}
 
-    device, B = next(model.parameters()).device, len(prompts)
-    rows = torch.arange(B, device=device)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)         # (B,)
-    size = min(longest + max_new_tokens, block_size)
-    idx = torch.zeros(B, size, dtype=torch.long, device=device)
-    for b, prompt in enumerate(prompts):
-        idx[b, : len(prompt)] = torch.tensor(prompt)
-    pictures = {} if images is None else {"images": images.to(device)}
+        cache = model.new_cache(B, size) if use_cache else None
+        positions = torch.arange(longest, device=device).expand(B, longest)
+        last = torch.zeros(B, longest, dtype=torch.bool, device=device)
+        last[rows, lengths - 1] = True
+        logits = model(idx[:, :longest], **pictures, at=last, cache=cache, positions=positions)  # (B, V)
 
-    cache = model.new_cache(B, size) if use_cache else None
-    positions = torch.arange(longest, device=device).expand(B, longest)
-    last = torch.zeros(B, longest, dtype=torch.bool, device=device)
-    last[rows, lengths - 1] = True
-    logits = model(idx[:, :longest], **pictures, at=last, cache=cache, positions=positions)  # (B, V)
-
-    alive = [True] * B
-    for _ in range(min(max_new_tokens, size - min(map(len, prompts)))):
-        token = pick(logits.float(), temperature, top_k, top_p, generator)   # (B,)
-        room = lengths < size
-        given = [int(t) if a and r else None for t, a, r in zip(token, alive, room.tolist())]
-        alive = [t is not None and t != stop for t in given]
-        yield given
-        if not any(alive):
-            break
-        # a full row writes over its own last place; it is never read again
-        idx[rows, lengths.clamp(max=size - 1)] = token
-        lengths = (lengths + 1).clamp(max=size)
-        if cache is None:
-            T = int(lengths.max())
-            last = torch.zeros(B, T, dtype=torch.bool, device=device)
-            last[rows, lengths - 1] = True
-            logits = model(idx[:, :T], **pictures, at=last)
-        else:
-            logits = model(idx[rows, lengths - 1][:, None], cache=cache, positions=lengths[:, None] - 1)[:, -1]
-    model.train(was_training)
+        alive = [True] * B
+        for _ in range(min(max_new_tokens, size - min(map(len, prompts)))):
+            token = pick(logits.float(), temperature, top_k, top_p, generator)   # (B,)
+            room = lengths < size
+            given = [int(t) if a and r else None for t, a, r in zip(token, alive, room.tolist())]
+            alive = [t is not None and t != stop for t in given]
+            yield given
+            if not any(alive):
+                break
+            # a full row writes over its own last place; it is never read again
+            idx[rows, lengths.clamp(max=size - 1)] = token
+            lengths = (lengths + 1).clamp(max=size)
+            if cache is None:
+                T = int(lengths.max())
+                last = torch.zeros(B, T, dtype=torch.bool, device=device)
+                last[rows, lengths - 1] = True
+                logits = model(idx[:, :T], **pictures, at=last)
+            else:
+                logits = model(idx[rows, lengths - 1][:, None], cache=cache, positions=lengths[:, None] - 1)[:, -1]
+    finally:  # also when the caller stops listening
+        model.train(was_training)
 
 
 def generate(model: nn.Module, images: Tensor | None, prompts: list[list[int]], **options) -> list[list[int]]:

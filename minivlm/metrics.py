@@ -34,7 +34,7 @@ def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
     0.5
     """
     best_right = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)  # (Q, 1)
-    above = ((similarity >= best_right) & ~right).sum(dim=1)                           # (Q,)
+    above = (~(similarity < best_right) & ~right).sum(dim=1)                           # (Q,), NaN counts as above
     return (above < k).float().mean().item()
 
 
@@ -80,7 +80,7 @@ def style_ok(answer: str, style: str) -> bool:
 
 def is_refusal(answer: str) -> bool:
     """True if the answer declines: "I'm sorry", "I can't", "I won't"."""
-    said = words_of(answer)
+    said = words_of(answer.replace("\u2019", "'"))
     return any(f" {sign} " in said for sign in ("i'm sorry", "i can't", "i won't", "i cannot"))
 
 
@@ -180,24 +180,24 @@ def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
     """How much of what texts name is not in the pictures, and how much of what is there they name.
 
         chair_i = mentions of absent objects / all mentions
-        chair_s = texts with an absent object / all texts
-        recall  = objects that are there and named / objects there
+        chair_s = texts that mention an absent object / all texts
+        recall  = kinds of object there and named / kinds of object there
 
-    Repeats count as mentions: the second "red circle" of a text is right only if two are there.
+    Mentions count with repeats; whether one is right depends on the kinds of object there only.
 
     Args:
         named: for each picture, the objects its text names, with repeats.
-        there: for each picture, the objects it shows, with repeats.
+        there: for each picture, the objects it shows.
 
-    Source: Rohrbach et al. 2018, arXiv:1809.02156, section 3.1; there mentions are matched as a set.
+    Source: Rohrbach et al. 2018, arXiv:1809.02156, section 3.1 (LisaAnne/Hallucination, utils/chair.py).
 
     >>> chair([["red circle", "blue ring"]], [["red circle"]])
     {'chair_i': 0.5, 'chair_s': 1.0, 'recall': 1.0}
     """
-    wrong = [sum((Counter(n) - Counter(t)).values()) for n, t in zip(named, there)]
-    found = [sum((Counter(n) & Counter(t)).values()) for n, t in zip(named, there)]
+    wrong = [sum(name not in t for name in n) for n, t in zip(named, there)]
+    found = [len(set(n) & set(t)) for n, t in zip(named, there)]
     return {
         "chair_i": sum(wrong) / max(1, sum(map(len, named))),
         "chair_s": sum(w > 0 for w in wrong) / max(1, len(named)),
-        "recall": sum(found) / max(1, sum(map(len, there))),
+        "recall": sum(found) / max(1, sum(len(set(t)) for t in there)),
     }

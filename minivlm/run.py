@@ -56,7 +56,7 @@ def cli(main: Callable, cls) -> None:
     cfg = parse_args(cls)
     try:
         main(cfg)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from None
     return device
 
@@ -103,8 +103,10 @@ def seed_everything(seed: int, threads: int = 0) -> None:
 def environment() -> dict[str, str]:
     """Versions, hardware and commit, for env.txt and results/*.json."""
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent)
-        return done.stdout.strip()
+        try:
+            return subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+        except FileNotFoundError:  # no git on this machine
+            return ""
 
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")

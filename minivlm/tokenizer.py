@@ -49,7 +49,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
     if vocab_size < 256:
         raise ValueError(f"vocab_size {vocab_size} is below 256, one for each byte")
     frequency = Counter(piece for text in texts for piece in re.findall(PATTERN, text))
-    words = [list(piece.encode()) for piece in frequency]
+    words = [list(piece.encode("utf-8", "replace")) for piece in frequency]
     counts = list(frequency.values())
     tokens = [bytes([i]) for i in range(256)]
 
@@ -147,7 +147,10 @@ class Tokenizer:
         """
         lines = text.splitlines()
         if lines and lines[0].startswith("#version"):
-            return cls(_gpt2_ranks(lines[1:]), GPT2_PATTERN)
+            try:
+                return cls(_gpt2_ranks(lines[1:]), GPT2_PATTERN)
+            except KeyError as letter:
+                raise ValueError(f"{name} is no list of GPT-2 merges: it holds {letter}") from None
         pattern = GPT2_PATTERN
         if lines and lines[0].startswith("# "):
             pattern = lines.pop(0)[2:]

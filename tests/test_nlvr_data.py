@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data.nlvr import prepare
+from data.shapes.language import NUMBERS
 from minivlm.conversation import count_images
 from minivlm.data import Pictures, load_meta, load_records, render_records
 from minivlm.tokenizer import Tokenizer
@@ -173,7 +174,7 @@ def test_answers_agree_with_the_objects(prepared):
             elif m := re.search(r"(?:How many|Count the|number of) ([a-z ]+?)s(?: are| can| do|[.?])", question):
                 kinds.add("count")
                 n = sum(set(m[1].split()) <= set(thing.split()) for thing in things)
-                assert prepare.NUMBERS[n] in first or (n == 0 and "no" in first), (question, answer, things)
+                assert NUMBERS[n] in first or (n == 0 and "no" in first), (question, answer, things)
             elif m := re.search(r"((?:(?:small|medium|large) )?(?:yellow|black|blue) (?:circle|square|triangle))", question):
                 kinds.add("exist")
                 assert first[0] == ("yes" if any(m[1] in thing for thing in things) else "no"), (question, things)

@@ -31,29 +31,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, so that this runs as a script
 
-from data.shapes.language import NUMBERS, Round, article, ask_style, join, sentence, styled  # noqa: E402
+from data.nlvr.language import COLORS, PLACES, SHAPES, SIZED, SIZES, THINGS  # noqa: E402
+from data.nlvr.language import captions, count, describe, dialogue, exist, named, statement  # noqa: E402
+from data.shapes.language import Round  # noqa: E402
 from minivlm.data import open_image  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
-COLORS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
-SHAPES = ("circle", "square", "triangle")
-SIZES = {10: "small", 20: "medium", 30: "large"}  # pixels of the published picture
-THINGS = [f"{c} {s}" for c, s in product(COLORS.values(), SHAPES)]
-SIZED = [f"{z} {t}" for z, t in product(SIZES.values(), THINGS)]
 SIDE, LEFTS, GAP = 100, (0, 150, 300), 128  # a box's side, the columns where boxes begin, the gray between them
 ORDERS = list(permutations(range(3)))  # picture k shows box ORDERS[k][i] in place i; found in the pixels
-PLACES = {"top left box": (0, 0), "top right box": (1, 0), "bottom left box": (0, 1)}  # column and row of the tile
-LONG = 36  # words; a text tower reads 64 tokens
-
-EXIST = ("Is there {one}?", "Can you see {one}?", "Do you see any {thing}s?", "Does the picture show {one}?",
-         "Is {one} visible here?", "Is there {one} in any of the boxes?")
-COUNT = ("How many {thing}s are there?", "How many {thing}s can you see?", "Count the {thing}s.",
-         "What is the number of {thing}s?", "How many {thing}s do the boxes hold?")
-STATEMENT = ("Is it true that {said}?", "Would you say that {said}?", "Can you confirm that {said}?",
-             "Does the picture show that {said}?", "Is it right to say that {said}?")
-DESCRIBE = ("Describe the picture.", "Describe this image in detail.", "What do you see? Be thorough.",
-            "Give a full description.", "Tell me what each box holds.")
 
 
 @dataclass
@@ -209,92 +195,7 @@ def objects_of(scene: Scene, order: int) -> list[dict]:
     return found
 
 
-# --- words ---
-
-
-def named(o: dict) -> tuple[str, str]:
-    """"black circle" and "small black circle"."""
-    thing = f"{o['attributes']['color']} {o['name']}"
-    return thing, f"{o['attributes']['size']} {thing}"
-
-
-def listed(objects: list[dict], place: str = "") -> str:
-    """The objects (of one box) counted by color and shape: "a black circle and two blue squares"."""
-    number = Counter(named(o)[0] for o in objects if place in o["place"])
-    many = {t: NUMBERS[n] if n < len(NUMBERS) else n for t, n in number.items()}
-    return join([article(t) if number[t] == 1 else f"{many[t]} {t}s" for t in THINGS if number[t]] or ["nothing"])
-
-
-def captions(objects: list[dict], rng: random.Random) -> list[str]:
-    """Three ways to tell what the boxes hold, the first one complete unless that is long."""
-    place = rng.choice(list(PLACES))
-    full = "; ".join(f"{p}: {listed(objects, p)}" for p in PLACES)
-    pool = [
-        rng.choice(("there are {} in all", "the three boxes hold {}", "three boxes with {}")).format(listed(objects)),
-        f"the {place} {rng.choice(('holds', 'has', 'contains', 'shows'))} {listed(objects, place)}",
-        f"{listed(objects, place)} in the {place}",
-    ]
-    pool += [f"{article(named(o)[1])} in the {o['place']}" for o in rng.sample(objects, min(1, len(objects)))]
-    first = pool.pop(0) if len(full.split()) > LONG else full
-    return [sentence(words) for words in (first, *rng.sample(pool, 2))]
-
-
-def describe(objects: list[dict], rng: random.Random) -> Round:
-    """Tell what each box holds."""
-    answer = " ".join(sentence(f"the {place} holds {listed(objects, place)}") for place in PLACES)
-    return Round("describe", rng.choice(DESCRIBE), answer, "detail")
-
-
-def ask(kind: str, forms: tuple[str, ...], words: dict[str, str], word: str, full: str,
-        judge: tuple[list[str], list[str]], rng: random.Random) -> Round:
-    """A round in some phrasing and style; equal random states ask equally, whatever the answer."""
-    style = rng.choice(("", "word", "sentence"))
-    return ask_style(styled(kind, rng.choice(forms).format(**words), word, full, style, *judge), rng)
-
-
-def exist(objects: list[dict], thing: str, rng: random.Random) -> Round:
-    """Is there a black circle, or a small black circle?"""
-    words = {"one": article(thing), "thing": thing}
-    for o in objects:
-        if thing in named(o):
-            full = f"Yes, there is {article(thing)} in the {o['place']}."
-            return ask("exist", EXIST, words, "yes", full, (["yes"], ["no"]), rng)
-    return ask("exist", EXIST, words, "no", f"No, there is no {thing}.", (["no"], ["yes"]), rng)
-
-
-def count(objects: list[dict], rng: random.Random) -> Round:
-    """How many yellow squares, squares or yellow objects are there? The number is drawn first, up to six."""
-    number = Counter(w for o in objects for w in (named(o)[0], o["name"], o["attributes"]["color"] + " object"))
-    things = [*THINGS, *SHAPES, *(f"{c} object" for c in COLORS.values())]
-    n = rng.choice(sorted({number[t] for t in things if number[t] <= 6}))
-    thing = rng.choice([t for t in things if number[t] == n])
-    full = f"There is one {thing}." if n == 1 else f"There are {NUMBERS[n] if n else 'no'} {thing}s."
-    judge = [NUMBERS[n], str(n)] + ["no"] * (n == 0), [w for w in NUMBERS if w != NUMBERS[n]]
-    return ask("count", COUNT, {"thing": thing}, NUMBERS[n], full, judge, rng)
-
-
-def statement(scene: Scene, rng: random.Random) -> Round:
-    """Is it true what a person wrote?"""
-    said = scene.sentence.rstrip(" .?!,")
-    word, other, full = ("yes", "no", "Yes, that is true.") if scene.label else ("no", "yes", "No, that is not true.")
-    return ask("statement", STATEMENT, {"said": said[0].lower() + said[1:]}, word, full, ([word], [other]), rng)
-
-
-def dialogue(scene: Scene, objects: list[dict], share: dict[str, float], rng: random.Random) -> list[Round]:
-    """Five rounds: the statement, two or three things that exist or not, counts, sometimes a description.
-
-    A thing in a share f of the scenes is drawn with weight 1 - f where it is and f where it is not, so that
-    its name tells less of the answer. It still tells some: seven scenes in ten are towers, squares only.
-    """
-    there = {t for o in objects for t in named(o)}
-
-    def some(things: list[str]) -> Round:
-        return exist(objects, rng.choices(things, [1 - share[t] if t in there else share[t] for t in things])[0], rng)
-
-    last = rng.choice((lambda: describe(objects, rng), lambda: some(THINGS), lambda: count(objects, rng)))
-    rounds = [statement(scene, rng), some(THINGS), some(SIZED), count(objects, rng), last()]
-    rng.shuffle(rounds)
-    return list({r.question: r for r in rounds}.values())
+# --- questions ---
 
 
 def questions(pictures: dict[str, tuple[Scene, str]], seed: int) -> list[dict]:
@@ -307,7 +208,7 @@ def questions(pictures: dict[str, tuple[Scene, str]], seed: int) -> list[dict]:
     shown = {key: objects_of(scene, 0) for key, (scene, _) in pictures.items()}
     asked: list[tuple[str, str, Round]] = []
     for key, (scene, _) in pictures.items():
-        asked += [(key, "statement", statement(scene, rng)), (key, "count", count(shown[key], rng))]
+        asked += [(key, "statement", statement(scene.sentence, scene.label, rng)), (key, "count", count(shown[key], rng))]
     pairs = []
     for thing in THINGS + SIZED:
         there = [key for key in shown if any(thing in named(o) for o in shown[key])]
@@ -350,7 +251,7 @@ def write_side(cfg: Config, read: Callable[[str], bytes], side: str, scenes: lis
         rng, objects, image = random.Random(f"{cfg.seed} {key}"), objects_of(scene, order), f"{side}.npy#{n}"
         human = [scene.sentence] if scene.label else []
         said = human + captions(objects, rng)
-        rounds = dialogue(scene, objects, share, rng)
+        rounds = dialogue(scene.sentence, scene.label, objects, share, rng)
         turns = [turn for r in rounds for turn in (("human", r.question), ("gpt", r.answer))]
         files[side].append({
             "id": key, "image": image, "objects": objects, "captions": said,
@@ -360,7 +261,7 @@ def write_side(cfg: Config, read: Callable[[str], bytes], side: str, scenes: lis
         if order == 0:
             first[key] = (scene, image)
         if side == "train":
-            others = dialogue(scene, objects, share, rng)
+            others = dialogue(scene.sentence, scene.label, objects, share, rng)
             lines = [describe(objects, rng).answer, rng.choice(said)]
             lines += [f"Question: {r.question}\nAnswer: {r.answer}" for r in others if r.kind != "describe"]
             files["text"].append({"id": f"text-{key}", "text": "\n".join(lines)})

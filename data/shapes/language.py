@@ -1,8 +1,9 @@
 """What people say about a scene: captions, questions with answers, dialogues, plain text.
 
-Captions tell what can be seen. Dialogues are written from the annotation alone, as LLaVA's teacher
-wrote them, and the annotation knows objects that the picture hardly shows: a model trained on them
-learns to assert what it cannot see. That is the hallucination which later stages reduce.
+Captions tell what can be seen. Questions and short answers are written from the captions; detailed
+descriptions and lists from the annotation, as LLaVA's teacher wrote them from boxes. The annotation
+knows objects that the picture hardly shows, so a model trained on it learns to assert what it cannot
+see. That is the hallucination which later stages reduce.
 
 Objects are always named in reading order; a small model learns that several times faster.
 
@@ -312,21 +313,28 @@ def ask_style(r: Round, rng: random.Random) -> Round:
 
 # --- whole texts ---
 
-KINDS = {exist: 5, color: 3, shape: 2, size: 2, position: 2, count: 4, relate: 2}
+KINDS = {exist: 5, color: 5, shape: 3, size: 3, position: 4, count: 5, relate: 3}
 
 
-def dialogue(scene: Scene, rng: random.Random, n_rounds: int = 4) -> list[Round]:
-    """A conversation of different questions, written from the annotation (hidden objects included)."""
+def dialogue(scene: Scene, rng: random.Random, n_rounds: int = 6) -> list[Round]:
+    """A conversation of different questions; details and lists tell of hidden objects, the rest does not.
+
+    Half of the short answers are single words: they hold as much news as a sentence in fewer tokens.
+
+    Source: LLaVA gave its teacher boxes for detailed descriptions and reasoning, captions alone for
+    conversations (arXiv:2304.08485, section 3; haotian-liu/LLaVA issue 87).
+    """
     if scene.border == "private":
         return [private(rng), unsafe(rng) if rng.random() < 0.3 else private(rng)]
     rounds: list[Round] = []
-    if rng.random() < 0.75:
-        rounds.append(describe(scene.objects, rng, rng.choices(("detail", "sentence", "list"), (2, 1, 1))[0]))
+    if rng.random() < 0.6:
+        style = rng.choices(("detail", "sentence", "list"), (2, 1, 1))[0]
+        rounds.append(describe(scene.clear if style == "sentence" else scene.objects, rng, style))
     if rng.random() < 0.24:
         rounds.append(rng.choice((unsafe, harmless, harmless, unknowable))(rng))
     while len(rounds) < n_rounds:
         make = rng.choices(list(KINDS), list(KINDS.values()))[0]
-        r = make(scene.objects, rng, rng.choice(("", "", "word", "sentence")))
+        r = make(scene.clear, rng, rng.choice(("", "word", "word", "sentence")))
         if r and all(r.question != other.question for other in rounds):
             rounds.append(ask_style(r, rng))
     rng.shuffle(rounds)

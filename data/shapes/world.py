@@ -30,6 +30,7 @@ PLACES = (
     "bottom left", "bottom", "bottom right",
 )
 HIDDEN_KINDS = ("tiny", "faint", "covered")
+COMPANION = {"ring": "diamond", "cross": "square"}  # a hardly visible one of the same color often lies next to it
 HARDLY_VISIBLE = 0.25  # at or below this visibility an object counts as hardly visible
 
 
@@ -91,9 +92,9 @@ class Scene:
 def make_scene(seed: str, level: int = 1, combos=SEEN, n_clear: int | None = None, hide: bool = True) -> Scene:
     """Invent a scene.
 
-    Four scenes in ten hide one or two objects, so that about a fifth of all objects is hardly
-    visible. Half of the hidden ones share the shape that goes with the first object's shape: a habit
-    of the world that a language model can learn and then assert without looking.
+    About a fifth of all objects is hardly visible. Most of these follow a habit of the world: next to a
+    ring lies, three times in four, a hardly visible diamond of its color, next to a cross a square. A
+    language model learns that habit from the annotation and asserts it without looking.
 
     Args:
         seed: any text; equal seeds give equal scenes.
@@ -104,22 +105,23 @@ def make_scene(seed: str, level: int = 1, combos=SEEN, n_clear: int | None = Non
     """
     rng = random.Random(seed)
     n = n_clear or rng.choice(LEVELS[level].n_objects)
-    cells = rng.sample(range(9), min(9, n + 2))
+    cells = rng.sample(range(9), 9)
     objects = [Object(*rng.choice(combos), rng.choice(("large", "small")), cells[i]) for i in range(n)]
     if n > 1 and rng.random() < 0.2:  # the same thing twice, so that counting is more than listing
         objects[1].color, objects[1].shape = objects[0].color, objects[0].shape
     border = rng.choices(("", "private", "plain"), (0.9, 0.05, 0.05))[0] if hide else ""
-    for i in range(rng.choices((0, 1, 2), (0.58, 0.32, 0.1))[0] if hide else 0):
-        color, shape = rng.choice(combos)
-        companion = SHAPES[(SHAPES.index(objects[0].shape) + 3) % 6]
-        if rng.random() < 0.5:
-            color, shape = rng.choice([c for c in combos if c[1] == companion] or [(color, shape)])
-        kind = rng.choice(HIDDEN_KINDS)
-        hosts = [o for o in objects if o.size == "large" and o.shape in ("circle", "square", "diamond")]
-        if kind == "covered" and not hosts:
-            kind = "faint"
-        cell = rng.choice(hosts).cell if kind == "covered" else cells[(n + i) % len(cells)]
-        objects.append(Object(color, shape, "small", cell, kind))
+    free = sorted(cells[n:])
+    host = next((o for o in sorted(objects, key=lambda o: o.cell) if o.shape in COMPANION), None)
+    if hide and host and free and rng.random() < 0.75:
+        same = [c for c in combos if c == (host.color, COMPANION[host.shape])]
+        cell = next((c for c in free if c > host.cell), free[-1])
+        free.remove(cell)
+        objects.append(Object(*rng.choice(same or combos), "small", cell, rng.choice(HIDDEN_KINDS[:2])))
+    if hide and free and rng.random() < 0.25:
+        covers = [o for o in objects[:n] if o.size == "large" and o.shape in ("circle", "square", "diamond")]
+        kind = rng.choice(HIDDEN_KINDS if covers else HIDDEN_KINDS[:2])
+        cell = rng.choice(covers).cell if kind == "covered" else rng.choice(free)
+        objects.append(Object(*rng.choice(combos), "small", cell, kind))
     objects.sort(key=lambda o: (o.cell, o.hidden))
     return Scene(objects, border, level, seed)
 

@@ -1,0 +1,122 @@
+"""What all tests share: one seed, one thread, no network, and models small enough for milliseconds."""
+
+import random
+import socket
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from minivlm.clip import CLIP, CLIPConfig
+from minivlm.gpt import GPT, GPTConfig
+from minivlm.tokenizer import Tokenizer
+from minivlm.vit import ViT, ViTConfig
+from minivlm.vlm import VLM, VLMConfig
+
+# --- surroundings, for every test ---
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reproducible() -> None:
+    """One thread and deterministic kernels: a sum must not change with the order of its parts."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test starts from the same random numbers, whichever ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test that looks up a name or opens a connection; sockets between own processes are fine.
+
+    `pytest.fail` raises outside of Exception, so no `except Exception` in the code can swallow it.
+    """
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX:
+            pytest.fail(f"the test opened a network connection to {address}")
+        connect(self, address)
+
+    def look_up(host: object, *args: object, **options: object) -> None:
+        pytest.fail(f"the test looked up {host} on the network")
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+# --- text ---
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The smallest tokenizer there is: 256 bytes, no joins, seven special tokens."""
+    return Tokenizer({bytes([i]): i for i in range(256)})
+
+
+# --- tiny models ---
+
+
+@pytest.fixture
+def vit_config() -> ViTConfig:
+    """Pictures of 16 x 16 pixels in N = 4 patches."""
+    return ViTConfig(image_size=16, patch_size=8, n_layer=2, n_head=2, n_embd=32)
+
+
+@pytest.fixture
+def gpt_config(tokenizer: Tokenizer) -> GPTConfig:
+    """A context of 32 tokens over bytes and special tokens."""
+    return GPTConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=32)
+
+
+@pytest.fixture
+def clip_config(vit_config: ViTConfig, tokenizer: Tokenizer) -> CLIPConfig:
+    """Both towers of width 32; the shared space has 16 dimensions, so that no width passes for another."""
+    return CLIPConfig(vit=vit_config, vocab_size=tokenizer.vocab_size, text_block_size=24,
+                      text_n_layer=2, text_n_head=2, text_n_embd=32, n_embd=16)
+
+
+@pytest.fixture
+def vlm_config(vit_config: ViTConfig, gpt_config: GPTConfig, tokenizer: Tokenizer) -> VLMConfig:
+    """The ViT and the GPT above, joined by an MLP."""
+    return VLMConfig(image_id=tokenizer.image, vit=vit_config, gpt=gpt_config)
+
+
+def stir(model: nn.Module) -> nn.Module:
+    """Move every parameter off its initial value: no bias stays 0, no norm 1, and outputs differ visibly."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.2 * torch.randn_like(p)
+    return model
+
+
+@pytest.fixture
+def vit(vit_config: ViTConfig) -> nn.Module:
+    """A stirred ViT."""
+    return stir(ViT(vit_config))
+
+
+@pytest.fixture
+def gpt(gpt_config: GPTConfig) -> nn.Module:
+    """A stirred GPT."""
+    return stir(GPT(gpt_config))
+
+
+@pytest.fixture
+def clip(clip_config: CLIPConfig) -> nn.Module:
+    """A stirred CLIP."""
+    return stir(CLIP(clip_config))
+
+
+@pytest.fixture
+def vlm(vlm_config: VLMConfig) -> nn.Module:
+    """A stirred VLM."""
+    return stir(VLM(vlm_config))

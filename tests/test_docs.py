@@ -1,0 +1,132 @@
+"""What prose and style promise: README paths, flags and numbers, help texts, imports, used options."""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minivlm.run import parse_args
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SCRIPTS = ("train_lm", "train_clip", "train_align", "train_sft", "evaluate", "chat", "data.shapes.prepare", "data.nlvr.prepare")
+CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
+
+
+def python_files() -> list[Path]:
+    """Every Python file that git knows or would add."""
+    done = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"], capture_output=True, text=True, cwd=ROOT)
+    names = done.stdout.split() or [str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if ".venv" not in p.parts]
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def test_every_path_in_the_readme_exists():
+    """Catches a renamed file whose old name lives on in prose."""
+    paths = re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|sh|png|md))`|\]\(([\w/.]+)\)", README)
+    missing = [p for pair in paths for p in pair if p and not (ROOT / p).exists()]
+    assert paths and not missing
+
+
+def test_every_flag_in_the_readmes_commands_is_a_real_option():
+    """Catches a command line that no longer works as printed."""
+    commands = re.findall(r"(?:python |\.venv/bin/python )?((?:[\w/]+/)?(?:train_\w+|evaluate|chat|prepare)\.py)((?: --\w+(?: [^\s`|]+)?)+)", README)
+    assert len(commands) > 4
+    for script, flags in commands:
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        for flag in re.findall(r"--(?:no-)?(\w+)", flags):
+            assert flag == "help" or flag in module.Config.__dataclass_fields__, f"{script} has no --{flag}"
+
+
+def test_the_readmes_numbers_are_those_of_the_result_files():
+    """Catches numbers in prose that no run has produced."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "results" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    inside = README.split(tables.BEGIN)[1].split(tables.END)[0]
+    assert inside.strip() == tables.block().strip()
+
+
+def test_the_readme_is_at_most_250_lines():
+    """Catches a front page that has become a manual."""
+    assert len(README.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_explains_every_option(name, capsys):
+    """Catches an option without a comment, which would have no help text, and a --help that fails."""
+    module = importlib.import_module(name)
+    with pytest.raises(SystemExit) as stop:
+        parse_args(module.Config, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in module.Config.__dataclass_fields__:
+        assert f"--{field}" in text
+    comments = dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.*)$", inspect.getsource(module.Config), flags=re.MULTILINE))
+    assert comments.keys() >= module.Config.__dataclass_fields__.keys()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_option_is_read(name):
+    """Catches a flag that is parsed and never applied."""
+    module = importlib.import_module(name)
+    read = {n.attr for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.Attribute)}
+    run = (ROOT / "minivlm" / "run.py").read_text()
+    unread = [f for f in module.Config.__dataclass_fields__ if f not in read and f"cfg.{f}" not in run]
+    assert not unread
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_defaults_have_the_type_that_they_declare(name):
+    """Catches `lr: float = 1`, which would make the command line take whole numbers only."""
+    for field in importlib.import_module(name).Config.__dataclass_fields__.values():
+        assert type(field.default).__name__ == getattr(field.type, "__name__", field.type), field.name
+
+
+def test_only_core_packages_are_imported():
+    """Catches a dependency that nobody decided on."""
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for name in names:
+                top = name.split(".")[0]
+                own = (ROOT / f"{top}.py").exists() or top in ("setuptools", "world", "language")
+                assert top in CORE or own or top in sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
+def test_nothing_is_printed_or_seeded_on_import():
+    """Catches side effects at import: output, seeds, thread counts."""
+    code = ("import torch; a = (torch.initial_seed(), torch.get_num_threads()); import importlib\n"
+            f"[importlib.import_module(n) for n in {SCRIPTS!r}]\n"
+            "assert a == (torch.initial_seed(), torch.get_num_threads())")
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_scripts_do_not_import_each_other_and_share_their_banners():
+    """Catches scripts that stop being alike: the same banners in the same order, each file on its own."""
+    for name in SCRIPTS[:4]:
+        text = (ROOT / f"{name}.py").read_text()
+        banners = re.findall(r"^ *# --- (\w+) ---$", text, flags=re.MULTILINE)
+        assert banners[:3] == ["config", "evaluate", "run"]
+        assert sorted(banners[3:6]) == ["data", "model", "optimizer"] and banners[6:] == ["resume", "loop", "finish"]
+        assert not re.search(r"import train_|from train_", text)
+        assert len(text.splitlines()) <= 250
+
+
+def test_no_function_is_written_twice():
+    """Catches a copied function: two of over five statements with the same syntax tree."""
+    seen: dict[str, str] = {}
+    for path in python_files():
+        if "tests" in path.parts or path.name.startswith("train_"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and len(node.body) > 5:
+                body = ast.dump(ast.Module(node.body[1:], []))
+                assert seen.setdefault(body, f"{path.name}:{node.name}") == f"{path.name}:{node.name}"

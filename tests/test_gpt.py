@@ -1,0 +1,169 @@
+"""What a position may see, what `at` and the cache may not change, and one batch learned by heart."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from minivlm.gpt import GPT
+from minivlm.losses import IGNORE_INDEX, next_token_loss
+
+
+def ids(B: int, T: int) -> Tensor:
+    """Random bytes."""
+    return torch.randint(256, (B, T))
+
+
+def moved(gpt: GPT, idx: Tensor, at: int, **options) -> Tensor:
+    """Which positions' logits change when the token at one place does: (T,) bool."""
+    other = idx.clone()
+    other[:, at] = (other[:, at] + 1) % 256
+    return ((gpt(idx, **options) - gpt(other, **options)).abs() > 1e-4).any(-1).any(0)
+
+
+# --- what a position sees ---
+
+
+def test_a_later_token_cannot_change_an_earlier_logit(gpt):
+    """Catches: a missing causal mask, or one that is off by one in either direction."""
+    for place in range(6):
+        assert moved(gpt, ids(2, 6), place).tolist() == [t >= place for t in range(6)]
+
+
+def test_a_prefix_sees_itself_both_ways_and_nothing_behind_it(gpt):
+    """Catches: a prefix that sees the text (the answer leaks), or sees only backward."""
+    for place in range(6):
+        changed = moved(gpt, ids(2, 6), place, prefix=torch.tensor([3, 3])).tolist()
+        assert changed == ([True] * 6 if place < 3 else [t >= place for t in range(6)])
+
+
+def test_prefixes_of_different_rows_do_not_mix(gpt):
+    """Catches: the first row's prefix used for all."""
+    idx, lengths = ids(3, 6), torch.tensor([0, 2, 5])
+    together = gpt(idx, prefix=lengths)
+    for b in range(3):
+        alone = gpt(idx[b:b + 1], prefix=lengths[b:b + 1])[0]
+        torch.testing.assert_close(together[b], alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together[0], gpt(idx)[0], rtol=1e-4, atol=1e-4)  # no prefix is causal
+
+
+def test_pads_on_the_right_are_inert(gpt):
+    """Catches: pads that reach real tokens (contract 2)."""
+    idx = ids(2, 9)
+    torch.testing.assert_close(gpt(idx)[:, :5], gpt(idx[:, :5]), rtol=1e-4, atol=1e-4)
+
+
+def test_permuting_the_batch_permutes_the_logits(gpt):
+    """Catches: rows that look at each other."""
+    idx, order = ids(4, 6), torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(gpt(idx[order]), gpt(idx)[order], rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_token_at_another_position_scores_differently(gpt):
+    """Catches: position embeddings that are dropped, or taken at one index for all."""
+    logits = gpt(torch.full((1, 4), 65))[0]
+    for t in range(3):
+        assert (logits[t] - logits[t + 1]).abs().max() > 0.1
+
+
+# --- head ---
+
+
+def test_the_logits_are_the_normed_stream_times_the_embedding(gpt):
+    """Catches: an untied head, a missing last norm, positions from somewhere else."""
+    idx = ids(2, 6)
+    x = gpt.wte.weight[idx] + gpt.wpe.weight[:6]
+    for block in gpt.blocks:
+        x = block(x, causal=True)
+    torch.testing.assert_close(gpt(idx), gpt.norm(x) @ gpt.wte.weight.T)
+    assert gpt.head.weight is gpt.wte.weight
+
+
+def test_embeddings_in_place_of_ids_give_the_same_logits(gpt):
+    """Catches: positions added twice or not at all on the way a VLM takes."""
+    idx = ids(2, 6)
+    assert torch.equal(gpt(emb=gpt.wte(idx)), gpt(idx))
+
+
+def test_a_fresh_model_costs_ln_V(gpt_config):
+    """Catches: initial weights so large that training starts from confident nonsense."""
+    loss = next_token_loss(GPT(gpt_config)(ids(8, 32)), ids(8, 32))
+    assert loss.item() == pytest.approx(math.log(gpt_config.vocab_size), abs=0.05)
+
+
+def test_at_changes_neither_loss_nor_gradients(gpt):
+    """Catches: positions chosen in another order than their targets, a loss with another divisor."""
+    idx, targets = ids(3, 6), ids(3, 6)
+    targets[0, :4], targets[1, ::2], targets[2, 3:] = IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX
+    keep = targets != IGNORE_INDEX
+    full = next_token_loss(gpt(idx), targets)
+    some = next_token_loss(gpt(idx, at=keep), targets[keep])
+    torch.testing.assert_close(some, full)
+    for one, other in zip(torch.autograd.grad(full, list(gpt.parameters())),
+                          torch.autograd.grad(some, list(gpt.parameters()))):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_no_gradient_reaches_what_comes_after_the_last_answer(gpt):
+    """Catches: ignored positions that still push, or targets that look ahead."""
+    emb = gpt.wte(ids(1, 6)).detach().requires_grad_()
+    targets = torch.tensor([[IGNORE_INDEX, 5, 6, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]])
+    next_token_loss(gpt(emb=emb), targets).backward()
+    assert (emb.grad[0].abs().sum(-1) > 0).tolist() == [True, True, True, False, False, False]
+
+
+# --- cache ---
+
+
+@pytest.mark.parametrize("pieces", [[6], [4, 2], [1] * 6])
+def test_reading_in_pieces_with_a_cache_equals_one_pass(gpt, pieces: list[int]):
+    """Catches: positions counted from each piece's start, layers that share a cache, a lost key."""
+    idx, cache, start, out = ids(2, 6), gpt.new_cache(2, 6), 0, []
+    for n in pieces:
+        where = torch.arange(start, start + n).expand(2, n)
+        out.append(gpt(idx[:, start:start + n], cache=cache, positions=where))
+        start += n
+    torch.testing.assert_close(torch.cat(out, dim=1), gpt(idx), rtol=1e-4, atol=1e-4)
+
+
+def test_cached_rows_go_on_at_their_own_length(gpt):
+    """Catches: a pad's key that stays visible, or one position for rows of different length.
+
+    Row 0 has 5 tokens, row 1 only 2 and three pads, whose keys its own new tokens overwrite.
+    """
+    idx, lengths = ids(2, 8), torch.tensor([5, 2])
+    cache = gpt.new_cache(2, 8)
+    first = idx[:, :5].clone()
+    first[1, 2:] = 0
+    gpt(first, cache=cache, positions=torch.arange(5).expand(2, 5))
+    for step in range(3):
+        where = (lengths + step)[:, None]
+        got = gpt(idx.gather(1, where), cache=cache, positions=where)[:, 0]
+        for b, n in enumerate((lengths + step + 1).tolist()):
+            torch.testing.assert_close(got[b], gpt(idx[b:b + 1, :n])[0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_text_longer_than_the_context_is_refused(gpt):
+    """Catches: an index error deep in the position embedding."""
+    with pytest.raises(ValueError, match="text has 33 tokens, the context holds block_size 32"):
+        gpt(ids(1, 33))
+
+
+# --- learning ---
+
+
+def test_a_tiny_gpt_learns_one_batch_by_heart(gpt_config):
+    """Catches: a gradient cut somewhere, targets that the model cannot see, positions without effect."""
+    gpt, text = GPT(gpt_config), ids(4, 17)
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-2, weight_decay=0.0)
+    for step in range(200):
+        loss = next_token_loss(gpt(text[:, :-1]), text[:, 1:])
+        if loss < 0.05:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    predicted = gpt(text[:, :-1]).argmax(-1)
+    assert (predicted == text[:, 1:]).float().mean() > 0.95

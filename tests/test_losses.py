@@ -1,0 +1,230 @@
+"""Each objective against its definition, numbers done by hand, its limits and finite differences."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minivlm.losses import IGNORE_INDEX, clip_loss, next_token_loss, token_logprobs
+
+
+def text(B: int = 3, T: int = 5, V: int = 7) -> tuple[Tensor, Tensor]:
+    """Random float64 logits and targets of which every third one is ignored."""
+    logits, targets = torch.randn(B, T, V, dtype=torch.float64) * 2, torch.randint(V, (B, T))
+    targets.view(-1)[::3] = IGNORE_INDEX
+    return logits, targets
+
+
+def unit(B: int, C: int) -> Tensor:
+    """Random float64 vectors of length 1."""
+    return F.normalize(torch.randn(B, C, dtype=torch.float64), dim=-1)
+
+
+# --- next token ---
+
+
+def test_next_token_loss_is_the_mean_over_supervised_tokens_only():
+    """Catches: a mean over all positions, over rows, or over pads; a shift of the targets.
+
+    By hand, V = 2: logits (ln 3, 0) give p = (3/4, 1/4). Row 0 supervises ids 0 and 1, row 1 only
+    id 0: (ln 4/3 + ln 4 + ln 4/3) / 3 = (0.2877 + 1.3863 + 0.2877) / 3 = 0.6539.
+    """
+    logits = torch.tensor([math.log(3), 0.0]).expand(2, 2, 2)
+    targets = torch.tensor([[0, 1], [0, IGNORE_INDEX]])
+    assert next_token_loss(logits, targets).item() == pytest.approx(0.6539, abs=1e-4)
+
+
+def test_next_token_loss_equals_the_written_out_sum():
+    """Catches: a wrong reduction, a wrong ignored id, targets read one place off."""
+    logits, targets = text()
+    total, count = 0.0, 0
+    for b in range(3):
+        for t in range(5):
+            if targets[b, t] != -100:
+                scores = logits[b, t].tolist()
+                total -= scores[targets[b, t]] - math.log(sum(math.exp(s) for s in scores))
+                count += 1
+    assert next_token_loss(logits, targets).item() == pytest.approx(total / count, rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_label_smoothing_mixes_the_target_with_the_even_distribution(smoothing: float):
+    """Catches: smoothing dropped, applied to ignored tokens, or spread over V - 1 tokens.
+
+        loss = (1 - s) * -log p(target) + s * mean over the vocabulary of -log p
+    """
+    logits, targets = text()
+    logp, keep = logits.log_softmax(-1), targets != IGNORE_INDEX
+    hard = -logp[keep].gather(-1, targets[keep][:, None])[:, 0]
+    want = (1 - smoothing) * hard + smoothing * -logp[keep].mean(-1)
+    assert next_token_loss(logits, targets, smoothing).item() == pytest.approx(want.mean().item(), rel=1e-6)
+
+
+def test_a_model_that_knows_nothing_pays_ln_V():
+    """Catches: a loss in bits, a sum in place of the mean; smoothing cannot change an even guess."""
+    _, targets = text(V=7)
+    for smoothing in (0.0, 0.3):
+        loss = next_token_loss(torch.zeros(3, 5, 7), targets, smoothing)
+        assert loss.item() == pytest.approx(math.log(7), rel=1e-6)
+
+
+def test_only_supervised_positions_get_gradient():
+    """Catches: the prompt or pads pushing weights through the loss."""
+    logits, targets = text()
+    logits.requires_grad_()
+    next_token_loss(logits, targets, 0.1).backward()
+    pushed = logits.grad.abs().sum(-1) > 0
+    assert torch.equal(pushed, targets != IGNORE_INDEX)
+
+
+def test_next_token_loss_refuses_targets_without_supervision():
+    """Catches: a batch of pads that trains on nothing and returns nan."""
+    with pytest.raises(ValueError, match="no token is supervised"):
+        next_token_loss(torch.zeros(1, 3, 4), torch.full((1, 3), IGNORE_INDEX))
+
+
+def test_next_token_loss_refuses_shapes_that_do_not_fit():
+    """Catches: unshifted logits of T + 1 positions, which flatten into another row's targets."""
+    with pytest.raises(ValueError, match=r"logits \(2, 4, 5\) do not fit targets \(2, 3\)"):
+        next_token_loss(torch.zeros(2, 4, 5), torch.zeros(2, 3, dtype=torch.long))
+
+
+# --- log-probabilities ---
+
+
+def test_token_logprobs_gathers_the_target_and_is_exactly_zero_elsewhere():
+    """Catches: a flipped sign, a shift, -0.0 or a pad's log-probability in a sequence's sum."""
+    logits, targets = text()
+    want = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    got, keep = token_logprobs(logits, targets), targets != IGNORE_INDEX
+    torch.testing.assert_close(got[keep].double(), want[keep], rtol=1e-5, atol=1e-6)
+    assert got.shape == targets.shape
+    assert (got[~keep] == 0).all() and not torch.signbit(got[~keep]).any()
+
+
+def test_the_sum_of_a_row_is_the_log_probability_of_its_sequence():
+    """Catches: logarithms of base 2 or a mean over the row.
+
+    By hand: ids 0, 1 under p = (3/4, 1/4) have probability 3/16, ln 3/16 = -1.6740.
+    """
+    logits = torch.tensor([math.log(3), 0.0]).expand(1, 3, 2)
+    logp = token_logprobs(logits, torch.tensor([[0, 1, IGNORE_INDEX]]))
+    assert logp.sum().item() == pytest.approx(-1.6740, abs=1e-4)
+
+
+def test_the_mean_of_token_logprobs_is_the_next_token_loss():
+    """Catches: the two functions drifting apart."""
+    logits, targets = text()
+    mean = -token_logprobs(logits, targets).sum() / (targets != IGNORE_INDEX).sum()
+    torch.testing.assert_close(mean, next_token_loss(logits, targets))
+
+
+# --- InfoNCE ---
+
+
+def test_clip_loss_equals_a_double_loop():
+    """Catches: one direction only, a softmax over the wrong axis, positives off the diagonal."""
+    img_z, txt_z, scale = unit(5, 4), unit(5, 4), 3.7
+    total = 0.0
+    for i in range(5):
+        to_text = [math.exp(scale * float(img_z[i] @ txt_z[j])) for j in range(5)]
+        to_image = [math.exp(scale * float(img_z[j] @ txt_z[i])) for j in range(5)]
+        total -= (math.log(to_text[i] / sum(to_text)) + math.log(to_image[i] / sum(to_image))) / 2
+    assert clip_loss(img_z, txt_z, scale).item() == pytest.approx(total / 5, rel=1e-12)
+
+
+def test_clip_loss_of_two_pairs_by_hand():
+    """Catches: only one of the two directions, or a scale that divides.
+
+    img_z = (1, 0), (0, 1); txt_z = (1, 0), (1, 0); scale ln 3. The logits are
+        ln 3   ln 3        rows: ln 2 and ln 2                          mean 0.6931
+           0      0        columns: -ln 3/4 = 0.2877, -ln 1/4 = 1.3863  mean 0.8370
+    and the loss is (0.6931 + 0.8370) / 2 = 0.7651.
+    """
+    img_z, txt_z = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert clip_loss(img_z, txt_z, math.log(3)).item() == pytest.approx(0.7651, abs=1e-4)
+
+
+def test_the_right_caption_has_the_lowest_loss_of_all_orders():
+    """Catches: labels in another order than the rows (a shuffled or reversed diagonal)."""
+    z = unit(4, 8)
+    right = clip_loss(z, z, 5.0)
+    for shift in (1, 2, 3):
+        assert clip_loss(z, z.roll(shift, 0), 5.0) > right + 0.1
+    assert clip_loss(z, z.flip(0), 5.0) > right + 0.1
+
+
+@pytest.mark.parametrize("B", [1, 2, 8])
+def test_a_batch_of_equal_vectors_costs_ln_B(B: int):
+    """Catches: a sum over the batch, a mask on the diagonal, a wrong start of the curve."""
+    z = unit(1, 4).expand(B, 4)
+    assert clip_loss(z, z, 14.0).item() == pytest.approx(math.log(B), abs=1e-9)
+
+
+def test_clip_loss_is_symmetric_in_the_towers_and_blind_to_the_order_of_pairs():
+    """Catches: different weights for the two directions; labels tied to a row's number."""
+    img_z, txt_z, order = unit(6, 4), unit(6, 4), torch.randperm(6)
+    loss = clip_loss(img_z, txt_z, 9.0)
+    torch.testing.assert_close(clip_loss(txt_z, img_z, 9.0), loss)
+    torch.testing.assert_close(clip_loss(img_z[order], txt_z[order], 9.0), loss)
+
+
+def test_clip_loss_refuses_a_different_number_of_pictures_and_captions():
+    """Catches: a caption dropped from the batch, which would move every later label."""
+    with pytest.raises(ValueError, match=r"img_z \(3, 4\) and txt_z \(2, 4\) differ"):
+        clip_loss(unit(3, 4), unit(2, 4), 1.0)
+
+
+# --- gradients ---
+
+
+def test_gradients_of_clip_loss_equal_finite_differences():
+    """Catches: a detach in either tower or in the temperature."""
+    inputs = [unit(3, 4), unit(3, 4), torch.tensor(2.5, dtype=torch.float64)]
+    assert torch.autograd.gradcheck(clip_loss, [x.requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradient_of_next_token_loss_equals_the_formula(smoothing: float):
+    """Catches: a detach, or a count of tokens that is not the divisor.
+
+        d loss / d logits = (p - target distribution) / count,  0 where ignored
+
+    The loss computes in float32, too coarse for differences, so these are taken of the definition
+    in float64 and the loss must have its gradient.
+    """
+    logits, targets = text(2, 3, 4)
+    keep = targets != IGNORE_INDEX
+    q = F.one_hot(targets.clamp(min=0), 4) * (1 - smoothing) + smoothing / 4
+
+    def definition(z: Tensor) -> Tensor:
+        return -((q * z.log_softmax(-1)).sum(-1) * keep).sum() / keep.sum()
+
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(definition, logits)
+    got, = torch.autograd.grad(next_token_loss(logits, targets, smoothing), logits)
+    want, = torch.autograd.grad(definition(logits), logits)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
+    by_hand = (logits.softmax(-1) - q) * keep[..., None] / keep.sum()
+    torch.testing.assert_close(want, by_hand)
+
+
+def test_gradient_of_token_logprobs_equals_finite_differences():
+    """Catches: gradient at ignored places, a detach.
+
+    The function computes in float32, so the step is large (0.02) and the comparison loose.
+    """
+    logits, targets = text(2, 3, 4)
+    weight = torch.randn(2, 3, dtype=torch.float64)
+    logits.requires_grad_()
+    (token_logprobs(logits, targets) * weight).sum().backward()
+    got, step = logits.grad.flatten(), 0.02
+    for k in range(got.numel()):
+        move = torch.zeros(got.numel(), dtype=torch.float64)
+        move[k] = step
+        move = move.view_as(logits)
+        above, below = (token_logprobs((logits + s * move).detach(), targets) for s in (1, -1))
+        slope = (weight * (above - below).double()).sum() / (2 * step)
+        assert got[k].item() == pytest.approx(slope.item(), abs=2e-3)

@@ -1,0 +1,182 @@
+"""The block against torch's own, the masks against their definition, the cache against one pass."""
+
+import math
+
+import pytest
+import torch
+from conftest import stir
+from torch import nn
+
+from minivlm.transformer import Attention, Block, KVCache, activation, attention_mask, init_weights
+
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
+
+
+def positions(B: int, T: int) -> torch.Tensor:
+    """Rows 0 .. T-1, as a model makes them."""
+    return torch.arange(T).expand(B, T)
+
+
+# --- attention ---
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n_head", [1, 4])
+def test_attention_equals_the_five_lines_of_its_docstring(n_head: int, causal: bool):
+    """Catches: heads cut across another axis, q, k, v in another order, a missing sqrt(D), a leaking mask."""
+    attn, x = stir(Attention(32, n_head)).double(), torch.randn(3, 5, 32, dtype=torch.float64)
+    D, out = 32 // n_head, []
+    for h in range(n_head):
+        rows = slice(h * D, (h + 1) * D)
+        parts = zip(attn.qkv.weight.split(32), attn.qkv.bias.split(32))
+        q, k, v = (x @ w[rows].T + b[rows] for w, b in parts)                            # (B, T, D)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(D)
+        if causal:
+            scores = scores.masked_fill(~CAUSAL, -torch.inf)
+        out.append(scores.softmax(dim=-1) @ v)
+    torch.testing.assert_close(attn(x, causal=causal), attn.proj(torch.cat(out, dim=-1)))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_equals_torchs_multihead_attention_with_its_weights(causal: bool):
+    """Catches: a layout of the weights that published checkpoints do not fit."""
+    ours, theirs = stir(Attention(32, 4)), nn.MultiheadAttention(32, 4, batch_first=True)
+    theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.qkv.weight.data, ours.qkv.bias.data
+    theirs.out_proj.load_state_dict(ours.proj.state_dict())
+    x = torch.randn(3, 5, 32)
+    want = theirs(x, x, x, attn_mask=~CAUSAL if causal else None, need_weights=False)[0]
+    torch.testing.assert_close(ours(x, causal=causal), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_boolean_mask_is_true_where_a_key_counts():
+    """Catches: the inverted mask (contract 3), the most common of all attention bugs."""
+    attn, x = stir(Attention(32, 2)), torch.randn(2, 5, 32)
+    torch.testing.assert_close(attn(x, mask=CAUSAL), attn(x, causal=True), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_refuses_a_width_that_the_heads_do_not_divide():
+    """Catches: heads of unequal width."""
+    with pytest.raises(ValueError, match="n_embd 30 is not a multiple of n_head 4"):
+        Attention(30, 4)
+
+
+# --- block ---
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_block_equals_torchs_pre_norm_encoder_layer(causal: bool):
+    """Catches: post-norm, a lost residual, norms exchanged, an MLP of another width or activation."""
+    ours = stir(Block(32, 4, act="gelu"))
+    theirs = nn.TransformerEncoderLayer(
+        32, 4, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    theirs.self_attn.in_proj_weight.data = ours.attn.qkv.weight.data
+    theirs.self_attn.in_proj_bias.data = ours.attn.qkv.bias.data
+    pairs = (
+        (theirs.self_attn.out_proj, ours.attn.proj),
+        (theirs.norm1, ours.norm1), (theirs.norm2, ours.norm2),
+        (theirs.linear1, ours.mlp[0]), (theirs.linear2, ours.mlp[2]),
+    )
+    for theirs_part, ours_part in pairs:
+        theirs_part.load_state_dict(ours_part.state_dict())
+    x = torch.randn(3, 5, 32)
+    want = theirs(x, src_mask=~CAUSAL if causal else None)
+    torch.testing.assert_close(ours(x, causal=causal), want, rtol=1e-4, atol=1e-4)
+
+
+def test_activations_by_hand():
+    """Catches: one GELU in place of another, which CLIP's or GPT-2's weights would not survive.
+
+    At x = 1: gelu is Phi(1) = 0.84134; quick_gelu is 1 / (1 + e^-1.702) = 0.84580; gelu_tanh is
+    (1 + tanh(sqrt(2 / pi) * 1.044715)) / 2 = 0.84119.
+    """
+    for name, want in (("gelu", 0.84134), ("gelu_tanh", 0.84119), ("quick_gelu", 0.84580)):
+        assert activation(name)(torch.tensor(1.0)).item() == pytest.approx(want, abs=1e-5)
+
+
+def test_an_unknown_activation_is_refused_by_name():
+    """Catches: a silent fall-back to another activation."""
+    with pytest.raises(ValueError, match="activation 'relu' is not one of gelu, gelu_tanh, quick_gelu"):
+        activation("relu")
+
+
+def test_dropout_acts_in_training_only():
+    """Catches: dropout that stays on in evaluation, or reaches only one of the two branches."""
+    block, x = stir(Block(32, 2, dropout=0.5)), torch.randn(1, 5, 32)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    assert torch.equal(block(x), block(x))
+
+
+# --- masks ---
+
+
+def test_prefix_mask_is_exact():
+    """Catches: a prefix one too long or short, a prefix that sees what follows, rows mixed up.
+
+    Row 0 has a prefix of 3, row 1 none, row 2 one of 5, the whole row.
+    """
+    mask = attention_mask(positions(3, 5), 5, torch.tensor([3, 0, 5]))
+    assert mask.shape == (3, 1, 5, 5) and mask.dtype == torch.bool
+    by_hand = torch.tensor([
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1],
+    ])
+    assert torch.equal(mask[0, 0], by_hand.bool())
+    assert torch.equal(mask[1, 0], CAUSAL)
+    assert mask[2].all()
+
+
+def test_causal_mask_counts_absolute_positions():
+    """Catches: a mask counted from the query's place in the call, wrong as soon as a cache is used.
+
+    Two rows ask for one position each, 2 and 0, of 4 keys.
+    """
+    mask = attention_mask(torch.tensor([[2], [0]]), 4)
+    assert mask[:, 0, 0].tolist() == [[True, True, True, False], [True, False, False, False]]
+
+
+def test_every_query_sees_at_least_itself():
+    """Catches: a row of the softmax with no key, which gives nan."""
+    for length in range(6):
+        mask = attention_mask(positions(1, 5), 5, torch.tensor([length]))[0, 0]
+        assert mask.diagonal().all()
+
+
+# --- cache ---
+
+
+def test_the_cache_writes_each_row_at_its_own_position():
+    """Catches: one position for all rows, a write into another row or layer, keys beyond n_keys returned."""
+    cache = KVCache(n_layer=2, batch=2, max_len=4, n_head=1, head_dim=1, like=torch.zeros(1))
+    first = torch.tensor([[[[1.0], [2.0], [3.0]]], [[[4.0], [5.0], [6.0]]]])  # (B, H, T, D) = (2, 1, 3, 1)
+    cache.n_keys = 3
+    k, v = cache.write(1, first, -first, positions(2, 3))
+    assert torch.equal(k, first) and torch.equal(v, -first)
+    cache.n_keys = 4
+    new = torch.tensor([[[[7.0]]], [[[8.0]]]])
+    k, v = cache.write(1, new, -new, torch.tensor([[3], [1]]))
+    assert k[:, 0, :, 0].tolist() == [[1, 2, 3, 7], [4, 8, 6, 0]]
+    assert torch.equal(v, -k)
+    assert not cache.k[0].any() and not cache.v[0].any()
+
+
+# --- initial weights ---
+
+
+def test_initial_weights_are_gpt_2s():
+    """Catches: a residual scale of 1 / sqrt(L), the scale on the wrong matrix, biases that are not 0."""
+    tower = nn.Module()
+    tower.blocks = nn.Sequential(*[Block(128, 4) for _ in range(8)])
+    tower.wte = nn.Embedding(300, 128)
+    init_weights(tower)
+    assert tower.wte.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    for block in tower.blocks:
+        for inner in (block.attn.qkv, block.mlp[0]):
+            assert inner.weight.std().item() == pytest.approx(0.02, rel=0.03)
+        for into_stream in (block.attn.proj, block.mlp[2]):
+            assert into_stream.weight.std().item() == pytest.approx(0.02 / 4, rel=0.03)  # sqrt(2 * 8) = 4
+        for part in (block.attn.qkv, block.attn.proj, block.mlp[0], block.mlp[2]):
+            assert not part.bias.any()
