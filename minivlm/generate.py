@@ -25,11 +25,16 @@ def filter_logits(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     Returns:
         (B, V), -inf where a token is out.
 
+    Raises:
+        ValueError: if the temperature is not above 0.
+
     Source: top-p is nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751, section 3.1.
 
     >>> filter_logits(torch.tensor([[2.0, 1.0, 0.0]]), 0.5, top_k=2)
     tensor([[4., 2., -inf]])
     """
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature} is not above 0; greedy decoding needs no filter")
     logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]            # (B, 1)
@@ -103,8 +108,12 @@ def stream(
         last[rows, lengths - 1] = True
         logits = model(idx[:, :longest], **pictures, at=last, cache=cache, positions=positions)  # (B, V)
 
+        # a picture's placeholder is no word: written, it could not be read back
+        image_id = getattr(model.config, "image_id", None)
         alive = [True] * B
         for _ in range(min(max_new_tokens, size - min(map(len, prompts)))):
+            if image_id is not None:
+                logits[:, image_id] = -torch.inf
             token = pick(logits.float(), temperature, top_k, top_p, generator)   # (B,)
             room = lengths < size
             given = [int(t) if a and r else None for t, a, r in zip(token, alive, room.tolist())]

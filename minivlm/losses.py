@@ -14,6 +14,11 @@ from torch import Tensor
 IGNORE_INDEX = -100  # torch's default for cross_entropy
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Widen half precision, where sums of exponentials lose too much; leave float32 and float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def next_token_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Average the negative log-likelihood of the supervised tokens of the whole batch.
 
@@ -42,7 +47,7 @@ def next_token_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.
     if not bool((targets != IGNORE_INDEX).any()):
         raise ValueError("no token is supervised: every target is -100")
     return F.cross_entropy(
-        logits.flatten(0, -2).float(), targets.flatten(),
+        at_least_float32(logits.flatten(0, -2)), targets.flatten(),
         ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing,
     )
 
@@ -63,7 +68,7 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     tensor([[-1.3863,  0.0000]])
     """
     logp = -F.cross_entropy(
-        logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+        at_least_float32(logits.flatten(0, -2)), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     ).view_as(targets)
     return logp.masked_fill(targets == IGNORE_INDEX, 0.0)  # turns -0.0 into 0.0
 

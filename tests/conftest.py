@@ -2,6 +2,7 @@
 
 import random
 import socket
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -38,18 +39,18 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     `pytest.fail` raises outside of Exception, so no `except Exception` in the code can swallow it.
     """
-    connect = socket.socket.connect
-
-    def guarded(self: socket.socket, address: object) -> None:
-        if self.family != socket.AF_UNIX:
-            pytest.fail(f"the test opened a network connection to {address}")
-        connect(self, address)
+    def guarded(original: Callable) -> Callable:
+        def connect(self: socket.socket, address: object) -> object:
+            if self.family != socket.AF_UNIX:
+                pytest.fail(f"the test opened a network connection to {address}")
+            return original(self, address)
+        return connect
 
     def look_up(host: object, *args: object, **options: object) -> None:
         pytest.fail(f"the test looked up {host} on the network")
 
-    monkeypatch.setattr(socket.socket, "connect", guarded)
-    monkeypatch.setattr(socket.socket, "connect_ex", guarded)
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 

@@ -280,7 +280,6 @@ def test_random_damage_gives_a_picture_or_a_value_error(fmt):
             assert "picture" in str(error)
 
 
-@pytest.mark.xfail(strict=True, reason="open_image: ValueError of Pillow itself")
 def test_a_broken_file_is_named_whatever_pillow_raises(tmp_path):
     """Catches Pillow's own ValueError without the file's name: a PPM with a letter in its size."""
     (tmp_path / "bad.ppm").write_bytes(b"P6 2x 2 255\n" + bytes(12))
@@ -377,14 +376,12 @@ def test_missing_pictures_are_named(tmp_path):
         Pictures(tmp_path, 8).get(["cat.jpg"])
 
 
-@pytest.mark.xfail(strict=True, reason="Pictures.get: any # is taken for a pack")
 def test_a_file_may_have_a_number_sign_in_its_name(tmp_path):
     """Catches "cat #3.png" taken for row "3.png" of a pack called "cat "."""
     Image.new("RGB", (8, 8), "white").save(tmp_path / "cat #3.png")
     assert Pictures(tmp_path, 8).get(["cat #3.png"]).shape == (1, 3, 8, 8)
 
 
-@pytest.mark.xfail(strict=True, reason="Pictures.get: row -1 is the last, row 2 an IndexError")
 def test_a_row_that_the_pack_does_not_have_is_refused(tmp_path):
     """Catches a negative row, which counts from the end, and an IndexError without a name."""
     np.save(tmp_path / "train.npy", np.zeros((2, 8, 8, 3), np.uint8))
@@ -425,7 +422,6 @@ def test_a_bad_line_is_named_with_its_number(line, message, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["[1, 2]", "3", "null", '"text"'])
-@pytest.mark.xfail(strict=True, reason="load_records: accepted when need is empty")
 def test_a_line_that_is_no_object_is_refused(line, tmp_path):
     """Catches a list or a number taken for a record when no key is asked for."""
     write(tmp_path, line)
@@ -433,7 +429,6 @@ def test_a_line_that_is_no_object_is_refused(line, tmp_path):
         load_records(tmp_path, "train")
 
 
-@pytest.mark.xfail(strict=True, reason="load_records: UnicodeDecodeError without file and line")
 def test_a_line_in_another_encoding_is_named(tmp_path):
     """Catches a decoding error without file and line."""
     (tmp_path / "train.jsonl").write_bytes(b'{"id": "a"}\n{"id": "caf\xe9"}\n')
@@ -539,7 +534,6 @@ def test_workers_make_the_same_batches_in_the_same_order():
     assert list(batches(make_batch, 5, 5)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="batches: DataLoader draws its seed globally")
 def test_making_batches_leaves_the_global_generator_alone():
     """Catches dropout that differs after --resume: the loader must draw its seed from elsewhere."""
     state = torch.get_rng_state()
@@ -620,7 +614,6 @@ def test_a_bad_dialogue_is_named_by_its_record(record, message):
         render_records([LLAVA, record], TOKENIZER, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="count_images: AttributeError")
 def test_a_turn_that_is_no_object_is_refused_by_record():
     """Catches an AttributeError without the record's name."""
     with pytest.raises(ValueError, match="record f"):

@@ -118,7 +118,6 @@ def test_the_parsed_config_reaches_main(monkeypatch):
     assert got == [Config(steps=5)]
 
 
-@pytest.mark.xfail(strict=True, reason="cli: other OSErrors end in a traceback")
 def test_an_output_folder_that_cannot_be_made_is_one_line(monkeypatch, capsys, tmp_path):
     """Catches a traceback when --out names a file."""
     (tmp_path / "file").write_text("")
@@ -147,7 +146,6 @@ def test_an_unusable_device_is_named(name):
 
 
 @pytest.mark.parametrize("name", ["hpu", "privateuseone"])
-@pytest.mark.xfail(strict=True, reason="pick_device: ModuleNotFoundError")
 def test_a_device_that_needs_another_package_is_refused_alike(name):
     """Catches the ModuleNotFoundError that torch raises for these two."""
     with pytest.raises(ValueError, match=f"device '{name}' is not usable here"):
@@ -195,7 +193,6 @@ def test_the_environment_names_versions_and_hardware():
     assert re.fullmatch(r"none|[0-9a-f]{7,}\+?", found["commit"])
 
 
-@pytest.mark.xfail(strict=True, reason="environment: git is required")
 def test_a_machine_without_git_can_train(monkeypatch):
     """Catches a run that needs git: a slim container has none, and the checkout came as an archive."""
     def no_git(*args, **kwargs):

@@ -276,7 +276,6 @@ def test_a_file_of_another_kind_is_refused_by_name(text, tmp_path):
         Tokenizer.load(tmp_path / "wrong.txt")
 
 
-@pytest.mark.xfail(strict=True, reason="from_text: KeyError")
 def test_a_merge_list_with_a_foreign_letter_is_refused():
     """Catches a KeyError where from_text promises a ValueError."""
     with pytest.raises(ValueError):

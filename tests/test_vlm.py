@@ -208,7 +208,7 @@ def test_a_checkpoint_brings_back_config_and_logits(vlm):
 
 
 def test_a_tiny_vlm_learns_to_tell_four_pictures_apart(vlm_config):
-    """Catches: a picture that the answer cannot reach: the questions are equal, guessing costs ln 4 = 1.39."""
+    """Catches: a picture that the answer cannot reach: with equal questions guessing costs ln 4."""
     vlm, images = VLM(vlm_config), torch.randn(4, 3, 16, 16)
     idx = rows(*[[*PICTURE, 5]] * 4)
     targets = torch.full_like(idx, IGNORE_INDEX)
