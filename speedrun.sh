@@ -22,35 +22,36 @@ while [ $# -gt 0 ]; do
     esac
 done
 case "$data" in
-    shapes) prepare=() lm=() clip=() sft=(); out="${out:-runs}" ;;
-    nlvr) prepare=(--source "${source:?speedrun.sh: error: --data nlvr needs --source DIR}")
-          lm=(--block_size 288) clip=(--patch_size 8 --batch_size 96) sft=(--no-freeze_vit); out="${out:-runs/nlvr}" ;;
+    shapes) prepare="" lm="" clip="" sft="" out="${out:-runs}" ;;
+    nlvr) [ -n "$source" ] || { echo "speedrun.sh: error: --data nlvr needs --source DIR" >&2; exit 2; }
+          prepare="" lm="--block_size 288" clip="--patch_size 8 --batch_size 96 --steps 300"
+          sft="--no-freeze_vit --steps 600" out="${out:-runs/nlvr}" ;;
     *) echo "speedrun.sh: error: unknown data $data, expected shapes or nlvr" >&2; exit 2 ;;
 esac
-folder="data/$data/prepared" steps=() few=()
+folder="data/$data/prepared" steps="" few=""
 if [ "$smoke" = 1 ]; then
     out="runs/smoke" folder="data/$data/prepared_smoke"
-    [ "$data" = shapes ] && prepare+=(--n_train 400 --n_val 80 --n_web 50 --n_text 400 --n_zeroshot 1)
-    steps=(--steps 4 --eval_every 2) few=(--n_images 60 --n_questions 10 --n_describe 20 --max_new_tokens 24)
+    [ "$data" = nlvr ] || prepare="--n_train 400 --n_val 80 --n_web 50 --n_text 400 --n_zeroshot 1"
+    steps="--steps 4 --eval_every 2" few="--n_images 60 --n_questions 10 --n_describe 20 --max_new_tokens 24"
 fi
 
 source venv.sh
-begin=$(date +%s)
+begin=$(date +%s)  # options below are unquoted on purpose: each is a list of words, or nothing
 say() { printf '\n--- %s (after %d s) ---\n' "$1" "$(($(date +%s) - begin))"; }
 
 say "data: draw or read the pictures, write what is said about them, train the tokenizer"
-$python "data/$data/prepare.py" --out "$folder" "${prepare[@]}"
+$python "data/$data/prepare.py" --out "$folder" ${source:+--source "$source"} $prepare
 say "stage 0, language: a GPT learns to continue text"
-$python train_lm.py --data "$folder" --out "$out/lm" --seed "$seed" "${lm[@]}" "${steps[@]}"
+$python train_lm.py --data "$folder" --out "$out/lm" --seed "$seed" $lm $steps
 say "stage 1, alignment: pictures and captions meet"
-$python train_clip.py --data "$folder" --out "$out/clip" --seed "$seed" "${clip[@]}" "${steps[@]}"
+$python train_clip.py --data "$folder" --out "$out/clip" --seed "$seed" $clip $steps
 say "stage 3a, connector: the projector alone learns"
-$python train_align.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/align" --seed "$seed" "${steps[@]}"
+$python train_align.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/align" --seed "$seed" $steps
 say "stage 3b, instructions: the model learns to answer"
-$python train_sft.py --data "$folder" --init "$out/align" --out "$out/sft" --seed "$seed" "${sft[@]}" "${steps[@]}"
+$python train_sft.py --data "$folder" --init "$out/align" --out "$out/sft" --seed "$seed" $sft $steps
 say "measure CLIP on held-out pictures"
-$python evaluate.py --run "$out/clip" --data "$folder" "${few[@]}"
+$python evaluate.py --run "$out/clip" --data "$folder" $few
 say "measure the chatbot on held-out pictures"
-$python evaluate.py --run "$out/sft" --data "$folder" "${few[@]}"
+$python evaluate.py --run "$out/sft" --data "$folder" $few
 say "done"
 echo "talk to it: $python chat.py --run $out/sft --image $folder/samples/0.png"

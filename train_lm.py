@@ -34,7 +34,7 @@ class Config:
     tokenizer: str = ""  # tokenizer file; empty = the data folder's own
     out: str = "runs/lm"  # run folder
     steps: int = 240  # optimizer steps
-    batch_size: int = 16  # windows of text a step
+    batch_size: int = 12  # windows of text a step
     grad_accum: int = 1  # micro-batches a step, same result with less memory
     lr: float = 2e-3  # peak rate of AdamW: embeddings, norms
     muon_lr: float = 0.02  # peak rate of Muon: matrices of the blocks; 0 = AdamW for all
@@ -43,7 +43,7 @@ class Config:
     clip: float = 1.0  # largest norm of the gradient
     n_layer: int = 4  # blocks
     n_embd: int = 128  # width
-    block_size: int = 192  # context in tokens, image tokens included later
+    block_size: int = 256  # context in tokens, image tokens included later
     eval_every: int = 120  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps

@@ -32,7 +32,7 @@ class Config:
     split: str = "train"  # which file of it to learn from
     init: str = "runs/align"  # where the VLM comes from
     out: str = "runs/sft"  # run folder
-    steps: int = 1400  # optimizer steps
+    steps: int = 1800  # optimizer steps
     batch_size: int = 24  # conversations a step
     grad_accum: int = 1  # micro-batches a step, same result with less memory
     lr: float = 2e-3  # peak rate of AdamW: embeddings, norms
@@ -41,7 +41,7 @@ class Config:
     warmup: int = 50  # steps until the peak rate
     clip: float = 1.0  # largest norm of the gradient
     freeze_vit: bool = True  # keep CLIP's eyes as they are, as LLaVA does
-    eval_every: int = 200  # steps between evaluations, each logged and saved
+    eval_every: int = 300  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # auto (bfloat16 on a GPU, else float32), float32, bfloat16

@@ -1,18 +1,23 @@
 """The connector: maps each patch feature of the ViT to one token embedding of the GPT.
 
-    linear:  img_emb = feats @ W + b                     LLaVA,     arXiv:2304.08485, eq. 1
-    mlp:     img_emb = gelu(feats @ W1 + b1) @ W2 + b2   LLaVA-1.5, arXiv:2310.03744
+    linear:  img_emb = norm(feats @ W + b)                     LLaVA,     arXiv:2304.08485, eq. 1
+    mlp:     img_emb = norm(gelu(feats @ W1 + b1) @ W2 + b2)   LLaVA-1.5, arXiv:2310.03744
 
-Positions do not mix here, so every image token stays the token of its own patch.
+Positions do not mix here, so every image token stays the token of its own patch. LLaVA has no norm:
+its LLM turns queries and keys by position, whatever their size. GPT-2 adds position embeddings, and
+without the norm image tokens grew to fifty times their size, so that the GPT could not tell one place
+from another.
 """
 
 from torch import Tensor, nn
 
 from minivlm.transformer import init_weights
 
+WORD_SCALE = 0.05  # between the deviations of position and token embeddings after train_lm.py
+
 
 class Projector(nn.Module):
-    """(B, N, Cv) patch features -> (B, N, C) token embeddings.
+    """(B, N, Cv) patch features -> (B, N, C) token embeddings of about the size of words.
 
     Raises:
         ValueError: if kind is neither "linear" nor "mlp".
@@ -26,8 +31,10 @@ class Projector(nn.Module):
         if kind == "mlp":
             layers += [nn.GELU(), nn.Linear(n_out, n_out)]
         self.net = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(n_out)
         init_weights(self)
+        nn.init.constant_(self.norm.weight, WORD_SCALE)
 
     def forward(self, feats: Tensor) -> Tensor:
         """(B, N, Cv) -> (B, N, C)."""
-        return self.net(feats)
+        return self.norm(self.net(feats))

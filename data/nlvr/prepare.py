@@ -7,8 +7,8 @@ A picture shows its boxes in a row, and comes in all six orders. A square model 
 so the boxes are cut out and laid as tiles: top left, top right, bottom left; the fourth stays empty.
 
 Writes train, val (the first order of every scene, then the second, ...), eval (questions about the
-first order), text (for the language model), tokenizer.tiktoken and meta.json. Equal arguments give
-equal bytes.
+first order), text (for the language model), tokenizer.tiktoken, meta.json and samples/*.png. Equal
+arguments give equal bytes.
 
 Source: Suhr et al. 2017, A Corpus of Natural Language for Visual Reasoning, github.com/lil-lab/nlvr.
 """
@@ -297,6 +297,9 @@ def main(cfg: Config) -> dict[str, float]:
     meta = {"name": "nlvr", "image_size": cfg.image_size, "seed": cfg.seed, "records": records, "phrases": phrases,
             "skipped": skipped}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    (folder / "samples").mkdir(exist_ok=True)
+    for i, pixels in enumerate(np.load(folder / "val.npy", mmap_mode="r")[:12]):
+        Image.fromarray(pixels).save(folder / "samples" / f"{i}.png")
     seconds = time.time() - began
     print(f"{folder}: {records}, skipped {skipped or 'nothing'}, vocabulary {tokenizer.vocab_size}, {seconds:.0f} s")
     return {**records, "skipped": sum(skipped.values()), "vocab_size": tokenizer.vocab_size, "seconds": seconds}
