@@ -34,7 +34,7 @@ class Config:
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
     split: str = "train"  # which file of it to learn from: train, or web (noisy captions)
     out: str = "runs/clip"  # run folder
-    steps: int = 450  # optimizer steps
+    steps: int = 400  # optimizer steps
     batch_size: int = 192  # pairs a step; each pair's negatives are the rest of the batch
     grad_accum: int = 1  # micro-batches a step, same result with less memory (features are kept, then re-made)
     lr: float = 1e-3  # peak rate of AdamW: embeddings, heads, norms
@@ -45,7 +45,7 @@ class Config:
     n_layer: int = 4  # blocks of the ViT; the text tower has one less
     n_embd: int = 128  # width of both towers
     patch_size: int = 16  # side of a patch in pixels
-    eval_every: int = 150  # steps between evaluations, each logged and saved
+    eval_every: int = 200  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # auto (bfloat16 on a GPU, else float32), float32, bfloat16

@@ -32,7 +32,7 @@ class Config:
     split: str = "train"  # which file of it to learn from
     init: str = "runs/align"  # where the VLM comes from
     out: str = "runs/sft"  # run folder
-    steps: int = 1800  # optimizer steps
+    steps: int = 1500  # optimizer steps
     batch_size: int = 24  # conversations a step
     grad_accum: int = 1  # micro-batches a step, same result with less memory
     lr: float = 2e-3  # peak rate of AdamW: embeddings, norms

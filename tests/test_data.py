@@ -364,7 +364,7 @@ def test_packed_pictures_equal_their_files(tmp_path):
 def test_a_pack_of_another_size_is_refused(tmp_path):
     """Catches pictures of 8 pixels broadcast or cut to the model's 16."""
     np.save(tmp_path / "train.npy", np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"train\.npy holds pictures \(8, 8, 3\), the model takes \(16"):
+    with pytest.raises(ValueError, match=r"train\.npy holds pictures \(8, 8, 3\) of uint8, the model takes \(16"):
         Pictures(tmp_path, 16).get(["train.npy#0"])
 
 

@@ -36,12 +36,19 @@ def same(a: Tensor, b: Tensor) -> None:
 # --- projector ---
 
 
-def test_a_linear_projector_is_one_matrix():
+def normed(x, weight=1.0, bias=0.0):
+    """LayerNorm from its definition: mean 0, biased variance 1 over the channels."""
+    x = x - x.mean(-1, keepdim=True)
+    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+
+def test_a_linear_projector_is_one_matrix_between_two_norms():
     """Catches: another layer, a lost bias, positions that mix."""
     p, feats = Projector(6, 8, "linear"), torch.randn(2, 3, 6)
-    torch.nn.init.normal_(p.net[0].bias)
-    same(p(feats), feats @ p.net[0].weight.T + p.net[0].bias)
-    assert len(list(p.parameters())) == 2
+    for w in p.parameters():
+        torch.nn.init.normal_(w)
+    g1, b1, W, b, g2, b2 = p.parameters()
+    same(p(feats), normed(normed(feats, g1, b1) @ W.T + b, g2, b2))
 
 
 def test_an_mlp_projector_is_two_matrices_with_a_gelu_between():
@@ -49,8 +56,13 @@ def test_an_mlp_projector_is_two_matrices_with_a_gelu_between():
     p, feats = Projector(6, 8), torch.randn(2, 3, 6)
     for w in p.parameters():
         torch.nn.init.normal_(w)
-    W1, b1, W2, b2 = p.parameters()
-    same(p(feats), F.gelu(feats @ W1.T + b1) @ W2.T + b2)
+    g1, c1, W1, b1, W2, b2, g2, c2 = p.parameters()
+    same(p(feats), normed(F.gelu(normed(feats, g1, c1) @ W1.T + b1) @ W2.T + b2, g2, c2))
+
+
+def test_image_tokens_start_at_the_size_of_words():
+    """Catches: image tokens that drown position embeddings, however large the ViT's features are."""
+    assert 0.05 < float(Projector(6, 64)(1000 * torch.randn(5, 3, 6)).std()) < 0.2
 
 
 def test_an_unknown_projector_is_refused_by_name():
