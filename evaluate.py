@@ -225,7 +225,7 @@ def main(cfg: Config) -> dict[str, float]:
     out = Path(cfg.out or f"{cfg.run}/eval.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    out.write_text(json.dumps({"command": command, "run": cfg.run, "data": meta["name"], "config": asdict(cfg),
+    out.write_text(json.dumps({"command": command, "run": cfg.run, "data": meta["name"], "config": asdict(cfg), "train_seconds": cfg.train_seconds,
                                "environment": run.environment(), "minutes": round((time.time() - began) / 60, 2),
                                "figures": figures, "blind": blind, "chance": chance}, indent=1) + "\n")
     if log:

@@ -130,7 +130,7 @@ def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """(..., S, S, 3) uint8 -> (..., 3, S, S) float32, normalized by CLIP's mean and deviation."""
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255)
+    x = torch.from_numpy(np.array(pixels)).float().div_(255)
     x = (x - torch.tensor(MEAN)) / torch.tensor(STD)
     return x.movedim(-1, -3).contiguous()
 

@@ -86,7 +86,7 @@ def ablation_table() -> list[str]:
     keys = ("answers/exist", "answers/color", "answers/shape", "answers/count", "answers/position", "chair/recall", "chair/chair_i")
     lines = [f"SFT with and without the stages before it, at equal time ({len(runs['full'])} seeds):", "",
              "| | " + " | ".join(WAYS.values()) + " |", "|---" * (len(WAYS) + 1) + "|"]
-    seconds = {w: [r["config"]["train_seconds"] / 60 for r in runs[w]] for w in WAYS}
+    seconds = {w: [r["train_seconds"] / 60 for r in runs[w]] for w in WAYS}
     lines.append("| minutes after language pretraining | " + " | ".join(f"{statistics.fmean(seconds[w]):.1f}" for w in WAYS) + " |")
     for key in keys:
         lines.append(f"| {MAIN[key]} | " + " | ".join(cell([r["figures"][key] for r in runs[w]]) for w in WAYS) + " |")

@@ -412,7 +412,7 @@ def test_records_are_read_line_by_line(tmp_path):
     ("[" * 100_000, r"train\.jsonl:2 is no JSON: "),
     ('{"id": "b"}', r"train\.jsonl:2 has no captions"),
     ('{"captions": []}', r"train\.jsonl:2 has no id and no captions"),
-    ('["id", "captions"]', r"train\.jsonl:2 has no id and no captions"),
+    ('["id", "captions"]', r"train\.jsonl:2 is no JSON object"),
 ])
 def test_a_bad_line_is_named_with_its_number(line, message, tmp_path):
     """Catches records skipped in silence, and messages that do not say where."""
@@ -599,11 +599,11 @@ def test_a_record_in_llavas_format_is_rendered():
 
 @pytest.mark.parametrize("record, message", [
     ({"id": "a", "image": "x.png", "conversations": [{"from": "human", "value": "hi"}]},
-     "record a has 0 <image> marks and 1 pictures"),
+     "record a: 0 <image> marks and 1 pictures"),
     ({"id": "b", "conversations": [{"from": "human", "value": "<image> hi"}]},
-     "record b has 1 <image> marks and 0 pictures"),
+     "record b: 1 <image> marks and 0 pictures"),
     ({"id": "c", "image": "x.png", "conversations": [{"from": "human", "value": "<image><image>"}]},
-     "record c has 2 <image> marks and 1 pictures"),
+     "record c: 2 <image> marks and 1 pictures"),
     ({"id": "d", "conversations": [{"from": "gpt", "value": "hi"}]}, "record d: turn 0 is by gpt"),
     ({"id": "e", "conversations": []}, "record e: the conversation has no turns"),
     ({"conversations": [{"from": "human", "value": ""}]}, r"record \?: turn 0 by human is empty"),

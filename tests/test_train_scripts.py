@@ -71,9 +71,10 @@ def test_a_run_leaves_config_log_checkpoints_versions_and_its_script(stage, runs
 
 def test_the_first_logged_loss_is_what_theory_says(runs, folder):
     """Catches a wrong head, a wrong shift or a first update before the first measurement: ln V and ln B at step 0."""
-    vocab_size = json.loads(json.dumps(checkpoint.load(runs / "lm", ("lm",))["configs"]["model"]["vocab_size"]))
+    vocab_size = checkpoint.load(runs / "lm", ("lm",))["configs"]["model"]["vocab_size"]
     assert float(rows_of(runs / "lm" / "metrics.csv")[0]["val_loss"]) == pytest.approx(math.log(vocab_size), abs=0.1)
-    assert float(rows_of(runs / "clip" / "metrics.csv")[0]["val_loss"]) == pytest.approx(math.log(40), abs=0.4)
+    # random towers are not blind: at a multiplier of 14 their chance similarities cost a little more than ln B
+    assert math.log(40) - 0.1 < float(rows_of(runs / "clip" / "metrics.csv")[0]["val_loss"]) < math.log(40) + 0.7
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -155,10 +156,10 @@ def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
 
 
 def test_the_language_model_learns_on_its_tiny_corpus(folder, tmp_path):
-    """Catches a loop that runs and does not learn: 30 steps must take the loss from ln V = 6.9 below 3.5."""
-    row = train_lm.main(train_lm.Config(data=str(folder), out=str(tmp_path), steps=30, n_layer=2, n_embd=64, batch_size=8,
-                                        warmup=5, eval_every=30))
-    assert row["val_loss"] < 3.5
+    """Catches a loop that runs and does not learn: 60 steps must take the loss from ln V = 6.7 below 3."""
+    row = train_lm.main(train_lm.Config(data=str(folder), out=str(tmp_path), steps=60, n_layer=2, n_embd=64, batch_size=8,
+                                        warmup=5, eval_every=60))
+    assert row["val_loss"] < 3
 
 
 @pytest.mark.parametrize("stage", ("clip", "sft"))

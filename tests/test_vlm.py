@@ -62,7 +62,7 @@ def test_an_mlp_projector_is_two_matrices_with_a_gelu_between():
 
 def test_image_tokens_start_at_the_size_of_words():
     """Catches: image tokens that drown position embeddings, however large the ViT's features are."""
-    assert 0.05 < float(Projector(6, 64)(1000 * torch.randn(5, 3, 6)).std()) < 0.2
+    assert 0.05 < Projector(6, 64)(1000 * torch.randn(5, 3, 6)).std().item() < 0.2
 
 
 def test_an_unknown_projector_is_refused_by_name():

@@ -78,17 +78,18 @@ def questions_of(scene: world.Scene, key: str, image: str, rng: random.Random) -
     The truth is what can be seen; "hidden" asks for what hardly can, where the annotation says yes.
     """
     rounds: list[tuple[str, language.Round]] = []
+    shown = {language.name(o) for o in scene.clear}
+    hidden = [o for o in scene.objects if language.name(o) not in shown]
     if scene.border == "private":
         rounds.append(("private", language.private(rng)))
     else:
         for make in (language.exist, language.color, language.shape, language.size, language.position,
                      language.count, language.relate):
             r = make(scene.clear, rng, rng.choice(("", "word", "sentence")))
-            if r:
+            if r and not (r.kind == "exist" and any(language.name(o) in r.question for o in hidden)):
                 rounds.append((r.kind, language.ask_style(r, rng)))
-        for o in scene.objects:
-            if o.hidden and not any((p.color, p.shape) == (o.color, o.shape) for p in scene.clear):
-                rounds.append(("hidden", language.exist(scene.objects, rng, target=(o.color, o.shape))))
+        for o in hidden:
+            rounds.append(("hidden", language.exist(scene.objects, rng, target=(o.color, o.shape))))
         rounds += [("describe", language.describe(scene.clear, rng, style)) for style in ("detail", "sentence", "list")]
         if rng.random() < 0.2:
             rounds.append(("harmless", language.harmless(rng)))

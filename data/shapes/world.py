@@ -92,7 +92,7 @@ class Scene:
 def make_scene(seed: str, level: int = 1, combos=SEEN, n_clear: int | None = None, hide: bool = True) -> Scene:
     """Invent a scene.
 
-    About a fifth of all objects is hardly visible. Most of these follow a habit of the world: next to a
+    Near a quarter of all objects is hardly visible. Most of these follow a habit of the world: next to a
     ring lies, three times in four, a hardly visible diamond of its color, next to a cross a square. A
     language model learns that habit from the annotation and asserts it without looking.
 
