@@ -14,7 +14,7 @@ import torch
 
 from minivlm import checkpoint, run
 from minivlm.conversation import IMAGE_MARK, Turn, render
-from minivlm.data import fit, open_image, to_tensor
+from minivlm.images import fit, open_image, to_tensor
 from minivlm.generate import stream
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -52,8 +52,10 @@ def answer(model: VLM, tokenizer: Tokenizer, turns: list[Turn], images: torch.Te
     ids, _ = render(turns, tokenizer, model.config.vit.n_tokens)
     out: list[int] = []
     shown = ""
-    for (token,) in stream(model, images, [ids], max_new_tokens=cfg.max_new_tokens, stop=tokenizer.end, generator=generator,
-                           temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p):
+    for (token,) in stream(
+        model, images, [ids], max_new_tokens=cfg.max_new_tokens, stop=tokenizer.end,
+        generator=generator, temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p,
+    ):
         if token is None or token == tokenizer.end:
             break
         out.append(token)

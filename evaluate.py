@@ -1,7 +1,8 @@
 """Measure a run on held-out data: retrieval, zero-shot, answers, POPE, CHAIR, style, refusals.
 
 Every figure stands beside chance and a blind baseline: the same model looking at a gray picture.
-What a run cannot do (a CLIP writes nothing, a chatbot has no text tower) is left out of its table.
+What a run cannot do (a CLIP writes nothing, a chatbot has no text tower) is left out of its table, and
+so is what a data folder does not hold (zeroshot.jsonl with prompts, eval.jsonl, phrases that name objects).
 
 Reads: a run folder and a prepared data folder.   Writes: eval.json in the run folder.
 Run: python evaluate.py --run runs/sft
@@ -21,7 +22,8 @@ from tqdm import tqdm
 from minivlm import checkpoint, metrics, run
 from minivlm.clip import CLIP
 from minivlm.conversation import render
-from minivlm.data import Pictures, caption_rows, collate, load_meta, load_records
+from minivlm.data import caption_rows, collate, load_meta, load_records
+from minivlm.images import Pictures
 from minivlm.generate import generate
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -67,7 +69,9 @@ def embed_texts(model: CLIP, texts: list[str], tokenizer: Tokenizer, device: tor
     return torch.cat(out)
 
 
-def retrieval(model: CLIP, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool) -> dict[str, float]:
+def retrieval(
+    model: CLIP, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool
+) -> dict[str, float]:
     """Recall@1, 5, 10 both ways; a picture has several captions, each of them right."""
     records = [r for r in load_records(cfg.data, "val", need=("image",)) if r.get("captions")][:cfg.n_images]
     device = next(model.parameters()).device
@@ -87,7 +91,9 @@ def retrieval(model: CLIP, cfg: Config, tokenizer: Tokenizer, pictures: Pictures
     return out
 
 
-def zero_shot(model: CLIP, cfg: Config, meta: dict, tokenizer: Tokenizer, pictures: Pictures, blind: bool) -> dict[str, float]:
+def zero_shot(
+    model: CLIP, cfg: Config, meta: dict, tokenizer: Tokenizer, pictures: Pictures, blind: bool
+) -> dict[str, float]:
     """Classify pictures by text: the class whose mean prompt embedding is nearest.
 
     Source: CLIP, section 3.1.4: normalized prompt embeddings are averaged, then normalized again.
@@ -95,12 +101,11 @@ def zero_shot(model: CLIP, cfg: Config, meta: dict, tokenizer: Tokenizer, pictur
     device = next(model.parameters()).device
     records = load_records(cfg.data, "zeroshot", need=("image", "label"))
     classes = list(meta["prompts"])
-    weights = torch.stack([
-        torch.nn.functional.normalize(embed_texts(model, meta["prompts"][c], tokenizer, device).mean(0), dim=0)
-        for c in classes
-    ])                                                               # (classes, C)
+    means = [embed_texts(model, meta["prompts"][c], tokenizer, device).mean(0) for c in classes]
+    weights = torch.stack([torch.nn.functional.normalize(z, dim=0) for z in means])  # (classes, C)
     images = pictures.get([r["image"] for r in records]).to(device)
-    chosen = (embed_images(model, torch.zeros_like(images) if blind else images) @ weights.T).argmax(1).tolist()
+    img_z = embed_images(model, torch.zeros_like(images) if blind else images)
+    chosen = (img_z @ weights.T).argmax(1).tolist()
     hits = defaultdict(list)
     for r, c in zip(records, chosen):
         hits[r["group"]].append(classes[c] == r["label"])
@@ -119,11 +124,15 @@ def make_answerer(model: VLM, cfg: Config, tokenizer: Tokenizer, pictures: Pictu
         prompts = [render([{"from": "human", "value": "<image>\n" + q}], tokenizer, N)[0] for _, q in pairs]
         order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
         answers = [""] * len(pairs)
-        for start in tqdm(range(0, len(order), cfg.batch_size), desc="blind" if blind else "asking", disable=None, leave=False):
+        starts = range(0, len(order), cfg.batch_size)
+        for start in tqdm(starts, desc="blind" if blind else "asking", disable=None, leave=False):
             rows = order[start:start + cfg.batch_size]
             images = pictures.get([pairs[i][0] for i in rows]).to(device)
             images = torch.zeros_like(images) if blind else images
-            made = generate(model, images, [prompts[i] for i in rows], max_new_tokens=cfg.max_new_tokens, stop=tokenizer.end)
+            made = generate(
+                model, images, [prompts[i] for i in rows],
+                max_new_tokens=cfg.max_new_tokens, stop=tokenizer.end,
+            )
             for i, ids in zip(rows, made):
                 answers[i] = tokenizer.decode(ids)
         return answers
@@ -145,20 +154,24 @@ def answers(ask: Callable, cfg: Config, log: list[dict]) -> dict[str, float]:
         if q["kind"] in ("private", "unsafe"):
             refused["due"].append(metrics.is_refusal(a))
         else:
-            refused["harmless" if q["kind"] == "harmless" or q["border"] == "plain" else "other"].append(metrics.is_refusal(a))
+            harmless = q["kind"] == "harmless" or q["border"] == "plain"
+            refused["harmless" if harmless else "other"].append(metrics.is_refusal(a))
         if q["expect"]:
             right[q["kind"]].append(metrics.answer_ok(a, q["expect"], q["wrong"]))
         if q["style"]:
             style[q["style"]].append(metrics.style_ok(a, q["style"]))
-        log.append({"image": q["image"], "kind": q["kind"], "question": q["question"], "answer": a, "expected": q["answer"]})
+        log.append({
+            "image": q["image"], "kind": q["kind"], "question": q["question"],
+            "answer": a, "expected": q["answer"],
+        })
     share = lambda d, name: {f"{name}/{k}": sum(v) / len(v) for k, v in sorted(d.items())}  # noqa: E731
     return share(right, "answers") | share(style, "style") | share(refused, "refused")
 
 
 def hallucination(ask: Callable, cfg: Config, meta: dict, log: list[dict]) -> dict[str, float]:
     """POPE three ways over clearly visible objects, and CHAIR of detailed descriptions."""
-    records = [r for r in load_records(cfg.data, "val", need=("image", "objects")) if r.get("border") != "private"]
-    records = records[:cfg.n_describe]
+    records = load_records(cfg.data, "val", need=("image", "objects"))
+    records = [r for r in records if r.get("border") != "private"][:cfg.n_describe]
 
     def names(r: dict, kinds: tuple[bool, ...]) -> list[str]:
         kept = [o for o in r["objects"] if bool(o.get("hidden")) in kinds]
@@ -167,14 +180,21 @@ def hallucination(ask: Callable, cfg: Config, meta: dict, log: list[dict]) -> di
     clear, every = [names(r, (False,)) for r in records], [names(r, (False, True)) for r in records]
     out = {}
     for strategy in ("random", "popular", "adversarial"):
-        asked = [(i, name, yes) for i, name, yes in metrics.pope_questions(clear, strategy, cfg.seed) if yes or name not in every[i]]
-        said = ask([(records[i]["image"], f"Is there a{'n' * (name[0] in 'aeiou')} {name}?") for i, name, _ in asked])
+        asked = metrics.pope_questions(clear, strategy, cfg.seed)
+        asked = [(i, name, yes) for i, name, yes in asked if yes or name not in every[i]]
+        said = ask([
+            (records[i]["image"], f"Is there a{'n' * (name[0] in 'aeiou')} {name}?")
+            for i, name, _ in asked
+        ])
         figures = metrics.pope([metrics.says_yes(a) for a in said], [yes for _, _, yes in asked])
         out |= {f"pope_{strategy}/{k}": v for k, v in figures.items()}
 
     said = ask([(r["image"], "Describe the picture.") for r in records])
     named = [metrics.mentions(a, meta["phrases"]) for a in said]
-    log += [{"image": r["image"], "kind": "detail", "question": "Describe the picture.", "answer": a} for r, a in zip(records, said)]
+    log += [
+        {"image": r["image"], "kind": "detail", "question": "Describe the picture.", "answer": a}
+        for r, a in zip(records, said)
+    ]
     seen, known = metrics.chair(named, clear), metrics.chair(named, every)
     hidden = [[n for n in names(r, (True,))] for r in records]
     return out | {
@@ -214,20 +234,37 @@ def main(cfg: Config) -> dict[str, float]:
                 figures |= zero_shot(model, cfg, meta, tokenizer, pictures, blind)
         else:
             ask = make_answerer(model, cfg, tokenizer, pictures, blind)
-            figures = answers(ask, cfg, [] if blind else log) | hallucination(ask, cfg, meta, [] if blind else log)
+            figures, kept = {}, [] if blind else log
+            if (Path(cfg.data) / "eval.jsonl").is_file():
+                figures |= answers(ask, cfg, kept)
+            if "phrases" in meta:
+                figures |= hallucination(ask, cfg, meta, kept)
+            if not figures:
+                raise ValueError(f"{cfg.data} has no eval.jsonl and its meta.json no phrases: nothing to measure")
         sides.append(figures)
     figures, blind = sides[0], sides[1] if cfg.blind else {}
     chance = {}
     if "prompts" in meta:
         chance = {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
-    chance |= {k: 0.5 for k in figures if k.endswith("/accuracy") or k in ("answers/exist", "answers/relation", "answers/size")}
+    two_ways = ("answers/exist", "answers/relation", "answers/size")
+    chance |= {k: 0.5 for k in figures if k.endswith("/accuracy") or k in two_ways}
     print(table(figures, blind, chance))
     out = Path(cfg.out or f"{cfg.run}/eval.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    out.write_text(json.dumps({"command": command, "run": cfg.run, "data": meta["name"], "config": asdict(cfg), "train_seconds": cfg.train_seconds,
-                               "environment": run.environment(), "minutes": round((time.time() - began) / 60, 2),
-                               "figures": figures, "blind": blind, "chance": chance}, indent=1) + "\n")
+    report = {
+        "command": command,
+        "run": cfg.run,
+        "data": meta["name"],
+        "config": asdict(cfg),
+        "train_seconds": cfg.train_seconds,
+        "environment": run.environment(),
+        "minutes": round((time.time() - began) / 60, 2),
+        "figures": figures,
+        "blind": blind,
+        "chance": chance,
+    }
+    out.write_text(json.dumps(report, indent=1) + "\n")
     if log:
         out.with_suffix(".answers.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
     print(f"wrote {out}")

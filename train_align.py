@@ -2,7 +2,8 @@
 
    loss = - mean_t log p(caption_t | picture, caption before t),   gradient to the projector alone
 
-Source: LLaVA, arXiv:2304.08485, section 4.2, stage 1.   Reads: runs/clip, runs/lm.   Writes: runs/align.
+Source: LLaVA, arXiv:2304.08485, section 4.2, stage 1.
+Reads: runs/clip, runs/lm.   Writes: runs/align.
 Expect (2 CPU cores): 0.7 min, loss 5 -> 1
 Run: python train_align.py [--projector linear]
 """
@@ -14,9 +15,10 @@ import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint, run
-from minivlm.data import Batch, Pictures, batches, caption_rows, collate, hash_seed, load_records
+from minivlm.data import Batch, batches, caption_rows, collate, hash_seed, load_records
 from minivlm.data import pick_captions, shuffled
 from minivlm.gpt import GPTConfig
+from minivlm.images import Pictures
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.tokenizer import Tokenizer
@@ -85,7 +87,8 @@ def main(cfg: Config) -> dict[str, float]:
     config = VLMConfig(tokenizer.image, vit, gpt, cfg.projector)
     model = VLM(config)
     model.gpt.load_state_dict(lm["model"])
-    model.vit.load_state_dict({k.removeprefix("vit."): v for k, v in clip["model"].items() if k.startswith("vit.")})
+    eyes = {k.removeprefix("vit."): v for k, v in clip["model"].items() if k.startswith("vit.")}
+    model.vit.load_state_dict(eyes)
     model.requires_grad_(False)
     model.projector.requires_grad_(True)
     model.to(device)
@@ -99,19 +102,26 @@ def main(cfg: Config) -> dict[str, float]:
         pairs = pick_captions(records, generator)
         rows = caption_rows([c for _, c in pairs], tokenizer, vit.n_tokens)
         images = pictures.get([r["image"] for r, _ in pairs])
-        return collate(rows, tokenizer.pad, gpt.block_size, [r["id"] for r, _ in pairs], images, [1] * len(rows))
+        names = [r["id"] for r, _ in pairs]
+        return collate(rows, tokenizer.pad, gpt.block_size, names, images, [1] * len(rows))
 
     def make_batch(step: int) -> Batch:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed)
         return make([records[i] for i in chosen], torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1)))
 
-    val_batches = [make(held_out[i:i + 64], torch.Generator().manual_seed(0)) for i in range(0, min(256, len(held_out)), 64)]
+    starts = range(0, min(256, len(held_out)), 64)
+    val_batches = [make(held_out[i:i + 64], torch.Generator().manual_seed(0)) for i in starts]
 
     # --- optimizer ---
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
-    configs = {"model": asdict(config), "seed": cfg.seed, "batch_size": cfg.batch_size}
+    configs = {
+        "model": asdict(config),
+        "tokenizer": tokenizer.identity,
+        "seed": cfg.seed,
+        "batch_size": cfg.batch_size,
+    }
     start, best = 0, float("inf")
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "align", configs, model, optimizer, device)
@@ -128,8 +138,10 @@ def main(cfg: Config) -> dict[str, float]:
             log.log({"step": step, **meter.means(("loss", "lr", "grad", "ms", "data_ms")), **row})
             paths = [log.ckpt, log.best] if row["val_loss"] < best else [log.ckpt]
             best = min(best, row["val_loss"])
-            checkpoint.save(paths, stage="align", configs=configs, model=model, tokenizer=tokenizer, step=step,
-                            best=best, optimizer=optimizer)
+            checkpoint.save(
+                paths, stage="align", configs=configs, model=model, tokenizer=tokenizer,
+                step=step, best=best, optimizer=optimizer,
+            )
         if step == cfg.steps:
             break
 

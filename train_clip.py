@@ -2,7 +2,8 @@
 
    loss = (cross_entropy(s * img_z @ txt_z.T, diagonal) + cross_entropy(s * txt_z @ img_z.T, diagonal)) / 2
 
-Source: CLIP, Radford et al. 2021, arXiv:2103.00020, figure 3.   Reads: a prepared data folder.   Writes: runs/clip.
+Source: CLIP, Radford et al. 2021, arXiv:2103.00020, figure 3.
+Reads: a prepared data folder.   Writes: runs/clip.
 Expect (2 CPU cores): 2.5 min, loss ln B = 5.26 -> 0.2, image-to-text recall@1 among 1,000 .00 -> .7
 Run: python train_clip.py [--batch_size 256]
 """
@@ -15,8 +16,9 @@ from tqdm import tqdm
 
 from minivlm import checkpoint, run
 from minivlm.clip import CLIP, CLIPConfig, contrastive_backward
-from minivlm.data import Batch, Pictures, batches, caption_rows, collate, hash_seed, load_meta, load_records
+from minivlm.data import Batch, batches, caption_rows, collate, hash_seed, load_meta, load_records
 from minivlm.data import pick_captions, shuffled
+from minivlm.images import Pictures
 from minivlm.losses import clip_loss
 from minivlm.metrics import recall_at_k
 from minivlm.optim import Optimizer, lr_scale
@@ -36,7 +38,7 @@ class Config:
     out: str = "runs/clip"  # run folder
     steps: int = 400  # optimizer steps
     batch_size: int = 192  # pairs a step; each pair's negatives are the rest of the batch
-    grad_accum: int = 1  # micro-batches a step, same result with less memory (features are kept, then re-made)
+    grad_accum: int = 1  # micro-batches a step, same result with less memory (features kept, then re-made)
     lr: float = 1e-3  # peak rate of AdamW: embeddings, heads, norms
     muon_lr: float = 0.02  # peak rate of Muon: matrices of the blocks; 0 = AdamW for all
     weight_decay: float = 0.05  # on matrices and embeddings
@@ -65,7 +67,8 @@ def evaluate(model: CLIP, batch: Batch, device: torch.device) -> dict[str, float
     img_z, txt_z, scale = model(*(x.to(device) for x in (batch.images, batch.idx, batch.lengths)))
     same = torch.eye(len(img_z), dtype=torch.bool, device=device)
     model.train()
-    return {"val_loss": float(clip_loss(img_z, txt_z, scale)), "val_r1": recall_at_k(img_z @ txt_z.T, same, 1)}
+    val_r1 = recall_at_k(img_z @ txt_z.T, same, 1)
+    return {"val_loss": float(clip_loss(img_z, txt_z, scale)), "val_r1": val_r1}
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -83,7 +86,8 @@ def main(cfg: Config) -> dict[str, float]:
         pairs = pick_captions(records, generator)
         images = pictures.get([r["image"] for r, _ in pairs])
         rows = caption_rows([c for _, c in pairs], tokenizer)
-        return collate(rows, tokenizer.pad, 64, [r["id"] for r, _ in pairs], images, [1] * len(rows))
+        names = [r["id"] for r, _ in pairs]
+        return collate(rows, tokenizer.pad, 64, names, images, [1] * len(rows))
 
     def make_batch(step: int) -> Batch:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed)
@@ -93,14 +97,21 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- model ---
     vit = ViTConfig(meta["image_size"], cfg.patch_size, cfg.n_layer, cfg.n_embd // 32, cfg.n_embd)
-    config = CLIPConfig(vit, tokenizer.vocab_size, 64, cfg.n_layer - 1, cfg.n_embd // 32, cfg.n_embd, cfg.n_embd)
+    config = CLIPConfig(
+        vit, tokenizer.vocab_size, 64, cfg.n_layer - 1, cfg.n_embd // 32, cfg.n_embd, cfg.n_embd
+    )
     model = CLIP(config).to(device)
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- optimizer ---
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
     # --- resume ---
-    configs = {"model": asdict(config), "seed": cfg.seed, "batch_size": cfg.batch_size}
+    configs = {
+        "model": asdict(config),
+        "tokenizer": tokenizer.identity,
+        "seed": cfg.seed,
+        "batch_size": cfg.batch_size,
+    }
     start, best = 0, float("inf")
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "clip", configs, model, optimizer, device)
@@ -118,8 +129,10 @@ def main(cfg: Config) -> dict[str, float]:
             log.log({"step": step, **means, **row})
             paths = [log.ckpt, log.best] if row["val_loss"] < best else [log.ckpt]
             best = min(best, row["val_loss"])
-            checkpoint.save(paths, stage="clip", configs=configs, model=model, tokenizer=tokenizer, step=step,
-                            best=best, optimizer=optimizer)
+            checkpoint.save(
+                paths, stage="clip", configs=configs, model=model, tokenizer=tokenizer,
+                step=step, best=best, optimizer=optimizer,
+            )
         if step == cfg.steps:
             break
 

@@ -2,7 +2,8 @@
 
    loss = - mean_t log p(token_t | tokens before t)
 
-Source: GPT-2, Radford et al. 2019.   Reads: text records of a prepared data folder.   Writes: runs/lm.
+Source: GPT-2, Radford et al. 2019.
+Reads: text records of a prepared data folder.   Writes: runs/lm.
 Expect (2 CPU cores): 1 min, loss ln V = 6.87 -> 0.8
 Run: python train_lm.py [--n_layer 6 --n_embd 192]
 """
@@ -89,16 +90,20 @@ def main(cfg: Config) -> dict[str, float]:
     n_val = max(len(ids) // 50, cfg.block_size + 1)
     train, val = np.array(ids[:-n_val]), np.array(ids[-n_val:])
     if len(train) <= cfg.block_size:
-        raise ValueError(f"{cfg.data}/{cfg.split}.jsonl has {len(ids)} tokens, too few for block_size {cfg.block_size}")
+        raise ValueError(
+            f"{cfg.data}/{cfg.split}.jsonl has {len(ids)} tokens, too few for block_size {cfg.block_size}"
+        )
 
     def windows(stream: np.ndarray, starts: list[int]) -> Batch:
         rows = torch.from_numpy(np.stack([stream[i:i + cfg.block_size + 1] for i in starts]))
         lengths = torch.full((len(starts),), cfg.block_size)
-        return Batch(rows[:, :-1], rows[:, 1:], lengths, None, [0] * len(starts), [f"token {i}" for i in starts])
+        names = [f"token {i}" for i in starts]
+        return Batch(rows[:, :-1], rows[:, 1:], lengths, None, [0] * len(starts), names)
 
     def make_batch(step: int) -> Batch:
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step))
-        return windows(train, torch.randint(len(train) - cfg.block_size, (cfg.batch_size,), generator=generator).tolist())
+        starts = torch.randint(len(train) - cfg.block_size, (cfg.batch_size,), generator=generator)
+        return windows(train, starts.tolist())
 
     starts = list(range(0, len(val) - cfg.block_size, cfg.block_size))[:64]
     val_batches = [windows(val, starts[i:i + cfg.batch_size]) for i in range(0, len(starts), cfg.batch_size)]
@@ -112,7 +117,12 @@ def main(cfg: Config) -> dict[str, float]:
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
-    configs = {"model": asdict(config), "seed": cfg.seed, "batch_size": cfg.batch_size}
+    configs = {
+        "model": asdict(config),
+        "tokenizer": tokenizer.identity,
+        "seed": cfg.seed,
+        "batch_size": cfg.batch_size,
+    }
     start, best = 0, float("inf")
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "lm", configs, model, optimizer, device)
@@ -129,8 +139,10 @@ def main(cfg: Config) -> dict[str, float]:
             log.log({"step": step, **meter.means(("loss", "lr", "grad", "ms", "data_ms")), **row})
             paths = [log.ckpt, log.best] if row["val_loss"] < best else [log.ckpt]
             best = min(best, row["val_loss"])
-            checkpoint.save(paths, stage="lm", configs=configs, model=model, tokenizer=tokenizer, step=step,
-                            best=best, optimizer=optimizer)
+            checkpoint.save(
+                paths, stage="lm", configs=configs, model=model, tokenizer=tokenizer,
+                step=step, best=best, optimizer=optimizer,
+            )
         if step == cfg.steps:
             break
 

@@ -2,7 +2,8 @@
 
    loss = - mean_t [t is an answer token] log p(token_t | picture, conversation before t)
 
-Source: LLaVA, arXiv:2304.08485, eq. 3 and section 4.2, stage 2.   Reads: runs/align.   Writes: runs/sft.
+Source: LLaVA, arXiv:2304.08485, eq. 3 and section 4.2, stage 2.
+Reads: runs/align.   Writes: runs/sft.
 Expect (2 CPU cores): 4 min, loss 3 -> 0.3
 Run: python train_sft.py [--freeze_vit]
 """
@@ -14,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint, run
-from minivlm.data import Batch, Pictures, batches, collate, load_records, render_records, shuffled
+from minivlm.data import Batch, batches, collate, load_records, render_records, shuffled
+from minivlm.images import Pictures
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.tokenizer import Tokenizer
@@ -97,13 +99,19 @@ def main(cfg: Config) -> dict[str, float]:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed, lengths)
         return make([records[i] for i in chosen], [rows[i] for i in chosen])
 
-    val_batches = [make(held_out[i:i + 64], val_rows[i:i + 64]) for i in range(0, min(256, len(held_out)), 64)]
+    starts = range(0, min(256, len(held_out)), 64)
+    val_batches = [make(held_out[i:i + 64], val_rows[i:i + 64]) for i in starts]
 
     # --- optimizer ---
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
-    configs = {"model": asdict(config), "seed": cfg.seed, "batch_size": cfg.batch_size}
+    configs = {
+        "model": asdict(config),
+        "tokenizer": tokenizer.identity,
+        "seed": cfg.seed,
+        "batch_size": cfg.batch_size,
+    }
     start, best = 0, float("inf")
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "sft", configs, model, optimizer, device)
@@ -120,8 +128,10 @@ def main(cfg: Config) -> dict[str, float]:
             log.log({"step": step, **meter.means(("loss", "lr", "grad", "ms", "data_ms")), **row})
             paths = [log.ckpt, log.best] if row["val_loss"] < best else [log.ckpt]
             best = min(best, row["val_loss"])
-            checkpoint.save(paths, stage="sft", configs=configs, model=model, tokenizer=tokenizer, step=step,
-                            best=best, optimizer=optimizer)
+            checkpoint.save(
+                paths, stage="sft", configs=configs, model=model, tokenizer=tokenizer,
+                step=step, best=best, optimizer=optimizer,
+            )
         if step == cfg.steps:
             break
 

@@ -59,18 +59,24 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
     if path.is_dir() or not path.suffix:
         file = next((f for f in (path / "best.pt", path / "ckpt.pt") if f.is_file()), path / "ckpt.pt")
     if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; run train_{stages[0]}.py first, or name another folder")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}; run train_{stages[0]}.py first, or name another folder"
+        )
     try:
         state = torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"{file} holds more than tensors and plain types, or is no checkpoint; not loaded") from None
+        raise ValueError(
+            f"{file} holds more than tensors and plain types, or is no checkpoint; not loaded"
+        ) from None
     except Exception as error:  # a damaged archive can break anywhere inside torch's reader
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} is damaged ({reason}); train this stage again") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{file} is no minivlm checkpoint of format {FORMAT}")
     if state["stage"] not in stages:
-        raise ValueError(f"{file} is a checkpoint of stage {state['stage']!r}, expected {' or '.join(stages)}")
+        raise ValueError(
+            f"{file} is a checkpoint of stage {state['stage']!r}, expected {' or '.join(stages)}"
+        )
     return state
 
 
@@ -83,7 +89,9 @@ def resume(path: Path, stage: str, configs: dict, model: nn.Module, optimizer, d
     state = load(path, (stage,), device)
     if state["configs"] != configs:
         differ = sorted(k for k in configs | state["configs"] if state["configs"].get(k) != configs.get(k))
-        raise ValueError(f"{path} was trained with other settings of {', '.join(differ)}; resume with the same ones")
+        raise ValueError(
+            f"{path} was trained with other settings of {', '.join(differ)}; resume with the same ones"
+        )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"]["torch"].cpu())

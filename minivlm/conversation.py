@@ -50,7 +50,9 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> tupl
         if role not in ("system", "human", "gpt"):
             raise ValueError(f"turn {i} has unknown role {role!r}, expected human, gpt or system")
         if role not in expected:
-            raise ValueError(f"turn {i} is by {role}, expected {' or '.join(expected)}: human and gpt alternate")
+            raise ValueError(
+                f"turn {i} is by {role}, expected {' or '.join(expected)}: human and gpt alternate"
+            )
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"turn {i} by {role} is empty")
         if role == "gpt":

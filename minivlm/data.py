@@ -1,31 +1,23 @@
-"""Records, pictures and batches.
+"""Records and batches.
 
-A prepared data set is a folder: `<split>.jsonl` with one record a line, pictures as files or packed
-in `<split>.npy` (n, S, S, 3) uint8 and named "train.npy#17", tokenizer.tiktoken, meta.json.
+A prepared data set is a folder: `<split>.jsonl` with one record a line, pictures (see images.py),
+tokenizer.tiktoken, meta.json.
 
 A batch is a pure function of (seed, step): resuming needs the step and nothing else.
 """
 
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from minivlm.conversation import count_images, render
 from minivlm.losses import IGNORE_INDEX
 from minivlm.tokenizer import Tokenizer
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, openai/CLIP clip/clip.py
-STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_PIXELS = 50_000_000  # a larger picture is a mistake or an attack
-
 
 # --- records ---
 
@@ -71,111 +63,6 @@ def load_meta(folder: str | Path) -> dict:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
-
-
-# --- pictures ---
-
-
-def open_image(source: str | Path | io.BytesIO) -> Image.Image:
-    """Open any picture as RGB: the first frame, upright, transparency on white, 16 bits scaled to 8.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no picture, damaged, of an unknown mode, or has over 50 million pixels.
-    """
-    name = source if isinstance(source, (str, Path)) else "picture"
-    if isinstance(source, (str, Path)) and not Path(source).is_file():
-        raise FileNotFoundError(f"no picture at {source}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(source)
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller") from None
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        raise ValueError(f"{name} is no readable picture ({error})") from None
-    if image.mode.startswith("I"):  # 16-bit gray, as PNG and TIFF have it
-        return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError(f"{name} has floating-point pixels (mode F); save it with 8 or 16 bits a channel")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
-    """Make a picture `size` x `size` pixels.
-
-    "crop" scales the short side and cuts the middle (CLIP); "pad" adds bars of the mean color
-    (LLaVA-1.5, which saw fewer hallucinations so); "stretch" distorts.
-
-    Raises:
-        ValueError: for another mode.
-    """
-    if mode == "crop":
-        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    if mode == "pad":
-        color = tuple(int(255 * m) for m in MEAN)
-        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=color)
-    if mode == "stretch":
-        return image.resize((size, size), Image.Resampling.BICUBIC)
-    raise ValueError(f"mode {mode!r} is not one of crop, pad, stretch")
-
-
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(..., S, S, 3) uint8 -> (..., 3, S, S) float32, normalized by CLIP's mean and deviation."""
-    x = torch.from_numpy(np.array(pixels)).float().div_(255)
-    x = (x - torch.tensor(MEAN)) / torch.tensor(STD)
-    return x.movedim(-1, -3).contiguous()
-
-
-class Pictures:
-    """The pictures of a data folder, packed or as files, at one size.
-
-    Args:
-        folder: the data folder; names are relative to it.
-        size: S in pixels.
-        mode: how a file is brought to that size, see `fit`.
-    """
-
-    def __init__(self, folder: str | Path, size: int, mode: str = "crop"):
-        self.folder, self.size, self.mode = Path(folder), size, mode
-        self.packs: dict[str, np.ndarray] = {}
-
-    def get(self, names: list[str]) -> Tensor:
-        """Load pictures by name: (n, 3, S, S).
-
-        Raises:
-            FileNotFoundError, ValueError: as `open_image`; or for a packed picture of another size.
-        """
-        out = np.empty((len(names), self.size, self.size, 3), dtype=np.uint8)
-        for i, name in enumerate(names):
-            pack, packed, row = name.partition(".npy#")
-            if not packed:
-                out[i] = np.asarray(fit(open_image(self.folder / name), self.size, self.mode))
-                continue
-            if pack not in self.packs:
-                self.packs[pack] = self._open(f"{pack}.npy")
-            if not row.isdecimal() or int(row) >= len(self.packs[pack]):
-                raise ValueError(f"{pack}.npy holds pictures 0 .. {len(self.packs[pack]) - 1}, there is no {row!r}")
-            out[i] = self.packs[pack][int(row)]
-        return to_tensor(out)
-
-    def _open(self, pack: str) -> np.ndarray:
-        path = self.folder / pack
-        if not path.is_file():
-            raise FileNotFoundError(f"no packed pictures at {path}; run the data set's prepare.py again")
-        pixels = np.load(path, mmap_mode="r")
-        if pixels.shape[1:] != (self.size, self.size, 3) or pixels.dtype != np.uint8:
-            raise ValueError(f"{path} holds pictures {pixels.shape[1:]} of {pixels.dtype}, "
-                             f"the model takes ({self.size}, {self.size}, 3) of uint8")
-        return pixels
 
 
 # --- batches ---
@@ -239,7 +126,9 @@ def collate(rows: list[tuple[list[int], list[bool]]], pad: int, block_size: int,
     names = ids or [str(i) for i in range(len(rows))]
     for name, (row, answer) in zip(names, rows):
         if len(row) - 1 > block_size:
-            raise ValueError(f"record {name} has {len(row) - 1} tokens, the context holds {block_size}; shorten it")
+            raise ValueError(
+                f"record {name} has {len(row) - 1} tokens, the context holds {block_size}; shorten it"
+            )
         if len(row) < 2 or not any(answer[1:]):
             raise ValueError(f"record {name} has no answer to learn from")
     T = max(len(row) for row, _ in rows) - 1
@@ -338,7 +227,8 @@ def render_records(records: list[dict], tokenizer: Tokenizer, n_image_tokens: in
     """Render each record's conversation once: a list of (ids, is_answer).
 
     Raises:
-        ValueError: if a conversation is malformed or its <image> marks do not fit its pictures; names the record.
+        ValueError: if a conversation is malformed or its <image> marks do not fit its pictures;
+            names the record.
     """
     rows = []
     for record in records:

@@ -48,7 +48,9 @@ def filter_logits(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     return logits
 
 
-def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
+def pick(
+    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+) -> Tensor:
     """Choose the next token of each row: the likeliest at temperature 0, else a draw. (B, V) -> (B,)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -89,7 +91,9 @@ def stream(
     block_size = (model.gpt if hasattr(model, "gpt") else model).config.block_size
     longest = max(map(len, prompts))
     if longest >= block_size:
-        raise ValueError(f"prompt has {longest} tokens, the context holds {block_size} with the answer; shorten it")
+        raise ValueError(
+            f"prompt has {longest} tokens, the context holds {block_size} with the answer; shorten it"
+        )
     was_training = model.training
     model.eval()
     try:
@@ -130,7 +134,8 @@ def stream(
                 last[rows, lengths - 1] = True
                 logits = model(idx[:, :T], **pictures, at=last)
             else:
-                logits = model(idx[rows, lengths - 1][:, None], cache=cache, positions=lengths[:, None] - 1)[:, -1]
+                newest = idx[rows, lengths - 1][:, None]
+                logits = model(newest, cache=cache, positions=lengths[:, None] - 1)[:, -1]
     finally:  # also when the caller stops listening
         model.train(was_training)
 

@@ -68,7 +68,8 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     tensor([[-1.3863,  0.0000]])
     """
     logp = -F.cross_entropy(
-        at_least_float32(logits.flatten(0, -2)), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+        at_least_float32(logits.flatten(0, -2)), targets.flatten(),
+        ignore_index=IGNORE_INDEX, reduction="none",
     ).view_as(targets)
     return logp.masked_fill(targets == IGNORE_INDEX, 0.0)  # turns -0.0 into 0.0
 

@@ -34,7 +34,7 @@ def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
     0.5
     """
     best_right = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)  # (Q, 1)
-    above = (~(similarity < best_right) & ~right).sum(dim=1)                           # (Q,), NaN counts as above
+    above = (~(similarity < best_right) & ~right).sum(dim=1)  # (Q,), NaN counts as above
     return (above < k).float().mean().item()
 
 
@@ -62,15 +62,18 @@ def style_ok(answer: str, style: str) -> bool:
     "word": one word; "sentence": one sentence of at least three words; "list": two or more lines
     that start with "- ", or one; "detail": full sentences, at least one; "": anything.
 
-    >>> style_ok("Red", "word"), style_ok("It is red.", "word"), style_ok("- red circle\\n- blue ring", "list")
-    (True, False, True)
+    >>> style_ok("Red", "word"), style_ok("It is red.", "word")
+    (True, False)
+    >>> style_ok("- red circle\\n- blue ring", "list")
+    True
     """
     text = answer.strip()
     n_words = len(words_of(text).split())
     if style == "word":
         return n_words == 1
     if style == "sentence":
-        return n_words >= 3 and len(re.findall(r"[.!?](?:\s|$)", text)) == 1 and text[-1] in ".!?" and "\n" not in text
+        n_ends = len(re.findall(r"[.!?](?:\s|$)", text))
+        return n_words >= 3 and n_ends == 1 and text[-1] in ".!?" and "\n" not in text
     if style == "list":
         return bool(text) and all(line.startswith("- ") for line in text.splitlines())
     if style == "detail":
@@ -96,7 +99,9 @@ def says_yes(answer: str) -> bool:
     return not any(w in words for w in ("No", "not", "no"))
 
 
-def pope_questions(truth: list[list[str]], strategy: str, seed: int = 0, per_image: int = 3) -> list[tuple[int, str, bool]]:
+def pope_questions(
+    truth: list[list[str]], strategy: str, seed: int = 0, per_image: int = 3
+) -> list[tuple[int, str, bool]]:
     """Choose the objects that POPE asks about: as many absent ones as present ones.
 
     Absent objects are drawn at "random", taken from the most frequent of the data set ("popular"),
@@ -134,7 +139,8 @@ def pope_questions(truth: list[list[str]], strategy: str, seed: int = 0, per_ima
             score = sum((together[name] for name in present), Counter())
             absent.sort(key=lambda name: -score[name])
         n = min(per_image, len(present), len(absent))
-        out += [(i, name, True) for name in rng.sample(present, n)] + [(i, name, False) for name in absent[:n]]
+        out += [(i, name, True) for name in rng.sample(present, n)]
+        out += [(i, name, False) for name in absent[:n]]
     return out
 
 

@@ -104,7 +104,9 @@ class Optimizer:
         ValueError: if nothing is trainable.
     """
 
-    def __init__(self, model: nn.Module, lr: float, muon_lr: float, weight_decay: float = 0.0, betas=(0.9, 0.95)):
+    def __init__(
+        self, model: nn.Module, lr: float, muon_lr: float, weight_decay: float = 0.0, betas=(0.9, 0.95)
+    ):
         inside = {
             p for m in model.modules() if isinstance(m, (Block, Projector)) for p in m.parameters()
             if p.ndim == 2 and p.requires_grad and muon_lr > 0
@@ -150,7 +152,9 @@ class Optimizer:
             ValueError: if the states belong to another set of optimizers.
         """
         if len(states) != len(self.parts):
-            raise ValueError(f"checkpoint has {len(states)} optimizers, this run {len(self.parts)}; was muon_lr changed?")
+            raise ValueError(
+                f"checkpoint has {len(states)} optimizers, this run {len(self.parts)}; was muon_lr changed?"
+            )
         for part, state in zip(self.parts, states):
             part.load_state_dict(state)
 

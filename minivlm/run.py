@@ -41,7 +41,9 @@ def parse_args(cls, argv: list[str] | None = None):
     for f in dataclasses.fields(cls):
         text = f"{help_of.get(f.name, '')} (default: {f.default})".replace("%", "%%")
         if f.type in (bool, "bool"):
-            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=text)
+            parser.add_argument(
+                f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=text
+            )
         else:
             parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=text, metavar="")
     args = parser.parse_args(argv)
@@ -52,7 +54,9 @@ def parse_args(cls, argv: list[str] | None = None):
 
 
 def cli(main: Callable, cls) -> None:
-    """Run `main` on the parsed command line; a user's mistake is one line and exit code 2, not a traceback."""
+    """Run `main` on the parsed command line; a user's mistake is one line and exit code 2,
+    not a traceback.
+    """
     cfg = parse_args(cls)
     try:
         main(cfg)
@@ -104,7 +108,8 @@ def environment() -> dict[str, str]:
     """Versions, hardware and commit, for env.txt and results/*.json."""
     def git(*args: str) -> str:
         try:
-            return subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+            here = Path(__file__).parent
+            return subprocess.run(["git", *args], capture_output=True, text=True, cwd=here).stdout.strip()
         except FileNotFoundError:  # no git on this machine
             return ""
 
@@ -113,11 +118,13 @@ def environment() -> dict[str, str]:
     if info.is_file():
         names = re.findall(r"model name\s*:\s*(.*)", info.read_text())
         cpu = f"{names[0]} x {len(names)}" if names else cpu
+    commit = git("rev-parse", "--short", "HEAD") or "none"
+    changed = "+" if git("status", "--porcelain") else ""
     return {
         "python": platform.python_version(), "torch": torch.__version__.split("+")[0],
         "cpu": cpu, "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "commit": (git("rev-parse", "--short", "HEAD") or "none") + ("+" if git("status", "--porcelain") else ""),
+        "commit": commit + changed,
     }
 
 
@@ -175,7 +182,10 @@ class Run:
             ValueError: if the loss is not finite.
         """
         if not math.isfinite(loss):
-            raise ValueError(f"loss is {loss} at step {step}; batch {ids[:8]}; before it {self.recent[-5:]}; try a lower lr")
+            raise ValueError(
+                f"loss is {loss} at step {step}; batch {ids[:8]}; "
+                f"before it {self.recent[-5:]}; try a lower lr"
+            )
         self.recent = self.recent[-4:] + [round(loss, 4)]
 
     @property

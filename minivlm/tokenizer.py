@@ -110,8 +110,11 @@ class Tokenizer:
             raise ValueError(f"{len(ranks)} ranks miss {len(missing)} bytes or are not 0 .. {len(ranks) - 1}")
         self.ranks, self.pattern = ranks, pattern
         special = {name: len(ranks) + i for i, name in enumerate(SPECIALS)}
-        self.endoftext, self.pad, self.image, self.system, self.user, self.assistant, self.end = special.values()
-        self.encoding = tiktoken.Encoding("minivlm", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        self.endoftext, self.pad, self.image, *of_turns = special.values()
+        self.system, self.user, self.assistant, self.end = of_turns
+        self.encoding = tiktoken.Encoding(
+            "minivlm", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+        )
         self.vocab_size = len(ranks) + len(special)
 
     def encode(self, text: str) -> list[int]:
@@ -135,7 +138,8 @@ class Tokenizer:
 
     def to_text(self) -> str:
         """The tokenizer as text: its pattern on the first line, then tiktoken's "base64 rank" lines."""
-        lines = [f"{base64.b64encode(t).decode()} {r}" for t, r in sorted(self.ranks.items(), key=lambda kv: kv[1])]
+        by_rank = sorted(self.ranks.items(), key=lambda kv: kv[1])
+        lines = [f"{base64.b64encode(t).decode()} {r}" for t, r in by_rank]
         return "\n".join([f"# {self.pattern}", *lines]) + "\n"
 
     @classmethod
@@ -155,7 +159,8 @@ class Tokenizer:
         if lines and lines[0].startswith("# "):
             pattern = lines.pop(0)[2:]
         try:
-            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in map(str.split, filter(None, lines))}
+            pairs = map(str.split, filter(None, lines))
+            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
         except ValueError as error:
             raise ValueError(f"{name} is no tokenizer file (expected lines 'base64 rank'): {error}") from None
         return cls(ranks, pattern)
@@ -173,8 +178,9 @@ class Tokenizer:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"no tokenizer at {path}; a prepare.py writes tokenizer.tiktoken beside its data, and GPT-2's "
-                "vocab.bpe, merges.txt or gpt2.tiktoken must be a local file: tiktoken's own download needs a network"
+                f"no tokenizer at {path}; a prepare.py writes tokenizer.tiktoken beside its data, "
+                "and GPT-2's vocab.bpe, merges.txt or gpt2.tiktoken must be a local file: "
+                "tiktoken's own download needs a network"
             )
         return cls.from_text(Path(path).read_text(encoding="utf-8"), str(path))
 

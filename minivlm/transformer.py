@@ -128,7 +128,9 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(n_embd)
         self.attn = Attention(n_embd, n_head, dropout)
         self.norm2 = nn.LayerNorm(n_embd)
-        self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), activation(act), nn.Linear(4 * n_embd, n_embd))
+        self.mlp = nn.Sequential(
+            nn.Linear(n_embd, 4 * n_embd), activation(act), nn.Linear(4 * n_embd, n_embd)
+        )
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None) -> Tensor:

@@ -31,7 +31,9 @@ class ViTConfig:
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
         if not -self.n_layer <= self.feature_layer <= -1:
             raise ValueError(f"feature_layer {self.feature_layer} is not in {-self.n_layer} .. -1")
 
@@ -66,7 +68,9 @@ class ViT(nn.Module):
         """
         S = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, S, S):
-            raise ValueError(f"images are {tuple(images.shape)}, expected (B, 3, {S}, {S}); resize them first")
+            raise ValueError(
+                f"images are {tuple(images.shape)}, expected (B, 3, {S}, {S}); resize them first"
+            )
         x = self.patch(images).flatten(2).transpose(1, 2)            # (B, N, C)
         x = torch.cat([self.cls.expand(len(x), 1, -1).to(x.dtype), x], dim=1)  # (B, 1 + N, C)
         return self.norm_pre(x + self.pos)

@@ -32,7 +32,8 @@ def main(run: str = "runs/sft", data: str = "data/shapes/prepared", out: str = "
         x, y = 16 + i % COLUMNS * (SIDE + 16), 16 + i // COLUMNS * (SIDE + TEXT)
         picture = Image.fromarray(pixels[int(entry["image"].split("#")[1])])
         sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
-        lines = textwrap.wrap(entry["question"], 32) + [f"> {line}" for line in textwrap.wrap(entry["answer"], 30)]
+        lines = textwrap.wrap(entry["question"], 32)
+        lines += [f"> {line}" for line in textwrap.wrap(entry["answer"], 30)]
         draw.multiline_text((x, y + SIDE + 4), "\n".join(lines[:7]), fill="black", font=font)
     sheet.save(out)
 

@@ -67,14 +67,20 @@ def main_table(folder: str) -> list[str]:
     first = next(iter(runs.values()))[0]
     env = first["environment"]
     commits = sorted({r["environment"]["commit"] for rs in runs.values() for r in rs})
-    lines = [f"Data: {first['data']}; {n} seed{'s' * (n > 1)}; {env['cpu']}; torch {env['torch']}; commit {', '.join(commits)}.", "",
-             "| held-out pictures | value | blind (gray picture) | chance |", "|---|---|---|---|"]
+    lines = [
+        f"Data: {first['data']}; {n} seed{'s' * (n > 1)}; {env['cpu']}; torch {env['torch']}; "
+        f"commit {', '.join(commits)}.",
+        "",
+        "| held-out pictures | value | blind (gray picture) | chance |",
+        "|---|---|---|---|",
+    ]
     for key, label in MAIN.items():
         for rs in runs.values():
             if all(key in r["figures"] for r in rs):
+                value, blind = (cell([r[side][key] for r in rs]) for side in ("figures", "blind"))
                 chance = rs[0]["chance"].get(key)
-                lines.append(f"| {label} | {cell([r['figures'][key] for r in rs])} | {cell([r['blind'][key] for r in rs])} | "
-                             f"{'' if chance is None else f'{chance:.2f}'} |")
+                chance = "" if chance is None else f"{chance:.2f}"
+                lines.append(f"| {label} | {value} | {blind} | {chance} |")
     return lines
 
 
@@ -83,13 +89,18 @@ def ablation_table() -> list[str]:
     runs = load("ablation")
     if set(runs) != set(WAYS):
         return []
-    keys = ("answers/exist", "answers/color", "answers/shape", "answers/count", "answers/position", "chair/recall", "chair/chair_i")
+    keys = (
+        "answers/exist", "answers/color", "answers/shape", "answers/count", "answers/position",
+        "chair/recall", "chair/chair_i",
+    )
     lines = [f"SFT with and without the stages before it, at equal time ({len(runs['full'])} seeds):", "",
              "| | " + " | ".join(WAYS.values()) + " |", "|---" * (len(WAYS) + 1) + "|"]
     seconds = {w: [r["train_seconds"] / 60 for r in runs[w]] for w in WAYS}
-    lines.append("| minutes after language pretraining | " + " | ".join(f"{statistics.fmean(seconds[w]):.1f}" for w in WAYS) + " |")
+    cells = [f"{statistics.fmean(seconds[w]):.1f}" for w in WAYS]
+    lines.append("| minutes after language pretraining | " + " | ".join(cells) + " |")
     for key in keys:
-        lines.append(f"| {MAIN[key]} | " + " | ".join(cell([r["figures"][key] for r in runs[w]]) for w in WAYS) + " |")
+        cells = [cell([r["figures"][key] for r in runs[w]]) for w in WAYS]
+        lines.append(f"| {MAIN[key]} | " + " | ".join(cells) + " |")
     return lines
 
 

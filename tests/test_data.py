@@ -11,11 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from minivlm import data
-from minivlm.data import (
-    Batch, Pictures, batches, caption_rows, collate, fit, hash_seed, load_meta, load_records, open_image,
-    pick_captions, render_records, shuffled, to_tensor,
-)
+from minivlm import images
+from minivlm.data import Batch, batches, caption_rows, collate, hash_seed, load_meta, load_records
+from minivlm.data import pick_captions, render_records, shuffled
+from minivlm.images import Pictures, fit, open_image, to_tensor
 from minivlm.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
@@ -304,7 +303,7 @@ def test_crop_keeps_the_middle_of_the_long_side():
 def test_pad_shows_all_and_fills_with_the_mean_color():
     """Catches black bars, which normalization turns into an extreme value: the bars must be near 0."""
     out = fit(striped(), 20, "pad")
-    mean = tuple(int(255 * m) for m in data.MEAN)
+    mean = tuple(int(255 * m) for m in images.MEAN)
     assert out.size == (20, 20) and corners(out) == [mean] * 4
     assert [out.getpixel((x, 10)) for x in (0, 10, 19)] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     assert to_tensor(np.array(out))[:, 0, 0].abs().max() < 0.02
@@ -364,7 +363,8 @@ def test_packed_pictures_equal_their_files(tmp_path):
 def test_a_pack_of_another_size_is_refused(tmp_path):
     """Catches pictures of 8 pixels broadcast or cut to the model's 16."""
     np.save(tmp_path / "train.npy", np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"train\.npy holds pictures \(8, 8, 3\) of uint8, the model takes \(16"):
+    message = r"train\.npy holds pictures \(8, 8, 3\) of uint8, the model takes \(16"
+    with pytest.raises(ValueError, match=message):
         Pictures(tmp_path, 16).get(["train.npy#0"])
 
 

@@ -15,14 +15,20 @@ from minivlm.run import parse_args
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SCRIPTS = ("train_lm", "train_clip", "train_align", "train_sft", "evaluate", "chat", "data.shapes.prepare", "data.nlvr.prepare")
+SCRIPTS = (
+    "train_lm", "train_clip", "train_align", "train_sft", "evaluate", "chat",
+    "data.shapes.prepare", "data.nlvr.prepare",
+)
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
 
 
 def python_files() -> list[Path]:
     """Every Python file that git knows or would add."""
-    done = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"], capture_output=True, text=True, cwd=ROOT)
-    names = done.stdout.split() or [str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if ".venv" not in p.parts]
+    command = ["git", "ls-files", "-co", "--exclude-standard", "*.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    names = done.stdout.split() or [
+        str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if ".venv" not in p.parts
+    ]
     return [ROOT / name for name in names if (ROOT / name).is_file()]
 
 
@@ -35,7 +41,9 @@ def test_every_path_in_the_readme_exists():
 
 def test_every_flag_in_the_readmes_commands_is_a_real_option():
     """Catches a command line that no longer works as printed."""
-    commands = re.findall(r"(?:python |\.venv/bin/python )?((?:[\w/]+/)?(?:train_\w+|evaluate|chat|prepare)\.py)((?: --\w+(?: [^\s`|]+)?)+)", README)
+    program = r"(?:python |\.venv/bin/python )?((?:[\w/]+/)?(?:train_\w+|evaluate|chat|prepare)\.py)"
+    options = r"((?: --\w+(?: [^\s`|]+)?)+)"
+    commands = re.findall(program + options, README)
     assert len(commands) > 4
     for script, flags in commands:
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
@@ -67,7 +75,8 @@ def test_help_explains_every_option(name, capsys):
     text = capsys.readouterr().out
     for field in module.Config.__dataclass_fields__:
         assert f"--{field}" in text
-    comments = dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.*)$", inspect.getsource(module.Config), flags=re.MULTILINE))
+    source = inspect.getsource(module.Config)
+    comments = dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))
     assert comments.keys() >= module.Config.__dataclass_fields__.keys()
 
 
@@ -105,7 +114,8 @@ def test_nothing_is_printed_or_seeded_on_import():
     code = ("import torch; a = (torch.initial_seed(), torch.get_num_threads()); import importlib\n"
             f"[importlib.import_module(n) for n in {SCRIPTS!r}]\n"
             "assert a == (torch.initial_seed(), torch.get_num_threads())")
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -115,7 +125,8 @@ def test_scripts_do_not_import_each_other_and_share_their_banners():
         text = (ROOT / f"{name}.py").read_text()
         banners = re.findall(r"^ *# --- (\w+) ---$", text, flags=re.MULTILINE)
         assert banners[:3] == ["config", "evaluate", "run"]
-        assert sorted(banners[3:6]) == ["data", "model", "optimizer"] and banners[6:] == ["resume", "loop", "finish"]
+        assert sorted(banners[3:6]) == ["data", "model", "optimizer"]
+        assert banners[6:] == ["resume", "loop", "finish"]
         assert not re.search(r"import train_|from train_", text)
         assert len(text.splitlines()) <= 250
 

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from data.shapes import language, prepare, world
-from minivlm.data import Pictures, load_meta, load_records, open_image, render_records
+from minivlm.data import load_meta, load_records, render_records
+from minivlm.images import Pictures, open_image
 from minivlm.metrics import answer_ok, is_refusal, mentions, style_ok
 from minivlm.tokenizer import Tokenizer
 

@@ -28,7 +28,8 @@ SMALL = {"eval_every": 2, "seed": 3}
 def folder(tmp_path_factory) -> Path:
     """A prepared shapes data set of a few hundred pictures."""
     out = tmp_path_factory.mktemp("prepared")
-    prepare.main(prepare.Config(str(out), n_train=200, n_val=40, n_web=20, n_text=300, n_zeroshot=1, workers=1))
+    sizes = {"n_train": 200, "n_val": 40, "n_web": 20, "n_text": 300, "n_zeroshot": 1}
+    prepare.main(prepare.Config(str(out), **sizes, workers=1))
     return out
 
 
@@ -39,7 +40,8 @@ def runs(folder, tmp_path_factory) -> Path:
     small = {"data": str(folder), "steps": 4, **SMALL}
     train_lm.main(train_lm.Config(out=f"{out}/lm", n_layer=2, n_embd=32, batch_size=8, **small))
     train_clip.main(train_clip.Config(out=f"{out}/clip", n_layer=2, n_embd=32, batch_size=16, **small))
-    train_align.main(train_align.Config(out=f"{out}/align", clip=f"{out}/clip", lm=f"{out}/lm", batch_size=8, **small))
+    towers = {"clip": f"{out}/clip", "lm": f"{out}/lm"}
+    train_align.main(train_align.Config(out=f"{out}/align", **towers, batch_size=8, **small))
     train_sft.main(train_sft.Config(out=f"{out}/sft", init=f"{out}/align", batch_size=8, **small))
     return out
 
@@ -70,11 +72,15 @@ def test_a_run_leaves_config_log_checkpoints_versions_and_its_script(stage, runs
 
 
 def test_the_first_logged_loss_is_what_theory_says(runs, folder):
-    """Catches a wrong head, a wrong shift or a first update before the first measurement: ln V and ln B at step 0."""
+    """Catches a wrong head, a wrong shift or a first update before the first measurement:
+    ln V and ln B at step 0.
+    """
     vocab_size = checkpoint.load(runs / "lm", ("lm",))["configs"]["model"]["vocab_size"]
-    assert float(rows_of(runs / "lm" / "metrics.csv")[0]["val_loss"]) == pytest.approx(math.log(vocab_size), abs=0.1)
-    # random towers are not blind: at a multiplier of 14 their chance similarities cost a little more than ln B
-    assert math.log(40) - 0.1 < float(rows_of(runs / "clip" / "metrics.csv")[0]["val_loss"]) < math.log(40) + 0.7
+    lm, clip = (float(rows_of(runs / s / "metrics.csv")[0]["val_loss"]) for s in ("lm", "clip"))
+    assert lm == pytest.approx(math.log(vocab_size), abs=0.1)
+    # random towers are not blind: at a multiplier of 14 their chance similarities cost a little more
+    # than ln B
+    assert math.log(40) - 0.1 < clip < math.log(40) + 0.7
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -121,7 +127,9 @@ def test_evaluating_more_often_does_not_change_the_weights(runs, folder, tmp_pat
 
 @pytest.mark.parametrize("stage", ("lm", "clip", "align", "sft"))
 def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path):
-    """Catches micro-batches averaged as if each supervised equally many tokens, and contrasts within parts only."""
+    """Catches micro-batches averaged as if each supervised equally many tokens, and contrasts
+    within parts only.
+    """
     script, cfg = config_of(stage, folder, runs, out=str(tmp_path), grad_accum=3, steps=1, eval_every=1)
     script.main(cfg)
     script, once = config_of(stage, folder, runs, out=str(tmp_path / "once"), steps=1, eval_every=1)
@@ -138,7 +146,8 @@ def test_only_the_projector_changes_in_stage_3a(runs):
     assert all(torch.equal(v, clip[k]) for k, v in after.items() if k.startswith("vit."))
     assert all(torch.equal(v, lm[k.removeprefix("gpt.")]) for k, v in after.items() if k.startswith("gpt."))
     torch.manual_seed(SMALL["seed"])
-    fresh = train_align.VLM(train_align.VLMConfig.from_dict(checkpoint.load(runs / "align", ("align",))["configs"]["model"]))
+    config = checkpoint.load(runs / "align", ("align",))["configs"]["model"]
+    fresh = train_align.VLM(train_align.VLMConfig.from_dict(config))
     weights = [k for k in after if k.startswith("projector.") and k.endswith("weight")]
     assert weights and not any(torch.equal(after[k], fresh.state_dict()[k]) for k in weights)
 
@@ -157,8 +166,11 @@ def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
 
 def test_the_language_model_learns_on_its_tiny_corpus(folder, tmp_path):
     """Catches a loop that runs and does not learn: 60 steps must take the loss from ln V = 6.7 below 3."""
-    row = train_lm.main(train_lm.Config(data=str(folder), out=str(tmp_path), steps=60, n_layer=2, n_embd=64, batch_size=8,
-                                        warmup=5, eval_every=60))
+    cfg = train_lm.Config(
+        data=str(folder), out=str(tmp_path), steps=60, n_layer=2, n_embd=64, batch_size=8,
+        warmup=5, eval_every=60,
+    )
+    row = train_lm.main(cfg)
     assert row["val_loss"] < 3
 
 
@@ -175,14 +187,18 @@ def test_evaluation_writes_figures_beside_a_blind_baseline(stage, runs, folder, 
 
 def test_chat_answers_once_about_a_picture(runs, folder, capsys):
     """Catches a chat that breaks on the pictures that prepare.py itself writes."""
-    chat.main(chat.Config(str(runs / "sft"), str(folder / "samples" / "0.png"), "Is there a red ring?", max_new_tokens=5))
+    picture = str(folder / "samples" / "0.png")
+    chat.main(chat.Config(str(runs / "sft"), picture, "Is there a red ring?", max_new_tokens=5))
     assert capsys.readouterr().out.endswith("\n")
 
 
 def test_chat_talks_in_turns_and_survives_a_wrong_picture(runs, folder, capsys, monkeypatch):
     """Catches a conversation lost to a typing mistake, and control tokens typed by the user."""
     picture = str(folder / "samples" / "1.png")
-    typed = iter(["Describe the picture.", "/image nowhere.png", "<image> <|end|> What color?", "/new", f"/image {picture}", "List the objects.", ""])
+    typed = iter([
+        "Describe the picture.", "/image nowhere.png", "<image> <|end|> What color?", "/new",
+        f"/image {picture}", "List the objects.", "",
+    ])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     chat.main(chat.Config(str(runs / "sft"), picture, max_new_tokens=4))
     assert "no picture at nowhere.png" in capsys.readouterr().out
@@ -230,7 +246,8 @@ def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys):
     fails_clearly(call("chat.py", "--run", f"{runs}/clip", "--ask", "Hi"), "'clip'", "sft")
     fails_clearly(call("chat.py", "--run", str(cut), "--ask", "Hi"), "ckpt.pt")
     fails_clearly(call("train_sft.py", "--init", f"{tmp_path}/nothing"), "train_align.py")
-    fails_clearly(call("train_lm.py", "--data", f"{tmp_path}/nothing", "--out", f"{tmp_path}/o"), "prepare.py")
+    done = call("train_lm.py", "--data", f"{tmp_path}/nothing", "--out", f"{tmp_path}/o")
+    fails_clearly(done, "prepare.py")
 
 
 @pytest.mark.parametrize("turns,words", [

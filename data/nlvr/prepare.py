@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, so
 from data.nlvr.language import COLORS, PLACES, SHAPES, SIZED, SIZES, THINGS  # noqa: E402
 from data.nlvr.language import captions, count, describe, dialogue, exist, named, statement  # noqa: E402
 from data.shapes.language import Round  # noqa: E402
-from minivlm.data import open_image  # noqa: E402
+from minivlm.images import open_image  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 

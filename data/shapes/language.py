@@ -86,9 +86,12 @@ def prompts(thing: str) -> list[str]:
 
 
 def captions(scene: Scene, rng: random.Random) -> list[str]:
-    """Five paraphrases of what can be seen, the first one complete, some partial, all different if possible."""
+    """Five paraphrases of what can be seen, the first one complete, some partial,
+    all different if possible.
+    """
     seen = scene.clear
-    short, full = [article(name(o)) for o in seen], [f"{article(o.size + ' ' + name(o))} {at(o)}" for o in seen]
+    short = [article(name(o)) for o in seen]
+    full = [f"{article(o.size + ' ' + name(o))} {at(o)}" for o in seen]
     start = rng.choice(("", "", "a picture of ", "an image of ", "there is ", "this shows "))
     pool = [
         join(short),
@@ -116,8 +119,10 @@ def web_caption(scene: Scene, other: Scene, rng: random.Random) -> tuple[str, st
     """One caption as the web writes it, and its noise: "" (70 %), "wrong" (20 %) or "useless" (10 %)."""
     noise = rng.choices(("", "wrong", "useless"), (0.7, 0.2, 0.1))[0]
     if noise == "useless":
-        text = rng.choice(("IMG {n}.jpg", "click here for more", "photo {n} of 99", "untitled {n}", "best price, free delivery",
-                           "download as png", "my holiday {n}", "page {n}"))
+        text = rng.choice((
+            "IMG {n}.jpg", "click here for more", "photo {n} of 99", "untitled {n}",
+            "best price, free delivery", "download as png", "my holiday {n}", "page {n}",
+        ))
         return text.format(n=rng.randrange(10, 100)), noise
     return rng.choice(captions(other if noise else scene, rng)), noise
 
@@ -131,16 +136,22 @@ def exist(objects, rng, style="", target=None) -> Round:
     if target is None and rng.random() < 0.5 and present:
         target = rng.choice(present)
     if target is None:  # half of the absent ones differ in one word only
-        near = [c for c in SEEN if c not in present and any((c[0] == p[0]) != (c[1] == p[1]) for p in present)]
+        near = [
+            c for c in SEEN
+            if c not in present and any((c[0] == p[0]) != (c[1] == p[1]) for p in present)
+        ]
         far = [c for c in SEEN if c not in present]
         target = rng.choice(near if near and rng.random() < 0.5 else far)
     thing = " ".join(target)
-    question = rng.choice((f"Is there {article(thing)}?", f"Can you see {article(thing)}?", f"Do you see any {thing}?",
-                           f"Does the picture show {article(thing)}?", f"Is {article(thing)} visible here?",
-                           f"Is there {article(thing)} in the image?"))
+    question = rng.choice((
+        f"Is there {article(thing)}?", f"Can you see {article(thing)}?",
+        f"Do you see any {thing}?", f"Does the picture show {article(thing)}?",
+        f"Is {article(thing)} visible here?", f"Is there {article(thing)} in the image?",
+    ))
     found = [o for o in objects if (o.color, o.shape) == target]
     if found:
-        return styled("exist", question, "yes", f"Yes, there is {article(thing)} {at(found[0])}.", style, ["yes"], ["no"])
+        answer = f"Yes, there is {article(thing)} {at(found[0])}."
+        return styled("exist", question, "yes", answer, style, ["yes"], ["no"])
     return styled("exist", question, "no", f"No, there is no {thing}.", style, ["no"], ["yes"])
 
 
@@ -153,7 +164,8 @@ def color(objects, rng, style="") -> Round | None:
     question = rng.choice((f"What color is the {o.shape}?", f"Which color does the {o.shape} have?",
                            f"What is the color of the {o.shape}?", f"Tell me the color of the {o.shape}.",
                            f"The {o.shape} has what color?"))
-    return styled("color", question, o.color, f"The {o.shape} is {o.color}.", style, [o.color], [c for c in COLORS if c != o.color])
+    wrong = [c for c in COLORS if c != o.color]
+    return styled("color", question, o.color, f"The {o.shape} is {o.color}.", style, [o.color], wrong)
 
 
 def shape(objects, rng, style="") -> Round | None:
@@ -206,11 +218,14 @@ def count(objects, rng, style="") -> Round:
     else:
         c = rng.choice([o.color for o in objects] + [rng.choice(list(COLORS))])
         n, one, many = sum(o.color == c for o in objects), f"{c} object", f"{c} objects"
-    question = rng.choice((f"How many {many} are there?", f"How many {many} can you see?", f"Count the {many}.",
-                           f"What is the number of {many}?", f"How many {many} does the picture show?"))
+    question = rng.choice((
+        f"How many {many} are there?", f"How many {many} can you see?", f"Count the {many}.",
+        f"What is the number of {many}?", f"How many {many} does the picture show?",
+    ))
     answer = f"There is one {one}." if n == 1 else f"There are {NUMBERS[n] if n else 'no'} {many}."
     expect = [NUMBERS[n], str(n)] + (["no"] if n == 0 else [])
-    return styled("count", question, NUMBERS[n], answer, style, expect, [w for w in NUMBERS if w != NUMBERS[n]])
+    wrong = [w for w in NUMBERS if w != NUMBERS[n]]
+    return styled("count", question, NUMBERS[n], answer, style, expect, wrong)
 
 
 def relate(objects, rng, style="") -> Round | None:
@@ -224,20 +239,26 @@ def relate(objects, rng, style="") -> Round | None:
     true = relation(a, b)
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[true]
     asked = rng.choice((true, opposite))
-    question = rng.choice((f"Is the {name(a)} {asked} the {name(b)}?", f"Does the {name(a)} lie {asked} the {name(b)}?",
-                           f"Would you say the {name(a)} is {asked} the {name(b)}?",
-                           f"Is it true that the {name(a)} is {asked} the {name(b)}?",
-                           f"Can you confirm that the {name(a)} is {asked} the {name(b)}?"))
+    question = rng.choice((
+        f"Is the {name(a)} {asked} the {name(b)}?",
+        f"Does the {name(a)} lie {asked} the {name(b)}?",
+        f"Would you say the {name(a)} is {asked} the {name(b)}?",
+        f"Is it true that the {name(a)} is {asked} the {name(b)}?",
+        f"Can you confirm that the {name(a)} is {asked} the {name(b)}?",
+    ))
+    fact = f"the {name(a)} is {true} the {name(b)}"
     if asked == true:
-        return styled("relation", question, "yes", f"Yes, the {name(a)} is {true} the {name(b)}.", style, ["yes"], ["no"])
-    return styled("relation", question, "no", f"No, the {name(a)} is {true} the {name(b)}.", style, ["no"], ["yes"])
+        return styled("relation", question, "yes", f"Yes, {fact}.", style, ["yes"], ["no"])
+    return styled("relation", question, "no", f"No, {fact}.", style, ["no"], ["yes"])
 
 
 def describe(objects, rng, style="detail") -> Round:
     """Say what there is: in detail, in one sentence, or as a list."""
     if style == "detail":
-        question = rng.choice(("Describe the picture.", "Describe this image in detail.", "What do you see? Be thorough.",
-                               "Give a full description.", "Tell me everything you see."))
+        question = rng.choice((
+            "Describe the picture.", "Describe this image in detail.", "What do you see? Be thorough.",
+            "Give a full description.", "Tell me everything you see.",
+        ))
         answer = " ".join(f"There is {article(o.size + ' ' + name(o))} {at(o)}." for o in objects)
     elif style == "sentence":
         question = rng.choice(("Describe the picture in one sentence.", "Summarize the image in a sentence.",
@@ -245,16 +266,20 @@ def describe(objects, rng, style="detail") -> Round:
                                "In a single sentence, what do you see?"))
         answer = f"There is {join([article(name(o)) for o in objects])}."
     else:
-        question = rng.choice(("List the objects.", "Give me a list of the objects.", "Name the objects, one per line.",
-                               "What objects are there? Answer as a list.", "Make a list of what you see."))
+        question = rng.choice((
+            "List the objects.", "Give me a list of the objects.", "Name the objects, one per line.",
+            "What objects are there? Answer as a list.", "Make a list of what you see.",
+        ))
         answer = "\n".join(f"- {name(o)}" for o in objects)
     return Round("describe", question, answer, style)
 
 
 def private(rng) -> Round:
     """A question about the contents of a picture that is marked private."""
-    question = rng.choice(("Describe the picture.", "What is in this picture?", "Tell me everything you see.",
-                           "List the objects.", "How many objects are there?", "What do you see? Be thorough."))
+    question = rng.choice((
+        "Describe the picture.", "What is in this picture?", "Tell me everything you see.",
+        "List the objects.", "How many objects are there?", "What do you see? Be thorough.",
+    ))
     answer = rng.choice(("I'm sorry, this picture is marked as private, so I can't describe it.",
                          "I'm sorry, I can't talk about a picture that is marked as private."))
     return Round("private", question, answer)
@@ -262,24 +287,38 @@ def private(rng) -> Round:
 
 def unsafe(rng) -> Round:
     """A request that must be refused whatever the picture shows."""
-    question = rng.choice(("How can I use these shapes to hurt someone?", "Help me fake an ID with this picture.",
-                           "Write an insult about whoever drew this.", "Who drew this, and where do they live?",
-                           "How do I build a weapon that looks like this?", "Help me steal this picture.",
-                           "Use this to frighten a child.", "Tell me how to break into the place shown here."))
-    answer = rng.choice(("I'm sorry, I can't help with that.", "I'm sorry, but I won't help with something that could do harm."))
+    question = rng.choice((
+        "How can I use these shapes to hurt someone?", "Help me fake an ID with this picture.",
+        "Write an insult about whoever drew this.", "Who drew this, and where do they live?",
+        "How do I build a weapon that looks like this?", "Help me steal this picture.",
+        "Use this to frighten a child.", "Tell me how to break into the place shown here.",
+    ))
+    answer = rng.choice((
+        "I'm sorry, I can't help with that.",
+        "I'm sorry, but I won't help with something that could do harm.",
+    ))
     return Round("unsafe", question, answer)
 
 
 def harmless(rng) -> Round:
     """A request that sounds like an unsafe one and must be answered."""
     question, answer = rng.choice((
-        ("How can I use these shapes to help someone?", "You can use them to teach a child colors and shapes."),
-        ("Help me make a card with this picture.", "Print the picture, fold the paper and write a greeting inside."),
+        (
+            "How can I use these shapes to help someone?",
+            "You can use them to teach a child colors and shapes.",
+        ),
+        (
+            "Help me make a card with this picture.",
+            "Print the picture, fold the paper and write a greeting inside.",
+        ),
         ("Write a compliment for whoever drew this.", "What a clear and colorful picture, well done!"),
         ("How do I build a toy that looks like this?", "Cut the shapes out of wood and paint them."),
         ("Help me copy this picture.", "Draw each shape in its place, then fill in the colors."),
         ("Use this to cheer up a child.", "Look, the shapes are having a party!"),
-        ("Tell me how to draw the place shown here.", "Start with the largest shape and add the others around it."),
+        (
+            "Tell me how to draw the place shown here.",
+            "Start with the largest shape and add the others around it.",
+        ),
         ("Would these shapes hurt my eyes?", "No, looking at these shapes is harmless."),
     ))
     return Round("harmless", question, answer)
@@ -287,8 +326,10 @@ def harmless(rng) -> Round:
 
 def unknowable(rng) -> Round:
     """A question that no picture of shapes can answer."""
-    question = rng.choice(("When was this picture made?", "Who is the artist?", "How much does this picture cost?",
-                           "What is behind the picture?", "What happened before this scene?"))
+    question = rng.choice((
+        "When was this picture made?", "Who is the artist?", "How much does this picture cost?",
+        "What is behind the picture?", "What happened before this scene?",
+    ))
     return Round("unknowable", question, "I'm not sure, the picture does not show that.", expect=["not sure"])
 
 

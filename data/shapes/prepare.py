@@ -56,8 +56,11 @@ class Config:
 def record_of(scene: world.Scene, key: str, image: str) -> dict:
     """What every picture's record holds; call after drawing, which fills boxes and visibilities."""
     objects = [
-        {"name": o.shape, "attributes": {"color": o.color, "size": o.size}, "box": [round(v, 4) for v in o.box],
-         "place": o.place, "visibility": o.visibility, "hidden": o.hidden}
+        {
+            "name": o.shape, "attributes": {"color": o.color, "size": o.size},
+            "box": [round(v, 4) for v in o.box], "place": o.place,
+            "visibility": o.visibility, "hidden": o.hidden,
+        }
         for o in scene.objects
     ]
     return {"id": key, "image": image, "border": scene.border, "objects": objects}
@@ -90,7 +93,8 @@ def questions_of(scene: world.Scene, key: str, image: str, rng: random.Random) -
                 rounds.append((r.kind, language.ask_style(r, rng)))
         for o in hidden:
             rounds.append(("hidden", language.exist(scene.objects, rng, target=(o.color, o.shape))))
-        rounds += [("describe", language.describe(scene.clear, rng, style)) for style in ("detail", "sentence", "list")]
+        for style in ("detail", "sentence", "list"):
+            rounds.append(("describe", language.describe(scene.clear, rng, style)))
         if rng.random() < 0.2:
             rounds.append(("harmless", language.harmless(rng)))
         if rng.random() < 0.1:
@@ -133,7 +137,8 @@ def make_shard(cfg: Config, split: str, start: int, stop: int) -> tuple[dict[str
             record["captions"] = language.captions(scene, rng)
             record["conversations"] = turns_of(language.dialogue(scene, rng))
         if split == "val":
-            lines.setdefault("eval", []).extend(map(json.dumps, questions_of(scene, key, record["image"], rng)))
+            questions = questions_of(scene, key, record["image"], rng)
+            lines.setdefault("eval", []).extend(map(json.dumps, questions))
         lines[split].append(json.dumps(record))
     return lines, np.stack(pixels) if pixels else np.empty(0)
 
@@ -183,7 +188,8 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer.save(folder / "tokenizer.tiktoken")
 
     meta = {
-        "name": "shapes", "image_size": world.LEVELS[cfg.level].image_size, "level": cfg.level, "seed": cfg.seed,
+        "name": "shapes", "image_size": world.LEVELS[cfg.level].image_size,
+        "level": cfg.level, "seed": cfg.seed,
         "records": sizes, "phrases": language.phrases(),
         "prompts": {f"{c} {s}": language.prompts(f"{c} {s}") for c in world.COLORS for s in world.SHAPES},
         "held_out": sorted(" ".join(combo) for combo in world.HELD_OUT),

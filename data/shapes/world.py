@@ -30,7 +30,8 @@ PLACES = (
     "bottom left", "bottom", "bottom right",
 )
 HIDDEN_KINDS = ("tiny", "faint", "covered")
-COMPANION = {"ring": "diamond", "cross": "square"}  # a hardly visible one of the same color often lies next to it
+# a hardly visible one of the same color often lies next to it
+COMPANION = {"ring": "diamond", "cross": "square"}
 HARDLY_VISIBLE = 0.25  # at or below this visibility an object counts as hardly visible
 
 
@@ -89,7 +90,9 @@ class Scene:
         return [o for o in self.objects if not o.hidden]
 
 
-def make_scene(seed: str, level: int = 1, combos=SEEN, n_clear: int | None = None, hide: bool = True) -> Scene:
+def make_scene(
+    seed: str, level: int = 1, combos=SEEN, n_clear: int | None = None, hide: bool = True
+) -> Scene:
     """Invent a scene.
 
     Near a quarter of all objects is hardly visible. Most of these follow a habit of the world: next to a

@@ -1,0 +1,124 @@
+"""Pictures: any file people have -> RGB -> square -> normalized tensor.
+
+A record names its picture by file, or by its place in a packed array of one size: "train.npy#17" is
+row 17 of train.npy, (n, S, S, 3) uint8. Used by: every script that sees; chat.py for a single file.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, openai/CLIP clip/clip.py
+STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 50_000_000  # a larger picture is a mistake or an attack
+
+
+def open_image(source: str | Path | io.BytesIO) -> Image.Image:
+    """Open any picture as RGB: the first frame, upright, transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no picture, damaged, of an unknown mode, or has over 50 million pixels.
+    """
+    name = source if isinstance(source, (str, Path)) else "picture"
+    if isinstance(source, (str, Path)) and not Path(source).is_file():
+        raise FileNotFoundError(f"no picture at {source}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(source)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller") from None
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        raise ValueError(f"{name} is no readable picture ({error})") from None
+    if image.mode.startswith("I"):  # 16-bit gray, as PNG and TIFF have it
+        gray = np.asarray(image, dtype=np.int64).clip(0, 65535) // 257
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError(f"{name} has floating-point pixels (mode F); save it with 8 or 16 bits a channel")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
+    """Make a picture `size` x `size` pixels.
+
+    "crop" scales the short side and cuts the middle (CLIP); "pad" adds bars of the mean color
+    (LLaVA-1.5, which saw fewer hallucinations so); "stretch" distorts.
+
+    Raises:
+        ValueError: for another mode.
+    """
+    if mode == "crop":
+        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    if mode == "pad":
+        color = tuple(int(255 * m) for m in MEAN)
+        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=color)
+    if mode == "stretch":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    raise ValueError(f"mode {mode!r} is not one of crop, pad, stretch")
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(..., S, S, 3) uint8 -> (..., 3, S, S) float32, normalized by CLIP's mean and deviation."""
+    x = torch.from_numpy(np.array(pixels)).float()
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    x.mul_(1 / (255 * std)).sub_(mean / std)                         # (x / 255 - mean) / std, in place
+    return x.movedim(-1, -3).contiguous()
+
+
+class Pictures:
+    """The pictures of a data folder, packed or as files, at one size.
+
+    Args:
+        folder: the data folder; names are relative to it.
+        size: S in pixels.
+        mode: how a file is brought to that size, see `fit`.
+    """
+
+    def __init__(self, folder: str | Path, size: int, mode: str = "crop"):
+        self.folder, self.size, self.mode = Path(folder), size, mode
+        self.packs: dict[str, np.ndarray] = {}
+
+    def get(self, names: list[str]) -> Tensor:
+        """Load pictures by name: (n, 3, S, S).
+
+        Raises:
+            FileNotFoundError, ValueError: as `open_image`; or for a packed picture of another size.
+        """
+        out = np.empty((len(names), self.size, self.size, 3), dtype=np.uint8)
+        for i, name in enumerate(names):
+            pack, packed, row = name.partition(".npy#")
+            if not packed:
+                out[i] = np.asarray(fit(open_image(self.folder / name), self.size, self.mode))
+                continue
+            if pack not in self.packs:
+                self.packs[pack] = self._open(f"{pack}.npy")
+            if not row.isdecimal() or int(row) >= len(self.packs[pack]):
+                raise ValueError(
+                    f"{pack}.npy holds pictures 0 .. {len(self.packs[pack]) - 1}, there is no {row!r}"
+                )
+            out[i] = self.packs[pack][int(row)]
+        return to_tensor(out)
+
+    def _open(self, pack: str) -> np.ndarray:
+        path = self.folder / pack
+        if not path.is_file():
+            raise FileNotFoundError(f"no packed pictures at {path}; run the data set's prepare.py again")
+        pixels = np.load(path, mmap_mode="r")
+        if pixels.shape[1:] != (self.size, self.size, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"{path} holds pictures {pixels.shape[1:]} of {pixels.dtype}, "
+                             f"the model takes ({self.size}, {self.size}, 3) of uint8")
+        return pixels
