@@ -135,13 +135,11 @@ def exist(objects, rng, style="", target=None) -> Round:
     present = [(o.color, o.shape) for o in objects]
     if target is None and rng.random() < 0.5 and present:
         target = rng.choice(present)
-    if target is None:  # half of the absent ones differ in one word only
-        near = [
-            c for c in SEEN
-            if c not in present and any((c[0] == p[0]) != (c[1] == p[1]) for p in present)
-        ]
-        far = [c for c in SEEN if c not in present]
-        target = rng.choice(near if near and rng.random() < 0.5 else far)
+    if target is None:  # the hardest absent ones put a color there with a shape there, or change one word
+        absent = [c for c in SEEN if c not in present]
+        shares = [sum((c[0] == p[0]) + (c[1] == p[1]) for p in present) for c in absent]
+        hard = [c for c, n in zip(absent, shares) if n > 1] or [c for c, n in zip(absent, shares) if n]
+        target = rng.choice(hard if hard and rng.random() < 0.6 else absent)
     thing = " ".join(target)
     question = rng.choice((
         f"Is there {article(thing)}?", f"Can you see {article(thing)}?",
@@ -376,8 +374,9 @@ def dialogue(scene: Scene, rng: random.Random, n_rounds: int = 6) -> list[Round]
     while len(rounds) < n_rounds:
         make = rng.choices(list(KINDS), list(KINDS.values()))[0]
         r = make(scene.clear, rng, rng.choice(("", "word", "word", "sentence")))
-        if r and all(r.question != other.question for other in rounds):
-            rounds.append(ask_style(r, rng))
+        if r:
+            ask_style(r, rng)
+            rounds += [r] * all(r.question != other.question for other in rounds)
     rng.shuffle(rounds)
     return rounds
 
