@@ -1,19 +1,19 @@
 """The connector: maps each patch feature of the ViT to one token embedding of the GPT.
 
-    linear:  img_emb = norm(norm(feats) @ W + b)                     LLaVA,     arXiv:2304.08485, eq. 1
-    mlp:     img_emb = norm(gelu(norm(feats) @ W1 + b1) @ W2 + b2)   LLaVA-1.5, arXiv:2310.03744
+    linear:  img_emb = norm(feats @ W + b)                     LLaVA,     arXiv:2304.08485, eq. 1
+    mlp:     img_emb = norm(gelu(feats @ W1 + b1) @ W2 + b2)   LLaVA-1.5, arXiv:2310.03744
 
-Positions do not mix here, so every image token stays the token of its own patch. LLaVA has no norms:
+Positions do not mix here, so every image token stays the token of its own patch. LLaVA has no norm:
 its LLM turns queries and keys by position, whatever their size. GPT-2 adds position embeddings, and
-without the last norm image tokens grew to fifty times the size of those, so that the GPT could not tell
-one place from another. The first norm tames the few large directions of the ViT's unnormed features.
+without the norm image tokens grew to fifty times the size of those, so that the GPT could not tell one
+place from another.
 """
 
 from torch import Tensor, nn
 
 from minivlm.transformer import init_weights
 
-WORD_SCALE = 0.1  # a little above the deviation of token embeddings after train_lm.py
+WORD_SCALE = 0.05  # between the deviations of position and token embeddings after train_lm.py
 
 
 class Projector(nn.Module):
@@ -27,7 +27,7 @@ class Projector(nn.Module):
         super().__init__()
         if kind not in ("linear", "mlp"):
             raise ValueError(f"projector {kind!r} is not one of linear, mlp")
-        layers = [nn.LayerNorm(n_in), nn.Linear(n_in, n_out)]
+        layers = [nn.Linear(n_in, n_out)]
         if kind == "mlp":
             layers += [nn.GELU(), nn.Linear(n_out, n_out)]
         self.net = nn.Sequential(*layers)

@@ -33,7 +33,7 @@ class Toy(nn.Module):
 
 MATRICES = {
     "block.attn.qkv.weight", "block.attn.proj.weight", "block.mlp.0.weight", "block.mlp.2.weight",
-    "projector.net.1.weight", "projector.net.3.weight",
+    "projector.net.0.weight", "projector.net.2.weight",
 }
 
 
