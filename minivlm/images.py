@@ -122,3 +122,10 @@ class Pictures:
             raise ValueError(f"{path} holds pictures {pixels.shape[1:]} of {pixels.dtype}, "
                              f"the model takes ({self.size}, {self.size}, 3) of uint8")
         return pixels
+
+
+def save_samples(folder: Path, n: int = 12) -> None:
+    """Save the first n packed validation pictures as samples/0.png ..., files to chat about."""
+    (folder / "samples").mkdir(exist_ok=True)
+    for i, pixels in enumerate(np.load(folder / "val.npy", mmap_mode="r")[:n]):
+        Image.fromarray(pixels).save(folder / "samples" / f"{i}.png")

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, so
 from data.nlvr.language import COLORS, PLACES, SHAPES, SIZED, SIZES, THINGS  # noqa: E402
 from data.nlvr.language import captions, count, describe, dialogue, exist, named, statement  # noqa: E402
 from data.shapes.language import Round  # noqa: E402
-from minivlm.images import open_image  # noqa: E402
+from minivlm.images import open_image, save_samples  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
@@ -297,9 +297,7 @@ def main(cfg: Config) -> dict[str, float]:
     meta = {"name": "nlvr", "image_size": cfg.image_size, "seed": cfg.seed, "records": records, "phrases": phrases,
             "skipped": skipped}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-    (folder / "samples").mkdir(exist_ok=True)
-    for i, pixels in enumerate(np.load(folder / "val.npy", mmap_mode="r")[:12]):
-        Image.fromarray(pixels).save(folder / "samples" / f"{i}.png")
+    save_samples(folder)
     seconds = time.time() - began
     print(f"{folder}: {records}, skipped {skipped or 'nothing'}, vocabulary {tokenizer.vocab_size}, {seconds:.0f} s")
     return {**records, "skipped": sum(skipped.values()), "vocab_size": tokenizer.vocab_size, "seconds": seconds}

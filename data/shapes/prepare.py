@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, so that this runs as a script
 
 from data.shapes import language, world  # noqa: E402
+from minivlm.images import save_samples  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
@@ -195,9 +195,7 @@ def main(cfg: Config) -> dict[str, float]:
         "held_out": sorted(" ".join(combo) for combo in world.HELD_OUT),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-    (folder / "samples").mkdir(exist_ok=True)
-    for i, pixels in enumerate(np.load(folder / "val.npy", mmap_mode="r")[:12]):
-        Image.fromarray(pixels).save(folder / "samples" / f"{i}.png")
+    save_samples(folder)
     seconds = time.time() - began
     print(f"{folder}: {sizes}, vocabulary {tokenizer.vocab_size}, {seconds:.0f} s")
     return {**sizes, "vocab_size": tokenizer.vocab_size, "seconds": seconds}
