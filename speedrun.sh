@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 7 minutes on two
+# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 10 minutes on two
 # CPU cores, installing packages apart.
 #
 #   ./speedrun.sh                                    the shapes world
@@ -25,7 +25,7 @@ case "$data" in
     shapes) prepare="" lm="" clip="" sft="" out="${out:-runs}" ;;
     nlvr) [ -n "$source" ] || { echo "speedrun.sh: error: --data nlvr needs --source DIR" >&2; exit 2; }
           prepare="" lm="--block_size 288" clip="--patch_size 8 --batch_size 96 --steps 300"
-          sft="--no-freeze_vit --steps 600" out="${out:-runs/nlvr}" ;;
+          sft="--no-freeze_vit --batch_size 24 --steps 600" out="${out:-runs/nlvr}" ;;
     *) echo "speedrun.sh: error: unknown data $data, expected shapes or nlvr" >&2; exit 2 ;;
 esac
 folder="data/$data/prepared" steps="" few=""

@@ -34,8 +34,8 @@ class Config:
     split: str = "train"  # which file of it to learn from
     init: str = "runs/align"  # where the VLM comes from
     out: str = "runs/sft"  # run folder
-    steps: int = 1800  # optimizer steps
-    batch_size: int = 24  # conversations a step
+    steps: int = 1900  # optimizer steps
+    batch_size: int = 64  # conversations a step
     grad_accum: int = 1  # micro-batches a step, same result with less memory
     lr: float = 2e-3  # peak rate of AdamW: embeddings, norms
     muon_lr: float = 0.02  # peak rate of Muon: matrices of blocks and projector; 0 = AdamW for all

@@ -352,11 +352,15 @@ def ask_style(r: Round, rng: random.Random) -> Round:
 
 # --- whole texts ---
 
-KINDS = {exist: 5, color: 5, shape: 3, size: 3, position: 4, count: 5, relate: 3}
+KINDS = {exist: 5, color: 5, shape: 3, size: 3, position: 4, count: 8, relate: 3}
 
 
-def dialogue(scene: Scene, rng: random.Random, n_rounds: int = 6) -> list[Round]:
+def dialogue(scene: Scene, rng: random.Random) -> list[Round]:
     """A conversation of different questions; details and lists tell of hidden objects, the rest does not.
+
+    Most conversations are short. Each round gives away part of the next answers (who asks for the size of
+    the red circle tells that there is one), and what the text gives away the model does not look for in the
+    picture. A picture costs nine tokens, so a step with more pictures and fewer rounds takes no longer.
 
     Half of the short answers are single words: they hold as much news as a sentence in fewer tokens.
 
@@ -366,11 +370,12 @@ def dialogue(scene: Scene, rng: random.Random, n_rounds: int = 6) -> list[Round]
     if scene.border == "private":
         return [private(rng), unsafe(rng) if rng.random() < 0.3 else private(rng)]
     rounds: list[Round] = []
-    if rng.random() < 0.6:
+    if rng.random() < 0.2:
         style = rng.choices(("detail", "sentence", "list"), (2, 1, 1))[0]
         rounds.append(describe(scene.clear if style == "sentence" else scene.objects, rng, style))
-    if rng.random() < 0.24:
+    if rng.random() < 0.1:
         rounds.append(rng.choice((unsafe, harmless, harmless, unknowable))(rng))
+    n_rounds = rng.choices((1, 2, 3, 5), (3, 4, 2, 1))[0]
     while len(rounds) < n_rounds:
         make = rng.choices(list(KINDS), list(KINDS.values()))[0]
         r = make(scene.clear, rng, rng.choice(("", "word", "word", "sentence")))
