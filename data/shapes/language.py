@@ -180,34 +180,34 @@ def shape(objects, rng, style="") -> Round | None:
 
 
 def size(objects, rng, style="") -> Round | None:
-    """Is the red circle large or small? Only of things that occur once."""
-    once = only(objects)
-    if not once:
+    """Is the red circle large or small? Only of things that can be singled out."""
+    one = refer(objects, rng)
+    if not one:
         return None
-    o = rng.choice(once)
-    question = rng.choice((f"How big is the {name(o)}?", f"Is the {name(o)} large or small?",
-                           f"What size is the {name(o)}?", f"What is the size of the {name(o)}?",
-                           f"Which size does the {name(o)} have?"))
+    o, thing = one
+    question = rng.choice((f"How big is the {thing}?", f"Is the {thing} large or small?",
+                           f"What size is the {thing}?", f"What is the size of the {thing}?",
+                           f"Which size does the {thing} have?"))
     other = "small" if o.size == "large" else "large"
-    return styled("size", question, o.size, f"The {name(o)} is {o.size}.", style, [o.size], [other])
+    return styled("size", question, o.size, f"The {thing} is {o.size}.", style, [o.size], [other])
 
 
 def position(objects, rng, style="") -> Round | None:
-    """Where is the red circle? Always answered by a sentence, for "top left" is two words."""
-    once = only(objects)
-    if not once or style == "word":
+    """Where is the circle? Always answered by a sentence, for "top left" is two words."""
+    one = refer(objects, rng)
+    if not one or style == "word":
         return None
-    o = rng.choice(once)
-    question = rng.choice((f"Where is the {name(o)}?", f"Where can I find the {name(o)}?",
-                           f"In which part of the picture is the {name(o)}?", f"Locate the {name(o)}.",
-                           f"What is the place of the {name(o)}?"))
+    o, thing = one
+    question = rng.choice((f"Where is the {thing}?", f"Where can I find the {thing}?",
+                           f"In which part of the picture is the {thing}?", f"Locate the {thing}.",
+                           f"What is the place of the {thing}?"))
     wrong = [p for p in PLACES if p not in o.place]
-    return styled("position", question, "", f"The {name(o)} is {at(o)}.", style, [o.place], wrong)
+    return styled("position", question, "", f"The {thing} is {at(o)}.", style, [o.place], wrong)
 
 
 def count(objects, rng, style="") -> Round:
-    """How many objects, circles or red things are there?"""
-    what = rng.choice(("object", "shape", "color"))
+    """How many objects, circles or red things are there? Most often shapes, the hardest to count."""
+    what = rng.choice(("object", "shape", "shape", "color"))
     if what == "object":
         n, one, many = len(objects), "object", "objects"
     elif what == "shape":
@@ -227,24 +227,22 @@ def count(objects, rng, style="") -> Round:
 
 
 def relate(objects, rng, style="") -> Round | None:
-    """Is the red circle left of the blue square? Half of the questions turn the relation round."""
-    once = only(objects)
-    if len(once) < 2:
+    """Is the red circle left of the square? Half of the questions turn the relation round."""
+    first, second = refer(objects, rng), refer(objects, rng)
+    if not first or not second or first[0].cell == second[0].cell:
         return None
-    a, b = rng.sample(once, 2)
-    if a.cell == b.cell:
-        return None
+    (a, one), (b, other) = first, second
     true = relation(a, b)
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[true]
     asked = rng.choice((true, opposite))
     question = rng.choice((
-        f"Is the {name(a)} {asked} the {name(b)}?",
-        f"Does the {name(a)} lie {asked} the {name(b)}?",
-        f"Would you say the {name(a)} is {asked} the {name(b)}?",
-        f"Is it true that the {name(a)} is {asked} the {name(b)}?",
-        f"Can you confirm that the {name(a)} is {asked} the {name(b)}?",
+        f"Is the {one} {asked} the {other}?",
+        f"Does the {one} lie {asked} the {other}?",
+        f"Would you say the {one} is {asked} the {other}?",
+        f"Is it true that the {one} is {asked} the {other}?",
+        f"Can you confirm that the {one} is {asked} the {other}?",
     ))
-    fact = f"the {name(a)} is {true} the {name(b)}"
+    fact = f"the {one} is {true} the {other}"
     if asked == true:
         return styled("relation", question, "yes", f"Yes, {fact}.", style, ["yes"], ["no"])
     return styled("relation", question, "no", f"No, {fact}.", style, ["no"], ["yes"])
@@ -338,6 +336,18 @@ def only(objects, attribute: str | None = None) -> list[Object]:
     return [o for o in objects if number[key(o)] == 1]
 
 
+def refer(objects, rng) -> tuple[Object, str] | None:
+    """Choose an object and words that single it out: "red circle", "circle" or "red object".
+
+    Were every object named in full, its color alone would nearly always find it, and nothing would
+    teach the model to look for a shape.
+    """
+    ways = [[(o, name(o)) for o in only(objects)], [(o, o.shape) for o in only(objects, "shape")],
+            [(o, f"{o.color} object") for o in only(objects, "color")]]
+    ways = [way for way in ways if way]
+    return rng.choice(rng.choice(ways)) if ways else None
+
+
 def styled(kind, question, word, full, style, expect, wrong) -> Round:
     """A round answered in the style its caller will ask for: one word, or a sentence."""
     return Round(kind, question, word.capitalize() if style == "word" else full, style, expect, wrong)
@@ -352,7 +362,8 @@ def ask_style(r: Round, rng: random.Random) -> Round:
 
 # --- whole texts ---
 
-KINDS = {exist: 5, color: 5, shape: 3, size: 3, position: 4, count: 8, relate: 3}
+# how often each is asked; half of the draws of a position ask for one word and are drawn again
+KINDS = {exist: 5, color: 5, shape: 2, size: 3, position: 9, count: 7, relate: 3}
 
 
 def dialogue(scene: Scene, rng: random.Random) -> list[Round]:
