@@ -36,18 +36,18 @@ class Config:
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
     split: str = "train"  # which file of it to learn from: train, or web (noisy captions)
     out: str = "runs/clip"  # run folder
-    steps: int = 400  # optimizer steps
+    steps: int = 350  # optimizer steps
     batch_size: int = 192  # pairs a step; each pair's negatives are the rest of the batch
     grad_accum: int = 1  # micro-batches a step, same result with less memory (features kept, then re-made)
     lr: float = 1e-3  # peak rate of AdamW: embeddings, heads, norms
     muon_lr: float = 0.02  # peak rate of Muon: matrices of the blocks; 0 = AdamW for all
     weight_decay: float = 0.05  # on matrices and embeddings
     warmup: int = 50  # steps until the peak rate
-    clip: float = 1.0  # largest norm of the gradient
+    grad_clip: float = 1.0  # largest norm of the gradient
     n_layer: int = 4  # blocks of the ViT; the text tower has one less
     n_embd: int = 128  # width of both towers
     patch_size: int = 16  # side of a patch in pixels
-    eval_every: int = 200  # steps between evaluations, each logged and saved
+    eval_every: int = 175  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # auto (bfloat16 on a GPU, else float32), float32, bfloat16
@@ -144,7 +144,7 @@ def main(cfg: Config) -> dict[str, float]:
             loss = contrastive_backward(step_model, batch.split(cfg.grad_accum))
         log.check(loss, step, batch.ids)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
-        grad = optimizer.step(scale, cfg.clip)
+        grad = optimizer.step(scale, cfg.grad_clip)
         model.clamp_scale()
 
         meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),

@@ -41,7 +41,7 @@ class Config:
     muon_lr: float = 0.02  # peak rate of Muon: matrices of the blocks; 0 = AdamW for all
     weight_decay: float = 0.05  # on matrices and embeddings
     warmup: int = 30  # steps until the peak rate
-    clip: float = 1.0  # largest norm of the gradient
+    grad_clip: float = 1.0  # largest norm of the gradient
     n_layer: int = 4  # blocks
     n_embd: int = 128  # width
     block_size: int = 256  # context in tokens, image tokens included later
@@ -161,7 +161,7 @@ def main(cfg: Config) -> dict[str, float]:
             loss += part_loss.item()
         log.check(loss, step, batch.ids)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
-        grad = optimizer.step(scale, cfg.clip)
+        grad = optimizer.step(scale, cfg.grad_clip)
 
         meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
                   data_ms=1000 * (got_data - began))

@@ -34,14 +34,14 @@ class Config:
     split: str = "train"  # which file of it to learn from
     init: str = "runs/align"  # where the VLM comes from
     out: str = "runs/sft"  # run folder
-    steps: int = 1900  # optimizer steps
+    steps: int = 1300  # optimizer steps
     batch_size: int = 64  # conversations a step
     grad_accum: int = 1  # micro-batches a step, same result with less memory
     lr: float = 2e-3  # peak rate of AdamW: embeddings, norms
-    muon_lr: float = 0.02  # peak rate of Muon: matrices of blocks and projector; 0 = AdamW for all
+    muon_lr: float = 0.005  # peak rate of Muon: matrices of blocks and projector; 0 = AdamW for all
     weight_decay: float = 0.05  # on matrices and embeddings
     warmup: int = 50  # steps until the peak rate
-    clip: float = 1.0  # largest norm of the gradient
+    grad_clip: float = 1.0  # largest norm of the gradient
     freeze_vit: bool = True  # keep CLIP's eyes as they are, as LLaVA does
     eval_every: int = 300  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
@@ -150,7 +150,7 @@ def main(cfg: Config) -> dict[str, float]:
             loss += part_loss.item()
         log.check(loss, step, batch.ids)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
-        grad = optimizer.step(scale, cfg.clip)
+        grad = optimizer.step(scale, cfg.grad_clip)
 
         meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
                   data_ms=1000 * (got_data - began))
