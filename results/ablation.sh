@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # What do stages 1 and 3a buy? Four ways to spend the same time after language pretraining, 3 seeds.
-# About 40 minutes on two CPU cores; writes results/ablation/*.json. Needs data/shapes/prepared.
+# About 45 minutes on two CPU cores; writes results/ablation/*.json. Needs data/shapes/prepared.
 #
-#   full          CLIP 250 steps, projector 100, SFT 430
-#   no_3a         CLIP 250 steps,                SFT 470
-#   no_1                          projector 100, SFT 535 with the ViT, random at first, trained along
-#   neither                                      SFT 565 with the ViT, random at first, trained along
+#   full          CLIP 200 steps, projector 100, SFT 500
+#   no_3a         CLIP 200 steps,                SFT 585
+#   no_1                          projector 100, SFT 575 with the ViT, random at first, trained along
+#   neither                                      SFT 645 with the ViT, random at first, trained along
 #
-# The step counts make the times equal: on one machine a step of CLIP takes 0.22 s, of 3a 0.09 s,
-# of SFT 0.23 s with the ViT frozen and 0.29 s with it trained; each file tells the minutes it took.
+# The step counts make the times equal: on one machine a step of CLIP takes 0.26 s, of 3a 0.2 s,
+# of SFT 0.23 s with the ViT frozen and 0.29 s with it trained; each file tells the seconds it took.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -19,10 +19,10 @@ for seed in ${SEEDS:-0 1 2}; do
     $python train_lm.py --seed "$seed" --out "$runs/lm"
     for way in full no_3a no_1 neither; do
         case $way in
-            full) clip=250 align=100 sft=(--steps 430) ;;
-            no_3a) clip=250 align=0 sft=(--steps 470) ;;
-            no_1) clip=0 align=100 sft=(--steps 535 --no-freeze_vit) ;;
-            neither) clip=0 align=0 sft=(--steps 565 --no-freeze_vit) ;;
+            full) clip=200 align=100 sft=(--steps 500) ;;
+            no_3a) clip=200 align=0 sft=(--steps 585) ;;
+            no_1) clip=0 align=100 sft=(--steps 575 --no-freeze_vit) ;;
+            neither) clip=0 align=0 sft=(--steps 645 --no-freeze_vit) ;;
         esac
         begin=$(date +%s)
         $python train_clip.py --seed "$seed" --steps $clip --eval_every 1000 --out "$runs/clip"
