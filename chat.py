@@ -112,7 +112,7 @@ def main(cfg: Config) -> dict[str, float]:
             print(f"{error} (/new starts afresh)")
             turns.pop()
             continue
-        turns.append({"from": "gpt", "value": said or "..."})
+        turns.append({"from": "gpt", "value": said.strip() or "..."})
         if cfg.ask:
             break
     return {}

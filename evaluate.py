@@ -8,6 +8,7 @@ Reads: a run folder and a prepared data folder.   Writes: eval.json in the run f
 Run: python evaluate.py --run runs/sft
 """
 
+import csv
 import json
 import sys
 import time
@@ -45,7 +46,7 @@ class Config:
     batch_size: int = 100  # rows answered at a time
     blind: bool = True  # measure the same model on gray pictures too
     seed: int = 0  # which objects POPE asks about
-    train_seconds: int = 0  # what training took, to be kept with the figures; 0 = not told
+    train_seconds: int = 0  # what data and training took, to be kept with the figures; 0 = not told
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads; 0 = torch's choice
 
@@ -70,24 +71,26 @@ def embed_texts(model: CLIP, texts: list[str], tokenizer: Tokenizer, device: tor
 
 
 def retrieval(
-    model: CLIP, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool
+    model: CLIP, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool, chance: dict[str, float]
 ) -> dict[str, float]:
-    """Recall@1, 5, 10 both ways; a picture has several captions, each of them right."""
+    """Recall@1, 5, 10 both ways; a picture has several captions, each of them right.
+
+    So is the very same sentence where it was written about another picture.
+    """
     records = [r for r in load_records(cfg.data, "val", need=("image",)) if r.get("captions")][:cfg.n_images]
     device = next(model.parameters()).device
     images = pictures.get([r["image"] for r in records]).to(device)
-    captions, owner = [], []
-    for i, r in enumerate(records):
-        captions += r["captions"]
-        owner += [i] * len(r["captions"])
+    captions = [caption for r in records for caption in r["captions"]]
     img_z = embed_images(model, torch.zeros_like(images) if blind else images)
     txt_z = embed_texts(model, captions, tokenizer, device)
     similarity = img_z @ txt_z.T                                     # (pictures, captions)
-    right = torch.arange(len(records))[:, None] == torch.tensor(owner)
+    own = [set(r["captions"]) for r in records]
+    right = torch.tensor([[caption in said for caption in captions] for said in own])
     out = {}
     for k in (1, 5, 10):
-        out[f"retrieval/image_to_text_r{k}"] = metrics.recall_at_k(similarity.cpu(), right, k)
-        out[f"retrieval/text_to_image_r{k}"] = metrics.recall_at_k(similarity.T.cpu(), right.T, k)
+        for way, sim, fits in (("image_to_text", similarity, right), ("text_to_image", similarity.T, right.T)):
+            out[f"retrieval/{way}_r{k}"] = metrics.recall_at_k(sim.cpu(), fits, k)
+            chance[f"retrieval/{way}_r{k}"] = metrics.recall_by_chance(fits, k)
     return out
 
 
@@ -143,7 +146,8 @@ def make_answerer(model: VLM, cfg: Config, tokenizer: Tokenizer, pictures: Pictu
 def answers(ask: Callable, cfg: Config, log: list[dict]) -> dict[str, float]:
     """Accuracy by kind of question, style obedience, refusals where due and where not."""
     by_kind = defaultdict(list)
-    for q in load_records(cfg.data, "eval", need=("kind", "question")):
+    for q in load_records(cfg.data, "eval", need=("kind", "question", "image")):
+        q = {"style": "", "expect": [], "wrong": [], "border": "", "answer": ""} | q
         key = q["kind"] + ("_" + q["style"] if q["kind"] == "describe" else "")
         if len(by_kind[key]) < cfg.n_questions:
             by_kind[key].append(q)
@@ -180,8 +184,7 @@ def hallucination(ask: Callable, cfg: Config, meta: dict, log: list[dict]) -> di
     clear, every = [names(r, (False,)) for r in records], [names(r, (False, True)) for r in records]
     out = {}
     for strategy in ("random", "popular", "adversarial"):
-        asked = metrics.pope_questions(clear, strategy, cfg.seed)
-        asked = [(i, name, yes) for i, name, yes in asked if yes or name not in every[i]]
+        asked = metrics.pope_questions(clear, strategy, cfg.seed, annotated=every)
         said = ask([
             (records[i]["image"], f"Is there a{'n' * (name[0] in 'aeiou')} {name}?")
             for i, name, _ in asked
@@ -196,12 +199,12 @@ def hallucination(ask: Callable, cfg: Config, meta: dict, log: list[dict]) -> di
         for r, a in zip(records, said)
     ]
     seen, known = metrics.chair(named, clear), metrics.chair(named, every)
-    hidden = [[n for n in names(r, (True,))] for r in records]
-    return out | {
-        "chair/chair_i": seen["chair_i"], "chair/chair_s": seen["chair_s"], "chair/recall": seen["recall"],
-        "chair/chair_i_annotation": known["chair_i"],  # hardly visible objects count as there
-        "chair/recall_hidden": metrics.chair(named, hidden)["recall"],
-    }
+    out |= {f"chair/{key}": seen[key] for key in ("chair_i", "chair_s", "recall")}
+    hidden = [names(r, (True,)) for r in records]
+    if any(hidden):
+        out["chair/chair_i_annotation"] = known["chair_i"]  # hardly visible objects count as there
+        out["chair/recall_hidden"] = metrics.chair(named, hidden)["recall"]
+    return out
 
 
 # --- tables ---
@@ -216,6 +219,15 @@ def table(figures: dict[str, float], blind: dict[str, float], chance: dict[str, 
     return "\n".join(lines)
 
 
+def last_row(path: Path) -> dict[str, float]:
+    """The last row of a run's log: final losses, milliseconds a step, peak memory; {} if there is no log."""
+    if not path.is_file():
+        return {}
+    with path.open() as f:
+        *_, row = csv.DictReader(f)
+    return {k: float(v) for k, v in row.items() if v}
+
+
 def main(cfg: Config) -> dict[str, float]:
     """Measure, print the table, write the file; return the figures."""
     began = time.time()
@@ -225,11 +237,15 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     model = (CLIP if state["stage"] == "clip" else VLM).from_checkpoint(state).to(device).eval()
     pictures = Pictures(cfg.data, model.vit.config.image_size)
+    folder = Path(cfg.run).parent if Path(cfg.run).is_file() else Path(cfg.run)
+    out = Path(cfg.out or folder / "eval.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
     log: list[dict] = []
+    chance = {f"answers/{kind}": p for kind, p in meta.get("chance", {}).items()}
     sides: list[dict[str, float]] = []
     for blind in (False, True)[: 1 + cfg.blind]:
         if state["stage"] == "clip":
-            figures = retrieval(model, cfg, tokenizer, pictures, blind)
+            figures = retrieval(model, cfg, tokenizer, pictures, blind, chance)
             if "prompts" in meta:
                 figures |= zero_shot(model, cfg, meta, tokenizer, pictures, blind)
         else:
@@ -243,14 +259,10 @@ def main(cfg: Config) -> dict[str, float]:
                 raise ValueError(f"{cfg.data} has no eval.jsonl and its meta.json no phrases: nothing to measure")
         sides.append(figures)
     figures, blind = sides[0], sides[1] if cfg.blind else {}
-    chance = {}
-    if "prompts" in meta:
-        chance = {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
-    two_ways = ("answers/exist", "answers/relation", "answers/size")
-    chance |= {k: 0.5 for k in figures if k.endswith("/accuracy") or k in two_ways}
+    chance |= {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
+    chance |= {k: 0.5 for k in figures if k.startswith("pope")}  # a coin's accuracy, precision, recall, ...
+    chance = {k: p for k, p in chance.items() if k in figures}
     print(table(figures, blind, chance))
-    out = Path(cfg.out or f"{cfg.run}/eval.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     report = {
         "command": command,
@@ -260,6 +272,8 @@ def main(cfg: Config) -> dict[str, float]:
         "train_seconds": cfg.train_seconds,
         "environment": run.environment(),
         "minutes": round((time.time() - began) / 60, 2),
+        "peak_gb": run.peak_gb(),
+        "training": last_row(folder / "metrics.csv"),
         "figures": figures,
         "blind": blind,
         "chance": chance,

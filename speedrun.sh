@@ -3,10 +3,12 @@
 # CPU cores, installing packages apart.
 #
 #   ./speedrun.sh                                    the shapes world
-#   ./speedrun.sh --data nlvr --source DIR           the Cornell NLVR corpus, unpacked in DIR
+#   ./speedrun.sh --data nlvr --source nlvr.tar      the Cornell NLVR corpus, its folder or archive
 #   ./speedrun.sh --seed 1 --out runs1               other weights and data order, another folder
-#   ./speedrun.sh --smoke                            every stage for a few steps, to see that it runs
+#   ./speedrun.sh --smoke                            every stage for a few steps, to see that it runs;
+#                                                    writes to runs/smoke
 set -euo pipefail
+from="$PWD"
 cd "$(dirname "$0")"
 
 data=shapes source="" seed=0 out="" smoke=0
@@ -17,13 +19,17 @@ while [ $# -gt 0 ]; do
         --seed) seed="${2:?--seed needs a number}"; shift 2 ;;
         --out) out="${2:?--out needs a folder}"; shift 2 ;;
         --smoke) smoke=1; shift ;;
-        -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h|--help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "speedrun.sh: error: unknown option $1; see --help" >&2; exit 2 ;;
     esac
 done
+if [ "$from" != "$PWD" ]; then  # paths are meant from where the user stands
+    case "$source" in ""|/*) ;; *) source="$from/$source" ;; esac
+    case "$out" in ""|/*) ;; *) out="$from/$out" ;; esac
+fi
 case "$data" in
     shapes) prepare="" lm="" clip="" sft="" out="${out:-runs}" ;;
-    nlvr) [ -n "$source" ] || { echo "speedrun.sh: error: --data nlvr needs --source DIR" >&2; exit 2; }
+    nlvr) [ -n "$source" ] || { echo "speedrun.sh: error: --data nlvr needs --source, the corpus as published" >&2; exit 2; }
           prepare="" lm="--block_size 288" clip="--patch_size 8 --batch_size 96 --steps 300"
           sft="--no-freeze_vit --batch_size 24 --steps 600" out="${out:-runs/nlvr}" ;;
     *) echo "speedrun.sh: error: unknown data $data, expected shapes or nlvr" >&2; exit 2 ;;
@@ -50,8 +56,9 @@ $python train_align.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out 
 say "stage 3b, instructions: the model learns to answer"
 $python train_sft.py --data "$folder" --init "$out/align" --out "$out/sft" --seed "$seed" $sft $steps
 say "measure CLIP on held-out pictures"
-$python evaluate.py --run "$out/clip" --data "$folder" $few
+seconds=$(($(date +%s) - begin))
+$python evaluate.py --run "$out/clip" --data "$folder" --train_seconds $seconds $few
 say "measure the chatbot on held-out pictures"
-$python evaluate.py --run "$out/sft" --data "$folder" $few
+$python evaluate.py --run "$out/sft" --data "$folder" --train_seconds $seconds $few
 say "done"
 echo "talk to it: $python chat.py --run $out/sft --image $folder/samples/0.png"

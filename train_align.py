@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint, run
-from minivlm.data import Batch, batches, caption_rows, collate, hash_seed, load_records
-from minivlm.data import pick_captions, shuffled
+from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed
+from minivlm.data import load_records, pick_captions, shuffled
 from minivlm.gpt import GPTConfig
 from minivlm.images import Pictures
 from minivlm.losses import IGNORE_INDEX, next_token_loss
@@ -96,6 +96,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- data ---
     records, held_out = (load_records(cfg.data, s, need=("image", "captions")) for s in (cfg.split, "val"))
+    check_captions(records + held_out, tokenizer, vit.n_tokens, gpt.block_size)
     pictures = Pictures(cfg.data, vit.image_size)
 
     def make(records: list[dict], generator: torch.Generator) -> Batch:
@@ -116,16 +117,12 @@ def main(cfg: Config) -> dict[str, float]:
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
-    configs = {
-        "model": asdict(config),
-        "tokenizer": tokenizer.identity,
-        "seed": cfg.seed,
-        "batch_size": cfg.batch_size,
-    }
+    configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
     start, best = 0, float("inf")
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "align", configs, model, optimizer, device)
-        log.rewind(start)
+    make_batch(start)  # a batch that cannot be made must not cost the run that `out` holds
+    log.begin(start)
 
     # --- loop ---
     meter, row = run.Meter(), {}

@@ -11,12 +11,11 @@ Run: python train_lm.py [--n_layer 6 --n_embd 192]
 import time
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint, run
-from minivlm.data import Batch, batches, hash_seed, load_records
+from minivlm.data import Batch, batches, collate, hash_seed, load_records
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
@@ -88,17 +87,16 @@ def main(cfg: Config) -> dict[str, float]:
     for record in load_records(cfg.data, cfg.split, need=("text",)):
         ids += [tokenizer.endoftext, *tokenizer.encode(record["text"])]
     n_val = max(len(ids) // 50, cfg.block_size + 1)
-    train, val = np.array(ids[:-n_val]), np.array(ids[-n_val:])
+    train, val = ids[:-n_val], ids[-n_val:]
     if len(train) <= cfg.block_size:
         raise ValueError(
             f"{cfg.data}/{cfg.split}.jsonl has {len(ids)} tokens, too few for block_size {cfg.block_size}"
         )
 
-    def windows(stream: np.ndarray, starts: list[int]) -> Batch:
-        rows = torch.from_numpy(np.stack([stream[i:i + cfg.block_size + 1] for i in starts]))
-        lengths = torch.full((len(starts),), cfg.block_size)
-        names = [f"token {i}" for i in starts]
-        return Batch(rows[:, :-1], rows[:, 1:], lengths, None, [0] * len(starts), names)
+    def windows(stream: list[int], starts: list[int]) -> Batch:
+        n = cfg.block_size + 1  # one more than is read: the last token is only a target
+        rows = [(stream[i:i + n], [True] * n) for i in starts]
+        return collate(rows, tokenizer.pad, cfg.block_size, [f"token {i}" for i in starts])
 
     def make_batch(step: int) -> Batch:
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step))
@@ -117,16 +115,12 @@ def main(cfg: Config) -> dict[str, float]:
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
-    configs = {
-        "model": asdict(config),
-        "tokenizer": tokenizer.identity,
-        "seed": cfg.seed,
-        "batch_size": cfg.batch_size,
-    }
+    configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
     start, best = 0, float("inf")
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "lm", configs, model, optimizer, device)
-        log.rewind(start)
+    make_batch(start)  # a batch that cannot be made must not cost the run that `out` holds
+    log.begin(start)
 
     # --- loop ---
     meter, row = run.Meter(), {}

@@ -60,7 +60,8 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
         file = next((f for f in (path / "best.pt", path / "ckpt.pt") if f.is_file()), path / "ckpt.pt")
     if not file.is_file():
         raise FileNotFoundError(
-            f"no checkpoint at {path}; run train_{stages[0]}.py first, or name another folder"
+            f"no checkpoint at {path}; run {' or '.join(f'train_{stage}.py' for stage in stages)} first, "
+            "or name another folder"
         )
     try:
         state = torch.load(file, map_location=device, weights_only=True)

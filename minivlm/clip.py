@@ -8,7 +8,10 @@ the last real token by its length, not at the largest id. Used by: train_clip.py
 """
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import ContextManager
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +123,9 @@ class CLIP(nn.Module):
         self.log_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
-def contrastive_backward(model: nn.Module, parts: list[Batch]) -> float:
+def contrastive_backward(
+    model: nn.Module, parts: list[Batch], autocast: Callable[[], ContextManager] = nullcontext
+) -> float:
     """Gradients of InfoNCE over all parts together, holding one part's graph at a time.
 
     Plain accumulation would compare a pair with its own part only. Here all features are made first,
@@ -130,18 +135,24 @@ def contrastive_backward(model: nn.Module, parts: list[Batch]) -> float:
     Args:
         model: maps (images, idx, lengths) to (img_z, txt_z, logit_scale).
         parts: micro-batches; one alone is the plain case.
+        autocast: makes the context in which the model runs; the loss stays outside, in full precision,
+            because a similarity of 100 rounded to bfloat16 is off by a quarter.
 
     Returns:
         the loss in nats.
 
     Source: Gao et al. 2021 (GradCache), arXiv:2101.06983, section 3.
     """
+    def features(part: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        with autocast():
+            return model(part.images, part.idx, part.lengths)
+
     if len(parts) == 1:
-        loss = clip_loss(*model(parts[0].images, parts[0].idx, parts[0].lengths))
+        loss = clip_loss(*features(parts[0]))
         loss.backward()
         return loss.item()
     with torch.no_grad():
-        made = [model(part.images, part.idx, part.lengths) for part in parts]
+        made = [features(part) for part in parts]
     img_z = torch.cat([m[0] for m in made]).requires_grad_()
     txt_z = torch.cat([m[1] for m in made]).requires_grad_()
     scale = made[0][2].clone().requires_grad_()
@@ -149,7 +160,7 @@ def contrastive_backward(model: nn.Module, parts: list[Batch]) -> float:
     loss.backward()
     sizes = [len(m[0]) for m in made]
     for part, img_grad, txt_grad in zip(parts, img_z.grad.split(sizes), txt_z.grad.split(sizes)):
-        new_img, new_txt, new_scale = model(part.images, part.idx, part.lengths)
+        new_img, new_txt, new_scale = features(part)
         share = scale.grad * len(part.idx) / sum(sizes)  # the parts' shares add up to the whole gradient
         torch.autograd.backward([new_img, new_txt, new_scale], [img_grad, txt_grad, share])
     return loss.item()

@@ -26,11 +26,12 @@ def load_records(folder: str | Path, split: str, need: tuple[str, ...] = ()) -> 
     """Read `<folder>/<split>.jsonl`.
 
     Args:
-        need: keys that every record must have.
+        need: keys that every record must have, besides its id.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a line that is no JSON object or lacks a key, with file and line.
+        ValueError: for a line that is no JSON object, lacks a key or has no list of captions, with file
+            and line.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
@@ -45,9 +46,14 @@ def load_records(folder: str | Path, split: str, need: tuple[str, ...] = ()) -> 
                 raise ValueError(f"{path}:{number} is no JSON: {error}") from None
             if not isinstance(record, dict):
                 raise ValueError(f"{path}:{number} is no JSON object")
-            missing = [key for key in need if not record.get(key)]
+            missing = [key for key in dict.fromkeys(("id", *need)) if not record.get(key)]
             if missing:
                 raise ValueError(f"{path}:{number} has no {' and no '.join(missing)}")
+            for key in ("captions", "conversations", "objects"):
+                if not isinstance(record.get(key, []), list):
+                    raise ValueError(f"{path}:{number} has {key} that are no list")
+            if not all(isinstance(c, str) and c.strip() for c in record.get("captions", [])):
+                raise ValueError(f"{path}:{number} has a caption that is empty or no text")
             records.append(record)
     if not records:
         raise ValueError(f"{path} is empty")
@@ -55,14 +61,22 @@ def load_records(folder: str | Path, split: str, need: tuple[str, ...] = ()) -> 
 
 
 def load_meta(folder: str | Path) -> dict:
-    """Read meta.json: what the data set says of itself (name, image_size, phrases, classes, ...)."""
+    """Read meta.json: what the data set says of itself (name, image_size, phrases, classes, ...).
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no JSON object or lacks a name or an image_size.
+    """
     path = Path(folder) / "meta.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run the data set's prepare.py first")
     try:
-        return json.loads(path.read_bytes())
+        meta = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(meta, dict) or not meta.get("name") or not isinstance(meta.get("image_size"), int):
+        raise ValueError(f'{path} lacks a name or an image_size in pixels, as in {{"name": "mine", "image_size": 48}}')
+    return meta
 
 
 # --- batches ---
@@ -188,10 +202,17 @@ class _Steps(torch.utils.data.Dataset):
 
 
 def batches(make_batch: Callable[[int], Batch], start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
-    """Batches of the steps start .. stop-1, made ahead by `workers` processes (0: in this one)."""
+    """Batches of the steps start .. stop-1, made ahead by `workers` processes (0: in this one).
+
+    Raises:
+        ValueError: if there are workers and the system cannot fork; `make_batch` closes over the data,
+            which only a forked process inherits.
+    """
+    if workers and "fork" not in torch.multiprocessing.get_all_start_methods():
+        raise ValueError("this system cannot fork; use workers 0")
     loader = torch.utils.data.DataLoader(
         _Steps(make_batch, stop), batch_size=None, sampler=range(start, stop), num_workers=workers,
-        generator=torch.Generator())  # its own, so that a resumed run finds the global one untouched
+        multiprocessing_context="fork" if workers else None, generator=torch.Generator())  # its own, so that a resumed run finds the global one untouched
     return iter(loader)
 
 
@@ -205,6 +226,19 @@ def caption_rows(captions: Iterable[str], tokenizer: Tokenizer, n_image_tokens: 
         ids = tokenizer.encode(caption) + [tokenizer.endoftext]
         rows.append(([tokenizer.image] * n_image_tokens + ids, [False] * n_image_tokens + [True] * len(ids)))
     return rows
+
+
+def check_captions(records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int) -> None:
+    """Find a caption that does not fit the context before training meets it.
+
+    Raises:
+        ValueError: names the record and both lengths.
+    """
+    for record in records:
+        longest = max(len(tokenizer.encode(caption)) for caption in record["captions"]) + n_image_tokens
+        if longest > block_size:
+            raise ValueError(f"record {record['id']} has a caption of {longest} tokens, image tokens included; "
+                             f"the context holds {block_size}; shorten it")
 
 
 def pick_captions(records: list[dict], generator: torch.Generator) -> list[tuple[dict, str]]:
@@ -223,12 +257,12 @@ def pick_captions(records: list[dict], generator: torch.Generator) -> list[tuple
     return pairs
 
 
-def render_records(records: list[dict], tokenizer: Tokenizer, n_image_tokens: int):
+def render_records(records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int):
     """Render each record's conversation once: a list of (ids, is_answer).
 
     Raises:
-        ValueError: if a conversation is malformed or its <image> marks do not fit its pictures;
-            names the record.
+        ValueError: if a conversation is malformed, its <image> marks do not fit its pictures, or it is
+            longer than the context of block_size; names the record.
     """
     rows = []
     for record in records:
@@ -238,6 +272,8 @@ def render_records(records: list[dict], tokenizer: Tokenizer, n_image_tokens: in
             marks, pictures = count_images(turns), int(bool(record.get("image")))
             if marks != pictures:
                 raise ValueError(f"{marks} <image> marks and {pictures} pictures")
+            if len(rows[-1][0]) - 1 > block_size:
+                raise ValueError(f"{len(rows[-1][0]) - 1} tokens, the context holds {block_size}; shorten it")
         except ValueError as error:
             raise ValueError(f"record {name}: {error}") from None
     return rows

@@ -1,6 +1,6 @@
 """What is measured, as pure functions of predictions and truth.
 
-    retrieval    recall_at_k, rank of the right one among all
+    retrieval    recall_at_k, rank of the right one among all; recall_by_chance
     answers      answer_ok, style_ok, is_refusal
     captions     bleu, rouge_l, cider: likeness to what people wrote
     POPE         yes/no questions about objects: accuracy, precision, recall, F1, share of yes
@@ -40,6 +40,24 @@ def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
     return (above < k).float().mean().item()
 
 
+def recall_by_chance(right: Tensor, k: int) -> float:
+    """Recall@k of a random order: of G items m are right, and the k first ones miss all m of them with
+
+        P(miss) = (G-m)/G * (G-m-1)/(G-1) * ... * (G-m-k+1)/(G-k+1)
+
+    Args:
+        right: (Q, G) bool, as for `recall_at_k`.
+
+    >>> recall_by_chance(torch.eye(4, dtype=torch.bool), 2)
+    0.5
+    """
+    wrong, G = (~right).sum(1).double(), right.shape[1]              # (Q,)
+    miss = torch.ones_like(wrong)
+    for i in range(min(k, G)):
+        miss *= (wrong - i).clamp(min=0) / (G - i)
+    return float(1 - miss.mean())
+
+
 # --- answers ---
 
 
@@ -61,8 +79,8 @@ def answer_ok(answer: str, expect: list[str], wrong: list[str]) -> bool:
 def style_ok(answer: str, style: str) -> bool:
     """True if an answer has the asked form.
 
-    "word": one word; "sentence": one sentence of at least three words; "list": two or more lines
-    that start with "- ", or one; "detail": full sentences, at least one; "": anything.
+    "word": one word; "sentence": one sentence of at least three words; "list": every line starts
+    with "- "; "detail": full sentences, at least one; "": anything.
 
     >>> style_ok("Red", "word"), style_ok("It is red.", "word")
     (True, False)
@@ -253,7 +271,8 @@ def says_yes(answer: str) -> bool:
 
 
 def pope_questions(
-    truth: list[list[str]], strategy: str, seed: int = 0, per_image: int = 3
+    truth: list[list[str]], strategy: str, seed: int = 0, per_image: int = 3,
+    annotated: list[list[str]] | None = None,
 ) -> list[tuple[int, str, bool]]:
     """Choose the objects that POPE asks about: as many absent ones as present ones.
 
@@ -261,7 +280,9 @@ def pope_questions(
     or from those that most often occur together with what is there ("adversarial").
 
     Args:
-        truth: for each picture, the names of its objects.
+        truth: for each picture, the names of its objects that can be asked about.
+        annotated: for each picture, all its objects, those that hardly show too: none of them counts as
+            absent, and they too occur together; by default equal to `truth`.
         strategy: random, popular or adversarial.
         per_image: at most so many present and so many absent objects a picture.
 
@@ -275,17 +296,17 @@ def pope_questions(
     """
     if strategy not in ("random", "popular", "adversarial"):
         raise ValueError(f"strategy {strategy!r} is not one of random, popular, adversarial")
-    rng = random.Random(seed)
-    frequency = Counter(name for names in truth for name in set(names))
+    rng, annotated = random.Random(seed), annotated or truth
+    frequency = Counter(name for names in annotated for name in set(names))
     everything = sorted(frequency, key=lambda name: (-frequency[name], name))
     together: dict[str, Counter] = {name: Counter() for name in everything}
-    for names in truth:
+    for names in annotated:
         for a in set(names):
             together[a].update(set(names) - {a})
     out = []
-    for i, names in enumerate(truth):
+    for i, (names, known) in enumerate(zip(truth, annotated)):
         present = sorted(set(names))
-        absent = [name for name in everything if name not in present]
+        absent = [name for name in everything if name not in known]
         if strategy == "random":
             rng.shuffle(absent)
         elif strategy == "adversarial":

@@ -12,6 +12,7 @@ import json
 import math
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,21 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+LEAST = {
+    "steps": 0, "batch_size": 1, "grad_accum": 1, "eval_every": 1, "warmup": 0, "lr": 0, "muon_lr": 0,
+    "weight_decay": 0, "grad_clip": 0, "threads": 0, "workers": 0, "seed": 0, "n_layer": 1, "n_embd": 32,
+    "patch_size": 1, "block_size": 2, "n_images": 1, "n_questions": 1, "n_describe": 1, "max_new_tokens": 1,
+}
+CHOICES = {"dtype": ("auto", "float32", "bfloat16"), "projector": ("mlp", "linear")}
+SOURCES = ("init", "clip", "lm")  # options that name the run to start from
+FREE = ("out", "resume", "steps", "eval_every", "device", "dtype", "compile", "threads", "workers")
+
 
 def parse_args(cls, argv: list[str] | None = None):
     """Build a command line from a Config dataclass; a field's comment is its help text.
 
     `--name value` for each field, `--name / --no-name` for booleans. Unknown flags and values that
-    the class refuses (a ValueError in __post_init__) end with one line and exit code 2.
+    `check` or the class refuses (a ValueError in __post_init__) end with one line and exit code 2.
     """
     try:
         source = inspect.getsource(cls)
@@ -38,6 +48,7 @@ def parse_args(cls, argv: list[str] | None = None):
     doc = (sys.modules[cls.__module__].__doc__ or "").strip()
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.error = lambda said: parser.exit(2, f"{parser.prog}: error: {said}; see --help\n")
     for f in dataclasses.fields(cls):
         text = f"{help_of.get(f.name, '')} (default: {f.default})".replace("%", "%%")
         if f.type in (bool, "bool"):
@@ -48,9 +59,35 @@ def parse_args(cls, argv: list[str] | None = None):
             parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=text, metavar="")
     args = parser.parse_args(argv)
     try:
-        return cls(**vars(args))
+        cfg = cls(**vars(args))
+        check(cfg)
+        return cfg
     except ValueError as error:
         parser.error(str(error))
+
+
+def check(cfg) -> None:
+    """Refuse values that no run can use, before anything is read or written.
+
+    Raises:
+        ValueError: if a field of a name in LEAST is below its limit or a name in CHOICES is not one of
+            them, or if a run would overwrite the one it starts from.
+    """
+    for f in dataclasses.fields(cfg):
+        value = getattr(cfg, f.name)
+        if f.name in LEAST and not value >= LEAST[f.name]:  # "not >=" refuses nan too
+            raise ValueError(f"{f.name} is {value}, expected at least {LEAST[f.name]}")
+        if f.name in CHOICES and value not in CHOICES[f.name]:
+            raise ValueError(f"{f.name} {value!r} is not one of {', '.join(CHOICES[f.name])}")
+        if f.name in SOURCES and Path(value).resolve() == Path(cfg.out).resolve():
+            raise ValueError(f"{f.name} and out are both {value}; the run would overwrite what it starts from")
+    if hasattr(cfg, "grad_accum") and cfg.grad_accum > cfg.batch_size:
+        raise ValueError(f"grad_accum {cfg.grad_accum} is more than the batch_size of {cfg.batch_size} rows")
+
+
+def settings(cfg) -> dict:
+    """What a resumed run must not change: every option but those that name places, speed or length."""
+    return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in FREE and k not in SOURCES}
 
 
 def cli(main: Callable, cls) -> None:
@@ -61,10 +98,13 @@ def cli(main: Callable, cls) -> None:
     try:
         main(cfg)
     except (ValueError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        # torch hands on what a worker raised with the worker's traceback before it
+        print(f"{Path(sys.argv[0]).name}: error: {said[-1].removeprefix('ValueError: ')}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume continues from the last checkpoint", file=sys.stderr)
+        remedy = "; --resume continues from the last checkpoint" if hasattr(cfg, "resume") else ""
+        print(f"\ninterrupted{remedy}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -90,8 +130,8 @@ def autocast(device: torch.device, dtype: str):
     Raises:
         ValueError: for another name than auto, float32, bfloat16.
     """
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"dtype {dtype!r} is not one of auto, float32, bfloat16")
+    if dtype not in CHOICES["dtype"]:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(CHOICES['dtype'])}")
     if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
@@ -129,7 +169,7 @@ def environment() -> dict[str, str]:
 
 
 class Run:
-    """A run folder and its log.
+    """A run folder and its log. Nothing is written or deleted before `begin`.
 
     Args:
         cfg: the script's Config; written to config.json.
@@ -140,32 +180,44 @@ class Run:
     """
 
     def __init__(self, cfg, script: str):
+        check(cfg)
+        self.cfg, self.script = cfg, Path(script)
         self.folder = Path(cfg.out)
         self.csv = self.folder / "metrics.csv"
         self.ckpt, self.best = self.folder / "ckpt.pt", self.folder / "best.pt"
         if cfg.resume and not self.ckpt.is_file():
             raise ValueError(f"nothing to resume in {self.folder}: it has no ckpt.pt")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not cfg.resume:
-            for old in (self.csv, self.ckpt, self.best):
-                old.unlink(missing_ok=True)
-        (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2) + "\n")
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        lines = [f"{k}: {v}" for k, v in (environment() | {"command": command}).items()]
-        (self.folder / "env.txt").write_text("\n".join(lines) + "\n")
-        shutil.copy(script, self.folder / Path(script).name)
         self.recent: list[float] = []
         self.started = time.time()
 
-    def rewind(self, step: int) -> None:
-        """Drop the log's rows behind `step`, which a resumed run will write again."""
-        if self.csv.is_file():
+    def begin(self, start: int) -> None:
+        """Take the folder over, once data, model and options are known to be good.
+
+        A fresh run clears an older one's files away; a resumed run drops the log's rows behind step
+        `start`, which it will write again.
+
+        Raises:
+            ValueError: if a resumed run has no step left to take.
+        """
+        if self.cfg.resume and start >= self.cfg.steps:
+            raise ValueError(f"{self.folder} is at step {start} already, nothing is left of {self.cfg.steps} steps")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.cfg.resume:
+            for old in (self.csv, self.ckpt, self.best):
+                old.unlink(missing_ok=True)
+        elif self.csv.is_file():
             header, *rows = self.csv.read_text().splitlines()
-            kept = [row for row in rows if int(row.split(",")[0]) <= step]
+            kept = [row for row in rows if int(row.split(",")[0]) <= start]
             self.csv.write_text("\n".join([header, *kept]) + "\n")
+        (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.cfg), indent=2) + "\n")
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        lines = [f"{k}: {v}" for k, v in (environment() | {"command": command}).items()]
+        (self.folder / "env.txt").write_text("\n".join(lines) + "\n")
+        shutil.copy(self.script, self.folder / self.script.name)
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row to metrics.csv and print it; the first row's keys are the columns."""
+        """Append a row, with the peak memory so far, to metrics.csv and print it; the first row sets the columns."""
+        row = row | {"gb": peak_gb()}
         new = not self.csv.is_file()
         columns = list(row) if new else self.csv.read_text().split("\n", 1)[0].split(",")
         with self.csv.open("a", newline="") as f:
@@ -192,6 +244,12 @@ class Run:
     def minutes(self) -> float:
         """Wall time since the run began."""
         return (time.time() - self.started) / 60
+
+
+def peak_gb() -> float:
+    """The most main memory that this process has held so far, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e9 if sys.platform == "darwin" else 1e6), 2)  # macOS counts bytes, Linux kB
 
 
 class Meter:

@@ -101,7 +101,7 @@ def test_a_crash_while_writing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", ["", "none", "none.pt"])
 def test_a_missing_checkpoint_names_the_script_that_makes_it(path, tmp_path):
     """Catches a bare errno when stages are run out of order."""
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*; run train_align\.py first"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*; run train_align\.py or train_sft\.py first"):
         checkpoint.load(tmp_path / path, ("align", "sft"))
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -113,6 +114,20 @@ def test_parts_give_loss_and_gradients_of_one_large_batch(clip, n: int):
     for (name, one), other in zip(clip.named_parameters(), plain.parameters()):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}")
     assert clip.log_scale.grad.abs() > 1e-4
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_loss_is_computed_in_full_precision_whatever_the_towers_run_in(clip, n: int):
+    """Catches: similarities times 100 rounded to bfloat16, whose steps there are a half."""
+    b, autocast = batch(6), partial(torch.autocast, "cpu", torch.bfloat16)
+    clip.log_scale.data.fill_(math.log(100))
+    with autocast():
+        features = clip(b.images, b.idx, b.lengths)
+    assert contrastive_backward(clip, b.split(n), autocast) == pytest.approx(clip_loss(*features).item(), rel=2e-2)
+    with autocast():
+        rounded = clip_loss(*features).item()
+    losses = {contrastive_backward(clip, b.split(1), autocast) for _ in range(2)}
+    assert len(losses) == 1 and abs(losses.pop() - rounded) > 1e-4
 
 
 def test_gradients_reach_both_towers_and_the_temperature(clip):

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from minivlm import images
-from minivlm.data import Batch, batches, caption_rows, collate, hash_seed, load_meta, load_records
-from minivlm.data import pick_captions, render_records, shuffled
+from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed, load_meta
+from minivlm.data import load_records, pick_captions, render_records, shuffled
 from minivlm.images import Pictures, fit, open_image, to_tensor
 from minivlm.tokenizer import Tokenizer
 
@@ -413,6 +413,10 @@ def test_records_are_read_line_by_line(tmp_path):
     ('{"id": "b"}', r"train\.jsonl:2 has no captions"),
     ('{"captions": []}', r"train\.jsonl:2 has no id and no captions"),
     ('["id", "captions"]', r"train\.jsonl:2 is no JSON object"),
+    ('{"id": "b", "captions": "A dog."}', r"train\.jsonl:2 has captions that are no list"),
+    ('{"id": "b", "captions": ["A dog.", " "]}', r"train\.jsonl:2 has a caption that is empty or no text"),
+    ('{"id": "b", "captions": [["A dog."]]}', r"train\.jsonl:2 has a caption that is empty or no text"),
+    ('{"id": "b", "captions": ["x"], "conversations": {}}', r"train\.jsonl:2 has conversations that are no list"),
 ])
 def test_a_bad_line_is_named_with_its_number(line, message, tmp_path):
     """Catches records skipped in silence, and messages that do not say where."""
@@ -445,8 +449,12 @@ def test_missing_and_empty_data_are_errors(tmp_path):
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"train\.jsonl is empty"):
         load_records(tmp_path, "train")
-    (tmp_path / "meta.json").write_text('{"name": "x"}')
-    assert load_meta(tmp_path) == {"name": "x"}
+    (tmp_path / "meta.json").write_text('{"name": "x", "image_size": 48}')
+    assert load_meta(tmp_path) == {"name": "x", "image_size": 48}
+    for bad in ('{"name": "x"}', '{"image_size": 48}', '{"name": "x", "image_size": "48"}', "[]"):
+        (tmp_path / "meta.json").write_text(bad)
+        with pytest.raises(ValueError, match=r"meta\.json lacks a name or an image_size"):
+            load_meta(tmp_path)
 
 
 # --- batches ---
@@ -590,9 +598,23 @@ LLAVA = {
 }
 
 
+def test_workers_are_refused_where_processes_do_not_fork(monkeypatch):
+    """Catches a pickling traceback: the scripts' make_batch closes over their data."""
+    monkeypatch.setattr(torch.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(ValueError, match="cannot fork; use workers 0"):
+        batches(lambda step: step, 0, 2, workers=1)
+    assert list(batches(lambda step: step, 0, 2)) == [0, 1]
+
+
+def test_workers_run_a_function_that_closes_over_data():
+    """Catches a start method that cannot hand the data to the workers."""
+    data = torch.arange(5)
+    assert [int(x) for x in batches(lambda step: data[step], 1, 4, workers=1)] == [1, 2, 3]
+
+
 def test_a_record_in_llavas_format_is_rendered():
     """Catches a reader that needs our own records only: this is one line of LLaVA's published file."""
-    [(ids, is_answer)] = render_records([LLAVA], TOKENIZER, 3)
+    [(ids, is_answer)] = render_records([LLAVA], TOKENIZER, 3, 256)
     supervised = TOKENIZER.decode([i for i, a in zip(ids, is_answer) if a])
     assert supervised == "The bus is white and red.<|end|>Yes.<|end|>" and ids.count(TOKENIZER.image) == 3
 
@@ -611,10 +633,30 @@ def test_a_record_in_llavas_format_is_rendered():
 def test_a_bad_dialogue_is_named_by_its_record(record, message):
     """Catches a wrong count of pictures, which would shift every later picture by one."""
     with pytest.raises(ValueError, match=message):
-        render_records([LLAVA, record], TOKENIZER, 1)
+        render_records([LLAVA, record], TOKENIZER, 1, 256)
 
 
 def test_a_turn_that_is_no_object_is_refused_by_record():
     """Catches an AttributeError without the record's name."""
     with pytest.raises(ValueError, match="record f"):
-        render_records([{"id": "f", "conversations": ["hi"]}], TOKENIZER, 1)
+        render_records([{"id": "f", "conversations": ["hi"]}], TOKENIZER, 1, 256)
+
+
+def test_a_text_longer_than_the_context_is_found_before_training():
+    """Catches a record that stops a run in the middle: as many tokens as fit pass, one more does not."""
+    ids = render_records([LLAVA], TOKENIZER, 3, 256)[0][0]
+    render_records([LLAVA], TOKENIZER, 3, len(ids) - 1)
+    with pytest.raises(ValueError, match=f"record .*: {len(ids) - 1} tokens, the context holds {len(ids) - 2}"):
+        render_records([LLAVA], TOKENIZER, 3, len(ids) - 2)
+    records = [{"id": "a", "captions": ["x", "four"]}]
+    check_captions(records, TOKENIZER, 9, 13)
+    with pytest.raises(ValueError, match="record a has a caption of 13 tokens, .* holds 12"):
+        check_captions(records, TOKENIZER, 9, 12)
+
+
+def test_the_longest_caption_that_passes_the_check_fits_a_batch():
+    """Catches a check that is off by one from what collate takes."""
+    rows = caption_rows(["four"], TOKENIZER, 9)
+    assert collate(rows, PAD, 13).idx.shape == (1, 13)
+    with pytest.raises(ValueError, match="13 tokens, the context holds 12"):
+        collate(rows, PAD, 12)

@@ -1,5 +1,6 @@
 """minivlm/metrics.py: every figure against a number worked by hand or a slow definition."""
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from minivlm.metrics import (
-    answer_ok, bleu, chair, cider, is_refusal, mentions, pope, pope_questions, recall_at_k, rouge_l, says_yes,
-    style_ok, words_of,
+    answer_ok, bleu, chair, cider, is_refusal, mentions, pope, pope_questions, recall_at_k,
+    recall_by_chance, rouge_l, says_yes, style_ok, words_of,
 )
 
 # --- retrieval ---
@@ -64,6 +65,16 @@ def test_similarity_that_is_no_number_scores_nothing():
     """Catches a diverged model with recall 1: comparisons with NaN are all false."""
     nan = torch.full((3, 3), torch.nan)
     assert recall_at_k(nan, torch.eye(3, dtype=torch.bool), 1) == 0.0
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_recall_by_chance_is_the_mean_over_all_orders(k):
+    """Catches draws with replacement: every order of five items, three of them right, two, or none."""
+    right = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    for fits in (right, right[:1], right[1:2]):
+        orders = list(itertools.permutations(range(5)))
+        found = [recall_at_k(-torch.tensor([order] * len(fits)).float(), fits, k) for order in orders]
+        assert recall_by_chance(fits, k) == pytest.approx(sum(found) / len(found), abs=1e-6)
 
 
 # --- answers ---
@@ -211,6 +222,20 @@ def test_an_unknown_strategy_is_refused():
     """Catches a misspelled strategy that silently asks at random."""
     with pytest.raises(ValueError, match="strategy 'rare' is not one of random, popular, adversarial"):
         pope_questions([["a"]], "rare")
+
+
+def test_pope_knows_of_objects_that_it_does_not_ask_about():
+    """Catches a hardly visible object asked about as if it were absent, and a habit with it that is not seen.
+
+    A ring comes with a diamond, mostly a hardly visible one; in the last picture it does not, and there
+    the adversary asks about the diamond first.
+    """
+    truth = [["ring"], ["ring"], ["ring", "cross"], ["ring"]]
+    annotated = [["ring", "diamond"], ["ring", "diamond"], ["ring", "cross"], ["ring"]]
+    asked = pope_questions(truth, "adversarial", annotated=annotated)
+    assert [q for q in asked if q[0] == 3] == [(3, "ring", True), (3, "diamond", False)]
+    assert not [q for q in asked if q[0] < 2 and q[1] == "diamond"]
+    assert sum(yes for _, _, yes in asked) * 2 == len(asked)
 
 
 # --- CHAIR ---

@@ -198,7 +198,7 @@ def test_the_folder_can_be_trained_on(corpus, tmp_path):
     counts = run(corpus, tmp_path / "out", image_size=32)
     records, tokenizer = load_records(tmp_path / "out", "train"), Tokenizer.load(tmp_path / "out" / "tokenizer.tiktoken")
     assert Pictures(tmp_path / "out", 32).get([r["image"] for r in records[:3]]).shape == (3, 3, 32, 32)
-    assert len(render_records(records, tokenizer, 4)) == counts["train"] == counts["text"] == 60
+    assert len(render_records(records, tokenizer, 4, 256)) == counts["train"] == counts["text"] == 60
     meta = load_meta(tmp_path / "out")
     assert meta["name"] == "nlvr" and meta["phrases"]["black circles"] == "black circle" and len(meta["phrases"]) == 18
     assert meta["records"] == {k: counts[k] for k in ("train", "val", "eval", "text")}

@@ -24,6 +24,10 @@ class Config:
     lr: float = 1e-3  # peak rate, AdamW
     freeze: bool = True  # keep the ViT as it is
     resume: bool = False  # go on
+    init: str = "runs/w"  # where it starts
+    dtype: str = "auto"  # type
+    batch_size: int = 8  # rows
+    grad_accum: int = 1  # parts
     plain: str = ""
 
     def __post_init__(self):
@@ -44,7 +48,7 @@ def test_values_arrive_with_their_types():
     cfg = parse_args(Config, ["--steps", "3", "--lr", "1", "--out=a=b", "--no-freeze", "--resume"])
     assert cfg == Config(out="a=b", steps=3, lr=1.0, freeze=False, resume=True)
     assert type(cfg.lr) is float
-    assert parse_args(Config, ["--freeze"]).freeze is True and parse_args(Config, ["--lr=-2e-4"]).lr == -2e-4
+    assert parse_args(Config, ["--freeze"]).freeze is True and parse_args(Config, ["--lr=2e-4"]).lr == 2e-4
 
 
 def test_help_is_made_of_the_comments(capsys):
@@ -66,6 +70,11 @@ def test_help_is_made_of_the_comments(capsys):
     (["--lr"], "argument --lr: expected one argument"),
     (["word"], "unrecognized arguments: word"),
     (["--steps", "0"], "error: steps 0 must be at least 1"),
+    (["--lr=-2e-4"], "error: lr is -0.0002, expected at least 0"),
+    (["--lr", "nan"], "error: lr is nan, expected at least 0"),
+    (["--init", "runs/x"], "error: init and out are both runs/x; the run would overwrite"),
+    (["--dtype", "half"], "error: dtype 'half' is not one of auto, float32, bfloat16"),
+    (["--grad_accum", "9"], "error: grad_accum 9 is more than the batch_size of 8 rows"),
 ])
 def test_a_wrong_flag_ends_with_one_line_and_code_2(argv, message, capsys):
     """Catches abbreviations taken for flags, and tracebacks for a value that the class refuses."""
@@ -73,7 +82,7 @@ def test_a_wrong_flag_ends_with_one_line_and_code_2(argv, message, capsys):
         parse_args(Config, argv)
     said = capsys.readouterr().err
     assert done.value.code == 2 and message in said and "Traceback" not in said
-    assert len([line for line in said.splitlines() if "error:" in line]) == 1
+    assert len(said.splitlines()) == 1 and "error:" in said
 
 
 def test_a_class_without_source_still_parses():
@@ -123,7 +132,7 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(monkeypatch, capsys, t
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("sys.argv", ["train_x.py", "--out", str(tmp_path / "file")])
     with pytest.raises(SystemExit) as done:
-        cli(lambda cfg: Run(cfg, __file__), Config)
+        cli(lambda cfg: Run(cfg, __file__).begin(0), Config)
     assert done.value.code == 2 and "train_x.py: error:" in capsys.readouterr().err
 
 
@@ -210,9 +219,12 @@ def test_a_run_folder_says_how_it_was_made(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["here/train_x.py", "--lr", "0.5"])
     out = tmp_path / "deep" / "run"
     made = Run(Config(out=str(out), lr=0.5), __file__)
+    assert not out.exists()
+    made.begin(0)
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "env.txt", "test_run.py"]
     assert json.loads((out / "config.json").read_text()) == {
-        "out": str(out), "steps": 10, "lr": 0.5, "freeze": True, "resume": False, "plain": ""}
+        "out": str(out), "steps": 10, "lr": 0.5, "freeze": True, "resume": False, "init": "runs/w",
+        "dtype": "auto", "batch_size": 8, "grad_accum": 1, "plain": ""}
     env = dict(line.split(": ", 1) for line in (out / "env.txt").read_text().splitlines())
     assert env["command"] == "train_x.py --lr 0.5" and env["torch"] == torch.__version__.split("+")[0]
     assert (out / "test_run.py").read_text() == Path(__file__).read_text()
@@ -220,21 +232,31 @@ def test_a_run_folder_says_how_it_was_made(tmp_path, monkeypatch):
     assert 0 <= made.minutes < 1
 
 
-def test_a_fresh_run_drops_the_old_ones_results(tmp_path):
-    """Catches a new curve appended to an old one, and an old best.pt taken for this run's."""
+def test_a_fresh_run_drops_the_old_ones_results_when_it_begins(tmp_path):
+    """Catches a new curve appended to an old one, and a mistyped option that costs the run there is."""
     old = ("metrics.csv", "ckpt.pt", "best.pt", "notes.txt")
     for name in old:
         (tmp_path / name).write_text("old")
-    Run(Config(out=str(tmp_path)), __file__)
+    log = Run(Config(out=str(tmp_path)), __file__)
+    assert all((tmp_path / name).read_text() == "old" for name in old) and len(list(tmp_path.iterdir())) == 4
+    log.begin(0)
     assert [name for name in old if (tmp_path / name).exists()] == ["notes.txt"]
 
 
 def test_a_resumed_run_keeps_them(tmp_path):
     """Catches --resume that deletes what it should go on with."""
-    for name in ("metrics.csv", "ckpt.pt", "best.pt"):
+    for name in ("ckpt.pt", "best.pt"):
         (tmp_path / name).write_text("old")
-    Run(Config(out=str(tmp_path), resume=True), __file__)
-    assert all((tmp_path / n).read_text() == "old" for n in ("metrics.csv", "ckpt.pt", "best.pt"))
+    Run(Config(out=str(tmp_path), resume=True), __file__).begin(3)
+    assert all((tmp_path / n).read_text() == "old" for n in ("ckpt.pt", "best.pt"))
+
+
+@pytest.mark.parametrize("start", [10, 12])
+def test_resuming_a_finished_run_is_refused(start, tmp_path):
+    """Catches an empty loop that ends as if all were well."""
+    (tmp_path / "ckpt.pt").write_text("old")
+    with pytest.raises(ValueError, match=f"is at step {start} already, nothing is left of 10 steps"):
+        Run(Config(out=str(tmp_path), resume=True), __file__).begin(start)
 
 
 def test_resuming_nothing_is_refused(tmp_path):
@@ -248,30 +270,32 @@ def rows_of(log: Run) -> list[dict]:
     return list(csv.DictReader(log.csv.open()))
 
 
-def test_the_log_is_a_table_and_a_line_on_the_screen(tmp_path, capsys):
+def test_the_log_is_a_table_and_a_line_on_the_screen(tmp_path, capsys, monkeypatch):
     """Catches columns that shift when a row has fewer keys, and figures printed without their names."""
+    monkeypatch.setattr(run, "peak_gb", lambda: 0.5)
     log = Run(Config(out=str(tmp_path)), __file__)
     log.log({"step": 0, "loss": "", "val": 4.625})
     log.log({"val": 1e-5, "step": 10, "loss": 2.5})
     log.log({"step": 20, "val": float("nan")})
-    assert log.csv.read_text() == "step,loss,val\n0,,4.625\n10,2.5,1e-05\n20,,nan\n"
+    assert log.csv.read_text() == "step,loss,val,gb\n0,,4.625,0.5\n10,2.5,1e-05,0.5\n20,,nan,0.5\n"
     said = capsys.readouterr()
     lines = [line.split() for line in (said.out + said.err).splitlines() if line.startswith(("step", "val"))]
-    assert lines[0] == ["step", "0", "val", "4.6250"]
-    assert lines[1] == ["val", "1.0e-05", "step", "10", "loss", "2.5000"] and lines[2][-1] == "nan"
+    assert lines[0] == ["step", "0", "val", "4.6250", "gb", "0.5000"]
+    assert lines[1][:-2] == ["val", "1.0e-05", "step", "10", "loss", "2.5000"] and lines[2][-3] == "nan"
 
 
-def test_rewinding_drops_what_the_resumed_run_writes_again(tmp_path):
-    """Catches rows that stand twice after --resume: the checkpoint of step 10 knows the rows 0 and 10."""
+def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
+    """Catches rows that stand twice after --resume: the checkpoint of step 6 knows the rows 0 and 6."""
     log = Run(Config(out=str(tmp_path)), __file__)
-    log.rewind(0)
-    assert not log.csv.exists()
-    for step in (0, 10, 20, 30):
+    for step in (0, 6, 8, 9):
         log.log({"step": step, "loss": 1.0})
-    log.rewind(10)
-    assert [r["step"] for r in rows_of(log)] == ["0", "10"]
-    log.log({"step": 20, "loss": 0.5})
-    assert rows_of(log)[-1] == {"step": "20", "loss": "0.5"}
+    (tmp_path / "ckpt.pt").write_text("old")
+    log = Run(Config(out=str(tmp_path), resume=True), __file__)
+    assert len(rows_of(log)) == 4
+    log.begin(6)
+    assert [r["step"] for r in rows_of(log)] == ["0", "6"]
+    log.log({"step": 8, "loss": 0.5})
+    assert rows_of(log)[-1]["loss"] == "0.5"
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):

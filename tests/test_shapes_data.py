@@ -417,7 +417,7 @@ def test_a_prepared_folder_is_what_training_reads(folder):
             assert pictures.get([r["image"] for r in records]).shape == (n, 3, 48, 48)
     assert len(set(ids)) == len(ids)
     train = load_records(folder, "train", ("image", "captions", "conversations", "objects"))
-    assert len(render_records(train, tokenizer, 9)) == 40
+    assert len(render_records(train, tokenizer, 9, 256)) == 40
     val = {r["image"] for r in load_records(folder, "val")}
     assert {q["image"] for q in load_records(folder, "eval")} <= val
 

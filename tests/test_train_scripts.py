@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,9 +55,9 @@ def config_of(stage: str, folder: Path, runs: Path, **changes):
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """A log's rows without the columns that hold wall time."""
+    """A log's rows without the columns that hold wall time and memory."""
     with path.open() as f:
-        return [{k: v for k, v in row.items() if not k.endswith("ms")} for row in csv.DictReader(f)]
+        return [{k: v for k, v in row.items() if not k.endswith(("ms", "gb"))} for row in csv.DictReader(f)]
 
 
 STAGES = ("lm", "clip", "align", "sft")
@@ -245,9 +246,49 @@ def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys):
     fails_clearly(call("chat.py", "--run", f"{runs}/sft", "--ask", "word " * 500), "context")
     fails_clearly(call("chat.py", "--run", f"{runs}/clip", "--ask", "Hi"), "'clip'", "sft")
     fails_clearly(call("chat.py", "--run", str(cut), "--ask", "Hi"), "ckpt.pt")
-    fails_clearly(call("train_sft.py", "--init", f"{tmp_path}/nothing"), "train_align.py")
+    fails_clearly(call("train_sft.py", "--init", f"{tmp_path}/nothing", "--out", f"{tmp_path}/o"), "train_align.py")
     done = call("train_lm.py", "--data", f"{tmp_path}/nothing", "--out", f"{tmp_path}/o")
     fails_clearly(done, "prepare.py")
+
+
+@pytest.mark.parametrize("stage, flags, words", [
+    ("lm", {"data": "nowhere"}, "prepare.py"), ("lm", {"block_size": 100_000}, "too few"),
+    ("clip", {"patch_size": 7}, "not a multiple of patch_size"), ("clip", {"batch_size": 10_000}, "larger than"),
+    ("clip", {"block_size": 5}, "the context holds 5"), ("clip", {"n_layer": 1}, "n_layer 1"),
+    ("clip", {"n_embd": 40}, "n_embd 40"), ("align", {"lm": "nowhere"}, "train_lm.py"),
+    ("align", {"projector": "conv"}, "projector 'conv'"), ("sft", {"steps": -1}, "steps is -1"),
+    ("sft", {"batch_size": 0}, "batch_size is 0"), ("sft", {"grad_accum": 0}, "grad_accum is 0"),
+    ("sft", {"eval_every": 0}, "eval_every is 0"), ("sft", {"dtype": "fp16"}, "dtype 'fp16'"),
+    ("sft", {"device": "cuda:77"}, "not usable"), ("sft", {"init": "clip"}, "stage 'clip'"),
+    ("sft", {"init": "OUT"}, "would overwrite"), ("sft", {"muon_lr": -1.0}, "muon_lr is -1"),
+])
+def test_a_mistake_in_the_options_does_not_cost_the_run_there_is(stage, flags, words, runs, folder, tmp_path):
+    """Catches a run folder emptied before data, model and options are known to be good."""
+    out = tmp_path / "old"
+    out.mkdir()
+    for name in ("ckpt.pt", "best.pt", "metrics.csv", "config.json"):
+        (out / name).write_text("the old run")
+    if "init" in flags:
+        flags = {"init": str(out) if flags["init"] == "OUT" else str(runs / flags["init"])}
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        script, cfg = config_of(stage, folder, runs, out=str(out), **flags)
+        script.main(cfg)
+    assert sorted(p.name for p in out.iterdir()) == ["best.pt", "ckpt.pt", "config.json", "metrics.csv"]
+    assert all(p.read_text() == "the old run" for p in out.iterdir())
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"lr": 1e-4}, "other settings of lr"), ({"weight_decay": 0.5, "warmup": 1}, "of warmup, weight_decay"),
+    ({"batch_size": 4}, "of batch_size"), ({"steps": 4}, "at step 4 already"),
+])
+def test_resuming_another_experiment_is_refused(changes, words, runs, folder, tmp_path):
+    """Catches a run whose second half was made with other options than its config.json says."""
+    shutil.copytree(runs / "sft", tmp_path / "sft")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "sft").iterdir()}
+    script, cfg = config_of("sft", folder, runs, out=str(tmp_path / "sft"), resume=True, **({"steps": 8} | changes))
+    with pytest.raises(ValueError, match=words):
+        script.main(cfg)
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "sft").iterdir()}
 
 
 @pytest.mark.parametrize("turns,words", [

@@ -36,7 +36,7 @@ from data.nlvr.language import captions, count, describe, dialogue, exist, named
 from data.shapes.language import Round  # noqa: E402
 from minivlm.images import open_image, save_samples  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.tokenizer import Tokenizer  # noqa: E402
+from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
 
 SIDE, LEFTS, GAP = 100, (0, 150, 300), 128  # a box's side, the columns where boxes begin, the gray between them
 ORDERS = list(permutations(range(3)))  # picture k shows box ORDERS[k][i] in place i; found in the pixels
@@ -58,6 +58,8 @@ class Config:
     def __post_init__(self):
         if self.image_size < 2 or self.image_size % 2:
             raise ValueError(f"image_size {self.image_size} is not an even number: a picture is two tiles wide")
+        if self.vocab_size < 256 + len(SPECIALS):
+            raise ValueError(f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: bytes and special tokens")
         if not re.fullmatch(r"(\d+(,\d+)*)?", self.val_directories):
             raise ValueError(f"val_directories {self.val_directories!r} is no list of numbers such as 0,1")
         if self.train_split == self.val_split and not self.val_directories:
@@ -280,6 +282,8 @@ def main(cfg: Config) -> dict[str, float]:
     folder, read = Path(cfg.out), open_corpus(cfg.source)
     sides = read_sides(cfg, read, skipped)
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
+        old.unlink()
     number = Counter(t for scene in sides["train"] for t in {t for o in objects_of(scene, 0) for t in named(o)})
     share = {t: (number[t] + 1) / (len(sides["train"]) + 2) for t in THINGS + SIZED}  # never 0 or 1
     files: dict[str, list[dict]] = {}
@@ -295,7 +299,7 @@ def main(cfg: Config) -> dict[str, float]:
     records, skipped = {file: len(r) for file, r in files.items()}, dict(sorted((+skipped).items()))
     phrases = {t: t for t in THINGS} | {t + "s": t for t in THINGS}
     meta = {"name": "nlvr", "image_size": cfg.image_size, "seed": cfg.seed, "records": records, "phrases": phrases,
-            "skipped": skipped}
+            "skipped": skipped, "chance": {"exist": 1 / 2, "statement": 1 / 2, "count": 1 / 7}}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     save_samples(folder)
     seconds = time.time() - began

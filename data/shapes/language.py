@@ -86,9 +86,7 @@ def prompts(thing: str) -> list[str]:
 
 
 def captions(scene: Scene, rng: random.Random) -> list[str]:
-    """Five paraphrases of what can be seen, the first one complete, some partial,
-    all different if possible.
-    """
+    """Five different paraphrases of what can be seen, the first one complete, some partial."""
     seen = scene.clear
     short = [article(name(o)) for o in seen]
     full = [f"{article(o.size + ' ' + name(o))} {at(o)}" for o in seen]
@@ -105,6 +103,7 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
         i = rng.randrange(len(seen) - 1)
         a, b = seen[i], seen[i + 1]
         pool.append(f"{article(name(a))} {relation(a, b)} {article(name(b))}")
+    pool = list(dict.fromkeys(pool))  # of a single object, two of these are the same
     return [sentence(start + join(full))] + [sentence(c) for c in rng.sample(pool, 4)]
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, so
 from data.shapes import language, world  # noqa: E402
 from minivlm.images import save_samples  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.tokenizer import Tokenizer  # noqa: E402
+from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
 
 SHARD = 1000  # scenes a task
 
@@ -48,6 +48,8 @@ class Config:
             raise ValueError(f"level {self.level} is not one of {sorted(world.LEVELS)}")
         if min(self.n_train, self.n_val, self.n_web, self.n_text, self.n_zeroshot, self.workers) < 1:
             raise ValueError("every count must be at least 1")
+        if self.vocab_size < 256 + len(SPECIALS):
+            raise ValueError(f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: bytes and special tokens")
 
 
 # --- records ---
@@ -170,6 +172,8 @@ def main(cfg: Config) -> dict[str, float]:
     began = time.time()
     folder = Path(cfg.out)
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
+        old.unlink()
     sizes = {"train": cfg.n_train, "val": cfg.n_val, "web": cfg.n_web, "text": cfg.n_text,
              "zeroshot": cfg.n_zeroshot * len(world.COLORS) * len(world.SHAPES)}
     with ThreadPoolExecutor(1) if cfg.workers == 1 else ProcessPoolExecutor(cfg.workers) as pool:
@@ -192,6 +196,11 @@ def main(cfg: Config) -> dict[str, float]:
         "level": cfg.level, "seed": cfg.seed,
         "records": sizes, "phrases": language.phrases(),
         "prompts": {f"{c} {s}": language.prompts(f"{c} {s}") for c in world.COLORS for s in world.SHAPES},
+        "chance": {
+            "exist": 1 / 2, "hidden": 1 / 2, "relation": 1 / 2, "size": 1 / 2, "position": 1 / 9,
+            "color": 1 / len(world.COLORS), "shape": 1 / len(world.SHAPES),
+            "count": 1 / (1 + max(world.LEVELS[cfg.level].n_objects)),  # zero to the most
+        },
         "held_out": sorted(" ".join(combo) for combo in world.HELD_OUT),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")

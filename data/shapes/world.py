@@ -193,16 +193,17 @@ def draw(scene: Scene) -> np.ndarray:
         o.box = (left / 4 / S, top / 4 / S, (left + side) / 4 / S, (top + side) / 4 / S)
         painted.append((o, where, mask, strength))
 
-    _measure_visibility(painted, S)
+    frame = np.zeros((S, S), dtype=bool)
     if scene.border:
-        _draw_border(picture, scene.border, max(1, S // 16))
+        frame = _draw_border(picture, scene.border, max(1, S // 16))
+    _measure_visibility(painted, frame)
     picture += _noise(S)[rng.randrange(len(_noise(S)))]
     return picture.clip(0, 255).astype(np.uint8)
 
 
-def _measure_visibility(painted: list, S: int) -> None:
+def _measure_visibility(painted: list, frame: np.ndarray) -> None:
     """visibility = strength * share of the mask not painted over * min(1, (side / 0.13 S)^2)."""
-    uncovered = np.ones((S, S), dtype=np.float32)
+    uncovered = 1 - frame.astype(np.float32)                         # (S, S)
     for o, where, mask, strength in reversed(painted):
         seen = float((mask * uncovered[where]).sum() / mask.sum())
         side = o.box[2] - o.box[0]
@@ -210,8 +211,12 @@ def _measure_visibility(painted: list, S: int) -> None:
         uncovered[where] *= 1 - strength * mask
 
 
-def _draw_border(picture: np.ndarray, kind: str, width: int) -> None:
-    """Paint a frame of `width` pixels: red and white stripes for "private", light gray for "plain"."""
+def _draw_border(picture: np.ndarray, kind: str, width: int) -> np.ndarray:
+    """Paint a frame of `width` pixels: red and white stripes for "private", light gray for "plain".
+
+    Returns:
+        (S, S) bool, True on the frame.
+    """
     S = len(picture)
     y, x = np.ogrid[:S, :S]
     frame = np.minimum(np.minimum(x, S - 1 - x), np.minimum(y, S - 1 - y)) < width
@@ -220,6 +225,7 @@ def _draw_border(picture: np.ndarray, kind: str, width: int) -> None:
     else:
         stripes = ((x + y) // (2 * width) % 2 == 0)[..., None]
         picture[frame] = np.where(stripes, (255, 255, 255), (220, 30, 60))[frame]
+    return frame
 
 
 @lru_cache(maxsize=None)
