@@ -216,8 +216,11 @@ class Run:
         shutil.copy(self.script, self.folder / self.script.name)
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row, with the peak memory so far, to metrics.csv and print it; the first row sets the columns."""
-        row = row | {"gb": peak_gb()}
+        """Append a row, with peak memory and minutes so far, to metrics.csv and print it.
+
+        The first row sets the columns.
+        """
+        row = row | {"gb": peak_gb(), "min": round(self.minutes, 2)}
         new = not self.csv.is_file()
         columns = list(row) if new else self.csv.read_text().split("\n", 1)[0].split(",")
         with self.csv.open("a", newline="") as f:

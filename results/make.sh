@@ -7,6 +7,7 @@ mkdir -p results/shapes results/nlvr
 for seed in 0 1 2; do
     ./speedrun.sh --seed $seed --out runs/seed$seed
     for stage in clip sft; do cp "runs/seed$seed/$stage/eval.json" "results/shapes/$stage-seed$seed.json"; done
+    for stage in lm clip align sft; do cp "runs/seed$seed/$stage/metrics.csv" "results/shapes/$stage-seed$seed.csv"; done
 done
 results/ablation.sh
 if [ -n "${NLVR_SOURCE:-}" ]; then

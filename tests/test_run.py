@@ -277,11 +277,11 @@ def test_the_log_is_a_table_and_a_line_on_the_screen(tmp_path, capsys, monkeypat
     log.log({"step": 0, "loss": "", "val": 4.625})
     log.log({"val": 1e-5, "step": 10, "loss": 2.5})
     log.log({"step": 20, "val": float("nan")})
-    assert log.csv.read_text() == "step,loss,val,gb\n0,,4.625,0.5\n10,2.5,1e-05,0.5\n20,,nan,0.5\n"
+    assert log.csv.read_text() == "step,loss,val,gb,min\n0,,4.625,0.5,0.0\n10,2.5,1e-05,0.5,0.0\n20,,nan,0.5,0.0\n"
     said = capsys.readouterr()
     lines = [line.split() for line in (said.out + said.err).splitlines() if line.startswith(("step", "val"))]
-    assert lines[0] == ["step", "0", "val", "4.6250", "gb", "0.5000"]
-    assert lines[1][:-2] == ["val", "1.0e-05", "step", "10", "loss", "2.5000"] and lines[2][-3] == "nan"
+    assert lines[0] == ["step", "0", "val", "4.6250", "gb", "0.5000", "min", "0.0000"]
+    assert lines[1][:-4] == ["val", "1.0e-05", "step", "10", "loss", "2.5000"] and lines[2][-5] == "nan"
 
 
 def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):

@@ -57,7 +57,7 @@ def config_of(stage: str, folder: Path, runs: Path, **changes):
 def rows_of(path: Path) -> list[dict[str, str]]:
     """A log's rows without the columns that hold wall time and memory."""
     with path.open() as f:
-        return [{k: v for k, v in row.items() if not k.endswith(("ms", "gb"))} for row in csv.DictReader(f)]
+        return [{k: v for k, v in row.items() if not k.endswith(("ms", "gb", "min"))} for row in csv.DictReader(f)]
 
 
 STAGES = ("lm", "clip", "align", "sft")
