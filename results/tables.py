@@ -1,11 +1,13 @@
-"""Print the README's result tables from results/*/*.json, or put them into the README.
+"""Print the result tables from results/*/*.json and *.csv, or write them where they are read.
 
     python results/tables.py            print
-    python results/tables.py --write    replace the block between the two marker comments
+    python results/tables.py --write    replace the block between the README's two marker comments, and
+                                        write results/README.md
 
 A cell is the mean over the seeds that were run, with the standard deviation behind it.
 """
 
+import csv
 import json
 import statistics
 import sys
@@ -17,7 +19,7 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: python results/tables.py --write -->", "<!-- end of results -->"
 
 MAIN = {
-    "retrieval/image_to_text_r1": "picture to caption, recall@1 among 1,000 pictures",
+    "retrieval/image_to_text_r1": "picture to caption, recall@1",
     "retrieval/text_to_image_r1": "caption (partial ones too) to picture, recall@1",
     "zero_shot/seen": "zero-shot, 40 seen color-shape pairs",
     "zero_shot/held_out": "zero-shot, 8 pairs never seen",
@@ -25,6 +27,7 @@ MAIN = {
     "answers/color": "answers: color",
     "answers/shape": "answers: shape",
     "answers/size": "answers: size",
+    "answers/statement": "answers: is it true what a person wrote?",
     "answers/count": "answers: how many",
     "answers/position": "answers: where",
     "answers/relation": "answers: left of, above",
@@ -67,9 +70,13 @@ def main_table(folder: str) -> list[str]:
     first = next(iter(runs.values()))[0]
     env = first["environment"]
     commits = sorted({r["environment"]["commit"] for rs in runs.values() for r in rs})
+    minutes = max(r["train_seconds"] / 60 for rs in runs.values() for r in rs) + sum(
+        max(r["minutes"] for r in rs) for rs in runs.values())
+    peak = max(max(r["peak_gb"], r["training"]["gb"]) for rs in runs.values() for r in rs)
     lines = [
-        f"Data: {first['data']}; {n} seed{'s' * (n > 1)}; {env['cpu']}; torch {env['torch']}; "
-        f"commit {', '.join(commits)}.",
+        f"Data: {first['data']}, {first['config']['n_images']} held-out pictures for retrieval; "
+        f"{n} seed{'s' * (n > 1)}; {env['cpu']}; torch {env['torch']}; commit {', '.join(commits)}. "
+        f"Data, training and measuring: {minutes:.1f} minutes at most; largest process: {peak:.1f} GB.",
         "",
         "| held-out pictures | value | blind (gray picture) | chance |",
         "|---|---|---|---|",
@@ -82,6 +89,25 @@ def main_table(folder: str) -> list[str]:
                 chance = "" if chance is None else f"{chance:.2f}"
                 lines.append(f"| {label} | {value} | {blind} | {chance} |")
     return lines
+
+
+def stage_table(folder: str) -> list[str]:
+    """What each stage's log says: length, speed, and the held-out loss before and after."""
+    lines = ["| stage | steps | ms a step | of it data | minutes | held-out loss before | after |", "|---" * 7 + "|"]
+    for stage in ("lm", "clip", "align", "sft"):
+        logs = []
+        for path in sorted((HERE / folder).glob(f"{stage}-seed*.csv")):
+            with path.open() as f:
+                logs.append([{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)])
+        if logs:
+            last = [log[-1] for log in logs]
+            ms, data_ms = (statistics.fmean(row[k] for row in last) for k in ("ms", "data_ms"))
+            lines.append(
+                f"| {stage} | {last[0]['step']:.0f} | {ms:.0f} | {data_ms / ms:.1%} | "
+                f"{statistics.fmean(row['min'] for row in last):.1f} | "
+                f"{cell([log[0]['val_loss'] for log in logs])} | {cell([row['val_loss'] for row in last])} |"
+            )
+    return lines if len(lines) > 2 else []
 
 
 def ablation_table() -> list[str]:
@@ -104,10 +130,24 @@ def ablation_table() -> list[str]:
     return lines
 
 
-def block() -> str:
-    """All tables, as they stand in the README."""
-    parts = [main_table("shapes"), ablation_table(), main_table("nlvr")]
+def joined(*parts: list[str]) -> str:
+    """Tables with an empty line between them; those without results are left out."""
     return "\n\n".join("\n".join(p) for p in parts if p)
+
+
+def block() -> str:
+    """The tables that stand in the README: the default world and the ablation."""
+    return joined(main_table("shapes"), ablation_table())
+
+
+def page() -> str:
+    """results/README.md: every table."""
+    parts = (
+        ["# Results", "", "Written by `python results/tables.py --write` from the files in this folder."],
+        ["## The default world"], main_table("shapes"), stage_table("shapes"),
+        ["## Without a stage"], ablation_table(), ["## NLVR"], main_table("nlvr"),
+    )
+    return joined(*parts) + "\n"
 
 
 if __name__ == "__main__":
@@ -115,7 +155,8 @@ if __name__ == "__main__":
         text = README.read_text()
         head, rest = text.split(BEGIN)
         README.write_text(f"{head}{BEGIN}\n{block()}\n{END}{rest.split(END)[1]}")
+        (HERE / "README.md").write_text(page())
     elif sys.argv[1:]:
         sys.exit(f"tables.py: error: unknown arguments {' '.join(sys.argv[1:])}; only --write")
     else:
-        print(block())
+        print(page())

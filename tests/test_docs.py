@@ -59,6 +59,7 @@ def test_the_readmes_numbers_are_those_of_the_result_files():
     spec.loader.exec_module(tables)
     inside = README.split(tables.BEGIN)[1].split(tables.END)[0]
     assert inside.strip() == tables.block().strip()
+    assert (ROOT / "results" / "README.md").read_text() == tables.page()
 
 
 def test_the_readme_is_at_most_250_lines():
@@ -143,3 +144,14 @@ def test_no_function_is_written_twice():
             if isinstance(node, ast.FunctionDef) and len(node.body) > 5:
                 body = ast.dump(ast.Module(node.body[1:], []))
                 assert seen.setdefault(body, f"{path.name}:{node.name}") == f"{path.name}:{node.name}"
+
+
+def test_every_planted_bug_has_its_place_and_its_line_in_the_readme():
+    """Catches a list of bugs that the source has outgrown: `python tests/plant.py` could not plant them."""
+    spec = importlib.util.spec_from_file_location("plant", ROOT / "tests" / "plant.py")
+    plant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plant)
+    assert len(plant.BUGS) == len({name for name, *_ in plant.BUGS}) >= 24
+    for name, file, old, new, test in plant.BUGS:
+        assert (ROOT / file).read_text().count(old) == 1 and old != new and (ROOT / test).is_file(), name
+        assert name in " ".join(README.split()), name
