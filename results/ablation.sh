@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # What do stages 1 and 3a buy? Four ways to spend the same time after language pretraining, 3 seeds.
-# About 45 minutes on two CPU cores; writes results/ablation/*.json. Needs data/shapes/prepared.
+# About 40 minutes on two CPU cores; writes results/ablation/*.json. Needs data/shapes/prepared and the
+# language models of results/make.sh (runs/seed0/lm, ...).
 #
-#   full          CLIP 200 steps, projector 100, SFT 500
-#   no_3a         CLIP 200 steps,                SFT 585
-#   no_1                          projector 100, SFT 575 with the ViT, random at first, trained along
-#   neither                                      SFT 645 with the ViT, random at first, trained along
+#   full          CLIP 200 steps, projector 100, SFT 450
+#   no_3a         CLIP 200 steps,                SFT 500
+#   no_1                          projector 100, SFT 540 with the ViT, random at first, trained along
+#   neither                                      SFT 580 with the ViT, random at first, trained along
 #
-# The step counts make the times equal: on one machine a step of CLIP takes 0.26 s, of 3a 0.2 s,
-# of SFT 0.23 s with the ViT frozen and 0.29 s with it trained; each file tells the seconds it took.
+# The step counts make the times equal: on one machine a step of CLIP takes 0.3 s, of 3a 0.12 s,
+# of SFT 0.27 s with the ViT frozen and 0.32 s with it trained; each file tells the seconds it took.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -16,20 +17,23 @@ runs=runs/ablation
 mkdir -p results/ablation
 
 for seed in ${SEEDS:-0 1 2}; do
-    $python train_lm.py --seed "$seed" --out "$runs/lm"
+    same="--seed $seed --eval_every 1000"  # unquoted below: several words
+    begin=$(date +%s)
+    $python train_clip.py $same --steps 200 --out $runs/clip  # of both ways that begin with it
+    clip_seconds=$(($(date +%s) - begin))
+    $python train_clip.py $same --steps 0 --out $runs/random
     for way in full no_3a no_1 neither; do
         case $way in
-            full) clip=200 align=100 sft=(--steps 500) ;;
-            no_3a) clip=200 align=0 sft=(--steps 585) ;;
-            no_1) clip=0 align=100 sft=(--steps 575 --no-freeze_vit) ;;
-            neither) clip=0 align=0 sft=(--steps 645 --no-freeze_vit) ;;
+            full) clip=clip seconds=$clip_seconds align=100 sft="--steps 450" ;;
+            no_3a) clip=clip seconds=$clip_seconds align=0 sft="--steps 500" ;;
+            no_1) clip=random seconds=0 align=100 sft="--steps 540 --no-freeze_vit" ;;
+            neither) clip=random seconds=0 align=0 sft="--steps 580 --no-freeze_vit" ;;
         esac
         begin=$(date +%s)
-        $python train_clip.py --seed "$seed" --steps $clip --eval_every 1000 --out "$runs/clip"
-        $python train_align.py --seed "$seed" --steps $align --eval_every 1000 --lm "$runs/lm" --clip "$runs/clip" --out "$runs/align"
-        $python train_sft.py --seed "$seed" "${sft[@]}" --eval_every 1000 --init "$runs/align" --out "$runs/sft"
-        seconds=$(($(date +%s) - begin))
-        $python evaluate.py --run "$runs/sft" --no-blind --n_questions 200 --n_describe 200 --train_seconds $seconds \
-            --out "results/ablation/$way-seed$seed.json"
+        $python train_align.py $same --steps $align --lm "runs/seed$seed/lm" --clip $runs/$clip --out $runs/align
+        $python train_sft.py $same $sft --init $runs/align --out $runs/sft
+        seconds=$((seconds + $(date +%s) - begin))
+        $python evaluate.py --run $runs/sft --no-blind --n_questions 200 --n_describe 200 \
+            --train_seconds $seconds --out "results/ablation/$way-seed$seed.json"
     done
 done
