@@ -39,15 +39,22 @@ class Config:
     threads: int = 0  # CPU threads; 0 = torch's choice
 
     def __post_init__(self):
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
-            raise ValueError("expected temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_new_tokens >= 1")
+        if (
+            self.temperature < 0 or not 0 < self.top_p <= 1
+            or self.top_k < 0 or self.max_new_tokens < 1
+        ):
+            raise ValueError(
+                "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_new_tokens >= 1"
+            )
 
 
 # --- answer ---
 
 
-def answer(model: VLM, tokenizer: Tokenizer, turns: list[Turn], images: torch.Tensor | None, cfg: Config,
-           generator: torch.Generator) -> str:
+def answer(
+    model: VLM, tokenizer: Tokenizer, turns: list[Turn], images: torch.Tensor | None, cfg: Config,
+    generator: torch.Generator,
+) -> str:
     """Print the answer to the last turn while it is written; return it."""
     ids, _ = render(turns, tokenizer, model.config.vit.n_tokens)
     out: list[int] = []
@@ -78,8 +85,10 @@ def main(cfg: Config) -> dict[str, float]:
     """Load the run, then answer once or talk until the user stops."""
     run.seed_everything(cfg.seed, cfg.threads)
     device = run.pick_device(cfg.device)
-    state = checkpoint.load(cfg.run, ("sft", "align"), device)
-    tokenizer, model = Tokenizer.from_text(state["tokenizer"]), VLM.from_checkpoint(state).to(device).eval()
+    state = checkpoint.load(cfg.run, ("sft", "align", "caption"), device)
+    tokenizer, model = (
+        Tokenizer.from_text(state["tokenizer"]), VLM.from_checkpoint(state).to(device).eval()
+    )
     size = model.config.vit.image_size
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
@@ -96,7 +105,9 @@ def main(cfg: Config) -> dict[str, float]:
             continue
         if question.startswith("/image "):
             try:
-                images, turns = load_picture(question.removeprefix("/image ").strip(), cfg, size, device), []
+                images, turns = (
+                    load_picture(question.removeprefix("/image ").strip(), cfg, size, device), []
+                )
             except (ValueError, FileNotFoundError) as error:
                 print(error)  # keep the picture and the conversation there are
             continue

@@ -1,8 +1,9 @@
-"""Measure a run on held-out data: retrieval, zero-shot, answers, POPE, CHAIR, style, refusals.
+"""Measure a run on held-out data: retrieval, zero-shot, captions, answers, POPE, CHAIR, style.
 
 Every figure stands beside chance and a blind baseline: the same model looking at a gray picture.
-What a run cannot do (a CLIP writes nothing, a chatbot has no text tower) is left out of its table, and
-so is what a data folder does not hold (zeroshot.jsonl with prompts, eval.jsonl, phrases that name objects).
+What a run cannot do (a CLIP writes nothing, a chatbot has no text tower) is left out of its table,
+and so is what a data folder does not hold (zeroshot.jsonl with prompts, eval.jsonl, phrases that
+name objects).
 
 Reads: a run folder and a prepared data folder.   Writes: eval.json in the run folder.
 Run: python evaluate.py --run runs/sft
@@ -25,7 +26,7 @@ from minivlm.clip import CLIP
 from minivlm.conversation import render
 from minivlm.data import caption_rows, collate, load_meta, load_records
 from minivlm.images import Pictures
-from minivlm.generate import generate
+from minivlm.generate import beam_search, generate
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -36,13 +37,14 @@ from minivlm.vlm import VLM
 class Config:
     """Options; the comments are the help texts."""
 
-    run: str = "runs/sft"  # run folder of train_clip.py, train_align.py or train_sft.py
+    run: str = "runs/sft"  # run folder of any stage behind the first
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
     out: str = ""  # file for the figures; empty = eval.json in the run folder
     n_images: int = 1000  # held-out pictures for retrieval
     n_questions: int = 300  # at most so many questions of a kind
     n_describe: int = 300  # pictures to describe for CHAIR
     max_new_tokens: int = 96  # longest answer
+    n_beams: int = 3  # texts followed at once when a captioner writes, as BLIP does
     batch_size: int = 100  # rows answered at a time
     blind: bool = True  # measure the same model on gray pictures too
     seed: int = 0  # which objects POPE asks about
@@ -61,23 +63,30 @@ def embed_images(model: CLIP, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def embed_texts(model: CLIP, texts: list[str], tokenizer: Tokenizer, device: torch.device) -> torch.Tensor:
+def embed_texts(
+    model: CLIP, texts: list[str], tokenizer: Tokenizer, device: torch.device
+) -> torch.Tensor:
     """n texts -> (n, C) of unit length, 200 at a time."""
     out = []
     for i in range(0, len(texts), 200):
-        batch = collate(caption_rows(texts[i:i + 200], tokenizer), tokenizer.pad, model.text.block_size)
+        batch = collate(
+            caption_rows(texts[i:i + 200], tokenizer), tokenizer.pad, model.text.block_size
+        )
         out.append(model.encode_text(batch.idx.to(device), batch.lengths.to(device)))
     return torch.cat(out)
 
 
 def retrieval(
-    model: CLIP, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool, chance: dict[str, float]
+    model: CLIP, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool,
+    chance: dict[str, float],
 ) -> dict[str, float]:
     """Recall@1, 5, 10 both ways; a picture has several captions, each of them right.
 
     So is the very same sentence where it was written about another picture.
     """
-    records = [r for r in load_records(cfg.data, "val", need=("image",)) if r.get("captions")][:cfg.n_images]
+    records = [
+        r for r in load_records(cfg.data, "val", need=("image",)) if r.get("captions")
+    ][:cfg.n_images]
     device = next(model.parameters()).device
     images = pictures.get([r["image"] for r in records]).to(device)
     captions = [caption for r in records for caption in r["captions"]]
@@ -88,7 +97,9 @@ def retrieval(
     right = torch.tensor([[caption in said for caption in captions] for said in own])
     out = {}
     for k in (1, 5, 10):
-        for way, sim, fits in (("image_to_text", similarity, right), ("text_to_image", similarity.T, right.T)):
+        for way, sim, fits in (
+            ("image_to_text", similarity, right), ("text_to_image", similarity.T, right.T),
+        ):
             out[f"retrieval/{way}_r{k}"] = metrics.recall_at_k(sim.cpu(), fits, k)
             chance[f"retrieval/{way}_r{k}"] = metrics.recall_by_chance(fits, k)
     return out
@@ -118,13 +129,18 @@ def zero_shot(
 # --- a VLM ---
 
 
-def make_answerer(model: VLM, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool) -> Callable:
+def make_answerer(
+    model: VLM, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool
+) -> Callable:
     """Return ask([(image, question), ...]) -> answers, greedy, in batches of similar length."""
     N = model.config.vit.n_tokens
     device = next(model.parameters()).device
 
     def ask(pairs: list[tuple[str, str]]) -> list[str]:
-        prompts = [render([{"from": "human", "value": "<image>\n" + q}], tokenizer, N)[0] for _, q in pairs]
+        prompts = [
+            render([{"from": "human", "value": "<image>\n" + q}], tokenizer, N)[0]
+            for _, q in pairs
+        ]
         order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
         answers = [""] * len(pairs)
         starts = range(0, len(order), cfg.batch_size)
@@ -168,8 +184,16 @@ def answers(ask: Callable, cfg: Config, log: list[dict]) -> dict[str, float]:
             "image": q["image"], "kind": q["kind"], "question": q["question"],
             "answer": a, "expected": q["answer"],
         })
-    share = lambda d, name: {f"{name}/{k}": sum(v) / len(v) for k, v in sorted(d.items())}  # noqa: E731
+    share = lambda d, name: {  # noqa: E731
+        f"{name}/{k}": sum(v) / len(v) for k, v in sorted(d.items())
+    }
     return share(right, "answers") | share(style, "style") | share(refused, "refused")
+
+
+def object_names(record: dict, meta: dict, hidden: tuple[bool, ...]) -> list[str]:
+    """Canonical names of a picture's objects: hardly visible ones (True), clear ones (False)."""
+    kept = [o for o in record["objects"] if bool(o.get("hidden")) in hidden]
+    return [meta["phrases"][f"{o['attributes']['color']} {o['name']}"] for o in kept]
 
 
 def hallucination(ask: Callable, cfg: Config, meta: dict, log: list[dict]) -> dict[str, float]:
@@ -177,11 +201,8 @@ def hallucination(ask: Callable, cfg: Config, meta: dict, log: list[dict]) -> di
     records = load_records(cfg.data, "val", need=("image", "objects"))
     records = [r for r in records if r.get("border") != "private"][:cfg.n_describe]
 
-    def names(r: dict, kinds: tuple[bool, ...]) -> list[str]:
-        kept = [o for o in r["objects"] if bool(o.get("hidden")) in kinds]
-        return [meta["phrases"][f"{o['attributes']['color']} {o['name']}"] for o in kept]
-
-    clear, every = [names(r, (False,)) for r in records], [names(r, (False, True)) for r in records]
+    clear = [object_names(r, meta, (False,)) for r in records]
+    every = [object_names(r, meta, (False, True)) for r in records]
     out = {}
     for strategy in ("random", "popular", "adversarial"):
         asked = metrics.pope_questions(clear, strategy, cfg.seed, annotated=every)
@@ -200,10 +221,46 @@ def hallucination(ask: Callable, cfg: Config, meta: dict, log: list[dict]) -> di
     ]
     seen, known = metrics.chair(named, clear), metrics.chair(named, every)
     out |= {f"chair/{key}": seen[key] for key in ("chair_i", "chair_s", "recall")}
-    hidden = [names(r, (True,)) for r in records]
+    hidden = [object_names(r, meta, (True,)) for r in records]
     if any(hidden):
         out["chair/chair_i_annotation"] = known["chair_i"]  # hardly visible objects count as there
         out["chair/recall_hidden"] = metrics.chair(named, hidden)["recall"]
+    return out
+
+
+def captioning(
+    model: VLM, cfg: Config, prompt: str, meta: dict, tokenizer: Tokenizer, pictures: Pictures,
+    blind: bool, log: list[dict],
+) -> dict[str, float]:
+    """Captions by beam search beside those of people: BLEU-4, ROUGE-L, CIDEr-D; and CHAIR."""
+    records = load_records(cfg.data, "val", need=("image", "captions"))[:cfg.n_describe]
+    ids = [tokenizer.image] * model.config.vit.n_tokens + tokenizer.encode(prompt)
+    made: list[str] = []
+    starts = range(0, len(records), cfg.batch_size)
+    for i in tqdm(starts, desc="blind" if blind else "captions", disable=None, leave=False):
+        images = pictures.get([r["image"] for r in records[i:i + cfg.batch_size]])
+        images = torch.zeros_like(images) if blind else images
+        best = beam_search(
+            model, images, [ids] * len(images), n_beams=cfg.n_beams,
+            max_new_tokens=cfg.max_new_tokens, stop=tokenizer.endoftext,
+        )
+        made += [tokenizer.decode(text) for text, _ in best]
+    log += [
+        {"image": r["image"], "kind": "caption", "question": prompt, "answer": text}
+        for r, text in zip(records, made)
+    ]
+    tidy = lambda text: metrics.words_of(text).strip()  # noqa: E731
+    texts = [tidy(text) for text in made]
+    people = [[tidy(caption) for caption in r["captions"]] for r in records]
+    out = {
+        "captions/bleu4": metrics.bleu(texts, people)[3],
+        "captions/rouge_l": metrics.rouge_l(texts, people),
+        "captions/cider": metrics.cider(texts, people)[0],
+    }
+    if "phrases" in meta and all("objects" in r for r in records):
+        named = [metrics.mentions(text, meta["phrases"]) for text in made]
+        there = [object_names(r, meta, (False,)) for r in records]
+        out |= {f"captions/{k}": v for k, v in metrics.chair(named, there).items()}
     return out
 
 
@@ -220,7 +277,7 @@ def table(figures: dict[str, float], blind: dict[str, float], chance: dict[str, 
 
 
 def last_row(path: Path) -> dict[str, float]:
-    """The last row of a run's log: final losses, milliseconds a step, peak memory; {} if there is no log."""
+    """The last row of a run's log: final losses, ms a step, peak memory; {} if there is no log."""
     if not path.is_file():
         return {}
     with path.open() as f:
@@ -233,7 +290,7 @@ def main(cfg: Config) -> dict[str, float]:
     began = time.time()
     run.seed_everything(cfg.seed, cfg.threads)
     device, meta = run.pick_device(cfg.device), load_meta(cfg.data)
-    state = checkpoint.load(cfg.run, ("clip", "align", "sft"))
+    state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft"))
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     model = (CLIP if state["stage"] == "clip" else VLM).from_checkpoint(state).to(device).eval()
     pictures = Pictures(cfg.data, model.vit.config.image_size)
@@ -255,12 +312,18 @@ def main(cfg: Config) -> dict[str, float]:
                 figures |= answers(ask, cfg, kept)
             if "phrases" in meta:
                 figures |= hallucination(ask, cfg, meta, kept)
+            if state["stage"] == "caption":
+                prompt = state["configs"]["prompt"]
+                figures |= captioning(model, cfg, prompt, meta, tokenizer, pictures, blind, kept)
             if not figures:
-                raise ValueError(f"{cfg.data} has no eval.jsonl and its meta.json no phrases: nothing to measure")
+                raise ValueError(
+                    f"{cfg.data} has no eval.jsonl and its meta.json no phrases: nothing to measure"
+                )
         sides.append(figures)
     figures, blind = sides[0], sides[1] if cfg.blind else {}
     chance |= {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
-    chance |= {k: 0.5 for k in figures if k.startswith("pope")}  # a coin's accuracy, precision, recall, ...
+    # a coin's accuracy, precision, recall, ...
+    chance |= {k: 0.5 for k in figures if k.startswith("pope")}
     chance = {k: p for k, p in chance.items() if k in figures}
     print(table(figures, blind, chance))
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -68,7 +68,9 @@ def evaluate(model: VLM, val_batches: list[Batch], device: torch.device) -> dict
     for batch in val_batches:
         batch = batch.to(device)
         at = batch.targets != IGNORE_INDEX                           # (B, T)
-        loss += float(next_token_loss(model(batch.idx, batch.images, at=at), batch.targets[at]) * at.sum())
+        loss += float(
+            next_token_loss(model(batch.idx, batch.images, at=at), batch.targets[at]) * at.sum()
+        )
         n += int(at.sum())
     model.train()
     return {"val_loss": loss / n}
@@ -95,7 +97,9 @@ def main(cfg: Config) -> dict[str, float]:
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
-    records, held_out = (load_records(cfg.data, s, need=("image", "captions")) for s in (cfg.split, "val"))
+    records, held_out = (
+        load_records(cfg.data, s, need=("image", "captions")) for s in (cfg.split, "val")
+    )
     check_captions(records + held_out, tokenizer, vit.n_tokens, gpt.block_size)
     pictures = Pictures(cfg.data, vit.image_size)
 
@@ -108,7 +112,10 @@ def main(cfg: Config) -> dict[str, float]:
 
     def make_batch(step: int) -> Batch:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed)
-        return make([records[i] for i in chosen], torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1)))
+        return make(
+            [records[i] for i in chosen],
+            torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1)),
+        )
 
     starts = range(0, min(256, len(held_out)), 64)
     val_batches = [make(held_out[i:i + 64], torch.Generator().manual_seed(0)) for i in starts]
@@ -127,7 +134,9 @@ def main(cfg: Config) -> dict[str, float]:
     # --- loop ---
     meter, row = run.Meter(), {}
     made = batches(make_batch, start, cfg.steps, cfg.workers)
-    bar = tqdm(range(start, cfg.steps + 1), desc="align", initial=start, total=cfg.steps, disable=None)
+    bar = tqdm(
+        range(start, cfg.steps + 1), desc="align", initial=start, total=cfg.steps, disable=None
+    )
     for step in bar:
         # step 0 is measured before any update: a blind guess at captions
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
@@ -146,10 +155,10 @@ def main(cfg: Config) -> dict[str, float]:
         batch = next(made).to(device)
         got_data = time.time()
 
-        # each micro-batch weighs as many tokens as it supervises, so the sum is the whole batch's mean
+        # each micro-batch weighs as many tokens as it supervises: the sum is the whole batch's mean
         loss, n_tokens = 0.0, (batch.targets != IGNORE_INDEX).sum()
         for part in batch.split(cfg.grad_accum):
-            at = part.targets != IGNORE_INDEX                        # (B, T), the head runs only here
+            at = part.targets != IGNORE_INDEX                        # (B, T), where the head runs
             with run.autocast(device, cfg.dtype):
                 logits = step_model(part.idx, part.images, at=at)    # (M, V)
             part_loss = next_token_loss(logits, part.targets[at]) * at.sum() / n_tokens

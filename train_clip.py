@@ -1,10 +1,11 @@
 """Image-text alignment: a picture and its caption meet, all other pairs of the batch part (CLIP).
 
-   loss = (cross_entropy(s * img_z @ txt_z.T, diagonal) + cross_entropy(s * txt_z @ img_z.T, diagonal)) / 2
+   loss = (cross_entropy(s * img_z @ txt_z.T, diagonal)
+           + cross_entropy(s * txt_z @ img_z.T, diagonal)) / 2
 
 Source: CLIP, Radford et al. 2021, arXiv:2103.00020, figure 3.
 Reads: a prepared data folder.   Writes: runs/clip.
-Expect (2 CPU cores): 2 min, loss among 1,000 held-out pairs ln 1000 = 6.9 -> 1.2, recall@1 .00 -> .68
+Expect (2 CPU cores): 2 min, loss of 1,000 held-out pairs ln 1000 = 6.9 -> 1.2, recall@1 .00 -> .68
 Run: python train_clip.py [--batch_size 256]
 """
 
@@ -39,7 +40,7 @@ class Config:
     out: str = "runs/clip"  # run folder
     steps: int = 350  # optimizer steps
     batch_size: int = 192  # pairs a step; each pair's negatives are the rest of the batch
-    grad_accum: int = 1  # micro-batches a step, same result with less memory (features kept, then re-made)
+    grad_accum: int = 1  # micro-batches a step, same result with less memory (features made twice)
     lr: float = 1e-3  # peak rate of AdamW: embeddings, heads, norms
     muon_lr: float = 0.02  # peak rate of Muon: matrices of the blocks; 0 = AdamW for all
     weight_decay: float = 0.05  # on matrices and embeddings
@@ -62,7 +63,9 @@ class Config:
         if self.n_embd % 32:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of 32, the width of a head")
         if self.n_layer < 2:
-            raise ValueError(f"n_layer {self.n_layer} is below 2: a VLM reads the ViT's last block but one")
+            raise ValueError(
+                f"n_layer {self.n_layer} is below 2: a VLM reads the ViT's last block but one"
+            )
 
 
 # --- evaluate ---
@@ -87,7 +90,9 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- data ---
     meta, tokenizer = load_meta(cfg.data), Tokenizer.load(f"{cfg.data}/tokenizer.tiktoken")
-    records, held_out = (load_records(cfg.data, s, need=("image", "captions")) for s in (cfg.split, "val"))
+    records, held_out = (
+        load_records(cfg.data, s, need=("image", "captions")) for s in (cfg.split, "val")
+    )
     check_captions(records + held_out, tokenizer, 0, cfg.block_size)
     pictures = Pictures(cfg.data, meta["image_size"])
 
@@ -100,14 +105,18 @@ def main(cfg: Config) -> dict[str, float]:
 
     def make_batch(step: int) -> Batch:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed)
-        return make([records[i] for i in chosen], torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1)))
+        return make(
+            [records[i] for i in chosen],
+            torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1)),
+        )
 
     val_batch = make(held_out[:1000], torch.Generator().manual_seed(0))
 
     # --- model ---
     vit = ViTConfig(meta["image_size"], cfg.patch_size, cfg.n_layer, cfg.n_embd // 32, cfg.n_embd)
     config = CLIPConfig(
-        vit, tokenizer.vocab_size, cfg.block_size, cfg.n_layer - 1, cfg.n_embd // 32, cfg.n_embd, cfg.n_embd
+        vit, tokenizer.vocab_size, cfg.block_size,
+        cfg.n_layer - 1, cfg.n_embd // 32, cfg.n_embd, cfg.n_embd,
     )
     model = CLIP(config).to(device)
     step_model = torch.compile(model) if cfg.compile else model
@@ -126,7 +135,9 @@ def main(cfg: Config) -> dict[str, float]:
     # --- loop ---
     meter, row = run.Meter(), {}
     made = batches(make_batch, start, cfg.steps, cfg.workers)
-    bar = tqdm(range(start, cfg.steps + 1), desc="clip", initial=start, total=cfg.steps, disable=None)
+    bar = tqdm(
+        range(start, cfg.steps + 1), desc="clip", initial=start, total=cfg.steps, disable=None
+    )
     for step in bar:
         # step 0 is measured before any update: there the loss is near ln B, B held-out pairs
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
@@ -154,7 +165,8 @@ def main(cfg: Config) -> dict[str, float]:
         model.clamp_scale()
 
         meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
-                  data_ms=1000 * (got_data - began), scale=model.logit_scale.item(), rows=len(batch.idx))
+                  data_ms=1000 * (got_data - began), scale=model.logit_scale.item(),
+                  rows=len(batch.idx))
         bar.set_postfix(loss=f"{loss:.3f}")
 
     # --- finish ---

@@ -90,7 +90,8 @@ def main(cfg: Config) -> dict[str, float]:
     train, val = ids[:-n_val], ids[-n_val:]
     if len(train) <= cfg.block_size:
         raise ValueError(
-            f"{cfg.data}/{cfg.split}.jsonl has {len(ids)} tokens, too few for block_size {cfg.block_size}"
+            f"{cfg.data}/{cfg.split}.jsonl has {len(ids)} tokens, "
+            f"too few for block_size {cfg.block_size}"
         )
 
     def windows(stream: list[int], starts: list[int]) -> Batch:
@@ -104,10 +105,14 @@ def main(cfg: Config) -> dict[str, float]:
         return windows(train, starts.tolist())
 
     starts = list(range(0, len(val) - cfg.block_size, cfg.block_size))[:64]
-    val_batches = [windows(val, starts[i:i + cfg.batch_size]) for i in range(0, len(starts), cfg.batch_size)]
+    val_batches = [
+        windows(val, starts[i:i + cfg.batch_size]) for i in range(0, len(starts), cfg.batch_size)
+    ]
 
     # --- model ---
-    config = GPTConfig(tokenizer.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_embd // 32, cfg.n_embd)
+    config = GPTConfig(
+        tokenizer.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_embd // 32, cfg.n_embd
+    )
     model = GPT(config).to(device)
     step_model = torch.compile(model) if cfg.compile else model
 
@@ -144,10 +149,10 @@ def main(cfg: Config) -> dict[str, float]:
         batch = next(made).to(device)
         got_data = time.time()
 
-        # each micro-batch weighs as many tokens as it supervises, so the sum is the whole batch's mean
+        # each micro-batch weighs as many tokens as it supervises: the sum is the whole batch's mean
         loss, n_tokens = 0.0, (batch.targets != IGNORE_INDEX).sum()
         for part in batch.split(cfg.grad_accum):
-            at = part.targets != IGNORE_INDEX                        # (B, T), the head runs only here
+            at = part.targets != IGNORE_INDEX                        # (B, T), where the head runs
             with run.autocast(device, cfg.dtype):
                 logits = step_model(part.idx, at=at)                 # (M, V)
             part_loss = next_token_loss(logits, part.targets[at]) * at.sum() / n_tokens

@@ -3,13 +3,13 @@
    loss = - mean_t [t is an answer token] log p(token_t | picture, conversation before t)
 
 Source: LLaVA, arXiv:2304.08485, eq. 3 and section 4.2, stage 2.
-Reads: runs/align.   Writes: runs/sft.
+Reads: runs/align (or runs/caption).   Writes: runs/sft.
 Expect (2 CPU cores): 5 min, loss 6 -> 0.08
 Run: python train_sft.py [--no-freeze_vit]
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from tqdm import tqdm
@@ -32,7 +32,7 @@ class Config:
 
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
     split: str = "train"  # which file of it to learn from
-    init: str = "runs/align"  # where the VLM comes from
+    init: str = "runs/align"  # where the VLM comes from: align, caption or sft
     out: str = "runs/sft"  # run folder
     steps: int = 1100  # optimizer steps
     batch_size: int = 64  # conversations a step
@@ -64,7 +64,9 @@ def evaluate(model: VLM, val_batches: list[Batch], device: torch.device) -> dict
     for batch in val_batches:
         batch = batch.to(device)
         at = batch.targets != IGNORE_INDEX                           # (B, T)
-        loss += float(next_token_loss(model(batch.idx, batch.images, at=at), batch.targets[at]) * at.sum())
+        loss += float(
+            next_token_loss(model(batch.idx, batch.images, at=at), batch.targets[at]) * at.sum()
+        )
         n += int(at.sum())
     model.train()
     return {"val_loss": loss / n}
@@ -77,17 +79,20 @@ def main(cfg: Config) -> dict[str, float]:
     device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
 
     # --- model ---
-    before = checkpoint.load(cfg.init, ("align", "sft"))
+    before = checkpoint.load(cfg.init, ("align", "caption", "sft"))
     tokenizer, model = Tokenizer.from_text(before["tokenizer"]), VLM.from_checkpoint(before)
-    config = model.config
+    config = model.config = replace(model.config, prefix_lm=False)  # answers follow causally
     model.vit.requires_grad_(not cfg.freeze_vit)
     model.to(device)
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
-    records, held_out = (load_records(cfg.data, s, need=("conversations",)) for s in (cfg.split, "val"))
+    records, held_out = (
+        load_records(cfg.data, s, need=("conversations",)) for s in (cfg.split, "val")
+    )
     rows, val_rows = (
-        render_records(rs, tokenizer, config.vit.n_tokens, config.gpt.block_size) for rs in (records, held_out)
+        render_records(rs, tokenizer, config.vit.n_tokens, config.gpt.block_size)
+        for rs in (records, held_out)
     )
     lengths = torch.tensor([len(ids) for ids, _ in rows])
     pictures = Pictures(cfg.data, config.vit.image_size)
@@ -95,7 +100,8 @@ def main(cfg: Config) -> dict[str, float]:
     def make(records: list[dict], rows: list) -> Batch:
         images = [r["image"] for r in records if r.get("image")]
         return collate(rows, tokenizer.pad, config.gpt.block_size, [r["id"] for r in records],
-                       pictures.get(images) if images else None, [int(bool(r.get("image"))) for r in records])
+                       pictures.get(images) if images else None,
+                       [int(bool(r.get("image"))) for r in records])
 
     def make_batch(step: int) -> Batch:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed, lengths)
@@ -118,7 +124,9 @@ def main(cfg: Config) -> dict[str, float]:
     # --- loop ---
     meter, row = run.Meter(), {}
     made = batches(make_batch, start, cfg.steps, cfg.workers)
-    bar = tqdm(range(start, cfg.steps + 1), desc="sft", initial=start, total=cfg.steps, disable=None)
+    bar = tqdm(
+        range(start, cfg.steps + 1), desc="sft", initial=start, total=cfg.steps, disable=None
+    )
     for step in bar:
         # step 0 is measured before any update: nothing has asked it to answer yet
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
@@ -137,10 +145,10 @@ def main(cfg: Config) -> dict[str, float]:
         batch = next(made).to(device)
         got_data = time.time()
 
-        # each micro-batch weighs as many tokens as it supervises, so the sum is the whole batch's mean
+        # each micro-batch weighs as many tokens as it supervises: the sum is the whole batch's mean
         loss, n_tokens = 0.0, (batch.targets != IGNORE_INDEX).sum()
         for part in batch.split(cfg.grad_accum):
-            at = part.targets != IGNORE_INDEX                        # (B, T), the head runs only here
+            at = part.targets != IGNORE_INDEX                        # (B, T), where the head runs
             with run.autocast(device, cfg.dtype):
                 logits = step_model(part.idx, part.images, at=at)    # (M, V)
             part_loss = next_token_loss(logits, part.targets[at]) * at.sum() / n_tokens

@@ -18,8 +18,10 @@ from minivlm.tokenizer import Tokenizer
 FORMAT = 1
 
 
-def save(paths: list[Path], *, stage: str, configs: dict, model: nn.Module, tokenizer: Tokenizer, step: int,
-         best: float, optimizer=None) -> None:
+def save(
+    paths: list[Path], *, stage: str, configs: dict, model: nn.Module, tokenizer: Tokenizer,
+    step: int, best: float, optimizer=None,
+) -> None:
     """Write a checkpoint under each path: to a temporary name beside it first, then renamed.
 
     Args:
@@ -57,10 +59,13 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
     path = Path(path)
     file = path
     if path.is_dir() or not path.suffix:
-        file = next((f for f in (path / "best.pt", path / "ckpt.pt") if f.is_file()), path / "ckpt.pt")
+        file = next(
+            (f for f in (path / "best.pt", path / "ckpt.pt") if f.is_file()), path / "ckpt.pt"
+        )
     if not file.is_file():
         raise FileNotFoundError(
-            f"no checkpoint at {path}; run {' or '.join(f'train_{stage}.py' for stage in stages)} first, "
+            f"no checkpoint at {path}; "
+            f"run {' or '.join(f'train_{stage}.py' for stage in stages)} first, "
             "or name another folder"
         )
     try:
@@ -81,17 +86,22 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
     return state
 
 
-def resume(path: Path, stage: str, configs: dict, model: nn.Module, optimizer, device) -> tuple[int, float]:
-    """Put model, optimizer and random generators back as they were; return the next step and the best figure.
+def resume(
+    path: Path, stage: str, configs: dict, model: nn.Module, optimizer, device
+) -> tuple[int, float]:
+    """Restore model, optimizer and random generators; return the next step and the best figure.
 
     Raises:
         ValueError: if the checkpoint was made with another architecture, naming what differs.
     """
     state = load(path, (stage,), device)
     if state["configs"] != configs:
-        differ = sorted(k for k in configs | state["configs"] if state["configs"].get(k) != configs.get(k))
+        differ = sorted(
+            k for k in configs | state["configs"] if state["configs"].get(k) != configs.get(k)
+        )
         raise ValueError(
-            f"{path} was trained with other settings of {', '.join(differ)}; resume with the same ones"
+            f"{path} was trained with other settings of {', '.join(differ)}; "
+            "resume with the same ones"
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

@@ -65,7 +65,9 @@ class TextTower(nn.Module):
             ValueError: if the caption is longer than the tower's context.
         """
         if idx.shape[1] > self.block_size:
-            raise ValueError(f"caption has {idx.shape[1]} tokens, the text tower holds {self.block_size}")
+            raise ValueError(
+                f"caption has {idx.shape[1]} tokens, the text tower holds {self.block_size}"
+            )
         # short captions need not wait for long ones: four groups by length, each cut to its longest
         order = lengths.argsort()
         z = torch.cat([self._read(idx[rows], lengths[rows]) for rows in order.chunk(4)])
@@ -113,8 +115,10 @@ class CLIP(nn.Module):
         """(B, T) ids with (B,) lengths -> (B, C) of unit length."""
         return F.normalize(self.txt_proj(self.text(idx, lengths)).float(), dim=-1)
 
-    def forward(self, images: Tensor, idx: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return img_z (B, C), txt_z (B, C) and the multiplier, as `losses.clip_loss` takes them."""
+    def forward(
+        self, images: Tensor, idx: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return img_z (B, C), txt_z (B, C) and the multiplier, as `clip_loss` takes them."""
         return self.encode_image(images), self.encode_text(idx, lengths), self.logit_scale
 
     @torch.no_grad()
@@ -128,15 +132,15 @@ def contrastive_backward(
 ) -> float:
     """Gradients of InfoNCE over all parts together, holding one part's graph at a time.
 
-    Plain accumulation would compare a pair with its own part only. Here all features are made first,
-    without graphs; the loss of the whole gives their gradients; then each part is made again and its
-    features are pulled back with those gradients. The result equals one large batch's.
+    Plain accumulation would compare a pair with its own part only. Here all features are made
+    first, without graphs; the loss of the whole gives their gradients; then each part is made again
+    and its features are pulled back with those gradients. The result equals one large batch's.
 
     Args:
         model: maps (images, idx, lengths) to (img_z, txt_z, logit_scale).
         parts: micro-batches; one alone is the plain case.
-        autocast: makes the context in which the model runs; the loss stays outside, in full precision,
-            because a similarity of 100 rounded to bfloat16 is off by a quarter.
+        autocast: makes the context in which the model runs; the loss stays outside, in full
+            precision, because a similarity of 100 rounded to bfloat16 is off by a quarter.
 
     Returns:
         the loss in nats.
@@ -161,6 +165,6 @@ def contrastive_backward(
     sizes = [len(m[0]) for m in made]
     for part, img_grad, txt_grad in zip(parts, img_z.grad.split(sizes), txt_z.grad.split(sizes)):
         new_img, new_txt, new_scale = features(part)
-        share = scale.grad * len(part.idx) / sum(sizes)  # the parts' shares add up to the whole gradient
+        share = scale.grad * len(part.idx) / sum(sizes)  # shares add up to the whole gradient
         torch.autograd.backward([new_img, new_txt, new_scale], [img_grad, txt_grad, share])
     return loss.item()

@@ -17,7 +17,9 @@ IMAGE_MARK = "<image>"
 Turn = dict[str, str]
 
 
-def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> tuple[list[int], list[bool]]:
+def render(
+    turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int
+) -> tuple[list[int], list[bool]]:
     """Turn a conversation into ids and mark the answer tokens, each answer's <|end|> included.
 
     Args:
@@ -57,7 +59,9 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> tupl
             raise ValueError(f"turn {i} by {role} is empty")
         if role == "gpt":
             if IMAGE_MARK in value:
-                raise ValueError(f"turn {i} has {IMAGE_MARK} in an answer; a picture belongs to a question")
+                raise ValueError(
+                    f"turn {i} has {IMAGE_MARK} in an answer; a picture belongs to a question"
+                )
             put(tokenizer.encode(value.strip()), answer=True)
             put([tokenizer.end], answer=True)
             expected = ("human",)
@@ -76,4 +80,6 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> tupl
 
 def count_images(turns: list[Turn]) -> int:
     """How many <image> marks the turns hold."""
-    return sum(turn["value"].count(IMAGE_MARK) for turn in turns if isinstance(turn.get("value"), str))
+    return sum(
+        turn["value"].count(IMAGE_MARK) for turn in turns if isinstance(turn.get("value"), str)
+    )

@@ -30,13 +30,15 @@ def load_records(folder: str | Path, split: str, need: tuple[str, ...] = ()) -> 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a line that is no JSON object, lacks a key or has no list of captions, with file
-            and line.
+        ValueError: for a line that is no JSON object, lacks a key or has no list of captions, with
+            file and line.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"no data at {path}; run the data set's prepare.py first, for instance "
-                                "python data/shapes/prepare.py")
+        raise FileNotFoundError(
+            f"no data at {path}; run the data set's prepare.py first, for instance "
+            "python data/shapes/prepare.py"
+        )
     records = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -74,8 +76,14 @@ def load_meta(folder: str | Path) -> dict:
         meta = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(meta, dict) or not meta.get("name") or not isinstance(meta.get("image_size"), int):
-        raise ValueError(f'{path} lacks a name or an image_size in pixels, as in {{"name": "mine", "image_size": 48}}')
+    if (
+        not isinstance(meta, dict) or not meta.get("name")
+        or not isinstance(meta.get("image_size"), int)
+    ):
+        raise ValueError(
+            f"{path} lacks a name or an image_size in pixels, "
+            'as in {"name": "mine", "image_size": 48}'
+        )
     return meta
 
 
@@ -105,7 +113,9 @@ class Batch:
         """
         B = len(self.idx)
         if n > B:
-            raise ValueError(f"a batch of {B} rows cannot be split into {n} parts; lower grad_accum")
+            raise ValueError(
+                f"a batch of {B} rows cannot be split into {n} parts; lower grad_accum"
+            )
         parts, seen = [], 0
         for i in range(n):
             rows = slice(B * i // n, B * (i + 1) // n)
@@ -123,14 +133,16 @@ class Batch:
                      self.n_images, self.ids)
 
 
-def collate(rows: list[tuple[list[int], list[bool]]], pad: int, block_size: int, ids: list[str] | None = None,
-            images: Tensor | None = None, n_images: list[int] | None = None) -> Batch:
+def collate(
+    rows: list[tuple[list[int], list[bool]]], pad: int, block_size: int,
+    ids: list[str] | None = None, images: Tensor | None = None, n_images: list[int] | None = None,
+) -> Batch:
     """Pad rows on the right and shift the targets, here and nowhere else (contracts 1 to 3).
 
         idx[b, t] = row[t],   targets[b, t] = row[t + 1] if that is an answer, else -100
 
     Args:
-        rows: (ids, is_answer) of each row, at least two tokens, as `conversation.render` makes them.
+        rows: (ids, is_answer) of each row, at least two tokens, as `render` makes them.
         pad: the id that fills short rows.
         block_size: the model's context; a longer row is an error, never cut.
 
@@ -141,7 +153,8 @@ def collate(rows: list[tuple[list[int], list[bool]]], pad: int, block_size: int,
     for name, (row, answer) in zip(names, rows):
         if len(row) - 1 > block_size:
             raise ValueError(
-                f"record {name} has {len(row) - 1} tokens, the context holds {block_size}; shorten it"
+                f"record {name} has {len(row) - 1} tokens, "
+                f"the context holds {block_size}; shorten it"
             )
         if len(row) < 2 or not any(answer[1:]):
             raise ValueError(f"record {name} has no answer to learn from")
@@ -156,8 +169,10 @@ def collate(rows: list[tuple[list[int], list[bool]]], pad: int, block_size: int,
     return Batch(idx, targets, lengths, images, n_images or [0] * len(rows), names)
 
 
-def shuffled(step: int, batch_size: int, n: int, seed: int, lengths: Tensor | None = None) -> list[int]:
-    """Which of n records make up the batch of a step: every record once an epoch, then anew in another order.
+def shuffled(
+    step: int, batch_size: int, n: int, seed: int, lengths: Tensor | None = None
+) -> list[int]:
+    """Which of n records make up the batch of a step: each once an epoch, then in another order.
 
     With `lengths`, every 8 batches are dealt out by length, so that rows of a batch are nearly
     equally long and little is spent on padding; which batches come when stays random. (LLaVA groups
@@ -177,7 +192,9 @@ def shuffled(step: int, batch_size: int, n: int, seed: int, lengths: Tensor | No
     generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
     order = torch.randperm(n, generator=generator)[: n // batch_size * batch_size]
     if lengths is not None:
-        groups = [group[lengths[group].argsort(stable=True)] for group in order.split(8 * batch_size)]
+        groups = [
+            group[lengths[group].argsort(stable=True)] for group in order.split(8 * batch_size)
+        ]
         order = torch.cat(groups).view(-1, batch_size)
         order = order[torch.randperm(len(order), generator=generator)].flatten()
     return order[place * batch_size:(place + 1) * batch_size].tolist()
@@ -201,44 +218,91 @@ class _Steps(torch.utils.data.Dataset):
         return self.make_batch(step)
 
 
-def batches(make_batch: Callable[[int], Batch], start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+def batches(
+    make_batch: Callable[[int], Batch], start: int, stop: int, workers: int = 0
+) -> Iterator[Batch]:
     """Batches of the steps start .. stop-1, made ahead by `workers` processes (0: in this one).
 
     Raises:
-        ValueError: if there are workers and the system cannot fork; `make_batch` closes over the data,
-            which only a forked process inherits.
+        ValueError: if there are workers and the system cannot fork; `make_batch` closes over the
+            data, which only a forked process inherits.
     """
     if workers and "fork" not in torch.multiprocessing.get_all_start_methods():
         raise ValueError("this system cannot fork; use workers 0")
     loader = torch.utils.data.DataLoader(
         _Steps(make_batch, stop), batch_size=None, sampler=range(start, stop), num_workers=workers,
-        multiprocessing_context="fork" if workers else None, generator=torch.Generator())  # its own, so that a resumed run finds the global one untouched
+        multiprocessing_context="fork" if workers else None,
+        generator=torch.Generator(),  # its own: a resumed run finds the global one untouched
+    )
     return iter(loader)
 
 
-def caption_rows(captions: Iterable[str], tokenizer: Tokenizer, n_image_tokens: int = 0):
-    """LLaVA's "plain" rows: the picture, then its caption and the end; all but the picture is learned.
+Rows = list[tuple[list[int], list[bool]]]  # (ids, which of them are learned) of each row
 
-    Source: haotian-liu/LLaVA, llava/train/train.py, preprocess_plain.
+
+def caption_rows(
+    captions: Iterable[str],
+    tokenizer: Tokenizer,
+    n_image_tokens: int = 0,
+    prompt: list[int] | None = None,
+    end: bool = False,
+) -> Rows:
+    """LLaVA's "plain" rows: the picture, a prompt if any, the caption and its end token.
+
+    Caption and end token are learned, picture and prompt are not.
+
+    Args:
+        n_image_tokens: N, placeholders before the text; 0 for a text tower.
+        prompt: ids before every caption, BLIP's "a picture of".
+        end: append one more token, which nothing learns to write, so that a model is shown the
+            caption's end token and can judge the whole there.
+
+    Source: haotian-liu/LLaVA, llava/train/train.py, preprocess_plain; BLIP, models/blip.py.
     """
+    before = [tokenizer.image] * n_image_tokens + (prompt or [])
     rows = []
     for caption in captions:
         ids = tokenizer.encode(caption) + [tokenizer.endoftext]
-        rows.append(([tokenizer.image] * n_image_tokens + ids, [False] * n_image_tokens + [True] * len(ids)))
+        learned = [False] * len(before) + [True] * len(ids) + [False] * end
+        rows.append((before + ids + [tokenizer.end] * end, learned))
     return rows
 
 
-def check_captions(records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int) -> None:
+def cut_rows(rows: Rows, least: int, generator: torch.Generator) -> Rows:
+    """Cut each row at random: what stands before the cut is read, what stands behind it is learned.
+
+        cut ~ uniform{least, ..., last learned token}
+
+    Args:
+        least: the shortest prefix in tokens: picture and prompt, or 1 for a text alone.
+
+    Source: PrefixLM of SimVLM, Wang et al. 2021, arXiv:2108.10904, section 3.1.
+    """
+    made = []
+    for ids, learned in rows:
+        last = max(i for i, wanted in enumerate(learned) if wanted)
+        cut = int(torch.randint(least, last + 1, (1,), generator=generator))
+        made.append((ids, [wanted and i >= cut for i, wanted in enumerate(learned)]))
+    return made
+
+
+def check_captions(
+    records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int
+) -> None:
     """Find a caption that does not fit the context before training meets it.
 
     Raises:
         ValueError: names the record and both lengths.
     """
     for record in records:
-        longest = max(len(tokenizer.encode(caption)) for caption in record["captions"]) + n_image_tokens
+        longest = (
+            max(len(tokenizer.encode(caption)) for caption in record["captions"]) + n_image_tokens
+        )
         if longest > block_size:
-            raise ValueError(f"record {record['id']} has a caption of {longest} tokens, image tokens included; "
-                             f"the context holds {block_size}; shorten it")
+            raise ValueError(
+                f"record {record['id']} has a caption of {longest} tokens, image tokens included; "
+                f"the context holds {block_size}; shorten it"
+            )
 
 
 def pick_captions(records: list[dict], generator: torch.Generator) -> list[tuple[dict, str]]:
@@ -261,8 +325,8 @@ def render_records(records: list[dict], tokenizer: Tokenizer, n_image_tokens: in
     """Render each record's conversation once: a list of (ids, is_answer).
 
     Raises:
-        ValueError: if a conversation is malformed, its <image> marks do not fit its pictures, or it is
-            longer than the context of block_size; names the record.
+        ValueError: if a conversation is malformed, its <image> marks do not fit its pictures, or it
+            is longer than the context of block_size; names the record.
     """
     rows = []
     for record in records:
@@ -273,7 +337,9 @@ def render_records(records: list[dict], tokenizer: Tokenizer, n_image_tokens: in
             if marks != pictures:
                 raise ValueError(f"{marks} <image> marks and {pictures} pictures")
             if len(rows[-1][0]) - 1 > block_size:
-                raise ValueError(f"{len(rows[-1][0]) - 1} tokens, the context holds {block_size}; shorten it")
+                raise ValueError(
+                    f"{len(rows[-1][0]) - 1} tokens, the context holds {block_size}; shorten it"
+                )
         except ValueError as error:
             raise ValueError(f"record {name}: {error}") from None
     return rows

@@ -37,13 +37,23 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, C)
         self.wpe = nn.Embedding(config.block_size, C)
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList([Block(C, config.n_head, config.dropout) for _ in range(config.n_layer)])
+        self.blocks = nn.ModuleList(
+            [Block(C, config.n_head, config.dropout) for _ in range(config.n_layer)]
+        )
         self.norm = nn.LayerNorm(C)
         self.head = nn.Linear(C, config.vocab_size, bias=False)
         init_weights(self)
         self.head.weight = self.wte.weight
 
-    def forward(
+    def forward(self, idx: Tensor | None = None, **options) -> Tensor:
+        """Score the next token at every position; arguments and errors are those of `hidden`.
+
+        Returns:
+            (B, T, V) logits, or (number of True in `at`, V).
+        """
+        return self.head(self.hidden(idx, **options))
+
+    def hidden(
         self,
         idx: Tensor | None = None,
         *,
@@ -53,18 +63,18 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Score the next token at every position.
+        """What the head, or any other head, reads: the normed output of the last block.
 
         Args:
             idx: (B, T) token ids; or else
             emb: (B, T, C) token embeddings, as a VLM makes them.
-            at: (B, T) bool; compute the head only where True. Same numbers, less work.
+            at: (B, T) bool; give these positions only. Same numbers, less work for the head.
             prefix: (B,) leading positions that see each other both ways, or None.
             cache: keys and values so far; the new ones are added.
             positions: (B, T) absolute positions, needed with a cache; by default 0 .. T-1.
 
         Returns:
-            (B, T, V) logits, or (number of True in `at`, V).
+            (B, T, C), or (number of True in `at`, C).
 
         Raises:
             ValueError: if the text is longer than block_size.
@@ -72,23 +82,27 @@ class GPT(nn.Module):
         x = self.wte(idx) if emb is None else emb                    # (B, T, C)
         B, T, _ = x.shape
         if T > self.config.block_size:
-            raise ValueError(f"text has {T} tokens, the context holds block_size {self.config.block_size}")
+            raise ValueError(
+                f"text has {T} tokens, the context holds block_size {self.config.block_size}"
+            )
 
         if positions is None:
             positions = torch.arange(T, device=x.device).expand(B, T)  # (B, T)
         if cache is not None:
             cache.n_keys = max(cache.n_keys, int(positions.max()) + 1)
         plain = cache is None and prefix is None  # the fused causal kernel needs no mask
-        mask = None if plain else attention_mask(positions, T if cache is None else cache.n_keys, prefix)
+        n_keys = T if cache is None else cache.n_keys
+        mask = None if plain else attention_mask(positions, n_keys, prefix)
 
         x = self.drop(x + self.wpe(positions))
         for layer, block in enumerate(self.blocks):
             remember = None if cache is None else partial(cache.write, layer, positions=positions)
             x = block(x, causal=plain, mask=mask, remember=remember)
-        x = x if at is None else x[at]                               # (M, C) where M = at.sum()
-        return self.head(self.norm(x))
+        return self.norm(x if at is None else x[at])                 # (M, C) where M = at.sum()
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """An empty cache for `batch` rows of at most `max_len` positions."""
         c = self.config
-        return KVCache(c.n_layer, batch, max_len, c.n_head, c.n_embd // c.n_head, like=self.wte.weight)
+        return KVCache(
+            c.n_layer, batch, max_len, c.n_head, c.n_embd // c.n_head, like=self.wte.weight
+        )

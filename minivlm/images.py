@@ -19,7 +19,7 @@ MAX_PIXELS = 50_000_000  # a larger picture is a mistake or an attack
 
 
 def open_image(source: str | Path | io.BytesIO) -> Image.Image:
-    """Open any picture as RGB: the first frame, upright, transparency on white, 16 bits scaled to 8.
+    """Open any picture as RGB: first frame, upright, transparency on white, 16 bits scaled to 8.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -44,7 +44,9 @@ def open_image(source: str | Path | io.BytesIO) -> Image.Image:
         gray = np.asarray(image, dtype=np.int64).clip(0, 65535) // 257
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError(f"{name} has floating-point pixels (mode F); save it with 8 or 16 bits a channel")
+        raise ValueError(
+            f"{name} has floating-point pixels (mode F); save it with 8 or 16 bits a channel"
+        )
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -75,7 +77,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     """(..., S, S, 3) uint8 -> (..., 3, S, S) float32, normalized by CLIP's mean and deviation."""
     x = torch.from_numpy(np.array(pixels)).float()
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    x.mul_(1 / (255 * std)).sub_(mean / std)                         # (x / 255 - mean) / std, in place
+    x.mul_(1 / (255 * std)).sub_(mean / std)  # (x / 255 - mean) / std, in place
     return x.movedim(-1, -3).contiguous()
 
 
@@ -108,7 +110,8 @@ class Pictures:
                 self.packs[pack] = self._open(f"{pack}.npy")
             if not row.isdecimal() or int(row) >= len(self.packs[pack]):
                 raise ValueError(
-                    f"{pack}.npy holds pictures 0 .. {len(self.packs[pack]) - 1}, there is no {row!r}"
+                    f"{pack}.npy holds pictures 0 .. {len(self.packs[pack]) - 1}, "
+                    f"there is no {row!r}"
                 )
             out[i] = self.packs[pack][int(row)]
         return to_tensor(out)
@@ -116,7 +119,9 @@ class Pictures:
     def _open(self, pack: str) -> np.ndarray:
         path = self.folder / pack
         if not path.is_file():
-            raise FileNotFoundError(f"no packed pictures at {path}; run the data set's prepare.py again")
+            raise FileNotFoundError(
+                f"no packed pictures at {path}; run the data set's prepare.py again"
+            )
         pixels = np.load(path, mmap_mode="r")
         if pixels.shape[1:] != (self.size, self.size, 3) or pixels.dtype != np.uint8:
             raise ValueError(f"{path} holds pictures {pixels.shape[1:]} of {pixels.dtype}, "

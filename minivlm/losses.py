@@ -4,7 +4,8 @@ Targets are already shifted (contract 1) and -100 where nothing is supervised (c
 log-probabilities are natural logarithms (contract 6). Models are never called from here.
 
     next-token   -mean log p(token | before)        language, captions, answers
-    InfoNCE      which caption fits which picture   train_clip.py
+    InfoNCE      which caption fits which picture   train_clip.py, train_caption.py
+    match        does this caption fit, yes or no   train_caption.py
 """
 
 import torch
@@ -105,3 +106,30 @@ def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tens
     logits = logit_scale * img_z @ txt_z.T                           # (B, B)
     diagonal = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
+
+
+def match_loss(logits: Tensor, fits: Tensor) -> Tensor:
+    """Judge each pair of picture and text: the cross-entropy of "no" and "yes".
+
+        loss = - mean_i log softmax(logits_i)[fits_i]
+
+    Args:
+        logits: (B, 2), the second column is "yes".
+        fits: (B,) 1 where the text belongs to the picture, 0 where not.
+
+    Returns:
+        () loss in nats; ln 2 for a head that knows nothing.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Source: the image-text matching of BLIP, Li et al. 2022, arXiv:2201.12086, section 3.2.
+
+    >>> match_loss(torch.zeros(3, 2), torch.tensor([1, 0, 0]))
+    tensor(0.6931)
+    """
+    if logits.shape != (*fits.shape, 2):
+        raise ValueError(
+            f"logits {tuple(logits.shape)} are not two for each of {tuple(fits.shape)}"
+        )
+    return F.cross_entropy(at_least_float32(logits), fits)

@@ -61,7 +61,9 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:
-                    raise ValueError(f"Muon takes matrices, got a parameter of shape {tuple(p.shape)}")
+                    raise ValueError(
+                        f"Muon takes matrices, got a parameter of shape {tuple(p.shape)}"
+                    )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -81,7 +83,7 @@ class Muon(torch.optim.Optimizer):
                 for piece, u in zip(p.chunk(parts), update.chunk(parts)):
                     tall = u.shape[0] > u.shape[1]
                     if tall:
-                        piece, u = piece.mT, u.mT                           # views: writing reaches p
+                        piece, u = piece.mT, u.mT                    # views: writing reaches p
                     by_shape.setdefault((tall, *u.shape), []).append((piece, u))
             for (tall, rows, cols), pairs in by_shape.items():
                 stretch = math.sqrt(cols / rows) if tall else 1.0
@@ -105,7 +107,8 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: nn.Module, lr: float, muon_lr: float, weight_decay: float = 0.0, betas=(0.9, 0.95)
+        self, model: nn.Module, lr: float, muon_lr: float, weight_decay: float = 0.0,
+        betas=(0.9, 0.95),
     ):
         inside = {
             p for m in model.modules() if isinstance(m, (Block, Projector)) for p in m.parameters()
@@ -125,10 +128,12 @@ class Optimizer:
             ordered = [p for p in model.parameters() if p in inside]
             self.parts.append(Muon(ordered, lr=muon_lr, weight_decay=weight_decay))
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
-        self.params = [p for part in self.parts for group in part.param_groups for p in group["params"]]
+        self.params = [
+            p for part in self.parts for group in part.param_groups for p in group["params"]
+        ]
 
     def step(self, scale: float, clip: float) -> float:
-        """Clip the gradient's norm to `clip`, step at `scale` times the peak rates, forget the gradients.
+        """Clip the gradient to norm `clip`, step at `scale` times the peak rates, forget it.
 
         Returns:
             the gradient's norm before clipping.
@@ -153,7 +158,8 @@ class Optimizer:
         """
         if len(states) != len(self.parts):
             raise ValueError(
-                f"checkpoint has {len(states)} optimizers, this run {len(self.parts)}; was muon_lr changed?"
+                f"checkpoint has {len(states)} optimizers, this run {len(self.parts)}; "
+                "was muon_lr changed?"
             )
         for part, state in zip(self.parts, states):
             part.load_state_dict(state)

@@ -5,8 +5,8 @@
 
 Positions do not mix here, so every image token stays the token of its own patch. LLaVA has no norm:
 its LLM turns queries and keys by position, whatever their size. GPT-2 adds position embeddings, and
-without the norm image tokens grew to fifty times the size of those, so that the GPT could not tell one
-place from another.
+without the norm image tokens grew to fifty times the size of those, so that the GPT could not tell
+one place from another.
 """
 
 from torch import Tensor, nn

@@ -25,11 +25,14 @@ import torch
 from tqdm import tqdm
 
 LEAST = {
-    "steps": 0, "batch_size": 1, "grad_accum": 1, "eval_every": 1, "warmup": 0, "lr": 0, "muon_lr": 0,
-    "weight_decay": 0, "grad_clip": 0, "threads": 0, "workers": 0, "seed": 0, "n_layer": 1, "n_embd": 32,
-    "patch_size": 1, "block_size": 2, "n_images": 1, "n_questions": 1, "n_describe": 1, "max_new_tokens": 1,
+    "steps": 0, "batch_size": 1, "grad_accum": 1, "eval_every": 1, "warmup": 0,
+    "lr": 0, "muon_lr": 0, "weight_decay": 0, "grad_clip": 0,
+    "threads": 0, "workers": 0, "seed": 0, "n_texts": 0,
+    "n_layer": 1, "n_embd": 32, "patch_size": 1, "block_size": 2,
+    "n_images": 1, "n_questions": 1, "n_describe": 1, "max_new_tokens": 1, "n_beams": 1,
 }
-CHOICES = {"dtype": ("auto", "float32", "bfloat16"), "projector": ("mlp", "linear")}
+CHOICES = {"dtype": ("auto", "float32", "bfloat16"), "projector": ("mlp", "linear"),
+           "objective": ("lm", "prefix_lm", "blip")}
 SOURCES = ("init", "clip", "lm")  # options that name the run to start from
 FREE = ("out", "resume", "steps", "eval_every", "device", "dtype", "compile", "threads", "workers")
 
@@ -56,7 +59,9 @@ def parse_args(cls, argv: list[str] | None = None):
                 f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=text
             )
         else:
-            parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=text, metavar="")
+            parser.add_argument(
+                f"--{f.name}", type=type(f.default), default=f.default, help=text, metavar=""
+            )
     args = parser.parse_args(argv)
     try:
         cfg = cls(**vars(args))
@@ -70,8 +75,8 @@ def check(cfg) -> None:
     """Refuse values that no run can use, before anything is read or written.
 
     Raises:
-        ValueError: if a field of a name in LEAST is below its limit or a name in CHOICES is not one of
-            them, or if a run would overwrite the one it starts from.
+        ValueError: if a field of a name in LEAST is below its limit or a name in CHOICES is not one
+            of them, or if a run would overwrite the one it starts from.
     """
     for f in dataclasses.fields(cfg):
         value = getattr(cfg, f.name)
@@ -80,13 +85,17 @@ def check(cfg) -> None:
         if f.name in CHOICES and value not in CHOICES[f.name]:
             raise ValueError(f"{f.name} {value!r} is not one of {', '.join(CHOICES[f.name])}")
         if f.name in SOURCES and Path(value).resolve() == Path(cfg.out).resolve():
-            raise ValueError(f"{f.name} and out are both {value}; the run would overwrite what it starts from")
+            raise ValueError(
+                f"{f.name} and out are both {value}; the run would overwrite what it starts from"
+            )
     if hasattr(cfg, "grad_accum") and cfg.grad_accum > cfg.batch_size:
-        raise ValueError(f"grad_accum {cfg.grad_accum} is more than the batch_size of {cfg.batch_size} rows")
+        raise ValueError(
+            f"grad_accum {cfg.grad_accum} is more than the batch_size of {cfg.batch_size} rows"
+        )
 
 
 def settings(cfg) -> dict:
-    """What a resumed run must not change: every option but those that name places, speed or length."""
+    """What a resumed run must not change: every option but those of place, speed or length."""
     return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in FREE and k not in SOURCES}
 
 
@@ -100,7 +109,10 @@ def cli(main: Callable, cls) -> None:
     except (ValueError, OSError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         # torch hands on what a worker raised with the worker's traceback before it
-        print(f"{Path(sys.argv[0]).name}: error: {said[-1].removeprefix('ValueError: ')}", file=sys.stderr)
+        print(
+            f"{Path(sys.argv[0]).name}: error: {said[-1].removeprefix('ValueError: ')}",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         remedy = "; --resume continues from the last checkpoint" if hasattr(cfg, "resume") else ""
@@ -120,7 +132,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"device {name!r} is not usable here: {str(error).splitlines()[0]}"
+        ) from None
     return device
 
 
@@ -138,7 +152,7 @@ def autocast(device: torch.device, dtype: str):
 
 
 def seed_everything(seed: int, threads: int = 0) -> None:
-    """Seed torch's global generators (initial weights, dropout); set the CPU threads, 0 leaves them."""
+    """Seed torch's global generators (initial weights, dropout); set CPU threads, 0 leaves them."""
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
@@ -149,7 +163,9 @@ def environment() -> dict[str, str]:
     def git(*args: str) -> str:
         try:
             here = Path(__file__).parent
-            return subprocess.run(["git", *args], capture_output=True, text=True, cwd=here).stdout.strip()
+            return subprocess.run(
+                ["git", *args], capture_output=True, text=True, cwd=here
+            ).stdout.strip()
         except FileNotFoundError:  # no git on this machine
             return ""
 
@@ -200,7 +216,10 @@ class Run:
             ValueError: if a resumed run has no step left to take.
         """
         if self.cfg.resume and start >= self.cfg.steps:
-            raise ValueError(f"{self.folder} is at step {start} already, nothing is left of {self.cfg.steps} steps")
+            raise ValueError(
+                f"{self.folder} is at step {start} already, "
+                f"nothing is left of {self.cfg.steps} steps"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.cfg.resume:
             for old in (self.csv, self.ckpt, self.best):
@@ -209,7 +228,9 @@ class Run:
             header, *rows = self.csv.read_text().splitlines()
             kept = [row for row in rows if int(row.split(",")[0]) <= start]
             self.csv.write_text("\n".join([header, *kept]) + "\n")
-        (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.cfg), indent=2) + "\n")
+        (self.folder / "config.json").write_text(
+            json.dumps(dataclasses.asdict(self.cfg), indent=2) + "\n"
+        )
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         lines = [f"{k}: {v}" for k, v in (environment() | {"command": command}).items()]
         (self.folder / "env.txt").write_text("\n".join(lines) + "\n")
@@ -252,7 +273,7 @@ class Run:
 def peak_gb() -> float:
     """The most main memory that this process has held so far, in GB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e9 if sys.platform == "darwin" else 1e6), 2)  # macOS counts bytes, Linux kB
+    return round(peak / (1e9 if sys.platform == "darwin" else 1e6), 2)  # macOS has bytes, Linux kB
 
 
 class Meter:

@@ -22,15 +22,17 @@ import tiktoken
 # with its leading space, other signs, white space.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"""
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-SPECIALS = ("<|endoftext|>", "<|pad|>", "<|image|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+SPECIALS = (
+    "<|endoftext|>", "<|pad|>", "<|image|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
+)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
     """Learn the joins of byte-level BPE.
 
     Pairs are counted once per distinct word, weighted by its frequency; after a join only the words
-    that held the pair are counted again. Equal counts are settled by the smaller pair of ids, so the
-    result does not depend on the order of the texts.
+    that held the pair are counted again. Equal counts are settled by the smaller pair of ids, so
+    the result does not depend on the order of the texts.
 
     Args:
         texts: any strings.
@@ -107,7 +109,9 @@ class Tokenizer:
     def __init__(self, ranks: dict[bytes, int], pattern: str = PATTERN):
         missing = [b for b in range(256) if bytes([b]) not in ranks]
         if missing or sorted(ranks.values()) != list(range(len(ranks))):
-            raise ValueError(f"{len(ranks)} ranks miss {len(missing)} bytes or are not 0 .. {len(ranks) - 1}")
+            raise ValueError(
+                f"{len(ranks)} ranks miss {len(missing)} bytes or are not 0 .. {len(ranks) - 1}"
+            )
         self.ranks, self.pattern = ranks, pattern
         special = {name: len(ranks) + i for i, name in enumerate(SPECIALS)}
         self.endoftext, self.pad, self.image, *of_turns = special.values()
@@ -137,14 +141,14 @@ class Tokenizer:
         return cls(train_bpe(texts, vocab_size - len(SPECIALS)))
 
     def to_text(self) -> str:
-        """The tokenizer as text: its pattern on the first line, then tiktoken's "base64 rank" lines."""
+        """The tokenizer as text: first its pattern, then tiktoken's "base64 rank" lines."""
         by_rank = sorted(self.ranks.items(), key=lambda kv: kv[1])
         lines = [f"{base64.b64encode(t).decode()} {r}" for t, r in by_rank]
         return "\n".join([f"# {self.pattern}", *lines]) + "\n"
 
     @classmethod
     def from_text(cls, text: str, name: str = "tokenizer") -> "Tokenizer":
-        """Read `to_text`'s format, tiktoken's rank files, or GPT-2's list of merges (vocab.bpe, merges.txt).
+        """Read `to_text`'s format, tiktoken's ranks or GPT-2's merges (vocab.bpe, merges.txt).
 
         Raises:
             ValueError: if a line is neither of these.
@@ -162,7 +166,9 @@ class Tokenizer:
             pairs = map(str.split, filter(None, lines))
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
         except ValueError as error:
-            raise ValueError(f"{name} is no tokenizer file (expected lines 'base64 rank'): {error}") from None
+            raise ValueError(
+                f"{name} is no tokenizer file (expected lines 'base64 rank'): {error}"
+            ) from None
         return cls(ranks, pattern)
 
     def save(self, path: Path) -> None:
@@ -189,7 +195,9 @@ def _gpt2_ranks(merges: list[str]) -> dict[bytes, int]:
     """GPT-2's ranks from its merge list, whose letters stand for bytes in GPT-2's own alphabet."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     order = printable + [b for b in range(256) if b not in printable]
-    letters = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(order[len(printable):])}
+    letters = {chr(b): b for b in printable} | {
+        chr(256 + i): b for i, b in enumerate(order[len(printable):])
+    }
     ranks = {bytes([b]): i for i, b in enumerate(order)}
     for line in filter(None, merges):
         ranks[bytes(letters[c] for c in line.replace(" ", ""))] = len(ranks)

@@ -28,7 +28,9 @@ class KVCache:
         like: a tensor whose device and dtype the cache takes.
     """
 
-    def __init__(self, n_layer: int, batch: int, max_len: int, n_head: int, head_dim: int, like: Tensor):
+    def __init__(
+        self, n_layer: int, batch: int, max_len: int, n_head: int, head_dim: int, like: Tensor
+    ):
         shape = (n_layer, batch, max_len, n_head, head_dim)
         self.k = torch.zeros(shape, device=like.device, dtype=like.dtype)
         self.v = torch.zeros(shape, device=like.device, dtype=like.dtype)
@@ -36,7 +38,7 @@ class KVCache:
         self.n_keys = 0  # how many leading positions any row has used
 
     def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, H, T, D) at `positions` (B, T); return all keys and values, (B, H, n_keys, D)."""
+        """Store k, v (B, H, T, D) at `positions` (B, T); return all of them, (B, H, n_keys, D)."""
         self.k[layer][self.rows, positions] = k.transpose(1, 2).to(self.k.dtype)
         self.v[layer][self.rows, positions] = v.transpose(1, 2).to(self.v.dtype)
         keys = self.k[layer][:, : self.n_keys].transpose(1, 2)
@@ -93,16 +95,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(n_embd, 3 * n_embd)
         self.proj = nn.Linear(n_embd, n_embd)
 
-    def forward(self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None) -> Tensor:
-        """Mix positions. x: (B, T, C); mask: (B, 1, T, n_keys) bool; remember: k, v -> all keys, values."""
+    def forward(
+        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None
+    ) -> Tensor:
+        """Mix positions. x: (B, T, C); mask: (B, 1, T, n_keys) bool; remember: k, v -> all k, v."""
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)         # (B, H, T, D)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)        # (B, H, T, D)
         if remember is not None:
-            k, v = remember(k, v)                                                 # (B, H, n_keys, D)
+            k, v = remember(k, v)                                                # (B, H, n_keys, D)
         p = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))                      # (B, T, C)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))                     # (B, T, C)
 
 
 class QuickGELU(nn.Module):
@@ -133,7 +137,9 @@ class Block(nn.Module):
         )
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None) -> Tensor:
+    def forward(
+        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C); the other arguments are those of Attention."""
         x = x + self.drop(self.attn(self.norm1(x), causal, mask, remember))
         return x + self.drop(self.mlp(self.norm2(x)))

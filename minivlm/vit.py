@@ -54,7 +54,9 @@ class ViT(nn.Module):
         self.cls = nn.Parameter(torch.zeros(C))
         self.pos = nn.Parameter(torch.zeros(1 + config.n_tokens, C))
         self.norm_pre = nn.LayerNorm(C)
-        self.blocks = nn.Sequential(*[Block(C, config.n_head, act=config.act) for _ in range(config.n_layer)])
+        self.blocks = nn.Sequential(
+            *[Block(C, config.n_head, act=config.act) for _ in range(config.n_layer)]
+        )
         self.norm_post = nn.LayerNorm(C)
         init_weights(self)
         nn.init.normal_(self.cls, std=0.02)  # as all embeddings here
@@ -95,3 +97,14 @@ class ViT(nn.Module):
         for block in self.blocks[: self.config.n_layer + 1 + self.config.feature_layer]:
             x = block(x)
         return x[:, 1:]                                              # (B, N, C)
+
+    def pool_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both `pool` and `features` in one pass: (B, 3, S, S) -> (B, C) and (B, N, C)."""
+        x = self.embed(images)
+        n = self.config.n_layer + 1 + self.config.feature_layer
+        for block in self.blocks[:n]:
+            x = block(x)
+        feats = x[:, 1:]                                             # (B, N, C)
+        for block in self.blocks[n:]:
+            x = block(x)
+        return self.norm_post(x[:, 0]), feats

@@ -28,6 +28,7 @@ class VLMConfig:
     vit: ViTConfig = field(default_factory=ViTConfig)
     gpt: GPTConfig = field(default_factory=GPTConfig)
     projector: str = "mlp"
+    prefix_lm: bool = False  # the prompt, picture included, sees itself both ways (SimVLM)
 
     @classmethod
     def from_dict(cls, d: dict) -> "VLMConfig":
@@ -47,17 +48,25 @@ class VLM(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, state: dict) -> "VLM":
-        """Rebuild the model of a checkpoint, weights and all."""
+        """Rebuild the model of a checkpoint, weights and all; of a captioner, the VLM in it."""
         model = cls(VLMConfig.from_dict(state["configs"]["model"]))
-        model.load_state_dict(state["model"])
+        weights = state["model"]
+        if state.get("stage") == "caption":
+            weights = {
+                k.removeprefix("vlm."): v for k, v in weights.items() if k.startswith("vlm.")
+            }
+        model.load_state_dict(weights)
         return model
 
-    def embed(self, idx: Tensor, images: Tensor | None) -> Tensor:
+    def embed(
+        self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None
+    ) -> Tensor:
         """Token embeddings with the pictures spliced in.
 
         Args:
             idx: (B, T) ids; each picture is N consecutive copies of `image_id`.
-            images: (n, 3, S, S), all rows' pictures in order, or None if no row has one.
+            images: (n, 3, S, S), all rows' pictures in order, or None if no row has one; or else
+            img_emb: (n, N, C), the same pictures projected already.
 
         Returns:
             (B, T, C).
@@ -66,35 +75,34 @@ class VLM(nn.Module):
             ValueError: if the placeholders do not fit the pictures, with both numbers.
         """
         here = idx == self.config.image_id                           # (B, T)
-        N, n_images = self.config.vit.n_tokens, 0 if images is None else len(images)
+        pictures = images if img_emb is None else img_emb
+        N, n_images = self.config.vit.n_tokens, 0 if pictures is None else len(pictures)
         per_row = here.sum(1)                                        # (B,)
         if int(per_row.sum()) != n_images * N or bool((per_row % N).any()):
             raise ValueError(
-                f"rows hold {per_row.tolist()} image placeholders, but {n_images} pictures of {N} tokens "
-                f"make {n_images * N}; render the text with n_image_tokens={N} and one <image> a picture"
+                f"rows hold {per_row.tolist()} image placeholders, but {n_images} pictures of {N} "
+                f"tokens make {n_images * N}; render the text with n_image_tokens={N} and one "
+                "<image> a picture"
             )
         emb = self.gpt.wte(idx)                                      # (B, T, C)
-        if images is None:
+        if pictures is None:
             return emb
-        img_emb = self.projector(self.vit.features(images))          # (n, N, C)
+        if img_emb is None:
+            img_emb = self.projector(self.vit.features(images))      # (n, N, C)
         return emb.masked_scatter(here[..., None], img_emb.to(emb.dtype))
 
-    def forward(
-        self,
-        idx: Tensor,
-        images: Tensor | None = None,
-        *,
-        at: Tensor | None = None,
-        prefix: Tensor | None = None,
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, idx: Tensor, images: Tensor | None = None, **options) -> Tensor:
         """Score the next token at every position: (B, T) ids and pictures -> (B, T, V) logits.
 
-        `at`, `prefix`, `cache` and `positions` are those of GPT.forward.
+        `at`, `prefix`, `cache` and `positions` are those of GPT.hidden.
         """
-        emb = self.embed(idx, images)
-        return self.gpt(emb=emb, at=at, prefix=prefix, cache=cache, positions=positions)
+        return self.gpt(emb=self.embed(idx, images), **options)
+
+    def hidden(
+        self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None, **options
+    ) -> Tensor:
+        """What a head reads, as GPT.hidden: (B, T) ids and pictures -> (B, T, C)."""
+        return self.gpt.hidden(emb=self.embed(idx, images, img_emb), **options)
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """An empty cache for `batch` rows of at most `max_len` positions."""

@@ -1,4 +1,4 @@
-"""Draw docs/answers.png: held-out pictures, a question each, the chatbot's answer as evaluate.py kept it.
+"""Draw docs/answers.png: held-out pictures, a question each, the answer that evaluate.py kept.
 
     python results/figure.py [runs/sft] [data/shapes/prepared]
 
@@ -14,10 +14,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 KINDS = ("exist", "color", "count", "position", "hidden", "detail", "private", "harmless")
-SIDE, TEXT, COLUMNS = 240, 130, 4  # pixels of a picture and of the lines below it
+SIDE, TEXT, COLUMNS = 240, 170, 4  # pixels of a picture and of the lines below it
 
 
-def main(run: str = "runs/sft", data: str = "data/shapes/prepared", out: str = "docs/answers.png") -> None:
+def main(
+    run: str = "runs/sft", data: str = "data/shapes/prepared", out: str = "docs/answers.png"
+) -> None:
     """Draw one panel for each kind of question."""
     log = [json.loads(line) for line in Path(run, "eval.answers.jsonl").read_text().splitlines()]
     pixels = np.load(Path(data, "val.npy"), mmap_mode="r")
@@ -34,7 +36,7 @@ def main(run: str = "runs/sft", data: str = "data/shapes/prepared", out: str = "
         sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
         lines = textwrap.wrap(entry["question"], 32)
         lines += [f"> {line}" for line in textwrap.wrap(entry["answer"], 30)]
-        draw.multiline_text((x, y + SIDE + 4), "\n".join(lines[:7]), fill="black", font=font)
+        draw.multiline_text((x, y + SIDE + 4), "\n".join(lines[:10]), fill="black", font=font)
     sheet.save(out)
 
 

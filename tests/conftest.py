@@ -1,4 +1,4 @@
-"""What all tests share: one seed, one thread, no network, and models small enough for milliseconds."""
+"""What all tests share: one seed, one thread, no network, models small enough for milliseconds."""
 
 import random
 import socket
@@ -35,7 +35,7 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail the test that looks up a name or opens a connection; sockets between own processes are fine.
+    """Fail the test that looks up a name or opens a connection; sockets between processes are fine.
 
     `pytest.fail` raises outside of Exception, so no `except Exception` in the code can swallow it.
     """
@@ -80,7 +80,7 @@ def gpt_config(tokenizer: Tokenizer) -> GPTConfig:
 
 @pytest.fixture
 def clip_config(vit_config: ViTConfig, tokenizer: Tokenizer) -> CLIPConfig:
-    """Both towers of width 32; the shared space has 16 dimensions, so that no width passes for another."""
+    """Both towers of width 32, the shared space of 16, so that no width passes for another."""
     return CLIPConfig(vit=vit_config, vocab_size=tokenizer.vocab_size, text_block_size=24,
                       text_n_layer=2, text_n_head=2, text_n_embd=32, n_embd=16)
 
@@ -92,7 +92,7 @@ def vlm_config(vit_config: ViTConfig, gpt_config: GPTConfig, tokenizer: Tokenize
 
 
 def stir(model: nn.Module) -> nn.Module:
-    """Move every parameter off its initial value: no bias stays 0, no norm 1, and outputs differ visibly."""
+    """Move every parameter off its start: no bias stays 0, no norm 1, outputs differ visibly."""
     with torch.no_grad():
         for p in model.parameters():
             p += 0.2 * torch.randn_like(p)

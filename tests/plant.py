@@ -1,9 +1,9 @@
 """Plant bugs one by one and see that a test turns red: python tests/plant.py [word]
 
-Each bug is a change of source text, made in a copy of the project; the named test file must fail there. A
-bug that survives ends the program with code 1, and so does a text that no longer stands in the source.
-With a word, only bugs whose name or file holds it. About five minutes in all; not part of ./test.sh, which
-only checks that every text still stands where this list says.
+Each bug is a change of source text, made in a copy of the project; the named test file must fail
+there. A bug that survives ends the program with code 1, and so does a text that no longer stands in
+the source. With a word, only bugs whose name or file holds it. About five minutes in all; not part
+of ./test.sh, which only checks that every text still stands where this list says.
 """
 
 import shutil
@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 # name, file, what stands there, what the bug makes of it, the test file that must catch it
 BUGS = [
-    ("targets shifted by two", "minivlm/data.py", "row_t[1:], IGNORE_INDEX)", "row_t.roll(-1)[1:], IGNORE_INDEX)",
-     "tests/test_data.py"),
+    ("targets shifted by two", "minivlm/data.py", "row_t[1:], IGNORE_INDEX)",
+     "row_t.roll(-1)[1:], IGNORE_INDEX)", "tests/test_data.py"),
     ("targets not shifted", "minivlm/data.py", "torch.tensor(answer[1:]), row_t[1:]",
      "torch.tensor(answer[:-1]), row_t[:-1]", "tests/test_data.py"),
     ("answer mask inverted", "minivlm/data.py", "torch.where(torch.tensor(answer[1:])",
@@ -26,62 +26,70 @@ BUGS = [
      "put(tokenizer.encode(text.strip()), answer=True)", "tests/test_conversation.py"),
     ("end of answer not trained", "minivlm/conversation.py", "put([tokenizer.end], answer=True)",
      "put([tokenizer.end])", "tests/test_conversation.py"),
-    ("special tokens out of user text", "minivlm/tokenizer.py", "self.encoding.encode_ordinary(text)",
-     'self.encoding.encode(text, allowed_special="all")', "tests/test_tokenizer.py"),
+    ("special tokens out of user text", "minivlm/tokenizer.py",
+     "self.encoding.encode_ordinary(text)", 'self.encoding.encode(text, allowed_special="all")',
+     "tests/test_tokenizer.py"),
     ("causal mask off by one", "minivlm/transformer.py", "keys <= positions", "keys < positions",
      "tests/test_transformer.py"),
     ("prefix looks ahead", "minivlm/transformer.py", "(keys < prefix", "(keys <= prefix",
      "tests/test_transformer.py"),
     ("text attends both ways", "minivlm/gpt.py", "block(x, causal=plain", "block(x, causal=False",
      "tests/test_gpt.py"),
-    ("cache written one place late", "minivlm/transformer.py", "self.k[layer][self.rows, positions]",
-     "self.k[layer][self.rows, positions.roll(1, 0)]", "tests/test_generate.py"),
+    ("cache written one place late", "minivlm/transformer.py",
+     "self.k[layer][self.rows, positions]", "self.k[layer][self.rows, positions.roll(1, 0)]",
+     "tests/test_generate.py"),
     ("patches in column order", "minivlm/vit.py", "self.patch(images).flatten(2)",
      "self.patch(images).mT.flatten(2)", "tests/test_vit.py"),
     ("features of the last layer", "minivlm/vit.py", "+ 1 + self.config.feature_layer]",
      "+ 2 + self.config.feature_layer]", "tests/test_vit.py"),
     ("class token among the features", "minivlm/vit.py", "return x[:, 1:]  ", "return x[:, :-1]  ",
      "tests/test_vit.py"),
-    ("image features in wrong order", "minivlm/vlm.py", "img_emb.to(emb.dtype)", "img_emb.flip(1).to(emb.dtype)",
-     "tests/test_vlm.py"),
+    ("image features in wrong order", "minivlm/vlm.py", "img_emb.to(emb.dtype)",
+     "img_emb.flip(1).to(emb.dtype)", "tests/test_vlm.py"),
     ("pictures given to the wrong rows", "minivlm/vlm.py", "img_emb.to(emb.dtype)",
      "img_emb.flip(0).to(emb.dtype)", "tests/test_vlm.py"),
-    ("temperature not clamped", "minivlm/clip.py", "self.log_scale.clamp_(0, MAX_LOGIT_SCALE)", "pass",
-     "tests/test_clip.py"),
+    ("temperature not clamped", "minivlm/clip.py", "self.log_scale.clamp_(0, MAX_LOGIT_SCALE)",
+     "pass", "tests/test_clip.py"),
     ("one direction of InfoNCE", "minivlm/losses.py",
      "(F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2",
      "F.cross_entropy(logits, diagonal)", "tests/test_losses.py"),
     ("plain accumulation for CLIP", "minivlm/clip.py", "loss = clip_loss(img_z, txt_z, scale)\n",
      "loss = clip_loss(img_z[:2], txt_z[:2], scale)\n", "tests/test_clip.py"),
-    ("text feature at the last column", "minivlm/clip.py", "lengths - 1])", "T - 1])", "tests/test_clip.py"),
-    ("vectors not of unit length", "minivlm/clip.py", "F.normalize(self.img_proj(self.vit.pool(images)).float(), dim=-1)",
+    ("text feature at the last column", "minivlm/clip.py", "lengths - 1])", "T - 1])",
+     "tests/test_clip.py"),
+    ("vectors not of unit length", "minivlm/clip.py",
+     "F.normalize(self.img_proj(self.vit.pool(images)).float(), dim=-1)",
      "self.img_proj(self.vit.pool(images)).float()", "tests/test_clip.py"),
-    ("equal captions in a batch", "minivlm/data.py", "taken.add(caption)", "pass", "tests/test_data.py"),
+    ("equal captions in a batch", "minivlm/data.py", "taken.add(caption)", "pass",
+     "tests/test_data.py"),
     ("log-probabilities summed over pads", "minivlm/losses.py",
-     "return logp.masked_fill(targets == IGNORE_INDEX, 0.0)", "return logp - 1e-3", "tests/test_losses.py"),
+     "return logp.masked_fill(targets == IGNORE_INDEX, 0.0)", "return logp - 1e-3",
+     "tests/test_losses.py"),
     ("weight decay on biases and norms", "minivlm/optim.py",
      '{"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}',
-     '{"params": [p for p in rest if p.ndim < 2], "weight_decay": weight_decay}', "tests/test_optim.py"),
-    ("schedule off at step 0", "minivlm/optim.py", "return (step + 1) / warmup", "return step / warmup",
+     '{"params": [p for p in rest if p.ndim < 2], "weight_decay": weight_decay}',
      "tests/test_optim.py"),
-    ("random generator not restored", "minivlm/checkpoint.py", 'torch.set_rng_state(state["rng"]["torch"].cpu())',
-     "pass", "tests/test_checkpoint.py"),
-    ("optimizer not restored", "minivlm/checkpoint.py", 'optimizer.load_state_dict(state["optimizer"])', "pass",
-     "tests/test_train_scripts.py"),
-    ("GPT trained along with the projector", "train_align.py", "model.requires_grad_(False)", "pass",
-     "tests/test_train_scripts.py"),
+    ("schedule off at step 0", "minivlm/optim.py", "return (step + 1) / warmup",
+     "return step / warmup", "tests/test_optim.py"),
+    ("random generator not restored", "minivlm/checkpoint.py",
+     'torch.set_rng_state(state["rng"]["torch"].cpu())', "pass", "tests/test_checkpoint.py"),
+    ("optimizer not restored", "minivlm/checkpoint.py",
+     'optimizer.load_state_dict(state["optimizer"])', "pass", "tests/test_train_scripts.py"),
+    ("GPT trained along with the projector", "train_align.py", "model.requires_grad_(False)",
+     "pass", "tests/test_train_scripts.py"),
     ("micro-batches weigh alike", "train_sft.py", "* at.sum() / n_tokens", "/ cfg.grad_accum",
      "tests/test_train_scripts.py"),
     ("top-p before the temperature", "minivlm/generate.py", "ordered.softmax(dim=-1)",
      "(ordered * temperature).softmax(dim=-1)", "tests/test_generate.py"),
-    ("a stopped row goes on", "minivlm/generate.py", "t is not None and t != stop for t", "t is not None for t",
-     "tests/test_generate.py"),
+    ("a stopped row goes on", "minivlm/generate.py", "t is not None and t != stop for t",
+     "t is not None for t", "tests/test_generate.py"),
     ("left and right swapped", "data/shapes/language.py", '"left of" if a.cell % 3 < b.cell % 3',
      '"left of" if a.cell % 3 > b.cell % 3', "tests/test_shapes_data.py"),
-    ("hidden objects in captions", "data/shapes/language.py", "    seen = scene.clear\n", "    seen = scene.objects\n",
-     "tests/test_shapes_data.py"),
-    ("POPE reads any answer as yes", "minivlm/metrics.py", 'w in words for w in ("No", "not", "no")',
-     'w in words for w in ("NO",)', "tests/test_metrics.py"),
+    ("hidden objects in captions", "data/shapes/language.py", "    seen = scene.clear\n",
+     "    seen = scene.objects\n", "tests/test_shapes_data.py"),
+    ("POPE reads any answer as yes", "minivlm/metrics.py",
+     'w in words for w in ("No", "not", "no")', 'w in words for w in ("NO",)',
+     "tests/test_metrics.py"),
 ]
 
 
@@ -89,7 +97,9 @@ def caught(file: str, old: str, new: str, test: str) -> bool:
     """Whether the test file fails on a copy of the project with the bug in it."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        skip = shutil.ignore_patterns(".git", ".venv", "runs", "prepared*", "__pycache__", "*.egg-info")
+        skip = shutil.ignore_patterns(
+            ".git", ".venv", "runs", "prepared*", "__pycache__", "*.egg-info"
+        )
         shutil.copytree(ROOT, copy, ignore=skip)
         text = (copy / file).read_text()
         (copy / file).write_text(text.replace(old, new))

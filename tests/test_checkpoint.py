@@ -22,7 +22,9 @@ def make_model(seed: int = 0) -> nn.Module:
 
 
 def save(*paths, model=None, **changes) -> None:
-    options = {"stage": "sft", "configs": CONFIGS, "step": 7, "best": 0.5, "tokenizer": TOKENIZER} | changes
+    options = {
+        "stage": "sft", "configs": CONFIGS, "step": 7, "best": 0.5, "tokenizer": TOKENIZER,
+    } | changes
     checkpoint.save(list(paths), model=model or make_model(), **options)
 
 
@@ -42,16 +44,20 @@ def test_what_is_saved_is_loaded(tmp_path):
     model = make_model()
     save(tmp_path / "ckpt.pt", model=model, best=torch.tensor(0.25))
     state = checkpoint.load(tmp_path / "ckpt.pt", ("sft",))
-    assert (state["stage"], state["step"], state["best"], state["configs"]) == ("sft", 7, 0.25, CONFIGS)
+    assert (state["stage"], state["step"], state["best"], state["configs"]) == (
+        "sft", 7, 0.25, CONFIGS
+    )
     assert type(state["best"]) is float and state["optimizer"] is None
     fresh = make_model(seed=1)
     fresh.load_state_dict(state["model"])
-    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values())
+    )
     assert Tokenizer.from_text(state["tokenizer"]).identity == TOKENIZER.identity
 
 
 def test_a_checkpoint_holds_plain_types_only(tmp_path):
-    """Catches a pickled dataclass or namespace: torch's safe loader must read the file by itself."""
+    """Catches a pickled dataclass or namespace: torch's safe loader must read the file itself."""
     model = make_model()
     optimizer = Optimizer(model, 1e-3, 0.02)
     train(model, optimizer, range(2))
@@ -69,11 +75,13 @@ def test_a_folder_gives_its_best_and_else_its_last(tmp_path):
     assert checkpoint.load(tmp_path, ("sft",))["step"] == 4
     assert checkpoint.load(tmp_path / "ckpt.pt", ("sft",))["step"] == 9
     save(tmp_path / "ckpt.pt", tmp_path / "best.pt", step=11)
-    assert [checkpoint.load(tmp_path / f, ("sft",))["step"] for f in ("ckpt.pt", "best.pt")] == [11, 11]
+    assert [
+        checkpoint.load(tmp_path / f, ("sft",))["step"] for f in ("ckpt.pt", "best.pt")
+    ] == [11, 11]
 
 
 def test_nothing_is_left_beside_the_checkpoint(tmp_path):
-    """Catches temporary files that pile up, and a run folder that is not what the docstring says."""
+    """Catches temporary files that pile up, and a run folder unlike what the docstring says."""
     save(tmp_path / "ckpt.pt", tmp_path / "best.pt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "ckpt.pt"]
 
@@ -101,7 +109,9 @@ def test_a_crash_while_writing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", ["", "none", "none.pt"])
 def test_a_missing_checkpoint_names_the_script_that_makes_it(path, tmp_path):
     """Catches a bare errno when stages are run out of order."""
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*; run train_align\.py or train_sft\.py first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint at .*; run train_align\.py or train_sft\.py first"
+    ):
         checkpoint.load(tmp_path / path, ("align", "sft"))
 
 
@@ -172,7 +182,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "hit").exists()
 
 
-@pytest.mark.parametrize("state", [{"format": 0, "stage": "sft"}, {"stage": "sft"}, [1, 2], torch.zeros(2)])
+@pytest.mark.parametrize("state", [
+    {"format": 0, "stage": "sft"}, {"stage": "sft"}, [1, 2], torch.zeros(2),
+])
 def test_a_foreign_or_older_file_is_refused(state, tmp_path):
     """Catches a state_dict of another project taken for a checkpoint."""
     torch.save(state, tmp_path / "ckpt.pt")
@@ -181,7 +193,7 @@ def test_a_foreign_or_older_file_is_refused(state, tmp_path):
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
-    """Catches optimizer moments or random numbers that are not restored: 6 steps equal 3 + 3, bit for bit."""
+    """Catches optimizer moments or random numbers not restored: 6 steps equal 3 + 3 bit for bit."""
     torch.manual_seed(3)
     model = make_model()
     optimizer = Optimizer(model, 1e-2, 0.02)
@@ -217,8 +229,12 @@ def test_resuming_with_other_settings_names_what_differs(configs, named, tmp_pat
     """Catches a resumed run that is quietly another run."""
     save(tmp_path / "ckpt.pt")
     model = make_model()
-    with pytest.raises(ValueError, match=f"trained with other settings of {named}; resume with the same"):
-        checkpoint.resume(tmp_path / "ckpt.pt", "sft", configs, model, Optimizer(model, 1e-3, 0), "cpu")
+    with pytest.raises(
+        ValueError, match=f"trained with other settings of {named}; resume with the same"
+    ):
+        checkpoint.resume(
+            tmp_path / "ckpt.pt", "sft", configs, model, Optimizer(model, 1e-3, 0), "cpu"
+        )
 
 
 def test_a_setting_that_the_new_run_lacks_is_named_too(tmp_path):
@@ -235,4 +251,6 @@ def test_resuming_another_stage_is_refused(tmp_path):
     save(tmp_path / "ckpt.pt", stage="clip")
     model = make_model()
     with pytest.raises(ValueError, match="is a checkpoint of stage 'clip', expected sft"):
-        checkpoint.resume(tmp_path / "ckpt.pt", "sft", CONFIGS, model, Optimizer(model, 1e-3, 0), "cpu")
+        checkpoint.resume(
+            tmp_path / "ckpt.pt", "sft", CONFIGS, model, Optimizer(model, 1e-3, 0), "cpu"
+        )

@@ -18,7 +18,9 @@ def batch(B: int, longest: int = 12) -> Batch:
     """B random pictures with captions of different lengths, collated as train_clip.py does."""
     rows = [torch.randint(256, (3 + 5 * b % (longest - 2),)).tolist() for b in range(B)]
     images = torch.randn(B, 3, 16, 16)
-    return collate([(row, [True] * len(row)) for row in rows], 257, longest, images=images, n_images=[1] * B)
+    return collate(
+        [(row, [True] * len(row)) for row in rows], 257, longest, images=images, n_images=[1] * B
+    )
 
 
 # --- towers ---
@@ -26,7 +28,7 @@ def batch(B: int, longest: int = 12) -> Batch:
 
 @pytest.mark.parametrize("B", [1, 2, 5, 9])
 def test_a_caption_is_read_alike_alone_and_in_a_batch(clip, B: int):
-    """Catches: rows that come back in the order of their lengths, a group cut too short, pads read."""
+    """Catches: rows back in the order of their lengths, a group cut too short, pads read."""
     b = batch(B)
     together = clip.text(b.idx, b.lengths)
     for i, n in enumerate(b.lengths.tolist()):
@@ -39,7 +41,10 @@ def test_a_caption_is_read_alike_alone_and_in_a_batch(clip, B: int):
 def test_permuting_the_captions_permutes_their_features(clip):
     """Catches: a tower whose groups depend on who stands next to whom."""
     b, order = batch(7), torch.randperm(7)
-    got, want = clip.encode_text(b.idx[order], b.lengths[order]), clip.encode_text(b.idx, b.lengths)[order]
+    got, want = (
+        clip.encode_text(b.idx[order], b.lengths[order]),
+        clip.encode_text(b.idx, b.lengths)[order],
+    )
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -61,7 +66,9 @@ def test_features_have_unit_length_and_the_shared_width(clip):
     for z in (img_z, txt_z):
         assert z.shape == (3, 16)
         torch.testing.assert_close(z.norm(dim=-1), torch.ones(3))
-    torch.testing.assert_close(img_z, F.normalize(clip.vit.pool(b.images) @ clip.img_proj.weight.T, dim=-1))
+    torch.testing.assert_close(
+        img_z, F.normalize(clip.vit.pool(b.images) @ clip.img_proj.weight.T, dim=-1)
+    )
     text = clip.text(b.idx, b.lengths)
     torch.testing.assert_close(txt_z, F.normalize(text @ clip.txt_proj.weight.T, dim=-1))
     torch.testing.assert_close(scale, clip.log_scale.exp())
@@ -112,7 +119,9 @@ def test_parts_give_loss_and_gradients_of_one_large_batch(clip, n: int):
     want.backward()
     assert contrastive_backward(clip, b.split(n)) == pytest.approx(want.item(), rel=1e-5)
     for (name, one), other in zip(clip.named_parameters(), plain.parameters()):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}"
+        )
     assert clip.log_scale.grad.abs() > 1e-4
 
 
@@ -123,7 +132,9 @@ def test_the_loss_is_computed_in_full_precision_whatever_the_towers_run_in(clip,
     clip.log_scale.data.fill_(math.log(100))
     with autocast():
         features = clip(b.images, b.idx, b.lengths)
-    assert contrastive_backward(clip, b.split(n), autocast) == pytest.approx(clip_loss(*features).item(), rel=2e-2)
+    assert contrastive_backward(clip, b.split(n), autocast) == pytest.approx(
+        clip_loss(*features).item(), rel=2e-2
+    )
     with autocast():
         rounded = clip_loss(*features).item()
     losses = {contrastive_backward(clip, b.split(1), autocast) for _ in range(2)}

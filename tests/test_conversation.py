@@ -21,7 +21,9 @@ def gpt(text: str) -> dict:
 def table(turns: list[dict], n_image_tokens: int) -> str:
     """The mask as a reader would print it: one line a token, answers marked."""
     ids, is_answer = render(turns, TOKENIZER, n_image_tokens)
-    return "\n".join(f"{TOKENIZER.decode([i])} {'answer' if a else '-'}" for i, a in zip(ids, is_answer))
+    return "\n".join(
+        f"{TOKENIZER.decode([i])} {'answer' if a else '-'}" for i, a in zip(ids, is_answer)
+    )
 
 
 def test_the_mask_of_a_two_turn_dialogue_is_the_table_worked_by_hand():
@@ -47,7 +49,9 @@ def test_the_mask_of_a_two_turn_dialogue_is_the_table_worked_by_hand():
 def test_a_system_turn_comes_first_and_is_not_trained():
     """Catches a system prompt in the loss."""
     assert table([{"from": "system", "value": "be"}, human("a"), gpt("b")], 1).split("\n") == [
-        "<|system|> -", "b -", "e -", "<|user|> -", "a -", "<|assistant|> -", "b answer", "<|end|> answer"]
+        "<|system|> -", "b -", "e -", "<|user|> -", "a -",
+        "<|assistant|> -", "b answer", "<|end|> answer",
+    ]
 
 
 def test_a_last_question_leaves_the_answer_open():
@@ -66,12 +70,15 @@ def test_the_open_prompt_is_what_training_showed_before_the_answer():
     assert render(turns[:-1], TOKENIZER, 4) == (ids[:-last], is_answer[:-last])
 
 
-TRICKY = ["<|end|>", "ASSISTANT:", "USER:", "human", "gpt", "<|assistant|>", "<|user|>", "</s>", "<|image|>",
-          "###", "yes", "a red circle", "I'm not sure.", "- one\n- two", "é😀", "\u0301", "<|pad|>", "0"]
+TRICKY = [
+    "<|end|>", "ASSISTANT:", "USER:", "human", "gpt", "<|assistant|>", "<|user|>", "</s>",
+    "<|image|>", "###", "yes", "a red circle", "I'm not sure.", "- one\n- two", "é😀", "\u0301",
+    "<|pad|>", "0",
+]
 
 
 def random_dialogue(rng: random.Random) -> tuple[list[dict], bool]:
-    """1 to 6 rounds, with or without a system turn and a picture, made of phrases that break string masks."""
+    """1 to 6 rounds, maybe with a system turn and a picture, of phrases that break string masks."""
     def say() -> str:
         text = rng.choice((" ", "", "\n")).join(rng.choices(TRICKY, k=rng.randint(1, 5)))
         return rng.choice(("", " ", "\n")) + text + rng.choice(("", " ", "\n"))
@@ -81,16 +88,18 @@ def random_dialogue(rng: random.Random) -> tuple[list[dict], bool]:
     for i in range(rng.randint(1, 6)):
         question = say()
         if picture and i == 0:
-            question = rng.choice((f"{IMAGE_MARK}\n{question}", f"{question}\n{IMAGE_MARK}", IMAGE_MARK))
+            question = rng.choice((
+                f"{IMAGE_MARK}\n{question}", f"{question}\n{IMAGE_MARK}", IMAGE_MARK,
+            ))
         turns += [human(question), gpt(say())]
     return turns, picture
 
 
 def test_in_500_random_dialogues_exactly_the_answers_are_supervised():
-    """Catches a mask found again by searching strings: answers here hold every marker of the template.
+    """Catches a mask found again by searching strings: answers here hold the template's markers.
 
-    Rebuilt independently: the supervised ids, in order, are each answer's own ids and one <|end|>; the
-    others are the questions' ids, the placeholders and the role tokens.
+    Rebuilt independently: the supervised ids, in order, are each answer's own ids and one <|end|>;
+    the others are the questions' ids, the placeholders and the role tokens.
     """
     tokenizer = Tokenizer(train_bpe([" ".join(TRICKY) * 20], 340))
     rng = random.Random(0)
@@ -104,10 +113,15 @@ def test_in_500_random_dialogues_exactly_the_answers_are_supervised():
         said = [t["value"].strip() for t in turns if t["from"] == "gpt"]
         answers = [tokenizer.encode(text) + [tokenizer.end] for text in said]
         assert supervised == sum(answers, [])
-        assert ids.count(tokenizer.end) == len(answers) and ids.count(tokenizer.image) == n * picture
+        assert (
+            ids.count(tokenizer.end) == len(answers) and ids.count(tokenizer.image) == n * picture
+        )
 
         prompt = [i for i, a in zip(ids, is_answer) if not a]
-        asked = [part.strip() for t in turns if t["from"] != "gpt" for part in t["value"].split(IMAGE_MARK)]
+        asked = [
+            part.strip()
+            for t in turns if t["from"] != "gpt" for part in t["value"].split(IMAGE_MARK)
+        ]
         plain = [i for i in prompt if i < len(tokenizer.ranks)]
         assert plain == sum((tokenizer.encode(text) for text in asked if text), [])
         roles = {tokenizer.system: "system", tokenizer.user: "human", tokenizer.assistant: "gpt"}
@@ -121,7 +135,9 @@ def test_each_image_mark_becomes_its_own_run_of_placeholders():
     """
     ids, _ = render([human("a<image>b<image>")], TOKENIZER, 2)
     image = TOKENIZER.image
-    assert ids == [TOKENIZER.user, ord("a"), image, image, ord("b"), image, image, TOKENIZER.assistant]
+    assert ids == [
+        TOKENIZER.user, ord("a"), image, image, ord("b"), image, image, TOKENIZER.assistant,
+    ]
     assert count_images([human("a<image>b<image>"), gpt("c"), human("<image>")]) == 3
     assert count_images([human("none"), {"from": "human"}]) == 0
 
@@ -136,12 +152,14 @@ def test_the_turns_are_left_as_they_were():
 
 @pytest.mark.parametrize("turns, message", [
     ([], "the conversation has no turns"),
-    ([{"from": "user", "value": "a"}], "turn 0 has unknown role 'user', expected human, gpt or system"),
+    ([{"from": "user", "value": "a"}],
+     "turn 0 has unknown role 'user', expected human, gpt or system"),
     ([{"value": "a"}], "turn 0 has unknown role None"),
     ([gpt("a")], "turn 0 is by gpt, expected system or human"),
     ([human("a"), human("b")], "turn 1 is by human, expected gpt: human and gpt alternate"),
     ([human("a"), gpt("b"), gpt("c")], "turn 2 is by gpt, expected human"),
-    ([human("a"), gpt("b"), {"from": "system", "value": "c"}], "turn 2 is by system, expected human"),
+    ([human("a"), gpt("b"), {"from": "system", "value": "c"}],
+     "turn 2 is by system, expected human"),
     ([{"from": "system", "value": "a"}, gpt("b")], "turn 1 is by gpt, expected human"),
     ([{"from": "system", "value": "a"}] * 2, "turn 1 is by system, expected human"),
     ([human(" \n")], "turn 0 by human is empty"),

@@ -1,4 +1,4 @@
-"""minivlm/data.py: records, pictures of every kind, the one shift of the targets, reproducible batches."""
+"""minivlm/data.py: records, pictures of all kinds, the targets' one shift, reproducible batches."""
 
 import io
 import json
@@ -112,7 +112,9 @@ def test_more_parts_than_rows_are_refused():
     """Catches empty micro-batches."""
     batch = collate([([1, 2], [False, True])] * 2, 0, 4)
     assert len(batch.split(2)) == 2
-    with pytest.raises(ValueError, match="a batch of 2 rows cannot be split into 3 parts; lower grad_accum"):
+    with pytest.raises(
+        ValueError, match="a batch of 2 rows cannot be split into 3 parts; lower grad_accum"
+    ):
         batch.split(3)
 
 
@@ -120,7 +122,9 @@ def test_a_batch_moves_to_a_device_whole():
     """Catches a tensor left behind."""
     batch = collate([([1, 2], [False, True])], 0, 4, images=torch.ones(1, 3, 2, 2), n_images=[1])
     moved = batch.to(torch.device("meta"))
-    assert {x.device.type for x in (moved.idx, moved.targets, moved.lengths, moved.images)} == {"meta"}
+    assert {
+        x.device.type for x in (moved.idx, moved.targets, moved.lengths, moved.images)
+    } == {"meta"}
     assert moved.n_images == [1] and moved.ids == ["0"]
     assert collate([([1, 2], [False, True])], 0, 4).to(torch.device("cpu")).images is None
 
@@ -139,7 +143,7 @@ def corners(image: Image.Image) -> list[tuple[int, ...]]:
 
 
 def test_transparency_lies_on_white(tmp_path):
-    """Catches black or random colors under transparent pixels: 50 % red on white is (255, 127, 127)."""
+    """Catches black or random colors under transparency: 50 % red on white is (255, 127, 127)."""
     image = Image.new("RGBA", (2, 1))
     image.putdata([(9, 9, 9, 0), (255, 0, 0, 128)])
     opened = open_image(saved(image, tmp_path / "a.png"))
@@ -193,8 +197,8 @@ def test_a_cmyk_jpeg_keeps_its_colors(tmp_path):
 def test_a_photo_is_turned_upright(tmp_path):
     """Catches phone photos on their side: orientation 6 is stored a quarter turn counterclockwise.
 
-    The stored picture is 20 wide, 10 high, its left half red. Upright it is 10 wide, 20 high, and the
-    left half is the top.
+    The stored picture is 20 wide, 10 high, its left half red. Upright it is 10 wide, 20 high, and
+    the left half is the top.
     """
     image = Image.new("RGB", (20, 10), "blue")
     image.paste((255, 0, 0), (0, 0, 10, 10))
@@ -231,15 +235,20 @@ def test_a_missing_picture_is_named(tmp_path):
 
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of any size whose pixels stop at once: 60 bytes that claim as many as they like."""
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks)
 
 
 @pytest.mark.parametrize("width, height", [(10000, 5001), (10000, 10000), (60000, 60000)])
-def test_a_picture_that_claims_too_many_pixels_is_refused_before_it_is_decoded(width, height, tmp_path):
-    """Catches the decompression bomb; 50 million is below the limit at which Pillow warns, so it is ours."""
+def test_a_picture_that_claims_too_many_pixels_is_refused_before_it_is_decoded(
+    width, height, tmp_path
+):
+    """Catches the decompression bomb; 50 million is below Pillow's warning: the limit is ours."""
     (tmp_path / "bomb.png").write_bytes(png_claiming(width, height))
     with pytest.raises(ValueError, match=r"bomb\.png has .*more than 50,000,000"):
         open_image(tmp_path / "bomb.png")
@@ -267,7 +276,7 @@ def test_a_damaged_picture_is_refused_by_name(content, tmp_path):
 @pytest.mark.parametrize("fmt", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
 @pytest.mark.filterwarnings("ignore")
 def test_random_damage_gives_a_picture_or_a_value_error(fmt):
-    """Catches exceptions out of Pillow's depths, which would end a training run with a traceback."""
+    """Catches exceptions out of Pillow's depths, which would end a run with a traceback."""
     rng, whole = random.Random(0), encoded(fmt)
     for k in range(60):
         raw = bytearray(whole)
@@ -301,7 +310,7 @@ def test_crop_keeps_the_middle_of_the_long_side():
 
 
 def test_pad_shows_all_and_fills_with_the_mean_color():
-    """Catches black bars, which normalization turns into an extreme value: the bars must be near 0."""
+    """Catches black bars, which normalization turns into an extreme value: bars must be near 0."""
     out = fit(striped(), 20, "pad")
     mean = tuple(int(255 * m) for m in images.MEAN)
     assert out.size == (20, 20) and corners(out) == [mean] * 4
@@ -354,8 +363,12 @@ def test_packed_pictures_equal_their_files(tmp_path):
     order = [3, 0, 4, 4, 1]
     packed = Pictures(tmp_path, 8).get([f"train.npy#{i}" for i in order])
     files = Pictures(tmp_path, 8).get([f"images/{i}.png" for i in order])
-    mixed = Pictures(tmp_path, 8).get([f"train.npy#{i}" if i % 2 else f"images/{i}.png" for i in order])
-    assert packed.shape == (5, 3, 8, 8) and torch.equal(packed, files) and torch.equal(packed, mixed)
+    mixed = Pictures(tmp_path, 8).get(
+        [f"train.npy#{i}" if i % 2 else f"images/{i}.png" for i in order]
+    )
+    assert (
+        packed.shape == (5, 3, 8, 8) and torch.equal(packed, files) and torch.equal(packed, mixed)
+    )
     assert torch.equal(packed, to_tensor(pixels[order]))
     assert Pictures(tmp_path, 8).get([]).shape == (0, 3, 8, 8)
 
@@ -414,9 +427,12 @@ def test_records_are_read_line_by_line(tmp_path):
     ('{"captions": []}', r"train\.jsonl:2 has no id and no captions"),
     ('["id", "captions"]', r"train\.jsonl:2 is no JSON object"),
     ('{"id": "b", "captions": "A dog."}', r"train\.jsonl:2 has captions that are no list"),
-    ('{"id": "b", "captions": ["A dog.", " "]}', r"train\.jsonl:2 has a caption that is empty or no text"),
-    ('{"id": "b", "captions": [["A dog."]]}', r"train\.jsonl:2 has a caption that is empty or no text"),
-    ('{"id": "b", "captions": ["x"], "conversations": {}}', r"train\.jsonl:2 has conversations that are no list"),
+    ('{"id": "b", "captions": ["A dog.", " "]}',
+     r"train\.jsonl:2 has a caption that is empty or no text"),
+    ('{"id": "b", "captions": [["A dog."]]}',
+     r"train\.jsonl:2 has a caption that is empty or no text"),
+    ('{"id": "b", "captions": ["x"], "conversations": {}}',
+     r"train\.jsonl:2 has conversations that are no list"),
 ])
 def test_a_bad_line_is_named_with_its_number(line, message, tmp_path):
     """Catches records skipped in silence, and messages that do not say where."""
@@ -442,9 +458,13 @@ def test_a_line_in_another_encoding_is_named(tmp_path):
 
 def test_missing_and_empty_data_are_errors(tmp_path):
     """Catches a training run on nothing."""
-    with pytest.raises(FileNotFoundError, match=r"no data at .*train\.jsonl; run the data set's prepare"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no data at .*train\.jsonl; run the data set's prepare"
+    ):
         load_records(tmp_path, "train")
-    with pytest.raises(FileNotFoundError, match=r"no .*meta\.json; run the data set's prepare\.py first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no .*meta\.json; run the data set's prepare\.py first"
+    ):
         load_meta(tmp_path)
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"train\.jsonl is empty"):
@@ -465,7 +485,9 @@ def test_an_epoch_shows_no_record_twice(n, batch_size):
     """Catches sampling with replacement: n // batch_size steps, all records different."""
     per_epoch = n // batch_size
     for epoch in range(3):
-        seen = sum((shuffled(epoch * per_epoch + i, batch_size, n, seed=3) for i in range(per_epoch)), [])
+        seen = sum(
+            (shuffled(epoch * per_epoch + i, batch_size, n, seed=3) for i in range(per_epoch)), []
+        )
         assert len(seen) == len(set(seen)) == per_epoch * batch_size and set(seen) <= set(range(n))
         if n % batch_size == 0:
             assert set(seen) == set(range(n))
@@ -488,7 +510,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 @pytest.mark.parametrize("n, batch_size", [(200, 5), (83, 4), (16, 16)])
 def test_batches_of_equal_length_still_show_every_record_once(n, batch_size):
-    """Catches grouping by length that repeats records, loses some, or depends on more than the step."""
+    """Catches grouping by length that repeats or loses records or depends on more than the step."""
     lengths = torch.randint(5, 60, (n,))
     per_epoch = n // batch_size
     for epoch in range(2):
@@ -502,7 +524,8 @@ def test_batches_of_equal_length_still_show_every_record_once(n, batch_size):
 def test_grouping_by_length_saves_padding_and_keeps_the_order_random():
     """Catches groups that are not sorted, and batches that run from short to long.
 
-    Rows of 1 .. 400 tokens: a batch of 5 out of a sorted group of 40 spans about 50, a random one about 270.
+    Rows of 1 .. 400 tokens: a batch of 5 out of a sorted group of 40 spans about 50, a random one
+    about 270.
     """
     lengths = torch.arange(1, 401)
 
@@ -523,10 +546,12 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 
 def make_batch(step: int) -> Batch:
-    """A batch made of its step alone, with a picture; at module level, so that any worker can import it."""
+    """A batch of its step alone, with a picture; at module level, so that workers can import it."""
     rows = [([i, i + 1, step], [False, True, True]) for i in shuffled(step, 3, 10, seed=0)]
     generator = torch.Generator().manual_seed(hash_seed(0, step))
-    return collate(rows, PAD, 8, images=torch.rand(3, 3, 2, 2, generator=generator), n_images=[1, 1, 1])
+    return collate(
+        rows, PAD, 8, images=torch.rand(3, 3, 2, 2, generator=generator), n_images=[1, 1, 1]
+    )
 
 
 def test_workers_make_the_same_batches_in_the_same_order():
@@ -570,7 +595,9 @@ def test_no_caption_stands_twice_in_a_contrastive_batch():
 
     Four records share "x" and "y"; two of them have nothing else, a third can fall back on "z".
     """
-    records = [{"captions": c} for c in (["x", "y"], ["x", "y"], ["x", "y"], ["x", "y", "z"], ["w"])]
+    records = [
+        {"captions": c} for c in (["x", "y"], ["x", "y"], ["x", "y"], ["x", "y", "z"], ["w"])
+    ]
     for seed in range(50):
         pairs = pick_captions(records, torch.Generator().manual_seed(seed))
         texts = [caption for _, caption in pairs]
@@ -613,10 +640,13 @@ def test_workers_run_a_function_that_closes_over_data():
 
 
 def test_a_record_in_llavas_format_is_rendered():
-    """Catches a reader that needs our own records only: this is one line of LLaVA's published file."""
+    """Catches a reader that needs our records only: this is one line of LLaVA's published file."""
     [(ids, is_answer)] = render_records([LLAVA], TOKENIZER, 3, 256)
     supervised = TOKENIZER.decode([i for i, a in zip(ids, is_answer) if a])
-    assert supervised == "The bus is white and red.<|end|>Yes.<|end|>" and ids.count(TOKENIZER.image) == 3
+    assert (
+        supervised == "The bus is white and red.<|end|>Yes.<|end|>"
+        and ids.count(TOKENIZER.image) == 3
+    )
 
 
 @pytest.mark.parametrize("record, message", [
@@ -643,10 +673,12 @@ def test_a_turn_that_is_no_object_is_refused_by_record():
 
 
 def test_a_text_longer_than_the_context_is_found_before_training():
-    """Catches a record that stops a run in the middle: as many tokens as fit pass, one more does not."""
+    """Catches a record that stops a run midway: as many tokens as fit pass, one more does not."""
     ids = render_records([LLAVA], TOKENIZER, 3, 256)[0][0]
     render_records([LLAVA], TOKENIZER, 3, len(ids) - 1)
-    with pytest.raises(ValueError, match=f"record .*: {len(ids) - 1} tokens, the context holds {len(ids) - 2}"):
+    with pytest.raises(
+        ValueError, match=f"record .*: {len(ids) - 1} tokens, the context holds {len(ids) - 2}"
+    ):
         render_records([LLAVA], TOKENIZER, 3, len(ids) - 2)
     records = [{"id": "a", "captions": ["x", "four"]}]
     check_captions(records, TOKENIZER, 9, 13)

@@ -1,14 +1,17 @@
 """Generation against the plainest loop there is: read everything again, one row alone, no cache."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from minivlm.generate import filter_logits, generate, pick, stream
+from minivlm.generate import answer_logprobs, beam_search, filter_logits, generate, pick, stream
+from minivlm.gpt import GPT, GPTConfig
 
 N, IMAGE = 4, 258  # image tokens a picture, and the placeholder's id, of conftest's tiny models
 PICTURE = [IMAGE] * N
-PROMPTS = [[1, *PICTURE, 2, 3], [4, 5], [*PICTURE, 7, *PICTURE, 8, 9], [6]]  # 1, 0, 2 and 0 pictures
+PROMPTS = [[1, *PICTURE, 2, 3], [4, 5], [*PICTURE, 7, *PICTURE, 8, 9], [6]]  # 1, 0, 2, 0 pictures
 OF_ROW = [slice(0, 1), None, slice(1, 3), None]
 NEVER = -1  # a stop id that no model writes
 
@@ -50,12 +53,13 @@ def alone(model: nn.Module, images: Tensor, **options) -> list[list[int]]:
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_rows_of_different_length_equal_the_loop_by_hand(talker, images, use_cache: bool):
-    """Catches: a token written at another row's length, a pad's key seen, logits of the wrong position."""
+    """Catches: a token at another row's length, a pad's key seen, logits of the wrong position."""
     got = generate(talker, images, PROMPTS, max_new_tokens=12, stop=NEVER, use_cache=use_cache)
     want = [by_hand(talker, None if own is None else images[own], prompt, 12)
             for prompt, own in zip(PROMPTS, OF_ROW)]
     assert got == want
-    assert len({tuple(row) for row in got}) == 4 and max(len(set(row)) for row in got) > 2  # no constant text
+    # no constant text
+    assert len({tuple(row) for row in got}) == 4 and max(len(set(row)) for row in got) > 2
 
 
 def test_sampling_with_a_cache_equals_sampling_without(talker, images):
@@ -106,7 +110,9 @@ def test_the_stop_token_ends_its_row_and_the_others_go_on(talker, images, use_ca
     free = generate(talker, images, PROMPTS, max_new_tokens=12, stop=NEVER)
     for stop in {token for row in free for token in row}:
         want = [row[:row.index(stop)] if stop in row else row for row in free]
-        assert generate(talker, images, PROMPTS, max_new_tokens=12, stop=stop, use_cache=use_cache) == want
+        assert generate(
+            talker, images, PROMPTS, max_new_tokens=12, stop=stop, use_cache=use_cache
+        ) == want
 
 
 def test_a_stream_yields_the_stop_token_once_and_then_none(talker, images):
@@ -123,7 +129,7 @@ def test_a_stream_yields_the_stop_token_once_and_then_none(talker, images):
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("lengths", [(30, 5, 31), (5, 5), (31,)])
 def test_a_row_ends_where_the_context_is_full_and_no_sooner(gpt, lengths, use_cache: bool):
-    """Catches: a crash at the last position, a short row cut by a long one, a token past the context.
+    """Catches: a crash at the last place, a short row cut by a long one, a token past the context.
 
     The context is 32: a prompt of 30 has room for 2 tokens, one of 5 for 27. The token at the last
     position is still written; what would follow it has no position.
@@ -136,19 +142,23 @@ def test_a_row_ends_where_the_context_is_full_and_no_sooner(gpt, lengths, use_ca
 
 @pytest.mark.parametrize("n", [0, 1, 4])
 def test_no_row_has_more_than_max_new_tokens(gpt, n: int):
-    """Catches: an answer one token too long or short, also where only the longest row nears the end."""
-    assert [len(row) for row in generate(gpt, None, [[1] * 28, [2]], max_new_tokens=n, stop=NEVER)] == [n, n]
+    """Catches: answers one token too long or short, also if only the longest row nears the end."""
+    assert [
+        len(row) for row in generate(gpt, None, [[1] * 28, [2]], max_new_tokens=n, stop=NEVER)
+    ] == [n, n]
 
 
 # --- choosing ---
 
 
 def definition(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[int]:
-    """The ids that stay, by the words: sort, keep top_k and equals, then the fewest that reach top_p."""
+    """The ids that stay, in words: sort, keep top_k and equals, then the fewest to reach top_p."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     if 0 < top_k < len(order):
         order = [i for i in order if logits[i] >= logits[order[top_k - 1]]]
-    weights = torch.tensor([logits[i] / temperature for i in order], dtype=torch.float64).softmax(0).tolist()
+    weights = torch.tensor(
+        [logits[i] / temperature for i in order], dtype=torch.float64
+    ).softmax(0).tolist()
     mass, kept = 0.0, []
     for i, p in zip(order, weights):
         kept.append(i)
@@ -162,8 +172,9 @@ def definition(logits: list[float], temperature: float, top_k: int, top_p: float
 @pytest.mark.parametrize("top_k", [0, 1, 3, 9, 50])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
 def test_filter_keeps_what_the_definition_keeps(temperature: float, top_k: int, top_p: float):
-    """Catches: the likeliest token dropped, one token too many, a scatter to the wrong ids, top-p before
-    top-k, a temperature that multiplies."""
+    """Catches: the likeliest token dropped, one token too many, a scatter to the wrong ids, top-p
+    before top-k, a temperature that multiplies.
+    """
     logits = torch.randn(6, 9) * 2
     out = filter_logits(logits, temperature, top_k, top_p)
     for row, kept in zip(logits, out):
@@ -180,19 +191,24 @@ def test_top_p_by_hand():
     """
     logits = torch.tensor([[0.3, 0.5, 0.2]]).log()
     for top_p, kept in ((0.4, [1]), (0.6, [0, 1]), (0.9, [0, 1, 2])):
-        assert filter_logits(logits, 1.0, top_p=top_p)[0].isfinite().nonzero().flatten().tolist() == kept
+        assert (
+            filter_logits(logits, 1.0, top_p=top_p)[0].isfinite().nonzero().flatten().tolist()
+            == kept
+        )
 
 
 def test_equals_of_the_kth_token_stay_too():
     """Catches: a choice among equals that depends on the sort."""
-    assert filter_logits(torch.tensor([[1.0, 2.0, 1.0, 0.0]]), 1.0, top_k=2)[0].isfinite().tolist() == [
-        True, True, True, False]
+    assert filter_logits(
+        torch.tensor([[1.0, 2.0, 1.0, 0.0]]), 1.0, top_k=2
+    )[0].isfinite().tolist() == [True, True, True, False]
 
 
 def test_the_likeliest_token_stays_even_at_top_p_zero():
     """Catches: an empty nucleus, which becomes nan in the softmax."""
-    assert filter_logits(torch.tensor([[1.0, 3.0, 2.0]]), 1.0, top_p=0.0)[0].isfinite().tolist() == [
-        False, True, False]
+    assert filter_logits(
+        torch.tensor([[1.0, 3.0, 2.0]]), 1.0, top_p=0.0
+    )[0].isfinite().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("temperature, share", [(1.0, 0.75), (0.5, 0.9)])
@@ -209,22 +225,26 @@ def test_draws_follow_the_distribution(temperature: float, share: float):
 def test_temperature_zero_and_top_k_one_are_greedy(talker, images):
     """Catches: greedy decoding that draws."""
     greedy = generate(talker, images, PROMPTS, max_new_tokens=8, stop=NEVER, temperature=0.0)
-    assert generate(talker, images, PROMPTS, max_new_tokens=8, stop=NEVER, temperature=1.0, top_k=1) == greedy
+    assert generate(
+        talker, images, PROMPTS, max_new_tokens=8, stop=NEVER, temperature=1.0, top_k=1
+    ) == greedy
 
 
 def test_the_same_generator_seed_gives_the_same_text_and_spares_the_global_one(talker, images):
     """Catches: draws from the global generator, which training's dropout would disturb."""
     state, texts = torch.get_rng_state(), []
     for seed in (1, 1, 2):
-        texts.append(generate(talker, images, PROMPTS, max_new_tokens=8, stop=NEVER, temperature=1.0,
-                              top_k=50, generator=torch.Generator().manual_seed(seed)))
+        texts.append(generate(
+            talker, images, PROMPTS, max_new_tokens=8, stop=NEVER, temperature=1.0,
+            top_k=50, generator=torch.Generator().manual_seed(seed),
+        ))
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_the_placeholder_is_never_written(vlm, images, use_cache: bool):
-    """Catches: a picture's placeholder as an answer, which stands for no picture and cannot be read back."""
+    """Catches: a placeholder as an answer, which stands for no picture and cannot be read back."""
     with torch.no_grad():
         vlm.gpt.norm.bias += 0.5
         vlm.gpt.wte.weight[IMAGE] = 1.0  # now the likeliest token by far
@@ -262,7 +282,7 @@ def test_a_stream_that_is_left_early_restores_the_mode_too(gpt):
 
 
 def test_generation_keeps_no_graph_and_leaves_gradients_on(gpt):
-    """Catches: memory that grows with every token; gradients switched off for the reader of a stream."""
+    """Catches: memory that grows with every token; gradients switched off for a stream's reader."""
     seen = []
     gpt.head.register_forward_hook(lambda module, args, out: seen.append(out.requires_grad))
     for _ in stream(gpt, None, [[1]], max_new_tokens=3, stop=NEVER):
@@ -283,7 +303,9 @@ def test_a_missing_prompt_is_refused(gpt, prompts):
 @pytest.mark.parametrize("n", [32, 40])
 def test_a_prompt_that_leaves_no_room_is_refused(gpt, n: int):
     """Catches: a prompt cut in silence, or an empty answer."""
-    with pytest.raises(ValueError, match=f"prompt has {n} tokens, the context holds 32 with the answer"):
+    with pytest.raises(
+        ValueError, match=f"prompt has {n} tokens, the context holds 32 with the answer"
+    ):
         generate(gpt, None, [[1], [1] * n], max_new_tokens=2, stop=NEVER)
 
 
@@ -291,3 +313,159 @@ def test_pictures_that_do_not_fit_the_prompts_are_refused(talker, images):
     """Catches: generation that goes round the count of the splice."""
     with pytest.raises(ValueError, match="image placeholders, but 2 pictures"):
         generate(talker, images[:2], PROMPTS, max_new_tokens=2, stop=NEVER)
+
+
+# --- beam search ---
+
+
+@torch.no_grad()
+def every_text(
+    model: nn.Module, picture: Tensor | None, prompt: list[int], n: int, stop: int, penalty: float
+):
+    """The best of all texts of at most n tokens, by scoring each: (ids without stop, score)."""
+    V, best = model.config.vocab_size, ([], -float("inf"))
+    for length in range(1, n + 1):
+        for text in itertools.product(range(V), repeat=length):
+            if stop in text[:-1] or (length < n and text[-1] != stop):
+                continue
+            logp = model(torch.tensor([[*prompt, *text]]))[0].log_softmax(-1)
+            total = sum(float(logp[len(prompt) - 1 + i, t]) for i, t in enumerate(text))
+            score = total / length ** penalty
+            if score > best[1]:
+                best = [t for t in text if t != stop], score
+    return best
+
+
+@pytest.fixture
+def small_gpt() -> GPT:
+    """A stirred GPT of five tokens."""
+    gpt = GPT(GPTConfig(vocab_size=5, block_size=8, n_layer=2, n_head=2, n_embd=16)).eval()
+    with torch.no_grad():
+        for p in gpt.parameters():
+            p.normal_(0, 0.5)
+    return gpt
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_texts(
+    small_gpt, penalty: float, use_cache: bool
+):
+    """Catches: another beam's cache, a score without the stop, texts finished twice or never."""
+    prompts = [[1], [2, 3, 1], [4, 4]]
+    got = beam_search(
+        small_gpt, None, prompts, n_beams=125, max_new_tokens=3, stop=0, length_penalty=penalty,
+        use_cache=use_cache,
+    )
+    for prompt, (ids, score) in zip(prompts, got):
+        want, best = every_text(small_gpt, None, prompt, 3, 0, penalty)
+        assert ids == want and score == pytest.approx(best, abs=1e-4)
+
+
+def test_beams_with_pictures_do_not_depend_on_who_shares_the_batch(talker, images):
+    """Catches: a beam that sees another row's picture, a row cut short as its neighbor ends."""
+    prompts = [[1, *PICTURE, 2, 3], [*PICTURE, 4], [5, 6, *PICTURE, 7, 8, 9]]
+    options = {"n_beams": 3, "max_new_tokens": 6, "stop": 11}
+    together = beam_search(talker, images, prompts, **options)
+    for i, prompt in enumerate(prompts):
+        [(ids, score)] = beam_search(talker, images[i:i + 1], [prompt], **options)
+        assert together[i][0] == ids and together[i][1] == pytest.approx(score, abs=1e-4)
+
+
+def test_a_wider_beam_finds_no_worse_a_text(small_gpt):
+    """Catches: scores compared with the wrong sign. (Not a law of beam search; true here.)"""
+    scores = [
+        beam_search(small_gpt, None, [[1, 2]], n_beams=k, max_new_tokens=5, stop=0)[0][1]
+        for k in (1, 3, 125)
+    ]
+    assert all(b >= a - 1e-5 for a, b in zip(scores, scores[1:]))
+
+
+def test_a_beam_ends_where_the_context_is_full(small_gpt):
+    """Catches: writing behind the context; the row of six has room for two, the other for four."""
+    got = beam_search(small_gpt, None, [[1] * 6, [1] * 4], n_beams=2, max_new_tokens=9, stop=NEVER)
+    assert [len(ids) for ids, _ in got] == [2, 4]
+
+
+def test_beam_search_equals_transformers(small_gpt):
+    """Catches a difference from the search that made BLIP's captions; skipped if not installed."""
+    peer = pytest.importorskip("transformers")
+    config = peer.GPT2Config(
+        vocab_size=5, n_positions=32, n_layer=2, n_head=2, n_embd=16, bos_token_id=1,
+        eos_token_id=0, pad_token_id=0, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0,
+    )
+    theirs = peer.GPT2LMHeadModel(config).eval()
+    ours = GPT(GPTConfig(vocab_size=5, block_size=32, n_layer=2, n_head=2, n_embd=16)).eval()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in ours.parameters():
+                p.normal_(0, 0.5)
+            state = {
+                "transformer.wte.weight": ours.wte.weight,
+                "transformer.wpe.weight": ours.wpe.weight,
+                "transformer.ln_f.weight": ours.norm.weight,
+                "transformer.ln_f.bias": ours.norm.bias,
+                "lm_head.weight": ours.wte.weight,
+            }
+            for i, block in enumerate(ours.blocks):
+                for name, part in (
+                    ("ln_1", block.norm1), ("ln_2", block.norm2),
+                    ("attn.c_attn", block.attn.qkv), ("attn.c_proj", block.attn.proj),
+                    ("mlp.c_fc", block.mlp[0]), ("mlp.c_proj", block.mlp[2]),
+                ):
+                    weight = part.weight if name.startswith("ln") else part.weight.T
+                    state |= {
+                        f"transformer.h.{i}.{name}.weight": weight,
+                        f"transformer.h.{i}.{name}.bias": part.bias,
+                    }
+        theirs.load_state_dict(state)
+        penalty = [0.5, 1.0, 2.0][seed % 3]
+        made = theirs.generate(
+            torch.tensor([[1, 2]]), num_beams=3, max_new_tokens=6, length_penalty=penalty,
+            early_stopping=False, do_sample=False,
+        )
+        [(ids, _)] = beam_search(
+            ours, None, [[1, 2]], n_beams=3, max_new_tokens=6, stop=0, length_penalty=penalty
+        )
+        want = made[0, 2:].tolist()
+        assert ids == (want[:want.index(0)] if 0 in want else want), seed
+
+
+def test_beam_search_refuses_what_it_cannot_do(small_gpt, talker, images):
+    """Catches: no beam at all, and pictures that belong to no row."""
+    with pytest.raises(ValueError, match="n_beams 0 is below 1"):
+        beam_search(small_gpt, None, [[1]], n_beams=0, max_new_tokens=2, stop=0)
+    with pytest.raises(ValueError, match="3 pictures do not divide among 2 rows"):
+        beam_search(
+            talker, images, [[1, *PICTURE], [2, *PICTURE]], n_beams=2, max_new_tokens=2, stop=0
+        )
+
+
+# --- repetition and given answers ---
+
+
+def test_a_penalty_keeps_a_row_from_repeating_itself(talker, images):
+    """Catches: a penalty that helps repetition, counts another row's tokens or the prompt."""
+    options = {"max_new_tokens": 10, "stop": NEVER}
+    plain = generate(talker, images, PROMPTS, **options)
+    hard = generate(talker, images, PROMPTS, repetition_penalty=1e6, **options)
+    assert (
+        all(len(set(row)) == len(row) for row in hard)
+        and any(len(set(row)) < len(row) for row in plain)
+    )
+    assert [row[0] for row in hard] == [row[0] for row in plain]
+    assert hard == alone(talker, images, repetition_penalty=1e6, **options)
+
+
+def test_given_answers_are_ranked_by_their_likelihood(talker, images):
+    """Catches: the prompt's tokens in the sum, no stop token, pads counted; row by row by hand."""
+    prompts, answers = [[1, *PICTURE, 2, 3], [*PICTURE, 4]], [[7, 11], [8, 9, 10, 11], [5, 11]]
+    got = answer_logprobs(talker, images[:2], prompts, answers, pad=0)
+    for b, prompt in enumerate(prompts):
+        for a, answer in enumerate(answers):
+            logp = talker(torch.tensor([prompt + answer]), images[b:b + 1])[0].log_softmax(-1)
+            want = sum(float(logp[len(prompt) - 1 + i, t]) for i, t in enumerate(answer))
+            assert float(got[b, a]) == pytest.approx(want, abs=1e-4)
+    with pytest.raises(ValueError, match="at least one token"):
+        answer_logprobs(talker, images[:2], prompts, [[7], []], pad=0)

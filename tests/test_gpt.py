@@ -1,4 +1,4 @@
-"""What a position may see, what `at` and the cache may not change, and one batch learned by heart."""
+"""What a position may see, what `at` and the cache may not change, one batch learned by heart."""
 
 import math
 
@@ -45,7 +45,7 @@ def test_prefixes_of_different_rows_do_not_mix(gpt):
     for b in range(3):
         alone = gpt(idx[b:b + 1], prefix=lengths[b:b + 1])[0]
         torch.testing.assert_close(together[b], alone, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(together[0], gpt(idx)[0], rtol=1e-4, atol=1e-4)  # no prefix is causal
+    torch.testing.assert_close(together[0], gpt(idx)[0], rtol=1e-4, atol=1e-4)  # no prefix: causal
 
 
 def test_pads_on_the_right_are_inert(gpt):
@@ -93,7 +93,7 @@ def test_a_fresh_model_costs_ln_V(gpt_config):
 
 
 def test_at_changes_neither_loss_nor_gradients(gpt):
-    """Catches: positions chosen in another order than their targets, a loss with another divisor."""
+    """Catches: positions chosen in another order than the targets, a loss with another divisor."""
     idx, targets = ids(3, 6), ids(3, 6)
     targets[0, :4], targets[1, ::2], targets[2, 3:] = IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX
     keep = targets != IGNORE_INDEX
@@ -154,7 +154,7 @@ def test_a_text_longer_than_the_context_is_refused(gpt):
 
 
 def test_a_tiny_gpt_learns_one_batch_by_heart(gpt_config):
-    """Catches: a gradient cut somewhere, targets that the model cannot see, positions without effect."""
+    """Catches: a gradient cut somewhere, targets the model cannot see, positions without effect."""
     gpt, text = GPT(gpt_config), ids(4, 17)
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-2, weight_decay=0.0)
     for step in range(200):

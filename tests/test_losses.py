@@ -1,4 +1,4 @@
-"""Each objective against its definition, numbers done by hand, its limits and finite differences."""
+"""Each objective against its definition, numbers done by hand, limits and finite differences."""
 
 import math
 
@@ -59,11 +59,13 @@ def test_label_smoothing_mixes_the_target_with_the_even_distribution(smoothing: 
     logp, keep = logits.log_softmax(-1), targets != IGNORE_INDEX
     hard = -logp[keep].gather(-1, targets[keep][:, None])[:, 0]
     want = (1 - smoothing) * hard + smoothing * -logp[keep].mean(-1)
-    assert next_token_loss(logits, targets, smoothing).item() == pytest.approx(want.mean().item(), rel=1e-6)
+    assert next_token_loss(logits, targets, smoothing).item() == pytest.approx(
+        want.mean().item(), rel=1e-6
+    )
 
 
 def test_a_model_that_knows_nothing_pays_ln_V():
-    """Catches: a loss in bits, a sum in place of the mean; smoothing cannot change an even guess."""
+    """Catches: a loss in bits, a sum for the mean; smoothing cannot change an even guess."""
     _, targets = text(V=7)
     for smoothing in (0.0, 0.3):
         loss = next_token_loss(torch.zeros(3, 5, 7), targets, smoothing)

@@ -21,7 +21,7 @@ from minivlm.tokenizer import Tokenizer
 
 RGB = {"yellow": (255, 255, 0), "black": (0, 0, 0), "blue": (0, 153, 255)}
 WRITTEN = {"yellow": "Yellow", "black": "Black", "blue": "#0099ff"}  # as the corpus spells them
-ORDERS = ("012", "021", "102", "120", "201", "210")  # which box stands first, second, third in pictures 0 .. 5
+ORDERS = ("012", "021", "102", "120", "201", "210")  # boxes from left to right in pictures 0 .. 5
 
 
 def make_boxes(rng: random.Random) -> list[list[dict]]:
@@ -29,8 +29,12 @@ def make_boxes(rng: random.Random) -> list[list[dict]]:
     boxes = []
     for _ in range(3):
         boxes.append([
-            {"x_loc": 34 * (cell % 3), "y_loc": 34 * (cell // 3), "size": rng.choice((10, 20, 30)),
-             "type": rng.choice(("circle", "square", "triangle")), "color": WRITTEN[rng.choice(list(RGB))]}
+            {
+                "x_loc": 34 * (cell % 3), "y_loc": 34 * (cell // 3),
+                "size": rng.choice((10, 20, 30)),
+                "type": rng.choice(("circle", "square", "triangle")),
+                "color": WRITTEN[rng.choice(list(RGB))],
+            }
             for cell in rng.sample(range(9), rng.randint(1, 4))
         ])
     return boxes
@@ -50,15 +54,22 @@ def draw(boxes: list[list[dict]], order: str) -> Image.Image:
             elif o["type"] == "square":
                 pen.rectangle((x, y, x + s, y + s), fill=color_of[o["color"]])
             else:
-                pen.polygon(((x, y + s), (x + s, y + s), (x + s // 2, y)), fill=color_of[o["color"]])
+                pen.polygon(
+                    ((x, y + s), (x + s, y + s), (x + s // 2, y)), fill=color_of[o["color"]]
+                )
     return image
 
 
-def add_scene(root: Path, split: str, number: int, boxes: list[list[dict]], directory: str = "0", **changes) -> None:
-    """Append a line to a split and save its six pictures; `changes` overwrite fields of the line."""
+def add_scene(
+    root: Path, split: str, number: int, boxes: list[list[dict]], directory: str = "0", **changes
+) -> None:
+    """Append a line to a split and save its six pictures; `changes` overwrite the line's fields."""
     label = ("true", "false")[number % 2]
-    line = {"sentence": f"There is box  number {number}.", "label": label, "identifier": f"{number}-0",
-            "directory": directory, "structured_rep": boxes, "evals": {}} | changes
+    line = {
+        "sentence": f"There is box  number {number}.", "label": label,
+        "identifier": f"{number}-0", "directory": directory,
+        "structured_rep": boxes, "evals": {},
+    } | changes
     folder = root / split / "images" / directory
     folder.mkdir(parents=True, exist_ok=True)
     with (root / split / f"{split}.json").open("a") as lines:
@@ -115,7 +126,10 @@ def test_objects_lie_where_the_picture_shows_them_in_all_six_orders(prepared):
         assert np.mean(center_colors(records, pixels)) > 0.98
         for o in (o for r in records for o in r["objects"]):
             x1, y1, x2, y2 = o["box"]
-            tile = ("top" if y1 + y2 < 1 else "bottom") + (" left" if x1 + x2 < 1 else " right") + " box"
+            tile = (
+                ("top" if y1 + y2 < 1 else "bottom")
+                + (" left" if x1 + x2 < 1 else " right") + " box"
+            )
             assert o["place"] == tile and 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
     assert pixels.shape[1:] == (64, 64, 3) and (pixels[:, 32:, 32:] == prepare.GAP).all()
 
@@ -129,8 +143,12 @@ def test_the_first_order_of_every_scene_comes_first(prepared):
 def test_what_cannot_be_used_is_counted_by_reason(corpus, tmp_path):
     """Catches: a scene or picture dropped in silence, or one bad line that ends the run."""
     boxes = make_boxes(random.Random(7))
-    add_scene(corpus, "test", 20, boxes, structured_rep=[[boxes[0][0] | {"color": "Pink"}], *boxes[1:]])
-    add_scene(corpus, "test", 21, boxes, structured_rep=[[boxes[0][0] | {"type": "star"}], *boxes[1:]])
+    add_scene(
+        corpus, "test", 20, boxes, structured_rep=[[boxes[0][0] | {"color": "Pink"}], *boxes[1:]]
+    )
+    add_scene(
+        corpus, "test", 21, boxes, structured_rep=[[boxes[0][0] | {"type": "star"}], *boxes[1:]]
+    )
     add_scene(corpus, "test", 22, boxes, label="maybe")
     add_scene(corpus, "test", 23, boxes, sentence=" . ")
     add_scene(corpus, "test", 24, boxes, identifier="../24")
@@ -143,8 +161,10 @@ def test_what_cannot_be_used_is_counted_by_reason(corpus, tmp_path):
     Image.new("RGB", (100, 100)).save(images / "test-0-0-2.png")
     counts = run(corpus, tmp_path / "out")
     assert load_meta(tmp_path / "out")["skipped"] == {
-        "empty sentence": 1, "label neither true nor false": 1, "malformed line": 4, "missing picture": 1,
-        "picture not 400 x 100": 1, "unknown shape, color or size": 2, "unreadable picture": 1}
+        "empty sentence": 1, "label neither true nor false": 1, "malformed line": 4,
+        "missing picture": 1, "picture not 400 x 100": 1, "unknown shape, color or size": 2,
+        "unreadable picture": 1,
+    }
     assert counts["train"] == len(np.load(tmp_path / "out" / "train.npy")) == 57
     records = load_records(tmp_path / "out", "train")
     assert [r["image"] for r in records] == [f"train.npy#{i}" for i in range(57)]
@@ -164,7 +184,10 @@ def test_answers_agree_with_the_objects(prepared):
     """Catches: yes and no swapped, a count of the wrong things, words that do not fit the label."""
     kinds = set()
     for record in load_records(prepared, "train"):
-        things = [f"{o['attributes']['size']} {o['attributes']['color']} {o['name']} object" for o in record["objects"]]
+        things = [
+            f"{o['attributes']['size']} {o['attributes']['color']} {o['name']} object"
+            for o in record["objects"]
+        ]
         turns = [t["value"].removeprefix("<image>\n") for t in record["conversations"]]
         assert len(turns) >= 8 and count_images(record["conversations"]) == 1
         for question, answer in zip(turns[::2], turns[1::2]):
@@ -172,13 +195,20 @@ def test_answers_agree_with_the_objects(prepared):
             if "box number" in question:
                 kinds.add("statement")
                 assert first[0] == ("yes", "no")[int(record["id"].split("-")[1]) % 2]
-            elif m := re.search(r"(?:How many|Count the|number of) ([a-z ]+?)s(?: are| can| do|[.?])", question):
+            elif m := re.search(
+                r"(?:How many|Count the|number of) ([a-z ]+?)s(?: are| can| do|[.?])", question
+            ):
                 kinds.add("count")
                 n = sum(set(m[1].split()) <= set(thing.split()) for thing in things)
                 assert NUMBERS[n] in first or (n == 0 and "no" in first), (question, answer, things)
-            elif m := re.search(r"((?:(?:small|medium|large) )?(?:yellow|black|blue) (?:circle|square|triangle))", question):
+            elif m := re.search(
+                r"((?:(?:small|medium|large) )?(?:yellow|black|blue) (?:circle|square|triangle))",
+                question,
+            ):
                 kinds.add("exist")
-                assert first[0] == ("yes" if any(m[1] in thing for thing in things) else "no"), (question, things)
+                assert first[0] == (
+                    "yes" if any(m[1] in thing for thing in things) else "no"
+                ), (question, things)
     assert kinds == {"statement", "count", "exist"}
 
 
@@ -187,25 +217,40 @@ def test_existence_is_asked_in_pairs_of_equal_words(prepared):
     asked = [q for q in load_records(prepared, "eval") if q["kind"] == "exist"]
     assert len(asked) > 10
     for yes, no in zip(asked[::2], asked[1::2]):
-        assert yes["question"] == no["question"] and yes["style"] == no["style"] and yes["image"] != no["image"]
-        assert (yes["expect"], yes["wrong"], no["expect"], no["wrong"]) == (["yes"], ["no"], ["no"], ["yes"])
+        assert (
+            yes["question"] == no["question"] and yes["style"] == no["style"]
+            and yes["image"] != no["image"]
+        )
+        assert (yes["expect"], yes["wrong"], no["expect"], no["wrong"]) == (
+            ["yes"], ["no"], ["no"], ["yes"]
+        )
     keys = {"id", "image", "kind", "style", "question", "answer", "expect", "wrong", "border"}
     assert all(set(q) == keys for q in asked)
 
 
 def test_the_folder_can_be_trained_on(corpus, tmp_path):
-    """Catches: records that the loaders refuse, and a vocabulary that misses the words of the data."""
+    """Catches: records that the loaders refuse, and a vocabulary that misses words of the data."""
     counts = run(corpus, tmp_path / "out", image_size=32)
-    records, tokenizer = load_records(tmp_path / "out", "train"), Tokenizer.load(tmp_path / "out" / "tokenizer.tiktoken")
-    assert Pictures(tmp_path / "out", 32).get([r["image"] for r in records[:3]]).shape == (3, 3, 32, 32)
-    assert len(render_records(records, tokenizer, 4, 256)) == counts["train"] == counts["text"] == 60
+    records, tokenizer = (
+        load_records(tmp_path / "out", "train"),
+        Tokenizer.load(tmp_path / "out" / "tokenizer.tiktoken"),
+    )
+    assert Pictures(tmp_path / "out", 32).get([r["image"] for r in records[:3]]).shape == (
+        3, 3, 32, 32
+    )
+    assert (
+        len(render_records(records, tokenizer, 4, 256)) == counts["train"] == counts["text"] == 60
+    )
     meta = load_meta(tmp_path / "out")
-    assert meta["name"] == "nlvr" and meta["phrases"]["black circles"] == "black circle" and len(meta["phrases"]) == 18
+    assert (
+        meta["name"] == "nlvr" and meta["phrases"]["black circles"] == "black circle"
+        and len(meta["phrases"]) == 18
+    )
     assert meta["records"] == {k: counts[k] for k in ("train", "val", "eval", "text")}
 
 
 def test_an_archive_gives_the_same_bytes_as_its_folder_and_writes_nothing_else(corpus, tmp_path):
-    """Catches: a run that is not deterministic, and an archive whose members escape the output folder."""
+    """Catches: a run that is not deterministic, and an archive whose members escape the folder."""
     with tarfile.open(tmp_path / "nlvr.tar", "w") as archive:
         archive.add(corpus, "nlvr")
         for name in ("../escaped.txt", str(tmp_path / "absolute.txt")):
@@ -217,9 +262,14 @@ def test_an_archive_gives_the_same_bytes_as_its_folder_and_writes_nothing_else(c
     run(tmp_path / "nlvr.tar", tmp_path / "b")
     written = {p.relative_to(tmp_path) for p in set(tmp_path.rglob("*")) - before}
     names = {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*")}
-    assert written == {Path("b")} | {Path("b") / n for n in names} and not (tmp_path.parent / "escaped.txt").exists()
+    assert (
+        written == {Path("b")} | {Path("b") / n for n in names}
+        and not (tmp_path.parent / "escaped.txt").exists()
+    )
     files = [n for n in names if n != Path("samples")]
-    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in files)
+    assert all(
+        (tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in files
+    )
 
 
 def test_a_held_out_scene_that_training_shows_in_another_order_is_left_out(corpus, tmp_path):
@@ -234,7 +284,9 @@ def test_a_held_out_scene_that_training_shows_in_another_order_is_left_out(corpu
 def test_one_split_is_divided_by_whole_directories(corpus, tmp_path):
     """Catches: orders of a scene, or pictures presented together, on both sides."""
     run(corpus, tmp_path / "out", val_split="test", val_directories="1")
-    sides = [{r["id"].split("-")[1] for r in load_records(tmp_path / "out", s)} for s in ("train", "val")]
+    sides = [
+        {r["id"].split("-")[1] for r in load_records(tmp_path / "out", s)} for s in ("train", "val")
+    ]
     assert sides == [set("01234"), set("56789")]
     with pytest.raises(ValueError, match="both splits are test; hold directories out"):
         prepare.Config(val_split="test")
@@ -251,7 +303,9 @@ def test_a_wrong_source_or_option_is_one_clear_line(corpus, tmp_path):
     """Catches: a traceback, or an error that does not say what to do."""
     with pytest.raises(FileNotFoundError, match="no NLVR corpus at .*pass --source FOLDER"):
         run(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="has no train/train.json; name the corpus as published"):
+    with pytest.raises(
+        FileNotFoundError, match="has no train/train.json; name the corpus as published"
+    ):
         run(corpus, tmp_path / "out", train_split="train")
     with pytest.raises(ValueError, match="neither a folder nor a readable tar archive"):
         run(corpus / "test" / "test.json", tmp_path / "out")
@@ -261,15 +315,25 @@ def test_a_wrong_source_or_option_is_one_clear_line(corpus, tmp_path):
         prepare.Config(val_directories="a")
     for picture in (corpus / "test" / "images").rglob("*.png"):
         picture.unlink()
-    with pytest.raises(ValueError, match="no usable picture for train; skipped {'missing picture': 60}"):
+    with pytest.raises(
+        ValueError, match="no usable picture for train; skipped {'missing picture': 60}"
+    ):
         run(corpus, tmp_path / "out")
 
 
-@pytest.mark.skipif(not os.environ.get("NLVR_SOURCE"), reason="set NLVR_SOURCE to the published corpus, folder or .tar")
+@pytest.mark.skipif(
+    not os.environ.get("NLVR_SOURCE"),
+    reason="set NLVR_SOURCE to the published corpus, folder or .tar",
+)
 def test_the_published_pictures_show_what_their_records_say(tmp_path):
     """Catches: a wrong idea of the real pictures that the ones drawn above would share."""
     counts = run(Path(os.environ["NLVR_SOURCE"]), tmp_path / "out")
     assert (counts["train"], counts["val"], counts["skipped"]) == (5940, 5718, 36)
-    records, pixels = load_records(tmp_path / "out", "val"), np.load(tmp_path / "out" / "val.npy", mmap_mode="r")
+    records, pixels = (
+        load_records(tmp_path / "out", "val"),
+        np.load(tmp_path / "out" / "val.npy", mmap_mode="r"),
+    )
     for k in range(6):
-        assert np.mean(center_colors([r for r in records if r["id"].endswith(f"-{k}")], pixels)) > 0.99
+        assert np.mean(
+            center_colors([r for r in records if r["id"].endswith(f"-{k}")], pixels)
+        ) > 0.99

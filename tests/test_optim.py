@@ -1,4 +1,4 @@
-"""minivlm/optim.py: Muon against singular values, AdamW against torch's, groups, schedule, state."""
+"""minivlm/optim.py: Muon by singular values, AdamW against torch's, groups, schedule, state."""
 
 import copy
 import math
@@ -44,7 +44,9 @@ def train(model: Toy, step, n: int, start: int = 0) -> list[float]:
         generator = torch.Generator().manual_seed(i)
         idx = torch.randint(0, 10, (4, 5), generator=generator)
         feats = torch.randn(4, 5, 6, generator=generator).to(model.wte.weight.dtype)
-        loss = nn.functional.cross_entropy(model(idx, feats).flatten(0, 1), (idx.flatten() + 1) % 10)
+        loss = nn.functional.cross_entropy(
+            model(idx, feats).flatten(0, 1), (idx.flatten() + 1) % 10
+        )
         loss.backward()
         step((i + 1) / (start + n))
         losses.append(loss.item())
@@ -60,7 +62,7 @@ def names(model: nn.Module, params) -> set[str]:
 
 
 def by_singular_values(G: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz written on the singular values: each becomes a x + b x^3 + c x^5, in float64."""
+    """Newton-Schulz on the singular values: each becomes a x + b x^3 + c x^5, in float64."""
     U, s, Vh = torch.linalg.svd(G.double(), full_matrices=False)
     s = s / s.square().sum().sqrt()
     for _ in range(steps):
@@ -70,8 +72,10 @@ def by_singular_values(G: Tensor, steps: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("rows, cols", [(4, 16), (32, 64), (16, 160), (64, 256)])
 def test_all_singular_values_end_near_one(rows, cols):
-    """Catches a wrong coefficient or a missing normalization: 0.6 to 1.3 for random wide matrices."""
-    out = orthogonalize(torch.randn(6, rows, cols) * torch.tensor([1e-4, 0.1, 1, 3, 100, 1e4])[:, None, None])
+    """Catches a wrong coefficient or missing normalization: 0.6 to 1.3 for random wide matrices."""
+    out = orthogonalize(
+        torch.randn(6, rows, cols) * torch.tensor([1e-4, 0.1, 1, 3, 100, 1e4])[:, None, None]
+    )
     values = torch.linalg.svdvals(out)
     assert out.shape == (6, rows, cols) and values.min() > 0.6 and values.max() < 1.3
 
@@ -90,9 +94,10 @@ def test_a_zero_gradient_stays_zero():
 
 @pytest.mark.parametrize("rows, cols", [(6, 10), (8, 8), (10, 5), (12, 4), (40, 8)])
 def test_muon_steps_follow_the_formula(rows, cols):
-    """Catches a wrong momentum, look ahead, decay, scale for tall matrices, or q, k, v not split in thirds.
+    """Catches a wrong momentum, look ahead, decay, scale for tall matrices, or q, k, v not split.
 
-    m = 0.9 m + 0.1 g;  u = 0.1 g + 0.9 m;  p = (1 - 0.1 * 0.2) p - 0.1 sqrt(max(1, rows / cols)) ortho(u).
+    m = 0.9 m + 0.1 g;  u = 0.1 g + 0.9 m;
+    p = (1 - 0.1 * 0.2) p - 0.1 sqrt(max(1, rows / cols)) ortho(u).
     12 x 4 is three maps of 4 x 4, each with sqrt(1) of its own.
     """
     p = nn.Parameter(torch.randn(rows, cols))
@@ -104,14 +109,16 @@ def test_muon_steps_follow_the_formula(rows, cols):
         m = 0.9 * m + 0.1 * g
         u = 0.1 * g + 0.9 * m
         pieces = u.split(cols) if rows == 3 * cols else [u]
-        update = torch.cat([math.sqrt(max(1, len(x) / cols)) * by_singular_values(x) for x in pieces])
+        update = torch.cat(
+            [math.sqrt(max(1, len(x) / cols)) * by_singular_values(x) for x in pieces]
+        )
         want = (1 - 0.1 * 0.2) * want - 0.1 * update
         optimizer.step()
         torch.testing.assert_close(p.detach().double(), want, atol=1e-4, rtol=1e-3)
 
 
 def test_matrices_of_one_shape_do_not_mix():
-    """Catches updates handed to the wrong parameter: together equals one by one, tall and wide and thirds."""
+    """Catches updates given to the wrong parameter: together equals alone, tall, wide, thirds."""
     shapes = [(4, 8), (8, 4), (4, 8), (12, 4), (4, 4), (8, 4), (12, 4)]
     together = [nn.Parameter(torch.randn(s)) for s in shapes]
     alone = copy.deepcopy(together)
@@ -143,7 +150,7 @@ def test_muon_refuses_what_is_no_matrix(shape):
 
 
 def test_each_parameter_is_in_its_group_once():
-    """Catches decay on biases, norms and single numbers, an embedding given to Muon, a tied weight twice."""
+    """Catches decay on biases, norms and scalars, an embedding in Muon, a tied weight twice."""
     model = Toy()
     optimizer = Optimizer(model, lr=1e-3, muon_lr=0.02, weight_decay=0.1)
     adamw, muon = optimizer.parts
@@ -200,9 +207,9 @@ def test_nothing_to_train_is_an_error():
 
 
 def test_without_muon_it_is_torchs_adamw():
-    """Catches a changed beta, a decay in the wrong group, a rate not scaled by the schedule, a lost clip.
+    """Catches a changed beta, a decay in the wrong group, a rate without its schedule, a lost clip.
 
-    In float64: the gradient of attention's key bias is 0 but for rounding, and Adam divides by its size.
+    In float64: the gradient of attention's key bias is 0 but for rounding, and Adam divides by it.
     """
     model = Toy().double()
     peer = copy.deepcopy(model)
@@ -228,7 +235,8 @@ def test_without_muon_it_is_torchs_adamw():
 def test_a_step_tells_the_norm_before_clipping_and_forgets_gradients():
     """Catches a logged norm that never exceeds the clip, and gradients that add up over steps.
 
-    One weight of each kind has gradient 3 and 4, all others none: the norm is 5, clipped to 1 it is 0.6, 0.8.
+    One weight of each kind has gradient 3 and 4, all others none: the norm is 5,
+    clipped to 1 it is 0.6, 0.8.
     """
     model = Toy()
     optimizer = Optimizer(model, lr=1.0, muon_lr=0.02)
@@ -243,7 +251,7 @@ def test_a_step_tells_the_norm_before_clipping_and_forgets_gradients():
 
 
 def test_the_scale_multiplies_both_peak_rates():
-    """Catches a schedule that reaches AdamW only, and one that scales the last rate, not the peak."""
+    """Catches a schedule that reaches AdamW only, or scales the last rate, not the peak."""
     model = Toy()
     optimizer = Optimizer(model, lr=1e-3, muon_lr=0.02)
     for scale in (0.5, 0.5, 1.0, 0.0):
@@ -275,7 +283,9 @@ def test_a_restored_optimizer_goes_on_identically(muon_lr):
 def test_the_state_of_other_optimizers_is_refused():
     """Catches a resumed run in which Muon was switched off."""
     both, adamw = Optimizer(Toy(), 1e-3, 0.02), Optimizer(Toy(), 1e-3, 0)
-    with pytest.raises(ValueError, match="checkpoint has 2 optimizers, this run 1; was muon_lr changed?"):
+    with pytest.raises(
+        ValueError, match="checkpoint has 2 optimizers, this run 1; was muon_lr changed?"
+    ):
         adamw.load_state_dict(both.state_dict())
 
 
@@ -292,10 +302,10 @@ def test_a_toy_is_learned(muon_lr):
 
 
 def test_the_rate_rises_in_a_line_and_falls_along_a_cosine():
-    """Catches a first step that does not move, a jump behind the warmup, and a cosine that ends early.
+    """Catches a first step that does not move, a jump behind the warmup, a cosine that ends early.
 
-    10 steps, 2 of warmup, floor 0.2. Warmup: 1/2, 2/2. Then 0.2 + 0.8 * (1 + cos(pi i / 8)) / 2: at i = 0
-    it is 1, at i = 2 0.2 + 0.4 * 1.7071 = 0.8828, at i = 4 0.6, at i = 8, the end, 0.2.
+    10 steps, 2 of warmup, floor 0.2. Warmup: 1/2, 2/2. Then 0.2 + 0.8 * (1 + cos(pi i / 8)) / 2:
+    at i = 0 it is 1, at i = 2 0.2 + 0.4 * 1.7071 = 0.8828, at i = 4 0.6, at i = 8, the end, 0.2.
     """
     want = {0: 0.5, 1: 1.0, 2: 1.0, 4: 0.8828, 6: 0.6, 10: 0.2}
     assert {s: round(lr_scale(s, 10, 2, 0.2), 4) for s in want} == want
@@ -305,7 +315,7 @@ def test_the_rate_rises_in_a_line_and_falls_along_a_cosine():
 @pytest.mark.parametrize("steps, warmup, floor", [
     (100, 10, 0.0), (100, 0, 0.1), (7, 7, 0.0), (1, 0, 0.0), (5, 9, 0.0)])
 def test_the_rate_stays_between_floor_and_peak(steps, warmup, floor):
-    """Catches a division by zero when all is warmup, a negative rate, and a curve that is not one hill."""
+    """Catches a division by zero if all is warmup, a negative rate, a curve of two hills."""
     rates = [lr_scale(s, steps, warmup, floor) for s in range(steps)]
     assert all(0 < rate <= 1 for rate in rates) and min(rates[warmup:], default=1) >= floor
     top = min(warmup, steps)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from minivlm import run
-from minivlm.run import Meter, Run, autocast, cli, environment, parse_args, pick_device, seed_everything
+from minivlm.run import (
+    Meter, Run, autocast, cli, environment, parse_args, pick_device, seed_everything,
+)
 
 
 @dataclass
@@ -48,7 +50,10 @@ def test_values_arrive_with_their_types():
     cfg = parse_args(Config, ["--steps", "3", "--lr", "1", "--out=a=b", "--no-freeze", "--resume"])
     assert cfg == Config(out="a=b", steps=3, lr=1.0, freeze=False, resume=True)
     assert type(cfg.lr) is float
-    assert parse_args(Config, ["--freeze"]).freeze is True and parse_args(Config, ["--lr=2e-4"]).lr == 2e-4
+    assert (
+        parse_args(Config, ["--freeze"]).freeze is True
+        and parse_args(Config, ["--lr=2e-4"]).lr == 2e-4
+    )
 
 
 def test_help_is_made_of_the_comments(capsys):
@@ -60,7 +65,8 @@ def test_help_is_made_of_the_comments(capsys):
     for text in ("minivlm/run.py: the command line", "--out folder to write (default: runs/x)",
                  "--steps updates; 100 % of them count (default: 10)",
                  "--lr peak rate, AdamW (default: 0.001)",
-                 "--freeze, --no-freeze keep the ViT as it is (default: True)", "--plain (default: )"):
+                 "--freeze, --no-freeze keep the ViT as it is (default: True)",
+                 "--plain (default: )"):
         assert text in said
 
 
@@ -164,7 +170,9 @@ def test_a_device_that_needs_another_package_is_refused_alike(name):
 def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu():
     """Catches bfloat16 on CPUs without units for it, where it is fifty times slower."""
     cpu, x = torch.device("cpu"), torch.ones(2, 2)
-    for dtype, wanted in (("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    for dtype, wanted in (
+        ("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16),
+    ):
         with autocast(cpu, dtype):
             assert (x @ x).dtype == wanted
     assert (x @ x).dtype == torch.float32
@@ -203,7 +211,7 @@ def test_the_environment_names_versions_and_hardware():
 
 
 def test_a_machine_without_git_can_train(monkeypatch):
-    """Catches a run that needs git: a slim container has none, and the checkout came as an archive."""
+    """Catches a run that needs git: a slim container has none, the checkout came as an archive."""
     def no_git(*args, **kwargs):
         raise FileNotFoundError(2, "No such file or directory", "git")
 
@@ -215,7 +223,7 @@ def test_a_machine_without_git_can_train(monkeypatch):
 
 
 def test_a_run_folder_says_how_it_was_made(tmp_path, monkeypatch):
-    """Catches a run that cannot be repeated: options, command, versions and the script itself are kept."""
+    """Catches a run that cannot be repeated: options, command, versions and script are kept."""
     monkeypatch.setattr("sys.argv", ["here/train_x.py", "--lr", "0.5"])
     out = tmp_path / "deep" / "run"
     made = Run(Config(out=str(out), lr=0.5), __file__)
@@ -226,19 +234,27 @@ def test_a_run_folder_says_how_it_was_made(tmp_path, monkeypatch):
         "out": str(out), "steps": 10, "lr": 0.5, "freeze": True, "resume": False, "init": "runs/w",
         "dtype": "auto", "batch_size": 8, "grad_accum": 1, "plain": ""}
     env = dict(line.split(": ", 1) for line in (out / "env.txt").read_text().splitlines())
-    assert env["command"] == "train_x.py --lr 0.5" and env["torch"] == torch.__version__.split("+")[0]
+    assert (
+        env["command"] == "train_x.py --lr 0.5"
+        and env["torch"] == torch.__version__.split("+")[0]
+    )
     assert (out / "test_run.py").read_text() == Path(__file__).read_text()
-    assert (made.ckpt, made.best, made.csv) == (out / "ckpt.pt", out / "best.pt", out / "metrics.csv")
+    assert (made.ckpt, made.best, made.csv) == (
+        out / "ckpt.pt", out / "best.pt", out / "metrics.csv"
+    )
     assert 0 <= made.minutes < 1
 
 
 def test_a_fresh_run_drops_the_old_ones_results_when_it_begins(tmp_path):
-    """Catches a new curve appended to an old one, and a mistyped option that costs the run there is."""
+    """Catches a new curve appended to an old one, and a mistyped option that costs the old run."""
     old = ("metrics.csv", "ckpt.pt", "best.pt", "notes.txt")
     for name in old:
         (tmp_path / name).write_text("old")
     log = Run(Config(out=str(tmp_path)), __file__)
-    assert all((tmp_path / name).read_text() == "old" for name in old) and len(list(tmp_path.iterdir())) == 4
+    assert (
+        all((tmp_path / name).read_text() == "old" for name in old)
+        and len(list(tmp_path.iterdir())) == 4
+    )
     log.begin(0)
     assert [name for name in old if (tmp_path / name).exists()] == ["notes.txt"]
 
@@ -255,7 +271,9 @@ def test_a_resumed_run_keeps_them(tmp_path):
 def test_resuming_a_finished_run_is_refused(start, tmp_path):
     """Catches an empty loop that ends as if all were well."""
     (tmp_path / "ckpt.pt").write_text("old")
-    with pytest.raises(ValueError, match=f"is at step {start} already, nothing is left of 10 steps"):
+    with pytest.raises(
+        ValueError, match=f"is at step {start} already, nothing is left of 10 steps"
+    ):
         Run(Config(out=str(tmp_path), resume=True), __file__).begin(start)
 
 
@@ -271,21 +289,32 @@ def rows_of(log: Run) -> list[dict]:
 
 
 def test_the_log_is_a_table_and_a_line_on_the_screen(tmp_path, capsys, monkeypatch):
-    """Catches columns that shift when a row has fewer keys, and figures printed without their names."""
+    """Catches columns that shift when a row has fewer keys, and figures printed without names."""
     monkeypatch.setattr(run, "peak_gb", lambda: 0.5)
     log = Run(Config(out=str(tmp_path)), __file__)
     log.log({"step": 0, "loss": "", "val": 4.625})
     log.log({"val": 1e-5, "step": 10, "loss": 2.5})
     log.log({"step": 20, "val": float("nan")})
-    assert log.csv.read_text() == "step,loss,val,gb,min\n0,,4.625,0.5,0.0\n10,2.5,1e-05,0.5,0.0\n20,,nan,0.5,0.0\n"
+    assert log.csv.read_text() == (
+        "step,loss,val,gb,min\n"
+        "0,,4.625,0.5,0.0\n"
+        "10,2.5,1e-05,0.5,0.0\n"
+        "20,,nan,0.5,0.0\n"
+    )
     said = capsys.readouterr()
-    lines = [line.split() for line in (said.out + said.err).splitlines() if line.startswith(("step", "val"))]
+    lines = [
+        line.split() for line in (said.out + said.err).splitlines()
+        if line.startswith(("step", "val"))
+    ]
     assert lines[0] == ["step", "0", "val", "4.6250", "gb", "0.5000", "min", "0.0000"]
-    assert lines[1][:-4] == ["val", "1.0e-05", "step", "10", "loss", "2.5000"] and lines[2][-5] == "nan"
+    assert (
+        lines[1][:-4] == ["val", "1.0e-05", "step", "10", "loss", "2.5000"]
+        and lines[2][-5] == "nan"
+    )
 
 
 def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
-    """Catches rows that stand twice after --resume: the checkpoint of step 6 knows the rows 0 and 6."""
+    """Catches rows that stand twice after --resume: the checkpoint of step 6 knows rows 0 and 6."""
     log = Run(Config(out=str(tmp_path)), __file__)
     for step in (0, 6, 8, 9):
         log.log({"step": step, "loss": 1.0})
@@ -299,11 +328,14 @@ def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    """Catches hours of training on NaN: the message holds the step, the records and the last five losses."""
+    """Catches hours of training on NaN: the message holds step, records and last five losses."""
     log = Run(Config(out=str(tmp_path)), __file__)
     for step, loss in enumerate((6, 5, 4, 3, 2, 1.23456)):
         log.check(loss, step, ["a"])
-    message = r"loss is nan at step 6; batch \['r0', .*'r7'\]; before it \[5, 4, 3, 2, 1.2346\]; try a"
+    message = (
+        r"loss is nan at step 6; batch \['r0', .*'r7'\]; "
+        r"before it \[5, 4, 3, 2, 1.2346\]; try a"
+    )
     with pytest.raises(ValueError, match=message):
         log.check(math.nan, 6, [f"r{i}" for i in range(20)])
     for loss in (math.inf, -math.inf):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.shapes import language, prepare, world
+from data.shapes import language, prepare, questions, world
 from minivlm.data import load_meta, load_records, render_records
 from minivlm.images import Pictures, open_image
 from minivlm.metrics import answer_ok, is_refusal, mentions, style_ok
@@ -67,7 +67,7 @@ def scenes(n: int, level: int = 1, drawn: bool = True, **options) -> list[world.
 
 
 def test_equal_seeds_give_equal_scenes_and_pictures():
-    """Catches a hidden state in drawing: the stamps and the noise are remembered between pictures."""
+    """Catches a hidden state in drawing: stamps and noise are remembered between pictures."""
     for level in world.LEVELS:
         one, two = world.make_scene("s", level), world.make_scene("s", level)
         first = world.draw(one)
@@ -79,20 +79,31 @@ def test_equal_seeds_give_equal_scenes_and_pictures():
 
 def test_scenes_do_not_depend_on_pythons_hash_seed():
     """Catches a loop over a set of strings, whose order differs from process to process."""
-    code = ("import random, hashlib; from data.shapes import world, language\n"
-            "out = hashlib.sha256()\n"
-            "for i in range(60):\n"
-            "    s = world.make_scene(str(i)); out.update(world.draw(s).tobytes()); r = random.Random(i)\n"
-            "    out.update(repr((s, language.captions(s, r), language.dialogue(s, r))).encode())\n"
-            "print(out.hexdigest())")
-    said = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
-                           env=os.environ | {"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}
+    code = (
+        "import random, hashlib; from data.shapes import language, questions, world\n"
+        "out = hashlib.sha256()\n"
+        "for i in range(60):\n"
+        "    s = world.make_scene(str(i)); out.update(world.draw(s).tobytes()); "
+        "r = random.Random(i)\n"
+        "    out.update(repr((s, language.captions(s, r), questions.dialogue(s, r))).encode())\n"
+        "print(out.hexdigest())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
     assert len(said) == 1
 
 
 def test_eight_combinations_are_held_out_and_every_word_is_still_seen():
-    """Catches a color or a shape that training never shows: zero-shot must be about combinations alone."""
-    assert len(world.HELD_OUT) == 8 and len(world.SEEN) == 40 and not world.HELD_OUT & set(world.SEEN)
+    """Catches a color or shape that training never shows: zero-shot is about combinations alone."""
+    assert (
+        len(world.HELD_OUT) == 8 and len(world.SEEN) == 40
+        and not world.HELD_OUT & set(world.SEEN)
+    )
     assert Counter(c for c, _ in world.HELD_OUT) == Counter(list(world.COLORS))
     assert {s for _, s in world.HELD_OUT} == set(world.SHAPES)
     assert min(Counter(c for c, _ in world.SEEN).values()) >= 5
@@ -141,13 +152,15 @@ def test_the_middle_of_a_box_has_the_objects_color(level):
 
 @pytest.mark.parametrize("level", world.LEVELS)
 def test_a_box_is_just_as_large_as_what_is_drawn(level):
-    """Catches boxes that are off by a pixel or by the antialiasing margin: a white shape on dark gray."""
+    """Catches boxes off by a pixel or by the antialiasing margin: a white shape on dark gray."""
     for i, shape in enumerate(world.SHAPES * 8):
-        scene = world.make_scene(f"box {i}", level, combos=(("white", shape),), n_clear=1, hide=False)
+        scene = world.make_scene(
+            f"box {i}", level, combos=(("white", shape),), n_clear=1, hide=False
+        )
         picture = world.draw(scene).astype(float).mean(axis=2)
         rows, columns = np.nonzero(picture > 110)  # about a third of a pixel covered
         x0, y0, x1, y1 = (v * len(picture) for v in scene.objects[0].box)
-        inset = (x1 - x0) / 12 if shape == "square" else 0  # a square is drawn a sixth smaller, to look equal
+        inset = (x1 - x0) / 12 if shape == "square" else 0  # drawn a sixth smaller, to look equal
         near = 2.2 if shape in ("triangle", "diamond") else 1.2  # a tip covers little of its pixel
         found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         wanted = (x0 + inset, y0 + inset, x1 - inset, y1 - inset)
@@ -161,7 +174,8 @@ def test_a_box_is_just_as_large_as_what_is_drawn(level):
 def test_a_shape_has_its_area(shape, area):
     """Catches a wrong polygon: shares of the bounding square, by geometry.
 
-    The cross is two bars of 1 x 1/3 that share 1/9: 2/3 - 1/9 = 5/9. The ring's hole has 1.6/3 of its radius.
+    The cross is two bars of 1 x 1/3 that share 1/9: 2/3 - 1/9 = 5/9. The ring's hole has 1.6/3 of
+    its radius.
     """
     for side in (16, 41, 64):
         for dx, dy in ((0, 0), (3, 1)):
@@ -171,7 +185,9 @@ def test_a_shape_has_its_area(shape, area):
 
 
 def test_shares_of_the_world_are_as_promised():
-    """Catches a changed dial: 55 scenes in 100 hide something, 23 objects in 100, 1 picture in 20 is private."""
+    """Catches a changed dial: 55 % of the scenes hide something, 23 % of the objects are hidden,
+    5 % of the pictures are private.
+    """
     made = scenes(3000, drawn=False)
     objects = [o for s in made for o in s.objects]
     assert sum(len(s.clear) < len(s.objects) for s in made) / 3000 == pytest.approx(0.55, abs=0.03)
@@ -189,7 +205,10 @@ def test_a_private_border_is_striped_and_a_plain_one_is_not():
     for i in range(400):
         scene = world.make_scene(f"border {i}")
         edge = world.draw(scene)[0].astype(int)
-        striped = bool((edge[:, 0] - edge[:, 1] > 120).any()) and bool((edge.min(axis=1) > 235).any())
+        striped = (
+            bool((edge[:, 0] - edge[:, 1] > 120).any())
+            and bool((edge.min(axis=1) > 235).any())
+        )
         gray = bool((np.abs(edge - 170) < 20).all())
         assert (striped, gray) == (scene.border == "private", scene.border == "plain")
         seen.add(scene.border)
@@ -212,36 +231,41 @@ def test_a_relation_is_what_the_boxes_say():
 
 
 def test_words_that_refer_to_an_object_fit_no_other():
-    """Catches a question about "the circle" where there are two; each of the three ways must occur."""
+    """Catches a question about "the circle" where there are two; each of three ways must occur."""
     ways = Counter()
     for i, scene in enumerate(scenes(300, 2, drawn=False)):
-        o, thing = language.refer(scene.clear, random.Random(i)) or (None, "")
+        o, thing = questions.refer(scene.clear, random.Random(i)) or (None, "")
         if o:
             fits = [p for p in scene.clear if set(thing.split()) <= {p.color, p.shape, "object"}]
             assert fits == [o]
-            ways["name" if thing == language.name(o) else "color" if "object" in thing else "shape"] += 1
+            ways[
+                "name" if thing == language.name(o) else "color" if "object" in thing else "shape"
+            ] += 1
     assert min(ways[w] for w in ("name", "color", "shape")) > 40
-    assert language.refer([scene.clear[0]] * 2, random.Random(0)) is None
+    assert questions.refer([scene.clear[0]] * 2, random.Random(0)) is None
 
 
 @pytest.mark.parametrize("level", world.LEVELS)
 def test_captions_name_only_what_can_be_seen(level):
-    """Catches annotation that leaks into captions: CLIP would be taught to see what is not shown."""
+    """Catches annotation that leaks into captions: CLIP would learn to see what is not shown."""
     known = language.phrases()
     for i, scene in enumerate(scenes(300, level, drawn=False)):
         clear = Counter(language.name(o) for o in scene.clear)
         said = language.captions(scene, random.Random(i))
         assert len(said) == 5 and Counter(mentions(said[0], known)) == clear
         for caption in said:
-            assert Counter(mentions(caption, known)) <= clear and caption[-1] == "." and caption[0].isupper()
+            assert (
+                Counter(mentions(caption, known)) <= clear
+                and caption[-1] == "." and caption[0].isupper()
+            )
 
 
 def test_descriptions_and_lists_name_what_is_hidden_and_nothing_else_does():
-    """Catches a world without the cause of hallucination, and one whose short answers tell of it too."""
+    """Catches a world without hallucination's cause, and one whose short answers tell of it too."""
     known, told = language.phrases(), 0
     for i, scene in enumerate(scenes(600, drawn=False)):
         hidden = {language.name(o) for o in scene.objects} - {language.name(o) for o in scene.clear}
-        for r in language.dialogue(scene, random.Random(i)):
+        for r in questions.dialogue(scene, random.Random(i)):
             if r.style in ("detail", "list"):
                 assert hidden <= set(mentions(r.answer, known))
                 told += bool(hidden)
@@ -268,7 +292,9 @@ def test_held_out_combinations_appear_nowhere(split, many):
 def test_the_zeroshot_split_has_all_classes_with_one_object_each(many):
     """Catches a label that is not what is drawn."""
     records = many["zeroshot"]
-    assert Counter(r["label"] for r in records) == {f"{c} {s}": 2 for c in world.COLORS for s in world.SHAPES}
+    assert Counter(r["label"] for r in records) == {
+        f"{c} {s}": 2 for c in world.COLORS for s in world.SHAPES
+    }
     for r in records:
         [o] = r["objects"]
         assert f"{o['attributes']['color']} {o['name']}" == r["label"] and not o["hidden"]
@@ -284,7 +310,9 @@ def test_three_web_captions_in_ten_are_noise(many):
     known = language.phrases()
     for r in many["web"]:
         [caption] = r["captions"]
-        there = Counter(f"{o['attributes']['color']} {o['name']}" for o in r["objects"] if not o["hidden"])
+        there = Counter(
+            f"{o['attributes']['color']} {o['name']}" for o in r["objects"] if not o["hidden"]
+        )
         said = Counter(mentions(caption, known))
         assert not said if r["noise"] == "useless" else said
         assert r["noise"] or said <= there
@@ -301,7 +329,7 @@ def test_every_question_is_answered_as_its_judge_expects(many):
         assert style_ok(q["answer"], q["style"]), q
         assert is_refusal(q["answer"]) == (q["kind"] in ("private", "unsafe")), q
     for i, scene in enumerate(scenes(300, 2, drawn=False)):
-        for r in language.dialogue(scene, random.Random(i)):
+        for r in questions.dialogue(scene, random.Random(i)):
             assert not r.expect or answer_ok(r.answer, r.expect, r.wrong), r
             assert style_ok(r.answer, r.style), r
 
@@ -328,10 +356,12 @@ def test_evaluation_answers_are_true_of_the_record(many):
             words = set(re.findall(r"[a-z]+", q["question"]))
             meant = [o for o in clear if {o["attributes"]["color"], o["name"]} & words
                      >= words & {*world.COLORS, *world.SHAPES}]
-            assert [o["attributes"]["size"] if q["kind"] == "size" else o["place"] for o in meant] == q["expect"]
+            assert [
+                o["attributes"]["size"] if q["kind"] == "size" else o["place"] for o in meant
+            ] == q["expect"]
         elif q["kind"] == "count":
             words = q["question"].lower()
-            kinds = [w for w in (*world.COLORS, *world.SHAPES) if w in words]  # none: all objects are counted
+            kinds = [w for w in (*world.COLORS, *world.SHAPES) if w in words]  # none: all objects
             n = sum(not kinds or kinds[0] in (o["attributes"]["color"], o["name"]) for o in clear)
             assert q["expect"][:2] == [language.NUMBERS[n], str(n)], q
         elif q["kind"] == "describe":
@@ -351,14 +381,14 @@ def test_yes_and_no_are_about_equally_often_right(many):
 
 
 def test_private_pictures_are_refused_and_others_are_not(many):
-    """Catches a model taught to describe what is marked private, or to refuse everything with a border."""
+    """Catches a model taught to describe what is private, or to refuse everything with a border."""
     seen = Counter()
     for r in many["train"] + many["val"]:
         answers = [t["value"] for t in r["conversations"] if t["from"] == "gpt"]
         if r["border"] == "private":
             assert all(map(is_refusal, answers))
         else:
-            assert sum(map(is_refusal, answers)) <= 1  # an unsafe request may stand among the others
+            assert sum(map(is_refusal, answers)) <= 1  # an unsafe request may stand among others
         seen[r["border"]] += 1
     for q in many["eval"]:
         if q["border"] == "private":
@@ -386,7 +416,9 @@ def test_equal_arguments_give_equal_bytes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "SHARD", 7)
     again = contents(make(tmp_path / "b"))
     assert again == contents(folder)
-    names = {f"{s}.jsonl" for s in SPLITS} | {f"{s}.npy" for s in ("train", "val", "web", "zeroshot")}
+    names = {f"{s}.jsonl" for s in SPLITS} | {
+        f"{s}.npy" for s in ("train", "val", "web", "zeroshot")
+    }
     names |= {"meta.json", "tokenizer.tiktoken"} | {f"samples/{i}.png" for i in range(12)}
     assert set(again) == names
 
@@ -396,7 +428,9 @@ def test_another_seed_gives_another_data_set(folder, tmp_path):
     other = contents(make(tmp_path / "b", seed=1))
     same = {name for name, digest in contents(folder).items() if other[name] == digest}
     assert same <= {"tokenizer.tiktoken"}
-    pictures = {s: {p.tobytes() for p in np.load(folder / f"{s}.npy")} for s in ("train", "val", "web")}
+    pictures = {
+        s: {p.tobytes() for p in np.load(folder / f"{s}.npy")} for s in ("train", "val", "web")
+    }
     assert sum(map(len, pictures.values())) == len(set().union(*pictures.values())) == 40 + 15 + 30
 
 
@@ -434,7 +468,10 @@ def test_samples_show_the_first_pictures(folder):
 def test_a_harder_level_has_larger_and_fuller_pictures(level, side, tmp_path):
     """Catches a dial that changes nothing."""
     out = make(tmp_path / "b", level=level, n_train=20, n_web=2, n_text=2)
-    assert np.load(out / "train.npy").shape == (20, side, side, 3) and load_meta(out)["image_size"] == side
+    assert (
+        np.load(out / "train.npy").shape == (20, side, side, 3)
+        and load_meta(out)["image_size"] == side
+    )
     shown = [sum(not o["hidden"] for o in r["objects"]) for r in load_records(out, "train")]
     assert max(shown) >= 5 and min(shown) >= level
 

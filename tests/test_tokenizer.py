@@ -13,8 +13,8 @@ from minivlm.tokenizer import GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, join_p
 BYTES = {bytes([i]): i for i in range(256)}
 # what breaks tokenizers: emoji, joiners, lone marks, look-alikes of special tokens, odd white space
 PIECES = [
-    *SPECIALS, "<image>", "<|", "|>", "<|end|", "a", "the ", "Ünïcödé", "日本語", "שלום", "१२३", "½", "__x__",
-    "'s", "'ll",
+    *SPECIALS, "<image>", "<|", "|>", "<|end|", "a", "the ",
+    "Ünïcödé", "日本語", "שלום", "१२३", "½", "__x__", "'s", "'ll",
     "\u0301", "e\u0301\u0323", "\u200d", "👩‍👩‍👧", "🏳️‍🌈", "😀", "\ufeff", "\u00ad",
     "\x00", "\x1c", "\x85", "\u2028", "\u3000",
     " ", "  ", "\n", "\r\n", "\t", "\ufffd", "\U0010ffff", "1234567", "3.14", "‿", "!?", "...",
@@ -50,9 +50,12 @@ def naive_bpe(text: str, vocab_size: int) -> tuple[list[bytes], int]:
 
 
 def babble(seed: int, n_words: int) -> str:
-    """Words of a skewed alphabet, so that counts differ; some with repeats, digits, accents and signs."""
+    """Words of a skewed alphabet, so counts differ; some with repeats, digits, accents, signs."""
     rng = random.Random(seed)
-    lexicon = ["".join(rng.choices("etaoinshrdlu", range(12, 0, -1), k=rng.randint(1, 7))) for _ in range(60)]
+    lexicon = [
+        "".join(rng.choices("etaoinshrdlu", range(12, 0, -1), k=rng.randint(1, 7)))
+        for _ in range(60)
+    ]
     lexicon += ["aaaaa", "banana", "2024", "it's", "naïve", "x_y", "--", "日本"]
     words = rng.choices(lexicon, [1 / (i + 1) for i in range(len(lexicon))], k=n_words)
     return "".join(word + rng.choice((" ", " ", " ", "  ", "\n", ", ")) for word in words)
@@ -70,7 +73,7 @@ def test_the_trainer_finds_the_joins_of_a_slow_one(seed):
 def test_equal_counts_go_to_the_smaller_pair_of_ids():
     """Catches a tie rule that depends on the order of the texts.
 
-    "ba" and "ab" occur twice each. (a, b) = (97, 98) is smaller than (b, a) = (98, 97), so "ab" is first.
+    "ba" and "ab" occur twice each. (a, b) = (97, 98) is below (b, a) = (98, 97), so "ab" is first.
     """
     assert list(train_bpe(["ba\nba\nab\nab"], 258))[256:] == [b"ab", b"ba"]
 
@@ -86,7 +89,7 @@ def test_overlapping_pairs_are_joined_from_the_left():
 
 
 def test_the_order_and_the_cut_of_the_texts_do_not_matter():
-    """Catches ranks that depend on which text came first: two prepare runs would make two tokenizers."""
+    """Catches ranks that depend on which text came first: two runs would make two tokenizers."""
     texts = [babble(seed, 50) for seed in range(6)]
     ranks = train_bpe(texts, 320)
     for seed in range(3):
@@ -108,21 +111,25 @@ def test_a_vocabulary_below_256_is_refused():
 
 
 def test_tiktokens_own_teaching_trainer_agrees():
-    """Catches a shared misunderstanding: the peer was written by others, for training and for encoding.
+    """Catches a shared misunderstanding: the peer was written by others, for training and encoding.
 
     The peer breaks ties by first occurrence, so the joins are compared up to the first tie.
     """
     peer = pytest.importorskip("tiktoken._educational")
     rng = random.Random(11)
     skewed = [2.0 ** -(i / 2) for i in range(12)]
-    text = " ".join("".join(rng.choices("etaoinshrdlu", skewed, k=rng.randint(1, 9))) for _ in range(4000))
+    text = " ".join(
+        "".join(rng.choices("etaoinshrdlu", skewed, k=rng.randint(1, 9))) for _ in range(4000)
+    )
     _, n_clear = naive_bpe(text, 256 + 40)
     assert n_clear >= 15
     ranks = train_bpe([text], 256 + n_clear)
     theirs = peer.bpe_train(text, 256 + n_clear, PATTERN, visualise=None)
     assert ranks == theirs
 
-    ours, plain = Tokenizer(ranks), peer.SimpleBytePairEncoding(pat_str=PATTERN, mergeable_ranks=ranks)
+    ours, plain = (
+        Tokenizer(ranks), peer.SimpleBytePairEncoding(pat_str=PATTERN, mergeable_ranks=ranks)
+    )
     for seed in range(20, 40):
         text = babble(seed, 30)
         assert ours.encode(text) == plain.encode(text, visualise=None)
@@ -145,7 +152,9 @@ def test_a_thousand_random_texts_come_back_unchanged(pattern):
     rng = random.Random(5)
     for _ in range(1000):
         parts = rng.choices(PIECES, k=rng.randint(0, 8))
-        parts += [chr(c) for c in (rng.randrange(0x110000) for _ in range(4)) if not 0xD800 <= c < 0xE000]
+        parts += [
+            chr(c) for c in (rng.randrange(0x110000) for _ in range(4)) if not 0xD800 <= c < 0xE000
+        ]
         rng.shuffle(parts)
         text = "".join(parts)
         ids = tokenizer.encode(text)
@@ -156,7 +165,9 @@ def test_a_thousand_random_texts_come_back_unchanged(pattern):
 def test_text_that_looks_like_a_special_token_is_ordinary_text():
     """Catches contract 7 broken: a user who writes <|end|> must not end the answer."""
     tokenizer = Tokenizer.train([" ".join(SPECIALS) * 50], 512)
-    for text in (*SPECIALS, "".join(SPECIALS), "a<|end|>b", "<|pad|><|pad|>", "<|image|> what is it?"):
+    for text in (
+        *SPECIALS, "".join(SPECIALS), "a<|end|>b", "<|pad|><|pad|>", "<|image|> what is it?",
+    ):
         ids = tokenizer.encode(text)
         assert max(ids) < len(tokenizer.ranks) and tokenizer.decode(ids) == text
 
@@ -206,7 +217,7 @@ def test_tiktokens_rank_files_are_read_with_gpt2s_split():
 
 
 def gpt2_alphabet() -> list[str]:
-    """GPT-2's letters in the order of its vocabulary: printable Latin-1 first, then U+0100 upwards."""
+    """GPT-2's letters in the order of its vocabulary: printable Latin-1 first, then U+0100 on."""
     printable = [chr(c) for c in range(256) if 33 <= c <= 126 or 161 <= c <= 172 or 174 <= c <= 255]
     return printable + [chr(256 + i) for i in range(256 - len(printable))]
 
@@ -214,18 +225,25 @@ def gpt2_alphabet() -> list[str]:
 def test_gpt2s_list_of_merges_gives_gpt2s_ids():
     """Catches bytes in plain order: GPT-2 numbers "!" 0, "a" 64 and the space 220.
 
-    33 .. 126 are the ids 0 .. 93, so "a" (97) is 64. 161 .. 172 and 174 .. 255 follow: ids 94 .. 187.
-    Then come the other 68 bytes in order, 0 .. 32 as ids 188 .. 220 (U+0100 .. U+0120, the space is "Ġ").
+    33 .. 126 are the ids 0 .. 93, so "a" (97) is 64. 161 .. 172 and 174 .. 255 follow: ids
+    94 .. 187. Then come the other 68 bytes in order, 0 .. 32 as ids 188 .. 220 (U+0100 .. U+0120,
+    the space is "Ġ").
     """
     tokenizer = Tokenizer.from_text("#version: 0.2\nĠ t\nh e\nĠt he\n")
-    assert tokenizer.encode("!") == [0] and tokenizer.encode("a") == [64] and tokenizer.encode(" ") == [220]
+    assert (
+        tokenizer.encode("!") == [0] and tokenizer.encode("a") == [64]
+        and tokenizer.encode(" ") == [220]
+    )
     assert tokenizer.encode("\x00") == [188] and tokenizer.encode("\xad") == [
         tokenizer.ranks[b"\xc2"], tokenizer.ranks[b"\xad"]] and tokenizer.ranks[b"\xad"] == 255
     assert tokenizer.encode(" t") == [256] and tokenizer.encode("he") == [257]
     assert tokenizer.encode(" the") == [258]
     assert tokenizer.pattern == GPT2_PATTERN and tokenizer.endoftext == 259
     by_rank = [token for token, _ in sorted(tokenizer.ranks.items(), key=lambda kv: kv[1])]
-    assert by_rank[:94] == [bytes([b]) for b in range(33, 127)] and by_rank[256:] == [b" t", b"he", b" the"]
+    assert (
+        by_rank[:94] == [bytes([b]) for b in range(33, 127)]
+        and by_rank[256:] == [b" t", b"he", b" the"]
+    )
     assert len(gpt2_alphabet()) == 256
 
 
@@ -262,17 +280,23 @@ def test_ranks_with_a_gap_are_refused(ranks, message):
 
 def test_a_missing_file_says_what_to_do(tmp_path):
     """Catches a silent download or a bare errno."""
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*t\.tiktoken; a prepare\.py writes"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no tokenizer at .*t\.tiktoken; a prepare\.py writes"
+    ):
         Tokenizer.load(tmp_path / "t.tiktoken")
     with pytest.raises(FileNotFoundError, match="no tokenizer at"):
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["hello world again\n", "!!! 0\n", "YQ==\n", "YQ== x\n", '{"a": 1}\n'])
+@pytest.mark.parametrize("text", [
+    "hello world again\n", "!!! 0\n", "YQ==\n", "YQ== x\n", '{"a": 1}\n',
+])
 def test_a_file_of_another_kind_is_refused_by_name(text, tmp_path):
     """Catches a stack trace for the wrong file: the message names it and the expected lines."""
     (tmp_path / "wrong.txt").write_text(text)
-    with pytest.raises(ValueError, match=r"wrong\.txt is no tokenizer file \(expected lines 'base64 rank'\)"):
+    with pytest.raises(
+        ValueError, match=r"wrong\.txt is no tokenizer file \(expected lines 'base64 rank'\)"
+    ):
         Tokenizer.load(tmp_path / "wrong.txt")
 
 

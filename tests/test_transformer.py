@@ -23,7 +23,7 @@ def positions(B: int, T: int) -> torch.Tensor:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("n_head", [1, 4])
 def test_attention_equals_the_five_lines_of_its_docstring(n_head: int, causal: bool):
-    """Catches: heads cut across another axis, q, k, v in another order, a missing sqrt(D), a leaking mask."""
+    """Catches: heads on another axis, q, k, v exchanged, a missing sqrt(D), a leaking mask."""
     attn, x = stir(Attention(32, n_head)).double(), torch.randn(3, 5, 32, dtype=torch.float64)
     D, out = 32 // n_head, []
     for h in range(n_head):
@@ -65,7 +65,7 @@ def test_attention_refuses_a_width_that_the_heads_do_not_divide():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_block_equals_torchs_pre_norm_encoder_layer(causal: bool):
-    """Catches: post-norm, a lost residual, norms exchanged, an MLP of another width or activation."""
+    """Catches: post-norm, a lost residual, swapped norms, an MLP of another width or activation."""
     ours = stir(Block(32, 4, act="gelu"))
     theirs = nn.TransformerEncoderLayer(
         32, 4, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
@@ -95,7 +95,9 @@ def test_activations_by_hand():
 
 def test_an_unknown_activation_is_refused_by_name():
     """Catches: a silent fall-back to another activation."""
-    with pytest.raises(ValueError, match="activation 'relu' is not one of gelu, gelu_tanh, quick_gelu"):
+    with pytest.raises(
+        ValueError, match="activation 'relu' is not one of gelu, gelu_tanh, quick_gelu"
+    ):
         activation("relu")
 
 
@@ -149,9 +151,9 @@ def test_every_query_sees_at_least_itself():
 
 
 def test_the_cache_writes_each_row_at_its_own_position():
-    """Catches: one position for all rows, a write into another row or layer, keys beyond n_keys returned."""
+    """Catches: one position for all rows, a write into another row or layer, keys beyond n_keys."""
     cache = KVCache(n_layer=2, batch=2, max_len=4, n_head=1, head_dim=1, like=torch.zeros(1))
-    first = torch.tensor([[[[1.0], [2.0], [3.0]]], [[[4.0], [5.0], [6.0]]]])  # (B, H, T, D) = (2, 1, 3, 1)
+    first = torch.tensor([[[[1.0], [2.0], [3.0]]], [[[4.0], [5.0], [6.0]]]])  # (B=2, 1, T=3, 1)
     cache.n_keys = 3
     k, v = cache.write(1, first, -first, positions(2, 3))
     assert torch.equal(k, first) and torch.equal(v, -first)
@@ -167,7 +169,7 @@ def test_the_cache_writes_each_row_at_its_own_position():
 
 
 def test_initial_weights_are_gpt_2s():
-    """Catches: a residual scale of 1 / sqrt(L), the scale on the wrong matrix, biases that are not 0."""
+    """Catches: a residual scale of 1 / sqrt(L), the scale on the wrong matrix, nonzero biases."""
     tower = nn.Module()
     tower.blocks = nn.Sequential(*[Block(128, 4) for _ in range(8)])
     tower.wte = nn.Embedding(300, 128)
@@ -177,6 +179,7 @@ def test_initial_weights_are_gpt_2s():
         for inner in (block.attn.qkv, block.mlp[0]):
             assert inner.weight.std().item() == pytest.approx(0.02, rel=0.03)
         for into_stream in (block.attn.proj, block.mlp[2]):
-            assert into_stream.weight.std().item() == pytest.approx(0.02 / 4, rel=0.03)  # sqrt(2 * 8) = 4
+            # sqrt(2 * 8) = 4
+            assert into_stream.weight.std().item() == pytest.approx(0.02 / 4, rel=0.03)
         for part in (block.attn.qkv, block.attn.proj, block.mlp[0], block.mlp[2]):
             assert not part.bias.any()

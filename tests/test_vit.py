@@ -10,9 +10,9 @@ from minivlm.vit import ViT, ViTConfig
 
 
 def test_patch_embedding_equals_unfold_and_a_matrix(vit):
-    """Catches: patches in column order, a transposed patch, the class token at the end, lost positions."""
+    """Catches: patches by columns, a transposed patch, the class token last, lost positions."""
     images = torch.randn(2, 3, 16, 16)
-    cut = F.unfold(images, kernel_size=8, stride=8).transpose(1, 2)                      # (B, N, 3 P P)
+    cut = F.unfold(images, kernel_size=8, stride=8).transpose(1, 2)  # (B, N, 3 P P)
     tokens = cut @ vit.patch.weight.flatten(1).T
     rows = torch.cat([vit.cls.expand(2, 1, -1), tokens], dim=1) + vit.pos
     torch.testing.assert_close(vit.embed(images), vit.norm_pre(rows), rtol=1e-4, atol=1e-5)
@@ -21,8 +21,8 @@ def test_patch_embedding_equals_unfold_and_a_matrix(vit):
 def test_patches_stand_in_reading_order(vit):
     """Catches: column order, which `unfold` against `unfold` could share.
 
-    With 2 x 2 patches of 8 pixels, the patch at top right is token 1 behind the class token, that at
-    bottom left token 2.
+    With 2 x 2 patches of 8 pixels, the patch at top right is token 1 behind the class token, that
+    at bottom left token 2.
     """
     blank = torch.zeros(1, 3, 16, 16)
     for token, (top, left) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)], start=1):
@@ -33,7 +33,7 @@ def test_patches_stand_in_reading_order(vit):
 
 
 def test_every_position_sees_every_patch(vit):
-    """Catches: a causal mask in the image tower, which hides the bottom of the picture from its top."""
+    """Catches: a causal mask in the image tower, which hides the picture's bottom from its top."""
     images = torch.randn(1, 3, 16, 16, requires_grad=True)
     for token in range(5):
         grad, = torch.autograd.grad(vit(images)[0, token].pow(2).sum(), images)
@@ -44,7 +44,7 @@ def test_every_position_sees_every_patch(vit):
 def test_features_are_the_patches_of_the_chosen_layer(vit_config):
     """Catches: one layer too many or few, the class token among the features, a last norm on them.
 
-    Of three blocks, feature_layer -1 reads after the third, -2 after the second, -3 after the first.
+    Of three blocks, feature_layer -1 is after the third, -2 after the second, -3 after the first.
     """
     for layer, n_blocks in ((-1, 3), (-2, 2), (-3, 1)):
         vit = ViT(replace(vit_config, n_layer=3, feature_layer=layer))

@@ -61,7 +61,7 @@ def test_an_mlp_projector_is_two_matrices_with_a_gelu_between():
 
 
 def test_image_tokens_start_at_the_size_of_words():
-    """Catches: image tokens that drown position embeddings, however large the ViT's features are."""
+    """Catches: image tokens that drown position embeddings, however large the ViT's features."""
     assert 0.02 < Projector(6, 64)(1000 * torch.randn(5, 3, 6)).std().item() < 0.2
 
 
@@ -77,7 +77,9 @@ def test_an_unknown_projector_is_refused_by_name():
 def test_patches_replace_their_placeholders_in_order(vlm):
     """Catches: features in another order, another row's picture, a text token overwritten."""
     images = torch.randn(3, 3, 16, 16)
-    feats = [patch for picture in images for patch in vlm.projector(vlm.vit.features(picture[None]))[0]]
+    feats = [
+        patch for picture in images for patch in vlm.projector(vlm.vit.features(picture[None]))[0]
+    ]
     want = []
     for row in MIXED.tolist():
         for token in row:
@@ -99,9 +101,11 @@ def test_a_batch_without_pictures_is_plain_text(vlm):
     ([2, 6], 2, r"rows hold \[2, 6\] image placeholders, but 2 pictures of 4 tokens make 8"),
     ([0, 0], 1, r"rows hold \[0, 0\] image placeholders, but 1 pictures of 4 tokens make 4"),
     ([4], None, r"rows hold \[4\] image placeholders, but 0 pictures of 4 tokens make 0"),
-], ids=["too few", "too many", "one missing", "right total, wrong rows", "unused picture", "no picture"])
+], ids=[
+    "too few", "too many", "one missing", "right total, wrong rows", "unused picture", "no picture",
+])
 def test_a_wrong_number_of_placeholders_is_refused_with_both_numbers(vlm, placeholders, n, message):
-    """Catches: a splice that broadcasts, drops patches, or moves a row's patches into the next row."""
+    """Catches: a splice that broadcasts, drops patches, or moves a row's patches into the next."""
     images = None if n is None else torch.randn(n, 3, 16, 16)
     with pytest.raises(ValueError, match=message):
         vlm(rows(*[[1] + [IMAGE] * k for k in placeholders]), images)
@@ -119,10 +123,10 @@ def test_a_placeholder_of_another_id_is_text(vlm_config):
 
 
 def test_another_picture_changes_the_logits_behind_it_in_its_own_row_only(vlm):
-    """Catches: a picture that is never read, that leaks into another row, or is seen before it comes."""
+    """Catches: a picture never read, leaking into another row, or seen before it comes."""
     images = torch.randn(3, 3, 16, 16)
     other = images.clone()
-    other[2] = torch.randn(3, 16, 16)  # the second picture of the last row, behind four patches and a word
+    other[2] = torch.randn(3, 16, 16)  # last row's second picture, behind four patches and a word
     changed = ((vlm(MIXED, images) - vlm(MIXED, other)).abs() > 1e-4).any(-1)
     assert not changed[:2].any()
     assert changed[2].tolist() == [False] * 5 + [True] * 6
@@ -138,7 +142,7 @@ def test_swapping_two_pictures_of_a_row_changes_its_answer(vlm):
 def test_permuting_rows_with_their_pictures_permutes_the_logits(vlm):
     """Catches: a picture bound to a row's number in place of its order."""
     images = torch.randn(3, 3, 16, 16)
-    permuted = vlm(MIXED[[2, 0, 1]], images[[1, 2, 0]])  # row 2 holds pictures 1 and 2, row 0 picture 0
+    permuted = vlm(MIXED[[2, 0, 1]], images[[1, 2, 0]])  # row 2 has pictures 1, 2; row 0 picture 0
     same(permuted, vlm(MIXED, images)[[2, 0, 1]])
 
 
@@ -150,11 +154,13 @@ def test_pads_on_the_right_are_inert(vlm):
 
 
 def test_in_a_prefix_pictures_see_each_other_and_never_the_text(vlm):
-    """Catches: a prefix mask that the VLM drops, or that lets the answer into the picture's positions.
+    """Catches: a prefix mask that the VLM drops, or that lets the answer into the picture's places.
 
     Two pictures are 8 positions; the second one reaches the first one's logits through the prefix.
     """
-    idx, images, prefix = rows([*PICTURE, *PICTURE, 5, 6]), torch.randn(2, 3, 16, 16), torch.tensor([8])
+    idx, images, prefix = (
+        rows([*PICTURE, *PICTURE, 5, 6]), torch.randn(2, 3, 16, 16), torch.tensor([8])
+    )
     logits = vlm(idx, images, prefix=prefix)
     other_text = vlm(rows([*PICTURE, *PICTURE, 9, 6]), images, prefix=prefix)
     same(other_text[:, :8], logits[:, :8])
@@ -181,20 +187,27 @@ def test_at_gives_the_loss_and_gradients_of_all_logits(vlm):
     full = next_token_loss(vlm(MIXED, images), targets)
     some = next_token_loss(vlm(MIXED, images, at=keep), targets[keep])
     same(full, some)
-    used = [p for name, p in vlm.named_parameters() if "norm_post" not in name and "vit.blocks.1" not in name]
+    used = [
+        p for name, p in vlm.named_parameters()
+        if "norm_post" not in name and "vit.blocks.1" not in name
+    ]
     for one, other in zip(torch.autograd.grad(full, used), torch.autograd.grad(some, used)):
         same(one, other)
 
 
-@pytest.mark.parametrize("trained", [("projector",), ("projector", "gpt"), ("projector", "gpt", "vit")])
+@pytest.mark.parametrize("trained", [
+    ("projector",), ("projector", "gpt"), ("projector", "gpt", "vit"),
+])
 def test_frozen_parts_get_no_gradient_and_the_others_do(vlm, trained: tuple[str, ...]):
-    """Catches: a connector stage that moves the GPT, a splice that cuts the gradient to the projector."""
+    """Catches: a connector stage moving the GPT, a splice that cuts the projector's gradient."""
     vlm.requires_grad_(False)
     for part in trained:
         getattr(vlm, part).requires_grad_(True)
     next_token_loss(vlm(MIXED, torch.randn(3, 3, 16, 16)), answers(MIXED)).backward()
     for part in ("projector", "gpt", "vit"):
-        pushed = [p.grad is not None and bool(p.grad.any()) for p in getattr(vlm, part).parameters()]
+        pushed = [
+            p.grad is not None and bool(p.grad.any()) for p in getattr(vlm, part).parameters()
+        ]
         assert any(pushed) == (part in trained)
 
 
@@ -211,7 +224,8 @@ def test_each_patch_is_pushed_by_its_own_rows_answer(vlm):
 
 
 def test_a_checkpoint_brings_back_config_and_logits(vlm):
-    """Catches: a nested config left a dict, weights that are not loaded, a tied head that comes apart."""
+    """Catches: a nested config left a dict, weights not loaded, a tied head that comes apart."""
+
     state = {"configs": {"model": asdict(vlm.config)}, "model": vlm.state_dict()}
     again, images = VLM.from_checkpoint(state), torch.randn(3, 3, 16, 16)
     assert again.config == vlm.config == VLMConfig.from_dict(asdict(vlm.config))

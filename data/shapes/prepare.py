@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, so that this runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, to run as a script
 
-from data.shapes import language, world  # noqa: E402
+from data.shapes import language, questions, world  # noqa: E402
 from minivlm.images import save_samples  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
@@ -33,7 +33,7 @@ class Config:
     """Sizes of the data set."""
 
     out: str = "data/shapes/prepared"  # folder to write
-    level: int = 1  # difficulty: 1 (48 pixels, 1-3 objects), 2 (64 pixels, 2-6), 3 (96 pixels, 3-8, textures)
+    level: int = 1  # difficulty: 1 (48 pixels, 1-3 objects), 2 (64, 2-6), 3 (96, 3-8, textures)
     n_train: int = 30000  # pictures with captions and dialogues
     n_val: int = 1000  # the same, held out
     n_web: int = 10000  # pictures with one caption from the web, 30 % of them wrong or useless
@@ -46,10 +46,15 @@ class Config:
     def __post_init__(self):
         if self.level not in world.LEVELS:
             raise ValueError(f"level {self.level} is not one of {sorted(world.LEVELS)}")
-        if min(self.n_train, self.n_val, self.n_web, self.n_text, self.n_zeroshot, self.workers) < 1:
+        if min(
+            self.n_train, self.n_val, self.n_web, self.n_text, self.n_zeroshot, self.workers
+        ) < 1:
             raise ValueError("every count must be at least 1")
         if self.vocab_size < 256 + len(SPECIALS):
-            raise ValueError(f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: bytes and special tokens")
+            raise ValueError(
+                f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: "
+                "bytes and special tokens"
+            )
 
 
 # --- records ---
@@ -68,7 +73,7 @@ def record_of(scene: world.Scene, key: str, image: str) -> dict:
     return {"id": key, "image": image, "border": scene.border, "objects": objects}
 
 
-def turns_of(rounds: list[language.Round]) -> list[dict]:
+def turns_of(rounds: list[questions.Round]) -> list[dict]:
     """LLaVA's format, the picture in front of the first question."""
     turns = []
     for i, r in enumerate(rounds):
@@ -82,27 +87,33 @@ def questions_of(scene: world.Scene, key: str, image: str, rng: random.Random) -
 
     The truth is what can be seen; "hidden" asks for what hardly can, where the annotation says yes.
     """
-    rounds: list[tuple[str, language.Round]] = []
+    rounds: list[tuple[str, questions.Round]] = []
     shown = {language.name(o) for o in scene.clear}
     hidden = [o for o in scene.objects if language.name(o) not in shown]
     if scene.border == "private":
-        rounds.append(("private", language.private(rng)))
+        rounds.append(("private", questions.private(rng)))
     else:
-        for make in (language.exist, language.color, language.shape, language.size, language.position,
-                     language.count, language.relate):
+        for make in (
+            questions.exist, questions.color, questions.shape, questions.size,
+            questions.position, questions.count, questions.relate,
+        ):
             r = make(scene.clear, rng, rng.choice(("", "word", "sentence")))
-            if r and not (r.kind == "exist" and any(language.name(o) in r.question for o in hidden)):
-                rounds.append((r.kind, language.ask_style(r, rng)))
+            if r and not (
+                r.kind == "exist" and any(language.name(o) in r.question for o in hidden)
+            ):
+                rounds.append((r.kind, questions.ask_style(r, rng)))
         for o in hidden:
-            rounds.append(("hidden", language.exist(scene.objects, rng, target=(o.color, o.shape))))
+            rounds.append((
+                "hidden", questions.exist(scene.objects, rng, target=(o.color, o.shape)),
+            ))
         for style in ("detail", "sentence", "list"):
-            rounds.append(("describe", language.describe(scene.clear, rng, style)))
+            rounds.append(("describe", questions.describe(scene.clear, rng, style)))
         if rng.random() < 0.2:
-            rounds.append(("harmless", language.harmless(rng)))
+            rounds.append(("harmless", questions.harmless(rng)))
         if rng.random() < 0.1:
-            rounds.append(("unknowable", language.unknowable(rng)))
+            rounds.append(("unknowable", questions.unknowable(rng)))
     if rng.random() < 0.1:
-        rounds.append(("unsafe", language.unsafe(rng)))
+        rounds.append(("unsafe", questions.unsafe(rng)))
     return [
         {"id": f"{key}-{i}", "image": image, "kind": kind, "style": r.style, "question": r.question,
          "answer": r.answer, "expect": r.expect, "wrong": r.wrong, "border": scene.border}
@@ -110,7 +121,9 @@ def questions_of(scene: world.Scene, key: str, image: str, rng: random.Random) -
     ]
 
 
-def make_shard(cfg: Config, split: str, start: int, stop: int) -> tuple[dict[str, list[str]], np.ndarray]:
+def make_shard(
+    cfg: Config, split: str, start: int, stop: int
+) -> tuple[dict[str, list[str]], np.ndarray]:
     """Scenes start .. stop-1 of a split: JSON lines by file, and the pictures."""
     lines: dict[str, list[str]] = {split: []}
     pixels = []
@@ -120,7 +133,7 @@ def make_shard(cfg: Config, split: str, start: int, stop: int) -> tuple[dict[str
         seed = f"{cfg.seed} {key}"
         rng = random.Random("words " + seed)
         if split == "text":
-            text = language.document(world.make_scene(seed, cfg.level, hide=False), rng)
+            text = questions.document(world.make_scene(seed, cfg.level, hide=False), rng)
             lines[split].append(json.dumps({"id": key, "text": text}))
             continue
         if split == "zeroshot":
@@ -131,16 +144,21 @@ def make_shard(cfg: Config, split: str, start: int, stop: int) -> tuple[dict[str
         pixels.append(world.draw(scene))
         record = record_of(scene, key, f"{split}.npy#{i}")
         if split == "zeroshot":
-            record |= {"label": " ".join(combo), "group": "held_out" if combo in world.HELD_OUT else "seen"}
+            record |= {
+                "label": " ".join(combo),
+                "group": "held_out" if combo in world.HELD_OUT else "seen",
+            }
         elif split == "web":
-            caption, noise = language.web_caption(scene, world.make_scene("other " + seed, cfg.level), rng)
+            caption, noise = language.web_caption(
+                scene, world.make_scene("other " + seed, cfg.level), rng
+            )
             record |= {"captions": [caption], "noise": noise}
         else:
             record["captions"] = language.captions(scene, rng)
-            record["conversations"] = turns_of(language.dialogue(scene, rng))
+            record["conversations"] = turns_of(questions.dialogue(scene, rng))
         if split == "val":
-            questions = questions_of(scene, key, record["image"], rng)
-            lines.setdefault("eval", []).extend(map(json.dumps, questions))
+            asked = questions_of(scene, key, record["image"], rng)
+            lines.setdefault("eval", []).extend(map(json.dumps, asked))
         lines[split].append(json.dumps(record))
     return lines, np.stack(pixels) if pixels else np.empty(0)
 
@@ -156,7 +174,9 @@ def write_split(cfg: Config, split: str, n: int, pool: Executor, folder: Path) -
     size = world.LEVELS[cfg.level].image_size
     packed = None
     if split != "text":
-        packed = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", np.uint8, (n, size, size, 3))
+        packed = np.lib.format.open_memmap(
+            folder / f"{split}.npy", "w+", np.uint8, (n, size, size, 3)
+        )
     for a, job in zip(starts, jobs):
         lines, pixels = job.result()
         for name, new in lines.items():
@@ -195,7 +215,9 @@ def main(cfg: Config) -> dict[str, float]:
         "name": "shapes", "image_size": world.LEVELS[cfg.level].image_size,
         "level": cfg.level, "seed": cfg.seed,
         "records": sizes, "phrases": language.phrases(),
-        "prompts": {f"{c} {s}": language.prompts(f"{c} {s}") for c in world.COLORS for s in world.SHAPES},
+        "prompts": {
+            f"{c} {s}": language.prompts(f"{c} {s}") for c in world.COLORS for s in world.SHAPES
+        },
         "chance": {
             "exist": 1 / 2, "hidden": 1 / 2, "relation": 1 / 2, "size": 1 / 2, "position": 1 / 9,
             "color": 1 / len(world.COLORS), "shape": 1 / len(world.SHAPES),

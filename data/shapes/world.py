@@ -1,4 +1,4 @@
-"""The shapes world: scenes whose truth is known exactly, drawn by Pillow, deterministic from a seed.
+"""The shapes world: scenes of exactly known truth, drawn by Pillow, deterministic from a seed.
 
 A scene has clearly visible objects and, often, hardly visible ones (tiny, faint or nearly covered):
 the annotation knows them, the picture barely shows them. Some pictures carry a striped border that
@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 COLORS = {
-    "red": (225, 40, 40), "orange": (250, 140, 20), "yellow": (240, 230, 50), "green": (40, 170, 60),
-    "cyan": (60, 215, 225), "blue": (45, 75, 235), "purple": (160, 60, 200), "white": (245, 245, 245),
+    "red": (225, 40, 40), "orange": (250, 140, 20), "yellow": (240, 230, 50),
+    "green": (40, 170, 60), "cyan": (60, 215, 225), "blue": (45, 75, 235),
+    "purple": (160, 60, 200), "white": (245, 245, 245),
 }
 # each color once; every shape and color is still seen often in other company
 HELD_OUT = frozenset((c, SHAPES[(2 * i + i // 3) % 6]) for i, c in enumerate(COLORS))
@@ -37,7 +38,7 @@ HARDLY_VISIBLE = 0.25  # at or below this visibility an object counts as hardly 
 
 @dataclass(frozen=True)
 class Level:
-    """A setting of the difficulty dial. Pixels: image side and object sides; counts: visible objects.
+    """A setting of the difficulty dial. Pixels: image and object sides; counts: visible objects.
 
     Pictures have 3 x 3 places. At level 1 a place is as wide as a patch of 16 pixels, so that most
     objects lie in one patch: the kindest case for a small ViT. At the other levels they straddle.
@@ -59,7 +60,7 @@ LEVELS = {
 
 @dataclass
 class Object:
-    """One object: what it is, where (cell 0..8 in reading order; box in 0..1), how well it shows."""
+    """An object: what it is, where (cell 0..8 in reading order; box in 0..1), how well it shows."""
 
     color: str
     shape: str
@@ -67,7 +68,7 @@ class Object:
     cell: int
     hidden: str = ""            # "", or one of HIDDEN_KINDS
     box: tuple[float, float, float, float] = (0, 0, 0, 0)
-    visibility: float = 1.0     # share of its own color that reaches the viewer, times relative area if tiny
+    visibility: float = 1.0     # share of its own color that is seen, times relative area if tiny
 
     @property
     def place(self) -> str:
@@ -77,7 +78,7 @@ class Object:
 
 @dataclass
 class Scene:
-    """A picture's truth: all objects in reading order, and its border ("", "private" or "plain")."""
+    """A picture's truth: all objects in reading order and its border ("", "private" or "plain")."""
 
     objects: list[Object]
     border: str
@@ -95,9 +96,9 @@ def make_scene(
 ) -> Scene:
     """Invent a scene.
 
-    Near a quarter of all objects is hardly visible. Most of these follow a habit of the world: next to a
-    ring lies, three times in four, a hardly visible diamond of its color, next to a cross a square. A
-    language model learns that habit from the annotation and asserts it without looking.
+    Near a quarter of all objects is hardly visible. Most of these follow a habit of the world: next
+    to a ring lies, three times in four, a hardly visible diamond of its color, next to a cross a
+    square. A language model learns that habit from the annotation and asserts it without looking.
 
     Args:
         seed: any text; equal seeds give equal scenes.
@@ -109,7 +110,9 @@ def make_scene(
     rng = random.Random(seed)
     n = n_clear or rng.choice(LEVELS[level].n_objects)
     cells = rng.sample(range(9), 9)
-    objects = [Object(*rng.choice(combos), rng.choice(("large", "small")), cells[i]) for i in range(n)]
+    objects = [
+        Object(*rng.choice(combos), rng.choice(("large", "small")), cells[i]) for i in range(n)
+    ]
     if n > 1 and rng.random() < 0.2:  # the same thing twice, so that counting is more than listing
         objects[1].color, objects[1].shape = objects[0].color, objects[0].shape
     border = rng.choices(("", "private", "plain"), (0.9, 0.05, 0.05))[0] if hide else ""
@@ -119,9 +122,14 @@ def make_scene(
         same = [c for c in combos if c == (host.color, COMPANION[host.shape])]
         cell = next((c for c in free if c > host.cell), free[-1])
         free.remove(cell)
-        objects.append(Object(*rng.choice(same or combos), "small", cell, rng.choice(HIDDEN_KINDS[:2])))
+        objects.append(
+            Object(*rng.choice(same or combos), "small", cell, rng.choice(HIDDEN_KINDS[:2]))
+        )
     if hide and free and rng.random() < 0.25:
-        covers = [o for o in objects[:n] if o.size == "large" and o.shape in ("circle", "square", "diamond")]
+        covers = [
+            o for o in objects[:n]
+            if o.size == "large" and o.shape in ("circle", "square", "diamond")
+        ]
         kind = rng.choice(HIDDEN_KINDS if covers else HIDDEN_KINDS[:2])
         cell = rng.choice(covers).cell if kind == "covered" else rng.choice(free)
         objects.append(Object(*rng.choice(combos), "small", cell, kind))
@@ -138,7 +146,7 @@ def stamp(shape: str, side: int, dx: int, dy: int) -> np.ndarray:
         side: length of the bounding square, in quarter pixels.
         dx, dy: 0 .. 3 quarter pixels right of and below the first pixel's corner.
     """
-    n, dot = (side + 6) // 4, 3                  # pixels a side; Pillow draws 3 dots a quarter pixel
+    n, dot = (side + 6) // 4, 3  # pixels a side; Pillow draws 3 dots a quarter pixel
     canvas = Image.new("L", (n * 4 * dot, n * 4 * dot))
     draw = ImageDraw.Draw(canvas)
     x0, y0, x1, y1 = dx * dot, dy * dot, (dx + side) * dot - 1, (dy + side) * dot - 1
@@ -173,16 +181,20 @@ def draw(scene: Scene) -> np.ndarray:
     gray = rng.uniform(15, 60)
     picture[:] = [gray + rng.uniform(-8, 8) for _ in range(3)]
     if level.texture:
-        waves = np.sin(np.arange(S)[:, None] * rng.uniform(0.1, 0.8) + np.arange(S) * rng.uniform(0.1, 0.8))
+        waves = np.sin(
+            np.arange(S)[:, None] * rng.uniform(0.1, 0.8) + np.arange(S) * rng.uniform(0.1, 0.8)
+        )
         picture += 10 * waves[..., None].astype(np.float32)
 
     slack = S / 6 - level.large / 2 + S / 32     # a large object may leave its cell by this much
     centers, painted = {}, []
-    for o in sorted(scene.objects, key=lambda o: o.hidden != "covered"):  # what is covered comes first
+    for o in sorted(scene.objects, key=lambda o: o.hidden != "covered"):  # the covered one is first
         side = S / 18 if o.hidden == "tiny" else level.large if o.size == "large" else level.small
-        side = max(4, round(4 * side * rng.uniform(0.92, 1.08) * (0.75 if o.hidden == "covered" else 1)))
+        side = max(
+            4, round(4 * side * rng.uniform(0.92, 1.08) * (0.75 if o.hidden == "covered" else 1))
+        )
         middle = [(k + 0.5) * S / 3 + rng.uniform(-slack, slack) for k in (o.cell % 3, o.cell // 3)]
-        middle = centers.setdefault(o.cell, middle)                        # and lies under its cover
+        middle = centers.setdefault(o.cell, middle)                       # and lies under its cover
         left, top = (min(max(round(4 * m - side / 2), 0), 4 * S - side) for m in middle)
         x, y = left // 4, top // 4
         mask = stamp(o.shape, side, left % 4, top % 4)[: S - y, : S - x]
@@ -230,5 +242,6 @@ def _draw_border(picture: np.ndarray, kind: str, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=None)
 def _noise(S: int) -> np.ndarray:
-    """64 fields of camera noise, (64, S, S, 3), standard deviation 3 of 255; pictures share them."""
+    """64 fields of camera noise (64, S, S, 3), standard deviation 3 of 255; pictures share them."""
+
     return np.random.default_rng(0).normal(0, 3, (64, S, S, 3)).astype(np.float32)

@@ -1,0 +1,163 @@
+"""Make a data set of photographs in class folders, such as CIFAR-10: "a photo of a dog".
+
+    python data/cifar10/prepare.py --source cifar10.tar
+
+Reads a folder or a .tar with train/CLASS/*.jpg|png|webp and test/CLASS/*; any classes will do.
+Every picture gets the one caption "A photo of a CLASS.", so CLIP learns to tell classes apart and
+nothing else. Writes train, val and zeroshot (both the test pictures, val with captions, zeroshot
+with labels), text, tokenizer.tiktoken, meta.json and samples/*.png.
+Equal arguments give equal bytes.
+
+Source: Krizhevsky 2009, Learning multiple layers of features from tiny images; prompts as CLIP's,
+arXiv:2103.00020, section 3.1.4.
+"""
+
+import io
+import json
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+# the checkout, so that this runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.shapes.language import article, sentence  # noqa: E402
+from minivlm.images import fit, open_image, save_samples  # noqa: E402
+from minivlm.run import cli  # noqa: E402
+from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+TEMPLATES = ("a photo of {}", "a small photo of {}", "a blurry photo of {}", "a bad photo of {}",
+             "a good photo of {}", "a picture of {}", "an image of {}")
+
+
+@dataclass
+class Config:
+    """Where the photographs are and how large they become."""
+
+    source: str = "data/cifar10/cifar10"  # folder or .tar with train/CLASS/* and test/CLASS/*
+    out: str = "data/cifar10/prepared"  # folder to write
+    train_split: str = "train"  # folder to learn from
+    val_split: str = "test"  # folder to measure on
+    image_size: int = 32  # side of the packed pictures in pixels
+    vocab_size: int = 512  # upper limit of the tokenizer's vocabulary, special tokens included
+
+    def __post_init__(self):
+        if self.image_size < 1:
+            raise ValueError(f"image_size {self.image_size} is below 1")
+        if self.vocab_size < 256 + len(SPECIALS):
+            raise ValueError(
+                f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: "
+                "bytes and special tokens"
+            )
+        if self.train_split == self.val_split:
+            raise ValueError(f"both splits are {self.val_split}: nothing would be held out")
+
+
+# --- the photographs ---
+
+
+def members(source: str) -> Iterator[tuple[str, bytes]]:
+    """Names (relative, with forward slashes) and contents of all files, in order of their names.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+        ValueError: if the file is no tar archive.
+    """
+    path = Path(source)
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            yield file.relative_to(path).as_posix(), file.read_bytes()
+    elif path.is_file():
+        try:
+            with tarfile.open(path) as archive:
+                for m in sorted((m for m in archive if m.isfile()), key=lambda m: m.name):
+                    yield m.name.removeprefix("./"), archive.extractfile(m).read()
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"{source} is no readable tar archive ({error})") from None
+    else:
+        raise FileNotFoundError(f"no photographs at {source}; pass --source, a folder or a .tar")
+
+
+def read_splits(cfg: Config, skipped: Counter) -> dict[str, list[tuple[str, str, np.ndarray]]]:
+    """(name, class, pixels) of every picture of both splits; counts by reason what is unusable.
+
+    Raises:
+        ValueError: if a split has no picture, or the splits differ in their classes.
+    """
+    found: dict[str, list[tuple[str, str, np.ndarray]]] = {cfg.train_split: [], cfg.val_split: []}
+    for name, content in members(cfg.source):
+        *_, split, label, file = ("", "", *PurePosixPath(name).parts)
+        if split not in found:
+            skipped["not in SPLIT/CLASS/"] += 1
+        elif not file.lower().endswith(ENDINGS):
+            skipped["not a picture by its name"] += 1
+        else:
+            try:
+                picture = fit(open_image(io.BytesIO(content)), cfg.image_size)
+            except ValueError:
+                skipped["unreadable picture"] += 1
+                continue
+            words = label.replace("_", " ").replace("-", " ").lower()
+            found[split].append((f"{split}/{label}/{file}", words, np.asarray(picture)))
+    classes = {split: sorted({label for _, label, _ in rows}) for split, rows in found.items()}
+    for split, names in classes.items():
+        if not names:
+            raise ValueError(
+                f"{cfg.source} has no picture in {split}/CLASS/; skipped {dict(+skipped)}"
+            )
+    if classes[cfg.train_split] != classes[cfg.val_split]:
+        differ = sorted(set(classes[cfg.train_split]) ^ set(classes[cfg.val_split]))
+        raise ValueError(f"classes {', '.join(differ)} stand in one of the splits only")
+    return found
+
+
+# --- the data set ---
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Write the data set; return how many records of each kind, how many skipped, and the time."""
+    began, skipped = time.time(), Counter()
+    splits = read_splits(cfg, skipped)
+    folder = Path(cfg.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
+        old.unlink()
+    classes = sorted({label for _, label, _ in splits[cfg.train_split]})
+    prompts = {c: [sentence(t.format(article(c))) for t in TEMPLATES] for c in classes}
+
+    files: dict[str, list[dict]] = {"zeroshot": []}
+    for name, split in (("train", cfg.train_split), ("val", cfg.val_split)):
+        np.save(folder / f"{name}.npy", np.stack([pixels for _, _, pixels in splits[split]]))
+        files[name] = [
+            {"id": key, "image": f"{name}.npy#{i}", "captions": [prompts[label][0]], "label": label}
+            for i, (key, label, _) in enumerate(splits[split])
+        ]
+    files["zeroshot"] = [r | {"group": "all"} for r in files["val"]]
+    files["text"] = [
+        {"id": f"text {c} {i}", "text": p} for c in classes for i, p in enumerate(prompts[c])
+    ]
+    for file, records in files.items():
+        lines = "".join(json.dumps(r) + "\n" for r in records)
+        (folder / f"{file}.jsonl").write_text(lines)
+    tokenizer = Tokenizer.train([d["text"] for d in files["text"]], cfg.vocab_size)
+    tokenizer.save(folder / "tokenizer.tiktoken")
+
+    records, skipped = {file: len(r) for file, r in files.items()}, dict(sorted((+skipped).items()))
+    meta = {"name": "cifar10", "image_size": cfg.image_size, "records": records, "prompts": prompts,
+            "skipped": skipped}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    save_samples(folder)
+    seconds = time.time() - began
+    print(f"{folder}: {records}, skipped {skipped or 'nothing'}, {seconds:.0f} s")
+    return {**records, "skipped": sum(skipped.values()), "seconds": seconds}
+
+
+if __name__ == "__main__":
+    cli(main, Config)

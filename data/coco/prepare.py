@@ -1,0 +1,216 @@
+"""Make a data set of COCO: photographs, five captions by people each, and boxes.
+
+    python data/coco/prepare.py --captions annotations/captions_train2017.json \
+        --instances annotations/instances_train2017.json --images train2017
+    python data/coco/prepare.py ... --karpathy dataset_coco.json
+
+Reads the annotation files as published; boxes are optional. Without a Karpathy split file every
+`val_every`-th picture, by its id, is held out; with it, train and restval are learned from and its
+val or test is held out. Pictures are packed at one size.
+
+Writes train, val, text, tokenizer.tiktoken, meta.json and samples/*.png.
+Equal arguments give equal bytes.
+
+Source: Lin et al. 2014, arXiv:1405.0312; Chen et al. 2015, arXiv:1504.00325; split file of Karpathy
+and Fei-Fei 2015, arXiv:1412.2306.
+"""
+
+import json
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# the checkout, so that this runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from minivlm.images import fit, open_image, save_samples  # noqa: E402
+from minivlm.run import cli  # noqa: E402
+from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
+
+
+@dataclass
+class Config:
+    """Where the files are, and what becomes of the pictures."""
+
+    captions: str = "data/coco/annotations/captions_train2017.json"  # captions as published
+    instances: str = ""  # boxes as published; empty = none
+    images: str = "data/coco/train2017"  # folder with the pictures
+    karpathy: str = ""  # dataset_coco.json; empty = every val_every-th picture is held out
+    held_out: str = "val"  # with karpathy: which of its splits is held out, val or test
+    val_every: int = 20  # without karpathy: one picture in so many is held out
+    limit: int = 0  # at most so many pictures; 0 = all
+    out: str = "data/coco/prepared"  # folder to write
+    image_size: int = 64  # side of the packed pictures in pixels
+    fit: str = "pad"  # how a picture is made square: pad, crop, stretch
+    vocab_size: int = 4096  # upper limit of the vocabulary, special tokens included
+
+    def __post_init__(self):
+        if self.vocab_size < 256 + len(SPECIALS):
+            raise ValueError(
+                f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: "
+                "bytes and special tokens"
+            )
+        if self.held_out not in ("val", "test"):
+            raise ValueError(f"held_out {self.held_out!r} is not one of val, test")
+        if self.fit not in ("pad", "crop", "stretch"):
+            raise ValueError(f"fit {self.fit!r} is not one of pad, crop, stretch")
+        if self.val_every < 2 or self.image_size < 1 or self.limit < 0:
+            raise ValueError("expected val_every >= 2, image_size >= 1 and limit >= 0")
+
+
+# --- the published files ---
+
+
+def read_json(path: str, *keys: str) -> dict:
+    """Read an annotation file and check that it has the keys it should.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON object in UTF-8, or a key is missing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no annotations at {path}; get them from cocodataset.org")
+    try:
+        data = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON in UTF-8: {error}") from None
+    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
+    if missing:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}: is it the right file?")
+    return data
+
+
+def captions_of(annotations: list[dict], skipped: Counter) -> dict[int, list[str]]:
+    """Captions by picture, in order of their ids, white space tidied; empty ones are counted."""
+    said = defaultdict(list)
+    for a in sorted(annotations, key=lambda a: a["id"]):
+        text = " ".join(str(a["caption"]).split())
+        if text.strip(" ."):
+            said[a["image_id"]].append(text)
+        else:
+            skipped["empty caption"] += 1
+    return said
+
+
+def square_box(box: list[float], width: int, height: int, mode: str) -> list[float]:
+    """Where a box lies once its picture is square.
+
+    Args:
+        box: x, y, width, height in pixels of the published picture of `width` x `height`.
+        mode: pad, crop or stretch, as `images.fit` takes it.
+
+    Returns:
+        x1, y1, x2, y2 in 0..1; of a part cut away, nothing is left: x1 = x2 or y1 = y2.
+
+    >>> square_box([0, 0, 100, 50], 100, 50, "pad"), square_box([0, 0, 50, 50], 100, 50, "crop")
+    ([0.0, 0.25, 1.0, 0.75], [0.0, 0.0, 0.5, 1.0])
+    """
+    x, y, w, h = box
+    if mode == "stretch":
+        corners = (x / width, y / height, (x + w) / width, (y + h) / height)
+    else:
+        side = max(width, height) if mode == "pad" else min(width, height)
+        dx, dy = (side - width) / 2, (side - height) / 2             # below 0 where it is cut
+        corners = ((x + dx) / side, (y + dy) / side, (x + w + dx) / side, (y + h + dy) / side)
+    return [round(min(max(v, 0.0), 1.0), 4) for v in corners]
+
+
+def boxes_of(
+    cfg: Config, sizes: dict[int, tuple[int, int]], skipped: Counter
+) -> dict[int, list[dict]]:
+    """Objects by picture, with their boxes on the square picture; counts those cut away."""
+    if not cfg.instances:
+        return {}
+    data = read_json(cfg.instances, "annotations", "categories")
+    names = {c["id"]: c["name"] for c in data["categories"]}
+    found = defaultdict(list)
+    for a in sorted(data["annotations"], key=lambda a: a["id"]):
+        if a["image_id"] not in sizes or a["category_id"] not in names:
+            skipped["box of an unknown picture or category"] += 1
+            continue
+        box = square_box(a["bbox"], *sizes[a["image_id"]], cfg.fit)
+        if box[0] >= box[2] or box[1] >= box[3]:
+            skipped["box outside of the square picture"] += 1
+            continue
+        found[a["image_id"]].append({"name": names[a["category_id"]], "attributes": {}, "box": box})
+    return found
+
+
+def split_of(cfg: Config, ids: list[int]) -> dict[int, str]:
+    """Which side each picture is on: "train", "val", or "" for neither."""
+    if not cfg.karpathy:
+        return {i: "val" if n % cfg.val_every == 0 else "train" for n, i in enumerate(sorted(ids))}
+    sides = {"train": "train", "restval": "train", cfg.held_out: "val"}
+    listed = {
+        d["cocoid"]: sides.get(d["split"], "")
+        for d in read_json(cfg.karpathy, "images")["images"]
+    }
+    return {i: listed.get(i, "") for i in ids}
+
+
+# --- the data set ---
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Write the data set; return how many records of each kind, how many skipped, and the time.
+
+    Raises:
+        FileNotFoundError, ValueError: for files that are missing or wrong, or if a side is empty.
+    """
+    began, skipped = time.time(), Counter()
+    data = read_json(cfg.captions, "images", "annotations")
+    if not Path(cfg.images).is_dir():
+        raise FileNotFoundError(f"no folder of pictures at {cfg.images}")
+    pictures = {d["id"]: d for d in data["images"]}
+    said = captions_of(data["annotations"], skipped)
+    objects = boxes_of(cfg, {i: (d["width"], d["height"]) for i, d in pictures.items()}, skipped)
+    sides = split_of(cfg, list(pictures))
+
+    folder, S = Path(cfg.out), cfg.image_size
+    files: dict[str, list[dict]] = {"train": [], "val": []}
+    pixels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    for i, d in sorted(pictures.items())[: cfg.limit or None]:
+        side = sides[i]
+        if not side or not said[i]:
+            skipped["not in the split" if not side else "picture without captions"] += 1
+            continue
+        try:
+            image = fit(open_image(Path(cfg.images) / d["file_name"]), S, cfg.fit)
+        except (FileNotFoundError, ValueError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            skipped["missing picture" if missing else "unreadable picture"] += 1
+            continue
+        record = {"id": f"coco-{i}", "image": f"{side}.npy#{len(files[side])}", "captions": said[i]}
+        files[side].append(record | ({"objects": objects.get(i, [])} if cfg.instances else {}))
+        pixels[side].append(np.asarray(image))
+    for side, records in files.items():
+        if not records:
+            raise ValueError(f"no usable picture for {side}; skipped {dict(+skipped)}")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
+        old.unlink()
+    texts = [caption for record in files["train"] for caption in record["captions"]]
+    files["text"] = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
+    for side, arrays in pixels.items():
+        np.save(folder / f"{side}.npy", np.stack(arrays))
+    for file, records in files.items():
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    tokenizer = Tokenizer.train(texts, cfg.vocab_size)
+    tokenizer.save(folder / "tokenizer.tiktoken")
+
+    counts, skipped = {file: len(r) for file, r in files.items()}, dict(sorted((+skipped).items()))
+    meta = {"name": "coco", "image_size": S, "records": counts, "skipped": skipped}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    save_samples(folder)
+    seconds = time.time() - began
+    print(f"{folder}: {counts}, skipped {skipped or 'nothing'}, {seconds:.0f} s")
+    return {**counts, "skipped": sum(skipped.values()), "seconds": seconds}
+
+
+if __name__ == "__main__":
+    cli(main, Config)

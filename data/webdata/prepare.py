@@ -1,0 +1,244 @@
+"""Make a data set of web pictures with their alt texts, filtered by LAION's rules.
+
+    python data/webdata/prepare.py --shards laion --clip runs/clip
+    python data/webdata/prepare.py --shards laion --write_shards kept    tars again, nothing packed
+
+Reads img2dataset's and webdataset's tar shards as a stream (or a folder of picture.jpg +
+picture.txt), and keeps a pair if
+
+    its text has at least `min_text` characters,
+    its picture has at least `min_bytes` bytes as published and can be opened,
+    cosine(picture, text) of a CLIP is at least `min_similarity`,
+
+each refusal counted by its rule, the first one that it breaks. Writes train, val, text,
+tokenizer.tiktoken, meta.json, samples/*.png, and refused.txt with a line for each pair left out.
+
+Source: Schuhmann et al. 2021 (LAION-400M), arXiv:2111.02114, section 2.2: 5 characters, 5 KB, 0.3.
+"""
+
+import io
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+# the checkout, so that this runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.webdata.shards import PICTURES, Sample, read_shard, write_shards  # noqa: E402
+from minivlm import checkpoint  # noqa: E402
+from minivlm.clip import CLIP  # noqa: E402
+from minivlm.data import caption_rows, collate  # noqa: E402
+from minivlm.images import fit, open_image, save_samples, to_tensor  # noqa: E402
+from minivlm.run import cli  # noqa: E402
+from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
+
+BATCH = 200  # pairs that CLIP looks at together
+
+
+@dataclass
+class Config:
+    """What to read, what to keep, what to write."""
+
+    shards: str = "data/webdata/shards"  # folder of *.tar, one .tar, or a folder of pictures + .txt
+    clip: str = ""  # run folder of train_clip.py that judges similarity; empty = no such rule
+    min_text: int = 5  # characters of a text
+    min_bytes: int = 5000  # bytes of a picture's file
+    min_similarity: float = 0.3  # cosine of picture and text; LAION's 0.3 is for OpenAI's ViT-B/32
+    out: str = "data/webdata/prepared"  # folder to write
+    write_shards: str = ""  # folder for tars of what is kept, in place of a packed data set
+    image_size: int = 48  # side of the packed pictures in pixels
+    val_every: int = 50  # one pair in so many is held out
+    vocab_size: int = 4096  # upper limit of the vocabulary, special tokens included
+
+    def __post_init__(self):
+        if self.vocab_size < 256 + len(SPECIALS):
+            raise ValueError(
+                f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: "
+                "bytes and special tokens"
+            )
+        if min(self.min_text, self.min_bytes) < 0 or self.val_every < 2 or self.image_size < 1:
+            raise ValueError("expected min_text, min_bytes >= 0, val_every >= 2, image_size >= 1")
+        if not -1 <= self.min_similarity <= 1:
+            raise ValueError(f"min_similarity {self.min_similarity} is no cosine, -1 .. 1")
+
+
+# --- reading ---
+
+
+def read_all(source: str, skipped: Counter, named: list[str]) -> Iterator[Sample]:
+    """Every usable pair of all shards, or of a folder of pictures with texts, by name.
+
+    Raises:
+        FileNotFoundError: if there is nothing to read.
+    """
+    path = Path(source)
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    if shards:
+        for shard in shards:
+            yield from read_shard(shard, skipped, named)
+        return
+    pictures = sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in PICTURES)
+    if not pictures:
+        raise FileNotFoundError(f"{source} holds neither *.tar nor pictures")
+    for picture in pictures:
+        name, text = picture.relative_to(path).as_posix(), picture.with_suffix(".txt")
+        reason = "" if text.is_file() else "no text"
+        try:
+            said = text.read_bytes().decode() if not reason else ""
+        except UnicodeDecodeError:
+            reason = "text is not UTF-8"
+        if reason:
+            skipped[reason] += 1
+            named.append(f"{name}: {reason}")
+        else:
+            ending = picture.suffix.lower().lstrip(".")
+            yield Sample(
+                name.rpartition(".")[0].replace(".", "_"), picture.read_bytes(), ending,
+                said.strip(),
+            )
+
+
+# --- LAION's rules ---
+
+
+def by_size(
+    cfg: Config, samples: Iterator[Sample], skipped: Counter, named: list[str]
+) -> Iterator[tuple]:
+    """(sample, square picture) of the pairs that open and whose text and file are long enough."""
+    for sample in samples:
+        reason = ""
+        if len(sample.text) < cfg.min_text:
+            reason = f"text under {cfg.min_text} characters"
+        elif len(sample.picture) < cfg.min_bytes:
+            reason = f"picture under {cfg.min_bytes} bytes"
+        else:
+            try:
+                picture = open_image(io.BytesIO(sample.picture))
+            except ValueError:
+                reason = "picture unreadable"
+        if reason:
+            skipped[reason] += 1
+            named.append(f"{sample.key}: {reason}")
+        else:
+            yield sample, picture
+
+
+@torch.no_grad()
+def by_similarity(
+    cfg: Config, pairs: Iterator[tuple], skipped: Counter, named: list[str]
+) -> Iterator[tuple]:
+    """Pairs that a CLIP finds alike enough, cosine in info["similarity"]; all without a CLIP."""
+    if not cfg.clip:
+        yield from pairs
+        return
+    state = checkpoint.load(cfg.clip, ("clip",))
+    tokenizer, model = Tokenizer.from_text(state["tokenizer"]), CLIP.from_checkpoint(state).eval()
+    size, longest = model.vit.config.image_size, model.text.block_size
+
+    def judge(part: list[tuple]) -> Iterator[tuple]:
+        squares = [np.asarray(fit(picture, size)) for _, picture in part]
+        rows = caption_rows([sample.text for sample, _ in part], tokenizer)
+        rows = [  # a long text is judged by its start
+            (ids[:longest] + [tokenizer.endoftext], known[:longest + 1])
+            if len(ids) > longest + 1 else (ids, known)
+            for ids, known in rows
+        ]
+        batch = collate(rows, tokenizer.pad, longest)
+        img_z = model.encode_image(to_tensor(np.stack(squares)))     # (B, C)
+        cosines = (img_z * model.encode_text(batch.idx, batch.lengths)).sum(-1).tolist()
+        for (sample, picture), cosine in zip(part, cosines):
+            if cosine < cfg.min_similarity:
+                skipped[f"similarity under {cfg.min_similarity}"] += 1
+                named.append(f"{sample.key}: similarity {cosine:.3f}")
+            else:
+                sample.info["similarity"] = round(cosine, 4)
+                yield sample, picture
+
+    part: list[tuple] = []
+    for pair in pairs:
+        part.append(pair)
+        if len(part) == BATCH:
+            yield from judge(part)
+            part = []
+    if part:
+        yield from judge(part)
+
+
+# --- the data set ---
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Filter and write; return how many pairs were kept and refused, and how long it took.
+
+    Raises:
+        FileNotFoundError: if there is nothing to read.
+        ValueError: if nothing, or all but one pair, is refused.
+    """
+    began, skipped, named = time.time(), Counter(), []
+    samples = tqdm(read_all(cfg.shards, skipped, named), desc="pairs", disable=None)
+    kept = by_similarity(cfg, by_size(cfg, samples, skipped, named), skipped, named)
+    folder = Path(cfg.write_shards or cfg.out)
+    if cfg.write_shards:
+        counted: list[int] = []
+        write_shards(folder, (counted.append(1) or sample for sample, _ in kept))
+        records = {"kept": len(counted)}
+    else:
+        records = write_records(cfg, folder, kept, skipped)
+    (folder / "refused.txt").write_text("".join(line + "\n" for line in named))
+    report = {
+        "kept": sum(v for k, v in records.items() if k != "text"),
+        "refused": dict(sorted(skipped.items())),
+    }
+    if not cfg.write_shards:
+        meta = {
+            "name": "webdata", "image_size": cfg.image_size, "records": records,
+            "skipped": report["refused"],
+        }
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        save_samples(folder)
+    seconds = time.time() - began
+    print(
+        f"{folder}: kept {report['kept']}, refused {report['refused'] or 'nothing'}, "
+        f"{seconds:.0f} s"
+    )
+    return {"kept": report["kept"], "refused": sum(skipped.values()), "seconds": seconds}
+
+
+def write_records(
+    cfg: Config, folder: Path, kept: Iterator[tuple], skipped: Counter
+) -> dict[str, int]:
+    """Write the packed data set; return how many records each file holds."""
+    files: dict[str, list[dict]] = {"train": [], "val": []}
+    pixels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    for n, (sample, picture) in enumerate(kept):
+        side = "val" if n % cfg.val_every == 0 else "train"
+        record = {
+            "id": sample.key, "image": f"{side}.npy#{len(files[side])}", "captions": [sample.text],
+        }
+        files[side].append(record | {k: v for k, v in sample.info.items() if k not in record})
+        pixels[side].append(np.asarray(fit(picture, cfg.image_size)))
+    if not files["train"]:
+        raise ValueError(f"{cfg.shards}: too little is left; refused {dict(skipped)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
+        old.unlink()
+    texts = [r["captions"][0] for r in files["train"]]
+    files["text"] = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
+    for side, arrays in pixels.items():
+        np.save(folder / f"{side}.npy", np.stack(arrays))
+    for file, records in files.items():
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    Tokenizer.train(texts, cfg.vocab_size).save(folder / "tokenizer.tiktoken")
+    return {file: len(records) for file, records in files.items()}
+
+
+if __name__ == "__main__":
+    cli(main, Config)

@@ -1,0 +1,152 @@
+"""Tar shards as img2dataset and webdataset write them: key.jpg|png|webp, key.txt, key.json.
+
+A sample is a run of members, side by side, that share their key: the name up to the first dot
+behind the last slash. Reading streams: nothing is unpacked, and a shard that breaks off gives what
+came before the break.
+
+Used by: prepare.py here; data/capfilt.py.
+"""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass
+class Sample:
+    """One picture with its text; `ending` is the picture's, `info` what key.json holds."""
+
+    key: str
+    picture: bytes
+    ending: str
+    text: str
+    info: dict = field(default_factory=dict)
+
+
+def read_shard(
+    path: str | Path, skipped: Counter, named: list[str] | None = None
+) -> Iterator[Sample]:
+    """The usable samples of a shard, in its order.
+
+    Args:
+        skipped: counts by reason what is not given.
+        named: gets a line "shard/key: reason" for each.
+
+    Raises:
+        FileNotFoundError: if there is no such shard.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no shard at {path}")
+
+    def skip(key: str, reason: str) -> None:
+        skipped[reason] += 1
+        if named is not None:
+            named.append(f"{path.name}/{key}: {reason}")
+
+    seen: set[str] = set()
+    for key, parts, broken in _groups(path):
+        if broken:
+            skip(key or "?", "shard breaks off here")
+        if not parts:
+            continue
+        reason = _fault(key, parts, seen)
+        seen.add(key)
+        if reason:
+            skip(key, reason)
+            continue
+        ending = next(e for e in PICTURES if e in parts)
+        yield Sample(key, parts[ending], ending, parts["txt"].decode().strip(),
+                     json.loads(parts["json"]) if "json" in parts else {})
+
+
+def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
+    """(key, {ending: content}, does the shard break off here) of each run of members of one key."""
+    key, parts = "", {}
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                head, slash, tail = member.name.removeprefix("./").rpartition("/")
+                stem, _, ending = tail.partition(".")
+                if head + slash + stem != key and parts:
+                    yield key, parts, False
+                    parts = {}
+                key = head + slash + stem
+                # a second member of the same name is kept under a name that gives it away
+                ending = ending.lower() + "#" * (ending.lower() in parts)
+                parts[ending] = archive.extractfile(member).read()
+    except (tarfile.TarError, EOFError, OSError):
+        yield key, {}, True                       # the sample it broke off in may lack its end
+        return
+    if parts:
+        yield key, parts, False
+
+
+def _fault(key: str, parts: dict[str, bytes], seen: set[str]) -> str:
+    """Why a sample cannot be used, or nothing."""
+    if key in seen or any(ending.endswith("#") for ending in parts):
+        return "key stands twice"
+    if not any(ending in parts for ending in PICTURES):
+        return "no picture"
+    if "txt" not in parts:
+        return "no text"
+    try:
+        parts["txt"].decode()
+    except UnicodeDecodeError:
+        return "text is not UTF-8"
+    if "json" in parts:
+        try:
+            if not isinstance(json.loads(parts["json"]), dict):
+                return "json is no object"
+        except (ValueError, RecursionError):
+            return "json is unreadable"
+    return ""
+
+
+def write_shards(
+    folder: str | Path, samples: Iterable[Sample], per_shard: int = 1000
+) -> list[Path]:
+    """Write samples as 00000.tar, ... that `read_shard` and webdataset read; return the paths.
+
+    Equal samples give equal bytes: times, owners and rights are fixed.
+
+    Raises:
+        ValueError: if per_shard < 1, or a key or ending would not survive reading.
+    """
+    if per_shard < 1:
+        raise ValueError(f"per_shard {per_shard} is below 1")
+    folder, paths, archive = Path(folder), [], None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for n, sample in enumerate(samples):
+            if (
+                "." in sample.key.rpartition("/")[2] or not sample.key
+                or sample.ending not in PICTURES
+            ):
+                raise ValueError(
+                    f"sample {sample.key!r} with a picture .{sample.ending} cannot be read back"
+                )
+            if n % per_shard == 0:
+                if archive:
+                    archive.close()
+                paths.append(folder / f"{n // per_shard:05d}.tar")
+                archive = tarfile.open(paths[-1], "w")
+            info = json.dumps(sample.info, sort_keys=True).encode()
+            for ending, content in (
+                (sample.ending, sample.picture), ("txt", sample.text.encode()), ("json", info),
+            ):
+                member = tarfile.TarInfo(f"{sample.key}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    finally:
+        if archive:
+            archive.close()
+    return paths
