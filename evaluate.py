@@ -13,20 +13,13 @@ import csv
 import json
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from minivlm import checkpoint, metrics, run
+from minivlm import checkpoint, measure, run
 from minivlm.clip import CLIP
-from minivlm.conversation import render
-from minivlm.data import caption_rows, collate, load_meta, load_records
+from minivlm.data import load_meta
 from minivlm.images import Pictures
-from minivlm.generate import beam_search, generate
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -51,217 +44,6 @@ class Config:
     train_seconds: int = 0  # what data and training took, to be kept with the figures; 0 = not told
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads; 0 = torch's choice
-
-
-# --- a CLIP ---
-
-
-@torch.no_grad()
-def embed_images(model: CLIP, images: torch.Tensor) -> torch.Tensor:
-    """(n, 3, S, S) -> (n, C) of unit length, 200 at a time."""
-    return torch.cat([model.encode_image(part) for part in images.split(200)])
-
-
-@torch.no_grad()
-def embed_texts(
-    model: CLIP, texts: list[str], tokenizer: Tokenizer, device: torch.device
-) -> torch.Tensor:
-    """n texts -> (n, C) of unit length, 200 at a time."""
-    out = []
-    for i in range(0, len(texts), 200):
-        batch = collate(
-            caption_rows(texts[i:i + 200], tokenizer), tokenizer.pad, model.text.block_size
-        )
-        out.append(model.encode_text(batch.idx.to(device), batch.lengths.to(device)))
-    return torch.cat(out)
-
-
-def retrieval(
-    model: CLIP, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool,
-    chance: dict[str, float],
-) -> dict[str, float]:
-    """Recall@1, 5, 10 both ways; a picture has several captions, each of them right.
-
-    So is the very same sentence where it was written about another picture.
-    """
-    records = [
-        r for r in load_records(cfg.data, "val", need=("image",)) if r.get("captions")
-    ][:cfg.n_images]
-    device = next(model.parameters()).device
-    images = pictures.get([r["image"] for r in records]).to(device)
-    captions = [caption for r in records for caption in r["captions"]]
-    img_z = embed_images(model, torch.zeros_like(images) if blind else images)
-    txt_z = embed_texts(model, captions, tokenizer, device)
-    similarity = img_z @ txt_z.T                                     # (pictures, captions)
-    own = [set(r["captions"]) for r in records]
-    right = torch.tensor([[caption in said for caption in captions] for said in own])
-    out = {}
-    for k in (1, 5, 10):
-        for way, sim, fits in (
-            ("image_to_text", similarity, right), ("text_to_image", similarity.T, right.T),
-        ):
-            out[f"retrieval/{way}_r{k}"] = metrics.recall_at_k(sim.cpu(), fits, k)
-            chance[f"retrieval/{way}_r{k}"] = metrics.recall_by_chance(fits, k)
-    return out
-
-
-def zero_shot(
-    model: CLIP, cfg: Config, meta: dict, tokenizer: Tokenizer, pictures: Pictures, blind: bool
-) -> dict[str, float]:
-    """Classify pictures by text: the class whose mean prompt embedding is nearest.
-
-    Source: CLIP, section 3.1.4: normalized prompt embeddings are averaged, then normalized again.
-    """
-    device = next(model.parameters()).device
-    records = load_records(cfg.data, "zeroshot", need=("image", "label"))
-    classes = list(meta["prompts"])
-    means = [embed_texts(model, meta["prompts"][c], tokenizer, device).mean(0) for c in classes]
-    weights = torch.stack([torch.nn.functional.normalize(z, dim=0) for z in means])  # (classes, C)
-    images = pictures.get([r["image"] for r in records]).to(device)
-    img_z = embed_images(model, torch.zeros_like(images) if blind else images)
-    chosen = (img_z @ weights.T).argmax(1).tolist()
-    hits = defaultdict(list)
-    for r, c in zip(records, chosen):
-        hits[r["group"]].append(classes[c] == r["label"])
-    return {f"zero_shot/{group}": sum(h) / len(h) for group, h in sorted(hits.items())}
-
-
-# --- a VLM ---
-
-
-def make_answerer(
-    model: VLM, cfg: Config, tokenizer: Tokenizer, pictures: Pictures, blind: bool
-) -> Callable:
-    """Return ask([(image, question), ...]) -> answers, greedy, in batches of similar length."""
-    N = model.config.vit.n_tokens
-    device = next(model.parameters()).device
-
-    def ask(pairs: list[tuple[str, str]]) -> list[str]:
-        prompts = [
-            render([{"from": "human", "value": "<image>\n" + q}], tokenizer, N)[0]
-            for _, q in pairs
-        ]
-        order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
-        answers = [""] * len(pairs)
-        starts = range(0, len(order), cfg.batch_size)
-        for start in tqdm(starts, desc="blind" if blind else "asking", disable=None, leave=False):
-            rows = order[start:start + cfg.batch_size]
-            images = pictures.get([pairs[i][0] for i in rows]).to(device)
-            images = torch.zeros_like(images) if blind else images
-            made = generate(
-                model, images, [prompts[i] for i in rows],
-                max_new_tokens=cfg.max_new_tokens, stop=tokenizer.end,
-            )
-            for i, ids in zip(rows, made):
-                answers[i] = tokenizer.decode(ids)
-        return answers
-
-    return ask
-
-
-def answers(ask: Callable, cfg: Config, log: list[dict]) -> dict[str, float]:
-    """Accuracy by kind of question, style obedience, refusals where due and where not."""
-    by_kind = defaultdict(list)
-    for q in load_records(cfg.data, "eval", need=("kind", "question", "image")):
-        q = {"style": "", "expect": [], "wrong": [], "border": "", "answer": ""} | q
-        key = q["kind"] + ("_" + q["style"] if q["kind"] == "describe" else "")
-        if len(by_kind[key]) < cfg.n_questions:
-            by_kind[key].append(q)
-    questions = [q for kind in sorted(by_kind) for q in by_kind[kind]]
-    said = ask([(q["image"], q["question"]) for q in questions])
-    right, style, refused = defaultdict(list), defaultdict(list), defaultdict(list)
-    for q, a in zip(questions, said):
-        if q["kind"] in ("private", "unsafe"):
-            refused["due"].append(metrics.is_refusal(a))
-        else:
-            harmless = q["kind"] == "harmless" or q["border"] == "plain"
-            refused["harmless" if harmless else "other"].append(metrics.is_refusal(a))
-        if q["expect"]:
-            right[q["kind"]].append(metrics.answer_ok(a, q["expect"], q["wrong"]))
-        if q["style"]:
-            style[q["style"]].append(metrics.style_ok(a, q["style"]))
-        log.append({
-            "image": q["image"], "kind": q["kind"], "question": q["question"],
-            "answer": a, "expected": q["answer"],
-        })
-    share = lambda d, name: {  # noqa: E731
-        f"{name}/{k}": sum(v) / len(v) for k, v in sorted(d.items())
-    }
-    return share(right, "answers") | share(style, "style") | share(refused, "refused")
-
-
-def object_names(record: dict, meta: dict, hidden: tuple[bool, ...]) -> list[str]:
-    """Canonical names of a picture's objects: hardly visible ones (True), clear ones (False)."""
-    kept = [o for o in record["objects"] if bool(o.get("hidden")) in hidden]
-    return [meta["phrases"][f"{o['attributes']['color']} {o['name']}"] for o in kept]
-
-
-def hallucination(ask: Callable, cfg: Config, meta: dict, log: list[dict]) -> dict[str, float]:
-    """POPE three ways over clearly visible objects, and CHAIR of detailed descriptions."""
-    records = load_records(cfg.data, "val", need=("image", "objects"))
-    records = [r for r in records if r.get("border") != "private"][:cfg.n_describe]
-
-    clear = [object_names(r, meta, (False,)) for r in records]
-    every = [object_names(r, meta, (False, True)) for r in records]
-    out = {}
-    for strategy in ("random", "popular", "adversarial"):
-        asked = metrics.pope_questions(clear, strategy, cfg.seed, annotated=every)
-        said = ask([
-            (records[i]["image"], f"Is there a{'n' * (name[0] in 'aeiou')} {name}?")
-            for i, name, _ in asked
-        ])
-        figures = metrics.pope([metrics.says_yes(a) for a in said], [yes for _, _, yes in asked])
-        out |= {f"pope_{strategy}/{k}": v for k, v in figures.items()}
-
-    said = ask([(r["image"], "Describe the picture.") for r in records])
-    named = [metrics.mentions(a, meta["phrases"]) for a in said]
-    log += [
-        {"image": r["image"], "kind": "detail", "question": "Describe the picture.", "answer": a}
-        for r, a in zip(records, said)
-    ]
-    seen, known = metrics.chair(named, clear), metrics.chair(named, every)
-    out |= {f"chair/{key}": seen[key] for key in ("chair_i", "chair_s", "recall")}
-    hidden = [object_names(r, meta, (True,)) for r in records]
-    if any(hidden):
-        out["chair/chair_i_annotation"] = known["chair_i"]  # hardly visible objects count as there
-        out["chair/recall_hidden"] = metrics.chair(named, hidden)["recall"]
-    return out
-
-
-def captioning(
-    model: VLM, cfg: Config, prompt: str, meta: dict, tokenizer: Tokenizer, pictures: Pictures,
-    blind: bool, log: list[dict],
-) -> dict[str, float]:
-    """Captions by beam search beside those of people: BLEU-4, ROUGE-L, CIDEr-D; and CHAIR."""
-    records = load_records(cfg.data, "val", need=("image", "captions"))[:cfg.n_describe]
-    ids = [tokenizer.image] * model.config.vit.n_tokens + tokenizer.encode(prompt)
-    made: list[str] = []
-    starts = range(0, len(records), cfg.batch_size)
-    for i in tqdm(starts, desc="blind" if blind else "captions", disable=None, leave=False):
-        images = pictures.get([r["image"] for r in records[i:i + cfg.batch_size]])
-        images = torch.zeros_like(images) if blind else images
-        best = beam_search(
-            model, images, [ids] * len(images), n_beams=cfg.n_beams,
-            max_new_tokens=cfg.max_new_tokens, stop=tokenizer.endoftext,
-        )
-        made += [tokenizer.decode(text) for text, _ in best]
-    log += [
-        {"image": r["image"], "kind": "caption", "question": prompt, "answer": text}
-        for r, text in zip(records, made)
-    ]
-    tidy = lambda text: metrics.words_of(text).strip()  # noqa: E731
-    texts = [tidy(text) for text in made]
-    people = [[tidy(caption) for caption in r["captions"]] for r in records]
-    out = {
-        "captions/bleu4": metrics.bleu(texts, people)[3],
-        "captions/rouge_l": metrics.rouge_l(texts, people),
-        "captions/cider": metrics.cider(texts, people)[0],
-    }
-    if "phrases" in meta and all("objects" in r for r in records):
-        named = [metrics.mentions(text, meta["phrases"]) for text in made]
-        there = [object_names(r, meta, (False,)) for r in records]
-        out |= {f"captions/{k}": v for k, v in metrics.chair(named, there).items()}
-    return out
 
 
 # --- tables ---
@@ -301,20 +83,24 @@ def main(cfg: Config) -> dict[str, float]:
     chance = {f"answers/{kind}": p for kind, p in meta.get("chance", {}).items()}
     sides: list[dict[str, float]] = []
     for blind in (False, True)[: 1 + cfg.blind]:
+        data = measure.HeldOut(cfg.data, meta, tokenizer, pictures, blind)
+        kept = [] if blind else log
         if state["stage"] == "clip":
-            figures = retrieval(model, cfg, tokenizer, pictures, blind, chance)
+            figures = measure.retrieval(model, data, cfg.n_images, chance)
             if "prompts" in meta:
-                figures |= zero_shot(model, cfg, meta, tokenizer, pictures, blind)
+                figures |= measure.zero_shot(model, data)
         else:
-            ask = make_answerer(model, cfg, tokenizer, pictures, blind)
-            figures, kept = {}, [] if blind else log
-            if (Path(cfg.data) / "eval.jsonl").is_file():
-                figures |= answers(ask, cfg, kept)
+            ask = measure.make_answerer(model, data, cfg.max_new_tokens, cfg.batch_size)
+            figures = {}
+            if data.has("eval"):
+                figures |= measure.answers(ask, data, cfg.n_questions, kept)
             if "phrases" in meta:
-                figures |= hallucination(ask, cfg, meta, kept)
+                figures |= measure.hallucination(ask, data, cfg.n_describe, cfg.seed, kept)
             if state["stage"] == "caption":
-                prompt = state["configs"]["prompt"]
-                figures |= captioning(model, cfg, prompt, meta, tokenizer, pictures, blind, kept)
+                figures |= measure.captioning(
+                    model, data, state["configs"]["prompt"], cfg.n_describe, cfg.n_beams,
+                    cfg.max_new_tokens, cfg.batch_size, kept,
+                )
             if not figures:
                 raise ValueError(
                     f"{cfg.data} has no eval.jsonl and its meta.json no phrases: nothing to measure"
