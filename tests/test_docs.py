@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 SCRIPTS = (
     "train_lm", "train_clip", "train_caption", "train_align", "train_sft", "evaluate", "chat",
     "data.shapes.prepare", "data.nlvr.prepare", "data.coco.prepare", "data.cifar10.prepare",
-    "data.webdata.prepare",
+    "data.webdata.prepare", "data.capfilt",
 )
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
 OPTIONAL = {"pycocoevalcap", "transformers"}  # compared with where installed, by tests only

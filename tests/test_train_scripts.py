@@ -282,6 +282,7 @@ SCRIPTS = (
     "train_lm.py", "train_clip.py", "train_caption.py", "train_align.py", "train_sft.py",
     "evaluate.py", "chat.py", "data/shapes/prepare.py", "data/nlvr/prepare.py",
     "data/coco/prepare.py", "data/cifar10/prepare.py", "data/webdata/prepare.py",
+    "data/capfilt.py",
 )
 
 
