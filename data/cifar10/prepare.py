@@ -13,7 +13,6 @@ arXiv:2103.00020, section 3.1.4.
 """
 
 import io
-import json
 import sys
 import tarfile
 import time
@@ -28,9 +27,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.shapes.language import article, sentence  # noqa: E402
-from minivlm.images import fit, open_image, save_samples  # noqa: E402
+from minivlm.images import fit, open_image  # noqa: E402
+from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 TEMPLATES = ("a photo of {}", "a small photo of {}", "a blurry photo of {}", "a bad photo of {}",
@@ -51,11 +50,7 @@ class Config:
     def __post_init__(self):
         if self.image_size < 1:
             raise ValueError(f"image_size {self.image_size} is below 1")
-        if self.vocab_size < 256 + len(SPECIALS):
-            raise ValueError(
-                f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: "
-                "bytes and special tokens"
-            )
+        check_vocab_size(self.vocab_size)
         if self.train_split == self.val_split:
             raise ValueError(f"both splits are {self.val_split}: nothing would be held out")
 
@@ -125,38 +120,24 @@ def main(cfg: Config) -> dict[str, float]:
     """Write the data set; return how many records of each kind, how many skipped, and the time."""
     began, skipped = time.time(), Counter()
     splits = read_splits(cfg, skipped)
-    folder = Path(cfg.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
-        old.unlink()
     classes = sorted({label for _, label, _ in splits[cfg.train_split]})
     prompts = {c: [sentence(t.format(article(c))) for t in TEMPLATES] for c in classes}
-
-    files: dict[str, list[dict]] = {"zeroshot": []}
+    files: dict[str, list[dict]] = {}
+    pixels: dict[str, list[np.ndarray]] = {}
     for name, split in (("train", cfg.train_split), ("val", cfg.val_split)):
-        np.save(folder / f"{name}.npy", np.stack([pixels for _, _, pixels in splits[split]]))
+        pixels[name] = [picture for _, _, picture in splits[split]]
         files[name] = [
             {"id": key, "image": f"{name}.npy#{i}", "captions": [prompts[label][0]], "label": label}
             for i, (key, label, _) in enumerate(splits[split])
         ]
     files["zeroshot"] = [r | {"group": "all"} for r in files["val"]]
-    files["text"] = [
-        {"id": f"text {c} {i}", "text": p} for c in classes for i, p in enumerate(prompts[c])
-    ]
-    for file, records in files.items():
-        lines = "".join(json.dumps(r) + "\n" for r in records)
-        (folder / f"{file}.jsonl").write_text(lines)
-    tokenizer = Tokenizer.train([d["text"] for d in files["text"]], cfg.vocab_size)
-    tokenizer.save(folder / "tokenizer.tiktoken")
-
-    records, skipped = {file: len(r) for file, r in files.items()}, dict(sorted((+skipped).items()))
-    meta = {"name": "cifar10", "image_size": cfg.image_size, "records": records, "prompts": prompts,
-            "skipped": skipped}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-    save_samples(folder)
-    seconds = time.time() - began
-    print(f"{folder}: {records}, skipped {skipped or 'nothing'}, {seconds:.0f} s")
-    return {**records, "skipped": sum(skipped.values()), "seconds": seconds}
+    refused = dict(sorted((+skipped).items()))
+    meta = {"name": "cifar10", "image_size": cfg.image_size, "prompts": prompts, "skipped": refused}
+    texts = [prompt for c in classes for prompt in prompts[c]]
+    write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
+    counts, seconds = {name: len(records) for name, records in files.items()}, time.time() - began
+    print(f"{cfg.out}: {counts}, skipped {refused or 'nothing'}, {seconds:.0f} s")
+    return {**counts, "skipped": sum(refused.values()), "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ import numpy as np
 # the checkout, so that this runs as a script
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from minivlm.images import fit, open_image, save_samples  # noqa: E402
+from minivlm.images import fit, open_image  # noqa: E402
+from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
 
 
 @dataclass
@@ -49,11 +49,7 @@ class Config:
     vocab_size: int = 4096  # upper limit of the vocabulary, special tokens included
 
     def __post_init__(self):
-        if self.vocab_size < 256 + len(SPECIALS):
-            raise ValueError(
-                f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: "
-                "bytes and special tokens"
-            )
+        check_vocab_size(self.vocab_size)
         if self.held_out not in ("val", "test"):
             raise ValueError(f"held_out {self.held_out!r} is not one of val, test")
         if self.fit not in ("pad", "crop", "stretch"):
@@ -170,7 +166,6 @@ def main(cfg: Config) -> dict[str, float]:
     objects = boxes_of(cfg, {i: (d["width"], d["height"]) for i, d in pictures.items()}, skipped)
     sides = split_of(cfg, list(pictures))
 
-    folder, S = Path(cfg.out), cfg.image_size
     files: dict[str, list[dict]] = {"train": [], "val": []}
     pixels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
     for i, d in sorted(pictures.items())[: cfg.limit or None]:
@@ -179,7 +174,7 @@ def main(cfg: Config) -> dict[str, float]:
             skipped["not in the split" if not side else "picture without captions"] += 1
             continue
         try:
-            image = fit(open_image(Path(cfg.images) / d["file_name"]), S, cfg.fit)
+            image = fit(open_image(Path(cfg.images) / d["file_name"]), cfg.image_size, cfg.fit)
         except (FileNotFoundError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
             skipped["missing picture" if missing else "unreadable picture"] += 1
@@ -191,25 +186,13 @@ def main(cfg: Config) -> dict[str, float]:
         if not records:
             raise ValueError(f"no usable picture for {side}; skipped {dict(+skipped)}")
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
-        old.unlink()
     texts = [caption for record in files["train"] for caption in record["captions"]]
-    files["text"] = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
-    for side, arrays in pixels.items():
-        np.save(folder / f"{side}.npy", np.stack(arrays))
-    for file, records in files.items():
-        (folder / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    tokenizer = Tokenizer.train(texts, cfg.vocab_size)
-    tokenizer.save(folder / "tokenizer.tiktoken")
-
-    counts, skipped = {file: len(r) for file, r in files.items()}, dict(sorted((+skipped).items()))
-    meta = {"name": "coco", "image_size": S, "records": counts, "skipped": skipped}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-    save_samples(folder)
-    seconds = time.time() - began
-    print(f"{folder}: {counts}, skipped {skipped or 'nothing'}, {seconds:.0f} s")
-    return {**counts, "skipped": sum(skipped.values()), "seconds": seconds}
+    refused = dict(sorted((+skipped).items()))
+    meta = {"name": "coco", "image_size": cfg.image_size, "skipped": refused}
+    write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
+    counts, seconds = {side: len(records) for side, records in files.items()}, time.time() - began
+    print(f"{cfg.out}: {counts}, skipped {refused or 'nothing'}, {seconds:.0f} s")
+    return {**counts, "skipped": sum(refused.values()), "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ from data.nlvr.language import (  # noqa: E402
 from data.shapes.questions import Round  # noqa: E402
 from minivlm.images import open_image, save_samples  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
+from minivlm.prepared import check_vocab_size  # noqa: E402
+from minivlm.tokenizer import Tokenizer  # noqa: E402
 
 SIDE, LEFTS, GAP = 100, (0, 150, 300), 128  # a box's side, columns where boxes begin, gray between
 ORDERS = list(permutations(range(3)))  # picture k has box ORDERS[k][i] in place i; found in pixels
@@ -64,11 +65,7 @@ class Config:
             raise ValueError(
                 f"image_size {self.image_size} is not an even number: a picture is two tiles wide"
             )
-        if self.vocab_size < 256 + len(SPECIALS):
-            raise ValueError(
-                f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: "
-                "bytes and special tokens"
-            )
+        check_vocab_size(self.vocab_size)
         if not re.fullmatch(r"(\d+(,\d+)*)?", self.val_directories):
             raise ValueError(
                 f"val_directories {self.val_directories!r} is no list of numbers such as 0,1"

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, to
 from data.shapes import language, questions, world  # noqa: E402
 from minivlm.images import save_samples  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
+from minivlm.prepared import check_vocab_size  # noqa: E402
+from minivlm.tokenizer import Tokenizer  # noqa: E402
 
 SHARD = 1000  # scenes a task
 
@@ -50,11 +51,7 @@ class Config:
             self.n_train, self.n_val, self.n_web, self.n_text, self.n_zeroshot, self.workers
         ) < 1:
             raise ValueError("every count must be at least 1")
-        if self.vocab_size < 256 + len(SPECIALS):
-            raise ValueError(
-                f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: "
-                "bytes and special tokens"
-            )
+        check_vocab_size(self.vocab_size)
 
 
 # --- records ---

@@ -17,7 +17,6 @@ Source: Schuhmann et al. 2021 (LAION-400M), arXiv:2111.02114, section 2.2: 5 cha
 """
 
 import io
-import json
 import sys
 import time
 from collections import Counter
@@ -36,9 +35,10 @@ from data.webdata.shards import PICTURES, Sample, read_shard, write_shards  # no
 from minivlm import checkpoint  # noqa: E402
 from minivlm.clip import CLIP  # noqa: E402
 from minivlm.data import caption_rows, collate  # noqa: E402
-from minivlm.images import fit, open_image, save_samples, to_tensor  # noqa: E402
+from minivlm.images import fit, open_image, to_tensor  # noqa: E402
+from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.tokenizer import SPECIALS, Tokenizer  # noqa: E402
+from minivlm.tokenizer import Tokenizer  # noqa: E402
 
 BATCH = 200  # pairs that CLIP looks at together
 
@@ -59,11 +59,7 @@ class Config:
     vocab_size: int = 4096  # upper limit of the vocabulary, special tokens included
 
     def __post_init__(self):
-        if self.vocab_size < 256 + len(SPECIALS):
-            raise ValueError(
-                f"vocab_size {self.vocab_size} is below {256 + len(SPECIALS)}: "
-                "bytes and special tokens"
-            )
+        check_vocab_size(self.vocab_size)
         if min(self.min_text, self.min_bytes) < 0 or self.val_every < 2 or self.image_size < 1:
             raise ValueError("expected min_text, min_bytes >= 0, val_every >= 2, image_size >= 1")
         if not -1 <= self.min_similarity <= 1:
@@ -187,35 +183,23 @@ def main(cfg: Config) -> dict[str, float]:
     kept = by_similarity(cfg, by_size(cfg, samples, skipped, named), skipped, named)
     folder = Path(cfg.write_shards or cfg.out)
     if cfg.write_shards:
-        counted: list[int] = []
-        write_shards(folder, (counted.append(1) or sample for sample, _ in kept))
-        records = {"kept": len(counted)}
+        counted: list[str] = []
+        write_shards(folder, (counted.append(sample.key) or sample for sample, _ in kept))
+        n_kept = len(counted)
     else:
-        records = write_records(cfg, folder, kept, skipped)
+        n_kept = write_records(cfg, kept, skipped)
     (folder / "refused.txt").write_text("".join(line + "\n" for line in named))
-    report = {
-        "kept": sum(v for k, v in records.items() if k != "text"),
-        "refused": dict(sorted(skipped.items())),
-    }
-    if not cfg.write_shards:
-        meta = {
-            "name": "webdata", "image_size": cfg.image_size, "records": records,
-            "skipped": report["refused"],
-        }
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-        save_samples(folder)
-    seconds = time.time() - began
-    print(
-        f"{folder}: kept {report['kept']}, refused {report['refused'] or 'nothing'}, "
-        f"{seconds:.0f} s"
-    )
-    return {"kept": report["kept"], "refused": sum(skipped.values()), "seconds": seconds}
+    refused, seconds = dict(sorted(skipped.items())), time.time() - began
+    print(f"{folder}: kept {n_kept}, refused {refused or 'nothing'}, {seconds:.0f} s")
+    return {"kept": n_kept, "refused": sum(refused.values()), "seconds": seconds}
 
 
-def write_records(
-    cfg: Config, folder: Path, kept: Iterator[tuple], skipped: Counter
-) -> dict[str, int]:
-    """Write the packed data set; return how many records each file holds."""
+def write_records(cfg: Config, kept: Iterator[tuple], skipped: Counter) -> int:
+    """Write the packed data set; return how many pairs it holds.
+
+    Raises:
+        ValueError: if no pair is left to learn from.
+    """
     files: dict[str, list[dict]] = {"train": [], "val": []}
     pixels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
     for n, (sample, picture) in enumerate(kept):
@@ -227,17 +211,11 @@ def write_records(
         pixels[side].append(np.asarray(fit(picture, cfg.image_size)))
     if not files["train"]:
         raise ValueError(f"{cfg.shards}: too little is left; refused {dict(skipped)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
-        old.unlink()
     texts = [r["captions"][0] for r in files["train"]]
-    files["text"] = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
-    for side, arrays in pixels.items():
-        np.save(folder / f"{side}.npy", np.stack(arrays))
-    for file, records in files.items():
-        (folder / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    Tokenizer.train(texts, cfg.vocab_size).save(folder / "tokenizer.tiktoken")
-    return {file: len(records) for file, records in files.items()}
+    refused = dict(sorted(skipped.items()))
+    meta = {"name": "webdata", "image_size": cfg.image_size, "skipped": refused}
+    write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
+    return sum(map(len, files.values()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""Writing a data folder, as data.py and images.py read it: pictures, records, tokenizer, meta.json.
+
+Used by: the prepare.py of data sets that fit into memory (COCO, class folders, web pairs).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from minivlm.images import save_samples
+from minivlm.tokenizer import SPECIALS, Tokenizer
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a vocabulary without room for all bytes and special tokens.
+
+    Raises:
+        ValueError: if vocab_size is too small.
+    """
+    least = 256 + len(SPECIALS)
+    if vocab_size < least:
+        raise ValueError(f"vocab_size {vocab_size} is below {least}: bytes and special tokens")
+
+
+def write_folder(
+    folder: str | Path, files: dict[str, list[dict]], pixels: dict[str, list[np.ndarray]],
+    texts: list[str], vocab_size: int, meta: dict,
+) -> Tokenizer:
+    """Write a whole data set; an older one's records go first, so that no half passes for a whole.
+
+    Args:
+        files: records of each split; `text` is made of `texts` if it is not among them.
+        pixels: pictures of the splits that are packed, each (S, S, 3) uint8.
+        texts: what the tokenizer is trained on.
+        vocab_size: upper limit of its vocabulary, special tokens included.
+        meta: what meta.json shall hold besides the number of records.
+
+    Returns:
+        the tokenizer.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json*"):
+        old.unlink()
+    made = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
+    files = {"text": made} | files
+    for split, pictures in pixels.items():
+        np.save(folder / f"{split}.npy", np.stack(pictures))
+    for split, records in files.items():
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{split}.jsonl").write_text(lines)
+    tokenizer = Tokenizer.train(texts, vocab_size)
+    tokenizer.save(folder / "tokenizer.tiktoken")
+    meta = meta | {"records": {split: len(records) for split, records in files.items()}}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    save_samples(folder)
+    return tokenizer
