@@ -183,6 +183,21 @@ def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
     assert not torch.equal(before["vit.patch.weight"], after["vit.patch.weight"])
 
 
+@pytest.mark.parametrize("stage", ("lm", "clip", "align", "sft"))
+def test_micro_batches_give_loss_and_gradient_of_the_whole_batch(stage, runs, folder, tmp_path):
+    """Catches micro-batches that weigh alike though they hold unequally many answer tokens."""
+    rows = []
+    for n in (1, 3):
+        out = tmp_path / str(n)
+        script, cfg = config_of(
+            stage, folder, runs, out=str(out), grad_accum=n, steps=1, eval_every=1
+        )
+        script.main(cfg)
+        rows.append(rows_of(out / "metrics.csv")[-1])
+    for key in ("loss", "grad"):
+        assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-4)
+
+
 @pytest.mark.parametrize("objective", ("lm", "prefix_lm", "blip"))
 def test_every_captioning_objective_trains_and_leads_to_a_chatbot(
     objective, runs, folder, tmp_path, capsys
