@@ -114,7 +114,7 @@ def test_a_tiny_captioner_learns_a_batch_by_heart(captioner):
         sum(losses.values()).backward()
         optimizer.step()
         captioner.clamp_scale()
-    assert float(right) == 1 and all(float(v) < 0.1 for v in losses.values())
+    assert right.item() == 1 and all(v.item() < 0.1 for v in losses.values())
 
 
 # --- hard negatives ---
