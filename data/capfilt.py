@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minivlm import checkpoint  # noqa: E402
 from minivlm.captioner import Captioner  # noqa: E402
-from minivlm.data import caption_rows, collate, load_records  # noqa: E402
+from minivlm.data import caption_rows, collate, load_records, shorten_rows  # noqa: E402
 from minivlm.generate import generate  # noqa: E402
 from minivlm.images import Pictures  # noqa: E402
 from minivlm.run import cli, pick_device, seed_everything  # noqa: E402
@@ -73,11 +73,7 @@ def fits(
     """
     N, room = model.config.vit.n_tokens, model.config.gpt.block_size
     rows = caption_rows(captions, tokenizer, N, prompt, end=True)
-    rows = [
-        (ids[:room - 1] + ids[-2:], known[:room - 1] + known[-2:]) if len(ids) - 1 > room
-        else (ids, known) for ids, known in rows
-    ]
-    batch = collate(rows, tokenizer.pad, room).to(img_emb.device)
+    batch = collate(shorten_rows(rows, room, 2), tokenizer.pad, room).to(img_emb.device)
     logits = model.match_logits(batch.idx, batch.lengths, img_emb)   # (B, 2)
     return logits.softmax(dim=1)[:, 1].tolist()
 

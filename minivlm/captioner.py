@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from minivlm.clip import MAX_LOGIT_SCALE
 from minivlm.data import Batch
 from minivlm.losses import IGNORE_INDEX, clip_loss, match_loss, next_token_loss
+from minivlm.transformer import last_only
 from minivlm.vlm import VLM, VLMConfig
 
 
@@ -125,16 +126,6 @@ class Captioner(nn.Module):
         lm = next_token_loss(self.vlm.gpt.head(hidden[at]), batch.targets[at], label_smoothing)
         right = (logits.argmax(1) == truth).float().mean()
         return {"itc": itc, "itm": match_loss(logits, truth), "lm": lm}, right
-
-
-def last_only(lengths: Tensor, T: int) -> Tensor:
-    """(B,) lengths -> (B, T) bool, True at each row's last token.
-
-    >>> last_only(torch.tensor([1, 3]), 3).int()
-    tensor([[1, 0, 0],
-            [0, 0, 1]], dtype=torch.int32)
-    """
-    return torch.arange(T, device=lengths.device) == lengths[:, None] - 1
 
 
 def hard_negatives(similarity: Tensor, generator: torch.Generator | None = None) -> Tensor:

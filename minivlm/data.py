@@ -286,6 +286,19 @@ def cut_rows(rows: Rows, least: int, generator: torch.Generator) -> Rows:
     return made
 
 
+def shorten_rows(rows: Rows, block_size: int, tail: int) -> Rows:
+    """Cut what is too long for the context, keeping the last `tail` tokens, where it is judged.
+
+    For texts that are looked at, never for training, where `collate` refuses them.
+    """
+    head = block_size + 1 - tail  # collate reads one token less than a row has
+    return [
+        (ids[:head] + ids[-tail:], learned[:head] + learned[-tail:])
+        if len(ids) - 1 > block_size else (ids, learned)
+        for ids, learned in rows
+    ]
+
+
 def check_captions(
     records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.losses import IGNORE_INDEX, token_logprobs
+from minivlm.transformer import last_only
 
 # --- choosing a token ---
 
@@ -71,6 +72,8 @@ def penalize(logits: Tensor, said: Tensor, penalty: float) -> Tensor:
     >>> penalize(torch.tensor([[2.0, -2.0, 1.0]]), torch.tensor([[True, True, False]]), 2.0)
     tensor([[ 1., -4.,  1.]])
     """
+    if penalty == 1:  # nearly every call, once a token
+        return logits
     return torch.where(said, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
@@ -134,8 +137,8 @@ class Reader:
         self.cache = model.new_cache(B, self.size) if use_cache else None
         positions = torch.arange(longest, device=device).expand(B, longest)
         self._score(
-            self.idx[:, :longest], at=self._last(longest), cache=self.cache, positions=positions,
-            **self.pictures, **self.prefix,
+            self.idx[:, :longest], at=last_only(self.lengths, longest), cache=self.cache,
+            positions=positions, **self.pictures, **self.prefix,
         )
 
     @property
@@ -152,7 +155,8 @@ class Reader:
         self.lengths = (self.lengths + 1).clamp(max=self.size)
         if self.cache is None:
             T = int(self.lengths.max())
-            self._score(self.idx[:, :T], at=self._last(T), **self.pictures, **self.prefix)
+            at = last_only(self.lengths, T)
+            self._score(self.idx[:, :T], at=at, **self.pictures, **self.prefix)
         else:
             newest = self.idx[self.rows, self.lengths - 1]           # (B,)
             self._score(newest[:, None], cache=self.cache, positions=self.lengths[:, None] - 1)
@@ -162,11 +166,6 @@ class Reader:
         self.idx, self.lengths, self.logits = self.idx[rows], self.lengths[rows], self.logits[rows]
         if self.cache is not None:
             self.cache.k, self.cache.v = self.cache.k[:, rows], self.cache.v[:, rows]
-
-    def _last(self, T: int) -> Tensor:
-        last = torch.zeros(len(self.rows), T, dtype=torch.bool, device=self.rows.device)
-        last[self.rows, self.lengths - 1] = True
-        return last
 
     def _score(self, idx: Tensor, **options) -> None:
         logits = self.model(idx, **options)  # (B, V), or (B, 1, V) of one position

@@ -1,6 +1,6 @@
 """Writing a data folder, as data.py and images.py read it: pictures, records, tokenizer, meta.json.
 
-Used by: the prepare.py of data sets that fit into memory (COCO, class folders, web pairs).
+Used by: every prepare.py.
 """
 
 import json
@@ -23,11 +23,20 @@ def check_vocab_size(vocab_size: int) -> None:
         raise ValueError(f"vocab_size {vocab_size} is below {least}: bytes and special tokens")
 
 
+def start_folder(folder: str | Path) -> Path:
+    """Make a data folder, and drop an older one's records: no half may pass for a whole."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json*"):
+        old.unlink()
+    return folder
+
+
 def write_folder(
     folder: str | Path, files: dict[str, list[dict]], pixels: dict[str, list[np.ndarray]],
     texts: list[str], vocab_size: int, meta: dict,
 ) -> Tokenizer:
-    """Write a whole data set; an older one's records go first, so that no half passes for a whole.
+    """Write a whole data set in place of an older one.
 
     Args:
         files: records of each split; `text` is made of `texts` if it is not among them.
@@ -39,10 +48,7 @@ def write_folder(
     Returns:
         the tokenizer.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.json*"):
-        old.unlink()
+    folder = start_folder(folder)
     made = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
     files = {"text": made} | files
     for split, pictures in pixels.items():

@@ -75,6 +75,16 @@ def attention_mask(positions: Tensor, n_keys: int, prefix: Tensor | None = None)
     return mask if prefix is None else mask | (keys < prefix[:, None, None, None])
 
 
+def last_only(lengths: Tensor, T: int) -> Tensor:
+    """(B,) lengths -> (B, T) bool, True at each row's last token.
+
+    >>> last_only(torch.tensor([1, 3]), 3).int()
+    tensor([[1, 0, 0],
+            [0, 0, 1]], dtype=torch.int32)
+    """
+    return torch.arange(T, device=lengths.device) == lengths[:, None] - 1
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; `F.scaled_dot_product_attention` does, in one fused call,
 

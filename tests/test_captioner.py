@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minivlm.captioner import Captioner, hard_negatives, last_only
+from minivlm.captioner import Captioner, hard_negatives
 from minivlm.data import Batch, caption_rows, collate, cut_rows
 from minivlm.losses import IGNORE_INDEX, clip_loss, next_token_loss
 from minivlm.tokenizer import Tokenizer
-from minivlm.transformer import attention_mask
+from minivlm.transformer import attention_mask, last_only
 from minivlm.vlm import VLMConfig
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})

@@ -38,10 +38,9 @@ from data.nlvr.language import (  # noqa: E402
     captions, count, describe, dialogue, exist, named, statement,
 )
 from data.shapes.questions import Round  # noqa: E402
-from minivlm.images import open_image, save_samples  # noqa: E402
+from minivlm.images import open_image  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.prepared import check_vocab_size  # noqa: E402
-from minivlm.tokenizer import Tokenizer  # noqa: E402
+from minivlm.prepared import check_vocab_size, start_folder, write_folder  # noqa: E402
 
 SIDE, LEFTS, GAP = 100, (0, 150, 300), 128  # a box's side, columns where boxes begin, gray between
 ORDERS = list(permutations(range(3)))  # picture k has box ORDERS[k][i] in place i; found in pixels
@@ -356,9 +355,7 @@ def main(cfg: Config) -> dict[str, float]:
     began, skipped = time.time(), Counter()
     folder, read = Path(cfg.out), open_corpus(cfg.source)
     sides = read_sides(cfg, read, skipped)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
-        old.unlink()
+    start_folder(folder)  # before the pictures, which are written as they are read
     number = Counter(
         t for scene in sides["train"]
         for t in {t for o in objects_of(scene, 0) for t in named(o)}
@@ -367,22 +364,16 @@ def main(cfg: Config) -> dict[str, float]:
     files: dict[str, list[dict]] = {}
     for side, scenes in sides.items():
         files |= write_side(cfg, read, side, scenes, share, skipped)
-    for file, records in files.items():
-        (folder / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-
     texts = [d["text"] for d in files["text"]] + [c for r in files["train"] for c in r["captions"]]
     texts += [turn["value"] for r in files["train"] for turn in r["conversations"]]
-    tokenizer = Tokenizer.train(texts, cfg.vocab_size)
-    tokenizer.save(folder / "tokenizer.tiktoken")
     records, skipped = {file: len(r) for file, r in files.items()}, dict(sorted((+skipped).items()))
     phrases = {t: t for t in THINGS} | {t + "s": t for t in THINGS}
     meta = {
         "name": "nlvr", "image_size": cfg.image_size, "seed": cfg.seed,
-        "records": records, "phrases": phrases, "skipped": skipped,
+        "phrases": phrases, "skipped": skipped,
         "chance": {"exist": 1 / 2, "statement": 1 / 2, "count": 1 / 7},
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-    save_samples(folder)
+    tokenizer = write_folder(folder, files, {}, texts, cfg.vocab_size, meta)
     seconds = time.time() - began
     print(
         f"{folder}: {records}, skipped {skipped or 'nothing'}, "

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, to
 from data.shapes import language, questions, world  # noqa: E402
 from minivlm.images import save_samples  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.prepared import check_vocab_size  # noqa: E402
+from minivlm.prepared import check_vocab_size, start_folder  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
 SHARD = 1000  # scenes a task
@@ -187,10 +187,7 @@ def write_split(cfg: Config, split: str, n: int, pool: Executor, folder: Path) -
 def main(cfg: Config) -> dict[str, float]:
     """Write the data set; return how many records of each split and how long it took."""
     began = time.time()
-    folder = Path(cfg.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.json*"):  # half a new data set must not pass for a whole one
-        old.unlink()
+    folder = start_folder(cfg.out)
     sizes = {"train": cfg.n_train, "val": cfg.n_val, "web": cfg.n_web, "text": cfg.n_text,
              "zeroshot": cfg.n_zeroshot * len(world.COLORS) * len(world.SHAPES)}
     with ThreadPoolExecutor(1) if cfg.workers == 1 else ProcessPoolExecutor(cfg.workers) as pool:

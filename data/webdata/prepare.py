@@ -31,10 +31,10 @@ from tqdm import tqdm
 # the checkout, so that this runs as a script
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.webdata.shards import PICTURES, Sample, read_shard, write_shards  # noqa: E402
+from data.webdata.shards import PICTURES, Sample, read_shard, refuse, write_shards  # noqa: E402
 from minivlm import checkpoint  # noqa: E402
 from minivlm.clip import CLIP  # noqa: E402
-from minivlm.data import caption_rows, collate  # noqa: E402
+from minivlm.data import caption_rows, collate, shorten_rows  # noqa: E402
 from minivlm.images import fit, open_image, to_tensor  # noqa: E402
 from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
@@ -92,8 +92,7 @@ def read_all(source: str, skipped: Counter, named: list[str]) -> Iterator[Sample
         except UnicodeDecodeError:
             reason = "text is not UTF-8"
         if reason:
-            skipped[reason] += 1
-            named.append(f"{name}: {reason}")
+            refuse(skipped, named, name, reason)
         else:
             ending = picture.suffix.lower().lstrip(".")
             yield Sample(
@@ -121,8 +120,7 @@ def by_size(
             except ValueError:
                 reason = "picture unreadable"
         if reason:
-            skipped[reason] += 1
-            named.append(f"{sample.key}: {reason}")
+            refuse(skipped, named, sample.key, reason)
         else:
             yield sample, picture
 
@@ -142,12 +140,8 @@ def by_similarity(
     def judge(part: list[tuple]) -> Iterator[tuple]:
         squares = [np.asarray(fit(picture, size)) for _, picture in part]
         rows = caption_rows([sample.text for sample, _ in part], tokenizer)
-        rows = [  # a long text is judged by its start
-            (ids[:longest] + [tokenizer.endoftext], known[:longest + 1])
-            if len(ids) > longest + 1 else (ids, known)
-            for ids, known in rows
-        ]
-        batch = collate(rows, tokenizer.pad, longest)
+        # a long text is judged by its start
+        batch = collate(shorten_rows(rows, longest, 1), tokenizer.pad, longest)
         img_z = model.encode_image(to_tensor(np.stack(squares)))     # (B, C)
         cosines = (img_z * model.encode_text(batch.idx, batch.lengths)).sum(-1).tolist()
         for (sample, picture), cosine in zip(part, cosines):

@@ -29,6 +29,12 @@ class Sample:
     info: dict = field(default_factory=dict)
 
 
+def refuse(skipped: Counter, named: list[str], key: str, reason: str) -> None:
+    """Count what is left out by its reason, and name it."""
+    skipped[reason] += 1
+    named.append(f"{key}: {reason}")
+
+
 def read_shard(
     path: str | Path, skipped: Counter, named: list[str] | None = None
 ) -> Iterator[Sample]:
@@ -46,9 +52,7 @@ def read_shard(
         raise FileNotFoundError(f"no shard at {path}")
 
     def skip(key: str, reason: str) -> None:
-        skipped[reason] += 1
-        if named is not None:
-            named.append(f"{path.name}/{key}: {reason}")
+        refuse(skipped, [] if named is None else named, f"{path.name}/{key}", reason)
 
     seen: set[str] = set()
     for key, parts, broken in _groups(path):
