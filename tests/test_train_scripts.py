@@ -151,8 +151,10 @@ def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path
     script.main(cfg)
     script, once = config_of(stage, folder, runs, out=str(tmp_path / "once"), steps=1, eval_every=1)
     script.main(once)
-    a, b = (float(rows_of(f / "metrics.csv")[1]["val_loss"]) for f in (tmp_path, tmp_path / "once"))
-    assert a == pytest.approx(b, abs=1e-4)
+    a, b = (rows_of(f / "metrics.csv")[1] for f in (tmp_path, tmp_path / "once"))
+    assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), abs=1e-4)
+    for key in ("loss", "grad"):  # a step's size hides the gradient's: Muon and AdamW normalize
+        assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4)
 
 
 def test_only_the_projector_changes_in_stage_3a(runs):
@@ -181,21 +183,6 @@ def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
     script.main(cfg)
     after = torch.load(tmp_path / "ckpt.pt", weights_only=True)["model"]
     assert not torch.equal(before["vit.patch.weight"], after["vit.patch.weight"])
-
-
-@pytest.mark.parametrize("stage", ("lm", "clip", "align", "sft"))
-def test_micro_batches_give_loss_and_gradient_of_the_whole_batch(stage, runs, folder, tmp_path):
-    """Catches micro-batches that weigh alike though they hold unequally many answer tokens."""
-    rows = []
-    for n in (1, 3):
-        out = tmp_path / str(n)
-        script, cfg = config_of(
-            stage, folder, runs, out=str(out), grad_accum=n, steps=1, eval_every=1
-        )
-        script.main(cfg)
-        rows.append(rows_of(out / "metrics.csv")[-1])
-    for key in ("loss", "grad"):
-        assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-4)
 
 
 @pytest.mark.parametrize("objective", ("lm", "prefix_lm", "blip"))
