@@ -11,9 +11,8 @@ Run: python evaluate.py --run runs/sft
 
 import csv
 import json
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from minivlm import checkpoint, measure, run
@@ -37,11 +36,14 @@ class Config:
     n_questions: int = 300  # at most so many questions of a kind
     n_describe: int = 300  # pictures to describe for CHAIR
     max_new_tokens: int = 96  # longest answer
+    ask: bool = True  # ask the chatbot's questions; --no-ask leaves a captioner its captions
+    rank: bool = False  # answer in one word too by taking the likeliest of all candidates
+    judge: str = ""  # a run of train_clip.py that judges a captioner's captions: CLIPScore
     n_beams: int = 3  # texts followed at once when a captioner writes, as BLIP does
     batch_size: int = 100  # rows answered at a time
     blind: bool = True  # measure the same model on gray pictures too
     seed: int = 0  # which objects POPE asks about
-    train_seconds: int = 0  # what data and training took, to be kept with the figures; 0 = not told
+    train_seconds: int = 0  # what all before it took, to be kept with the figures; 0 = not told
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads; 0 = torch's choice
 
@@ -75,6 +77,12 @@ def main(cfg: Config) -> dict[str, float]:
     state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft"))
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     model = (CLIP if state["stage"] == "clip" else VLM).from_checkpoint(state).to(device).eval()
+    judge = None
+    if cfg.judge:
+        judged_by = checkpoint.load(cfg.judge, ("clip",))
+        if judged_by["configs"]["tokenizer"] != tokenizer.identity:
+            raise ValueError(f"{cfg.judge} and {cfg.run} have different tokenizers")
+        judge = CLIP.from_checkpoint(judged_by).to(device).eval()
     pictures = Pictures(cfg.data, model.vit.config.image_size)
     folder = Path(cfg.run).parent if Path(cfg.run).is_file() else Path(cfg.run)
     out = Path(cfg.out or folder / "eval.json")
@@ -88,18 +96,20 @@ def main(cfg: Config) -> dict[str, float]:
         if state["stage"] == "clip":
             figures = measure.retrieval(model, data, cfg.n_images, chance)
             if "prompts" in meta:
-                figures |= measure.zero_shot(model, data)
+                figures |= measure.zero_shot(model, data, kept)
         else:
             ask = measure.make_answerer(model, data, cfg.max_new_tokens, cfg.batch_size)
             figures = {}
-            if data.has("eval"):
+            if cfg.ask and data.has("eval"):
                 figures |= measure.answers(ask, data, cfg.n_questions, kept)
-            if "phrases" in meta:
+                if cfg.rank:
+                    figures |= measure.ranked(model, data, cfg.n_questions)
+            if cfg.ask and "phrases" in meta:
                 figures |= measure.hallucination(ask, data, cfg.n_describe, cfg.seed, kept)
             if state["stage"] == "caption":
                 figures |= measure.captioning(
                     model, data, state["configs"]["prompt"], cfg.n_describe, cfg.n_beams,
-                    cfg.max_new_tokens, cfg.batch_size, kept,
+                    cfg.max_new_tokens, cfg.batch_size, kept, judge,
                 )
             if not figures:
                 raise ValueError(
@@ -112,16 +122,11 @@ def main(cfg: Config) -> dict[str, float]:
     chance |= {k: 0.5 for k in figures if k.startswith("pope")}
     chance = {k: p for k, p in chance.items() if k in figures}
     print(table(figures, blind, chance))
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     report = {
-        "command": command,
         "run": cfg.run,
         "data": meta["name"],
-        "config": asdict(cfg),
         "train_seconds": cfg.train_seconds,
-        "environment": run.environment(),
-        "minutes": round((time.time() - began) / 60, 2),
-        "peak_gb": run.peak_gb(),
+        **run.provenance(cfg, began),
         "training": last_row(folder / "metrics.csv"),
         "figures": figures,
         "blind": blind,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 10 minutes on two
+# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 12 minutes on two
 # CPU cores, installing packages apart.
 #
 #   ./speedrun.sh                                    the shapes world
@@ -28,10 +28,10 @@ if [ "$from" != "$PWD" ]; then  # paths are meant from where the user stands
     case "$out" in ""|/*) ;; *) out="$from/$out" ;; esac
 fi
 case "$data" in
-    shapes) prepare="" lm="" clip="" sft="" out="${out:-runs}" ;;
+    shapes) prepare="" lm="" clip="" caption="" sft="" out="${out:-runs}" ;;
     nlvr) [ -n "$source" ] || { echo "speedrun.sh: error: --data nlvr needs --source, the corpus as published" >&2; exit 2; }
           prepare="" lm="--block_size 288" clip="--patch_size 8 --batch_size 96 --steps 300"
-          sft="--no-freeze_vit --batch_size 24 --steps 600" out="${out:-runs/nlvr}" ;;
+          caption="--batch_size 24" sft="--no-freeze_vit --batch_size 24 --steps 600" out="${out:-runs/nlvr}" ;;
     *) echo "speedrun.sh: error: unknown data $data, expected shapes or nlvr" >&2; exit 2 ;;
 esac
 folder="data/$data/prepared" steps="" few=""
@@ -51,14 +51,18 @@ say "stage 0, language: a GPT learns to continue text"
 $python train_lm.py --data "$folder" --out "$out/lm" --seed "$seed" $lm $steps
 say "stage 1, alignment: pictures and captions meet"
 $python train_clip.py --data "$folder" --out "$out/clip" --seed "$seed" $clip $steps
+say "measure CLIP on held-out pictures"
+$python evaluate.py --run "$out/clip" --data "$folder" $few
+say "stage 2, captioning: the model learns to say what is there, and whether a text fits"
+$python train_caption.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/caption" --seed "$seed" $caption $steps
+say "measure the captioner: captions, and the same questions as the chatbot's, which it cannot answer"
+$python evaluate.py --run "$out/caption" --data "$folder" --judge "$out/clip" --no-blind --n_questions 100 --n_describe 100 $few
 say "stage 3a, connector: the projector alone learns"
 $python train_align.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/align" --seed "$seed" $steps
 say "stage 3b, instructions: the model learns to answer"
 $python train_sft.py --data "$folder" --init "$out/align" --out "$out/sft" --seed "$seed" $sft $steps
-say "measure CLIP on held-out pictures"
-seconds=$(($(date +%s) - begin))
-$python evaluate.py --run "$out/clip" --data "$folder" --train_seconds $seconds $few
 say "measure the chatbot on held-out pictures"
+seconds=$(($(date +%s) - begin))
 $python evaluate.py --run "$out/sft" --data "$folder" --train_seconds $seconds $few
 say "done"
 echo "talk to it: $python chat.py --run $out/sft --image $folder/samples/0.png"

@@ -7,6 +7,7 @@
 
 Source: BLIP, arXiv:2201.12086, section 3; SimVLM, arXiv:2108.10904, section 3.
 Reads: runs/clip, runs/lm.   Writes: runs/caption.
+Expect (2 CPU cores): 3 min, held-out loss 1.6 -> 0.4, hard negatives judged rightly 1/3 -> .93
 Run: python train_caption.py [--objective prefix_lm]
 """
 
@@ -44,7 +45,7 @@ class Config:
     lm: str = "runs/lm"  # where the GPT comes from
     scratch: bool = False  # take only sizes and tokenizer from there, random weights
     out: str = "runs/caption"  # run folder
-    steps: int = 400  # optimizer steps
+    steps: int = 300  # optimizer steps
     batch_size: int = 64  # pictures with a caption a step
     n_texts: int = 8  # rows of text alone beside them, in prefix_lm
     prompt: str = "a picture of"  # stands before every caption and is not learned
@@ -55,7 +56,7 @@ class Config:
     weight_decay: float = 0.05  # on matrices and embeddings
     warmup: int = 50  # steps until the peak rate
     grad_clip: float = 1.0  # largest norm of the gradient
-    eval_every: int = 200  # steps between evaluations, each logged and saved
+    eval_every: int = 150  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # auto (bfloat16 on a GPU, else float32), float32, bfloat16
@@ -76,10 +77,10 @@ class Config:
 
 @torch.no_grad()
 def evaluate(
-    model: Captioner, val_batches: list[Batch], skip: int, device: torch.device
+    model: Captioner, val_batches: list[Batch], skip: int, device: torch.device, match: bool
 ) -> dict[str, float]:
-    """Mean loss per caption token of held-out batches, in nats, and the share of pairs, a third of
-    them fitting and two thirds hard negatives, that the matching head judges rightly.
+    """Mean loss per caption token of held-out batches, in nats; with `match` also the share of
+    pairs, a third fitting, two thirds hard negatives, that the matching head judges rightly.
     """
     model.eval()
     loss, n, right = 0.0, 0, 0.0
@@ -89,10 +90,11 @@ def evaluate(
         logits = model.vlm(batch.idx, batch.images, at=at, prefix=model.prefix_of(batch))
         loss += float(next_token_loss(logits, batch.targets[at]) * at.sum())
         n += int(at.sum())
-        same = torch.Generator().manual_seed(0)
-        right += float(model.blip_losses(batch, skip, 0.0, same)[1]) / len(val_batches)
+        if match:
+            same = torch.Generator().manual_seed(0)
+            right += float(model.blip_losses(batch, skip, 0.0, same)[1]) / len(val_batches)
     model.train()
-    return {"val_loss": loss / n, "val_match": right}
+    return {"val_loss": loss / n, **({"val_match": right} if match else {})}
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -172,7 +174,7 @@ def main(cfg: Config) -> dict[str, float]:
     for step in bar:
         # step 0 is measured before any update: a blind guess at captions, and at what fits
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
-            row = evaluate(model, val_batches, skip, device)
+            row = evaluate(model, val_batches, skip, device, match=cfg.objective == "blip")
             means = meter.means(("loss", "lr", "grad", "ms", "data_ms", "itc", "itm", "match"))
             log.log({"step": step, **means, **row})
             paths = [log.ckpt, log.best] if row["val_loss"] < best else [log.ckpt]

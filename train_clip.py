@@ -20,8 +20,8 @@ from minivlm import checkpoint, run
 from minivlm.clip import CLIP, CLIPConfig, contrastive_backward
 from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed, load_meta
 from minivlm.data import load_records, pick_captions, shuffled
-from minivlm.images import Pictures
-from minivlm.losses import clip_loss
+from minivlm.images import Pictures, augment
+from minivlm.losses import clip_loss, equal_rows
 from minivlm.metrics import recall_at_k
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.tokenizer import Tokenizer
@@ -50,6 +50,8 @@ class Config:
     n_embd: int = 128  # width of both towers
     patch_size: int = 16  # side of a patch in pixels
     block_size: int = 64  # longest caption in tokens
+    shift: int = 0  # augmentation: move each picture by up to so many pixels
+    mirror: bool = False  # augmentation: swap left and right of every second picture
     eval_every: int = 175  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
@@ -76,10 +78,10 @@ def evaluate(model: CLIP, batch: Batch, device: torch.device) -> dict[str, float
     """Loss on one held-out batch, and recall@1 of its captions among themselves."""
     model.eval()
     img_z, txt_z, scale = model(*(x.to(device) for x in (batch.images, batch.idx, batch.lengths)))
-    same = torch.eye(len(img_z), dtype=torch.bool, device=device)
+    same = equal_rows(batch.idx).to(device)                          # (B, B)
     model.train()
     val_r1 = recall_at_k(img_z @ txt_z.T, same, 1)
-    return {"val_loss": float(clip_loss(img_z, txt_z, scale)), "val_r1": val_r1}
+    return {"val_loss": float(clip_loss(img_z, txt_z, scale, same)), "val_r1": val_r1}
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -96,9 +98,11 @@ def main(cfg: Config) -> dict[str, float]:
     check_captions(records + held_out, tokenizer, 0, cfg.block_size)
     pictures = Pictures(cfg.data, meta["image_size"])
 
-    def make(records: list[dict], generator: torch.Generator) -> Batch:
+    def make(records: list[dict], generator: torch.Generator, train: bool) -> Batch:
         pairs = pick_captions(records, generator)
         images = pictures.get([r["image"] for r, _ in pairs])
+        if train and (cfg.shift or cfg.mirror):
+            images = augment(images, cfg.shift, cfg.mirror, generator)
         rows = caption_rows([c for _, c in pairs], tokenizer)
         names = [r["id"] for r, _ in pairs]
         return collate(rows, tokenizer.pad, cfg.block_size, names, images, [1] * len(rows))
@@ -107,10 +111,10 @@ def main(cfg: Config) -> dict[str, float]:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed)
         return make(
             [records[i] for i in chosen],
-            torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1)),
+            torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1)), train=True,
         )
 
-    val_batch = make(held_out[:1000], torch.Generator().manual_seed(0))
+    val_batch = make(held_out[:1000], torch.Generator().manual_seed(0), train=False)
 
     # --- model ---
     vit = ViTConfig(meta["image_size"], cfg.patch_size, cfg.n_layer, cfg.n_embd // 32, cfg.n_embd)
@@ -142,7 +146,7 @@ def main(cfg: Config) -> dict[str, float]:
         # step 0 is measured before any update: there the loss is near ln B, B held-out pairs
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
             row = evaluate(model, val_batch, device)
-            means = meter.means(("loss", "lr", "grad", "ms", "data_ms", "scale", "rows"))
+            means = meter.means(("loss", "lr", "grad", "ms", "data_ms", "scale"))
             log.log({"step": step, **means, **row})
             paths = [log.ckpt, log.best] if row["val_loss"] < best else [log.ckpt]
             best = min(best, row["val_loss"])
@@ -165,8 +169,7 @@ def main(cfg: Config) -> dict[str, float]:
         model.clamp_scale()
 
         meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
-                  data_ms=1000 * (got_data - began), scale=model.logit_scale.item(),
-                  rows=len(batch.idx))
+                  data_ms=1000 * (got_data - began), scale=model.logit_scale.item())
         bar.set_postfix(loss=f"{loss:.3f}")
 
     # --- finish ---

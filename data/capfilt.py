@@ -8,8 +8,13 @@ nucleus sampling; its matching head judges web captions and its own alike and ke
 finds likelier to fit than not. A picture of which nothing is kept is left out. Where the data say
 which captions are noise, the filter's precision and recall are known and printed.
 
+The head has learned from one fitting pair in three, so it doubts too much where more of them fit.
+How many do is estimated from its own judgments, and these are corrected for it (`correct_prior`).
+
 Source: BLIP, arXiv:2201.12086, section 3.3; top_p 0.9 and a repetition penalty of 1.1 as in
-salesforce/BLIP, models/blip.py; the threshold of 0.5 is the author's, salesforce/BLIP issue 46.
+salesforce/BLIP, models/blip.py; the threshold of 0.5 is the author's, salesforce/BLIP issue 46; the
+correction: Saerens et al. 2002, Adjusting the outputs of a classifier to new a priori
+probabilities, Neural Computation 14(1), eqs. 4 and 9. It is not in BLIP.
 """
 
 import json
@@ -29,7 +34,7 @@ from minivlm.captioner import Captioner  # noqa: E402
 from minivlm.data import caption_rows, collate, load_records, shorten_rows  # noqa: E402
 from minivlm.generate import generate  # noqa: E402
 from minivlm.images import Pictures  # noqa: E402
-from minivlm.run import cli, pick_device, seed_everything  # noqa: E402
+from minivlm.run import cli, pick_device, provenance, seed_everything  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
 
@@ -40,8 +45,9 @@ class Config:
     run: str = "runs/caption"  # run folder of train_caption.py --objective blip
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
     split: str = "web"  # which file of it to clean
-    out: str = ""  # file to write; empty = capfilt.jsonl in the data folder
+    out: str = ""  # file to write, a .report.json beside it; empty = capfilt.jsonl with the data
     threshold: float = 0.5  # least probability of "fits" of a caption that is kept
+    correct_prior: bool = True  # allow for another share of fitting captions than in training
     synthetic: bool = True  # write captions too; else only filter those there are
     temperature: float = 1.0  # 1 = the model's own distribution
     top_p: float = 0.9  # keep the likeliest tokens that make up this probability
@@ -59,7 +65,32 @@ class Config:
             raise ValueError(f"repetition_penalty {self.repetition_penalty} is below 1")
 
 
-# --- one batch ---
+# --- judgments ---
+
+
+def correct_prior(p: list[float], steps: int = 100) -> tuple[list[float], float]:
+    """Correct judgments for the share of fitting pairs among those judged, and estimate it (EM).
+
+        q_i = p_i s / P / (p_i s / P + (1 - p_i) (1 - s) / (1 - P)),   s <- mean_i q_i
+
+    with P = 1/3, the share in `Captioner.blip_losses`. Right as far as the head's p are calibrated.
+
+    Args:
+        p: probability of each pair that it fits, by the head.
+
+    Returns:
+        the q, and s.
+
+    >>> [round(q, 2) for q in correct_prior([0.999, 0.999, 0.999, 0.4])[0]]  # three of four fit
+    [1.0, 1.0, 1.0, 0.84]
+    """
+    logits = torch.tensor(p, dtype=torch.float64).logit(eps=1e-6)    # (n,)
+    share = torch.tensor(1 / 3, dtype=torch.float64)
+    trained_on = share.logit()
+    for _ in range(steps):
+        q = torch.sigmoid(logits - trained_on + share.logit(eps=1e-6))
+        share = q.mean()
+    return q.tolist(), share.item()
 
 
 @torch.no_grad()
@@ -129,30 +160,39 @@ def main(cfg: Config) -> dict[str, float]:
     pictures = Pictures(cfg.data, model.config.vit.image_size)
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
-    lines, kept_web, n_synthetic = [], [], 0
+    new, p_web, p_new = [], [], []
     for i in tqdm(range(0, len(records), cfg.batch_size), desc="capfilt", disable=None):
         part = records[i:i + cfg.batch_size]
         images = pictures.get([r["image"] for r in part]).to(device)
         with torch.no_grad():
             _, img_emb = model.look(images)                          # (B, N, C)
-        web = new = [r["captions"][0] for r in part]
+        p_web += fits(model, tokenizer, img_emb, [r["captions"][0] for r in part], prompt)
         if cfg.synthetic:
-            new = write_captions(model, tokenizer, images, prompt, cfg, generator)
-        judged = [fits(model, tokenizer, img_emb, said, prompt) for said in (web, new)]
-        for record, old, made, p_old, p_new in zip(part, web, new, *judged):
-            kept_web.append(p_old >= cfg.threshold)
-            keep_new = cfg.synthetic and p_new >= cfg.threshold
-            n_synthetic += keep_new
-            captions = [old] * kept_web[-1] + [made] * keep_new
-            if captions:
-                sources = ["web"] * kept_web[-1] + ["synthetic"] * keep_new
-                lines.append(json.dumps(record | {"captions": captions, "caption_source": sources}))
+            new += write_captions(model, tokenizer, images, prompt, cfg, generator)
+            p_new += fits(model, tokenizer, img_emb, new[i:], prompt)
+    shares = {}
+    if cfg.correct_prior:
+        p_web, shares["share_web"] = correct_prior(p_web)
+        if cfg.synthetic:
+            p_new, shares["share_synthetic"] = correct_prior(p_new)
+
+    lines, n_synthetic = [], 0
+    kept_web = [p >= cfg.threshold for p in p_web]
+    for i, record in enumerate(records):
+        keep_new = cfg.synthetic and p_new[i] >= cfg.threshold
+        n_synthetic += keep_new
+        if kept_web[i] or keep_new:
+            captions = record["captions"][:1] * kept_web[i] + new[i:i + 1] * keep_new
+            sources = ["web"] * kept_web[i] + ["synthetic"] * keep_new
+            lines.append(json.dumps(record | {"captions": captions, "caption_source": sources}))
     if not lines:
         raise ValueError(f"nothing of {cfg.data}/{cfg.split}.jsonl is kept; lower the threshold")
     out = Path(cfg.out or f"{cfg.data}/capfilt.jsonl")
     out.write_text("\n".join(lines) + "\n")
     figures = {"pictures": len(records), "kept": len(lines), "web": sum(kept_web),
-               "synthetic": n_synthetic, **report_of(records, kept_web)}
+               "synthetic": n_synthetic, **shares, **report_of(records, kept_web)}
+    report = {**provenance(cfg, began), "figures": figures}
+    out.with_suffix(".report.json").write_text(json.dumps(report, indent=1) + "\n")
     told = ", ".join(f"{k} {round(v, 3)}" for k, v in figures.items())
     print(f"{out}: {told}, {time.time() - began:.0f} s")
     return figures

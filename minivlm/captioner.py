@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from minivlm.clip import MAX_LOGIT_SCALE
 from minivlm.data import Batch
-from minivlm.losses import IGNORE_INDEX, clip_loss, match_loss, next_token_loss
+from minivlm.losses import IGNORE_INDEX, clip_loss, equal_rows, match_loss, next_token_loss
 from minivlm.transformer import last_only
 from minivlm.vlm import VLM, VLMConfig
 
@@ -96,8 +96,8 @@ class Captioner(nn.Module):
         """BLIP's three losses of a batch; their plain sum is what it minimizes.
 
         Each pair meets its picture's hardest texts and its text's hardest pictures: B fitting
-        pairs, 2 B that do not fit. Equal texts in a batch would make right pairs count as wrong
-        ones, here too: the sampler keeps them apart.
+        pairs, 2 B that do not fit. Equal texts share the contrastive target and are never each
+        other's negative.
 
         Args:
             batch: rows of N placeholders, the prompt, the caption and the end token as input; one
@@ -111,11 +111,12 @@ class Captioner(nn.Module):
         idx, lengths, at = batch.idx, batch.lengths, batch.targets != IGNORE_INDEX
         img_z, img_emb = self.look(batch.images)                     # (B, C), (B, N, C)
         txt_z = self.read(idx[:, skip:], lengths - skip)             # (B, C)
-        itc = clip_loss(img_z, txt_z, self.logit_scale)
+        same = equal_rows(idx)                                       # (B, B)
+        itc = clip_loss(img_z, txt_z, self.logit_scale, same)
 
         similarity = self.logit_scale * img_z @ txt_z.T              # (B, B)
-        texts = hard_negatives(similarity, generator)
-        pictures = hard_negatives(similarity.T, generator)
+        texts = hard_negatives(similarity, same, generator)
+        pictures = hard_negatives(similarity.T, same, generator)
         hidden = self.vlm.hidden(idx, img_emb=img_emb)               # (B, T, C)
         fits = self.match(hidden[last_only(lengths, idx.shape[1])])  # (B, 2)
         other_text = self.match_logits(idx[texts], lengths[texts], img_emb)
@@ -128,25 +129,28 @@ class Captioner(nn.Module):
         return {"itc": itc, "itm": match_loss(logits, truth), "lm": lm}, right
 
 
-def hard_negatives(similarity: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def hard_negatives(
+    similarity: Tensor, same: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """Draw for each row a column that is not its own, the likelier the more similar it looks.
 
-        P(j | i) = (softmax(similarity[i])_j + 1e-4) / sum over j != i
+        P(j | i) = (softmax(similarity[i])_j + 1e-4) / sum over j with another text
 
     Args:
-        similarity: (B, B) logits, row i belongs to column i; B > 1.
+        similarity: (B, B) logits, row i belongs to column i.
+        same: (B, B) whether i and j have the same text; the diagonal is true.
 
     Returns:
         (B,) columns.
 
     Raises:
-        ValueError: if there is only one pair, which has no negative.
+        ValueError: if a row has no negative, because all texts are the same or there is one only.
 
     Source: BLIP, section 3.2; the 1e-4, which keeps the draw possible where all mass lies on the
     diagonal, is salesforce/BLIP's, models/blip_pretrain.py.
     """
-    if len(similarity) < 2:
-        raise ValueError("a single pair has no negative: use a batch_size of at least 2")
+    if bool(same.all(dim=1).any()):
+        raise ValueError("all captions of a batch are the same, none has a negative")
     weights = similarity.detach().float().softmax(dim=1) + 1e-4      # (B, B)
-    weights.fill_diagonal_(0)
+    weights.masked_fill_(same, 0)
     return torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(similarity.device)

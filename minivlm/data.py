@@ -319,19 +319,9 @@ def check_captions(
 
 
 def pick_captions(records: list[dict], generator: torch.Generator) -> list[tuple[dict, str]]:
-    """One caption a record, no two alike; a record left without one of its own is left out.
-
-    Equal captions in a contrastive batch would make right pairs count as wrong ones.
-    """
-    taken: set[str] = set()
-    pairs = []
-    for record in records:
-        order = torch.randperm(len(record["captions"]), generator=generator).tolist()
-        caption = next((c for i in order if (c := record["captions"][i]) not in taken), None)
-        if caption is not None:
-            taken.add(caption)
-            pairs.append((record, caption))
-    return pairs
+    """One caption a record, at random."""
+    picks = [int(torch.randint(len(r["captions"]), (1,), generator=generator)) for r in records]
+    return [(r, r["captions"][i]) for r, i in zip(records, picks)]
 
 
 def render_records(records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int):

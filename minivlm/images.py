@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -79,6 +80,32 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     x.mul_(1 / (255 * std)).sub_(mean / std)  # (x / 255 - mean) / std, in place
     return x.movedim(-1, -3).contiguous()
+
+
+def augment(images: Tensor, shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
+    """Move each picture by up to `shift` pixels both ways and mirror every second one: new pixels.
+
+    What moves in at a border is the picture's own mirror image. Not for pictures whose captions
+    tell left from right.
+
+    Args:
+        images: (n, 3, S, S).
+        shift: in pixels, 0 .. S - 1.
+
+    Returns:
+        (n, 3, S, S).
+
+    Source: He et al. 2015, arXiv:1512.03385, section 4.2 (4 pixels and a flip, for CIFAR-10).
+    """
+    n, _, S, _ = images.shape
+    dy, dx = torch.randint(2 * shift + 1, (2, n, 1), generator=generator)
+    rows, columns = torch.arange(S) + dy, torch.arange(S) + dx       # (n, S)
+    if mirror:
+        flip = torch.rand(n, 1, generator=generator) < 0.5
+        columns = torch.where(flip, columns.flip(1), columns)
+    wide = F.pad(images, (shift,) * 4, mode="reflect")               # (n, 3, S + 2 shift, ...)
+    at = torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None]
+    return wide.movedim(1, -1)[at].movedim(-1, 1).contiguous()
 
 
 class Pictures:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from minivlm import metrics
 from minivlm.clip import CLIP
 from minivlm.conversation import render
-from minivlm.data import caption_rows, collate, load_records
-from minivlm.generate import beam_search, generate
+from minivlm.data import caption_rows, collate, load_records, shorten_rows
+from minivlm.generate import answer_logprobs, beam_search, generate
 from minivlm.images import Pictures
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -55,7 +55,14 @@ class HeldOut:
     def object_names(self, record: dict, hidden: tuple[bool, ...]) -> list[str]:
         """Canonical names of a picture's objects: hardly visible (True) or clear ones (False)."""
         kept = [o for o in record["objects"] if bool(o.get("hidden")) in hidden]
-        return [self.meta["phrases"][f"{o['attributes']['color']} {o['name']}"] for o in kept]
+        colors = [o.get("attributes", {}).get("color", "") for o in kept]
+        names = [metrics.words_of(f"{c} {o['name']}").strip() for c, o in zip(colors, kept)]
+        return [self.meta["phrases"][name] for name in names]
+
+    def shown(self, record: dict) -> list[str]:
+        """What CHAIR takes to be there: clear objects, and those that people's captions name."""
+        said = " / ".join(record.get("captions", []))
+        return self.object_names(record, (False,)) + metrics.mentions(said, self.meta["phrases"])
 
 
 # --- a CLIP ---
@@ -70,12 +77,11 @@ def embed_images(model: CLIP, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def embed_texts(model: CLIP, texts: list[str], tokenizer: Tokenizer) -> Tensor:
-    """n texts -> (n, C) of unit length, 200 at a time."""
+    """n texts -> (n, C) of unit length, 200 at a time; of a long text the beginning is read."""
     out, device = [], next(model.parameters()).device
     for i in range(0, len(texts), 200):
-        batch = collate(
-            caption_rows(texts[i:i + 200], tokenizer), tokenizer.pad, model.text.block_size
-        )
+        rows = shorten_rows(caption_rows(texts[i:i + 200], tokenizer), model.text.block_size, 1)
+        batch = collate(rows, tokenizer.pad, model.text.block_size)
         out.append(model.encode_text(batch.idx.to(device), batch.lengths.to(device)))
     return torch.cat(out)
 
@@ -105,8 +111,10 @@ def retrieval(
     return out
 
 
-def zero_shot(model: CLIP, data: HeldOut) -> dict[str, float]:
+def zero_shot(model: CLIP, data: HeldOut, log: list[dict]) -> dict[str, float]:
     """Classify pictures by text: the class whose mean prompt embedding is nearest.
+
+    `log` gets each picture with both classes.
 
     Source: CLIP, section 3.1.4: normalized prompt embeddings are averaged, then normalized again.
     """
@@ -119,6 +127,9 @@ def zero_shot(model: CLIP, data: HeldOut) -> dict[str, float]:
     hits = defaultdict(list)
     for r, c in zip(records, chosen):
         hits[r["group"]].append(classes[c] == r["label"])
+        log.append({
+            "image": r["image"], "kind": "zero_shot", "answer": classes[c], "expected": r["label"],
+        })
     return {f"zero_shot/{group}": sum(h) / len(h) for group, h in sorted(hits.items())}
 
 
@@ -160,13 +171,14 @@ def answers(ask: Ask, data: HeldOut, n_questions: int, log: list[dict]) -> dict[
     """
     by_kind = defaultdict(list)
     for q in data.records("eval", "kind", "question", "image"):
-        q = {"style": "", "expect": [], "wrong": [], "border": "", "answer": ""} | q
+        unset = {"style": "", "expect": [], "wrong": [], "border": "", "answer": "", "people": []}
+        q = unset | q
         key = q["kind"] + ("_" + q["style"] if q["kind"] == "describe" else "")
         if len(by_kind[key]) < n_questions:
             by_kind[key].append(q)
     questions = [q for kind in sorted(by_kind) for q in by_kind[kind]]
     said = ask([(q["image"], q["question"]) for q in questions])
-    right, style, refused = defaultdict(list), defaultdict(list), defaultdict(list)
+    right, style, refused, vqa = (defaultdict(list) for _ in range(4))
     for q, a in zip(questions, said):
         if q["kind"] in ("private", "unsafe"):
             refused["due"].append(metrics.is_refusal(a))
@@ -175,14 +187,42 @@ def answers(ask: Ask, data: HeldOut, n_questions: int, log: list[dict]) -> dict[
             refused["harmless" if harmless else "other"].append(metrics.is_refusal(a))
         if q["expect"]:
             right[q["kind"]].append(metrics.answer_ok(a, q["expect"], q["wrong"]))
+        if q["people"]:
+            vqa["accuracy"].append(metrics.vqa_accuracy(a, q["people"]))
         if q["style"]:
             style[q["style"]].append(metrics.style_ok(a, q["style"]))
         log.append({
             "image": q["image"], "kind": q["kind"], "question": q["question"],
             "answer": a, "expected": q["answer"],
         })
-    groups = (("answers", right), ("style", style), ("refused", refused))
+    groups = (("answers", right), ("style", style), ("refused", refused),
+              ("vqa", vqa))
     return {f"{name}/{k}": sum(v) / len(v) for name, d in groups for k, v in sorted(d.items())}
+
+
+def ranked(model: VLM, data: HeldOut, n_questions: int) -> dict[str, float]:
+    """Accuracy of one-word answers when the likeliest of all answers of a kind is taken.
+
+    Nothing is written, so nothing can be phrased wrongly: what BLIP does on VQA. The candidates are
+    the answers that the held-out questions of the kind have.
+    """
+    by_kind, out = defaultdict(list), {}
+    for q in data.records("eval", "kind", "question", "image"):
+        if q.get("style") == "word" and q.get("answer") and len(by_kind[q["kind"]]) < n_questions:
+            by_kind[q["kind"]].append(q)
+    N, end = model.config.vit.n_tokens, data.tokenizer.end
+    for kind, questions in sorted(by_kind.items()):
+        candidates = sorted({q["answer"] for q in questions})
+        answers = [data.tokenizer.encode(a) + [end] for a in candidates]
+        prompts = [
+            render([{"from": "human", "value": "<image>\n" + q["question"]}], data.tokenizer, N)[0]
+            for q in questions
+        ]
+        images = data.look([q["image"] for q in questions])
+        best = answer_logprobs(model, images, prompts, answers, data.tokenizer.pad).argmax(1)
+        hits = [candidates[b] == q["answer"] for b, q in zip(best.tolist(), questions)]
+        out[f"ranked/{kind}"] = sum(hits) / len(hits)
+    return out
 
 
 def hallucination(
@@ -192,8 +232,9 @@ def hallucination(
 
     n_describe pictures are asked about; `log` gets each description.
     """
-    records = [r for r in data.records("val", "image", "objects") if r.get("border") != "private"]
-    records = records[:n_describe]
+    records = [
+        r for r in data.records("val", "image") if r.get("objects") and r.get("border") != "private"
+    ][:n_describe]
     clear = [data.object_names(r, (False,)) for r in records]
     every = [data.object_names(r, (False, True)) for r in records]
     out = {}
@@ -212,7 +253,9 @@ def hallucination(
         {"image": r["image"], "kind": "detail", "question": "Describe the picture.", "answer": a}
         for r, a in zip(records, said)
     ]
-    seen, known = metrics.chair(named, clear), metrics.chair(named, every)
+    shown = [data.shown(r) for r in records]
+    known = metrics.chair(named, [s + e for s, e in zip(shown, every)])
+    seen = metrics.chair(named, shown)
     out |= {f"chair/{key}": seen[key] for key in ("chair_i", "chair_s", "recall")}
     hidden = [data.object_names(r, (True,)) for r in records]
     if any(hidden):
@@ -223,11 +266,12 @@ def hallucination(
 
 def captioning(
     model: VLM, data: HeldOut, prompt: str, n_describe: int, n_beams: int, max_new_tokens: int,
-    batch_size: int, log: list[dict],
+    batch_size: int, log: list[dict], clip: CLIP | None = None,
 ) -> dict[str, float]:
     """Captions by beam search beside those of people: BLEU-4, ROUGE-L, CIDEr-D; and CHAIR.
 
-    n_describe pictures get a caption that begins behind `prompt`; `log` gets each.
+    n_describe pictures get a caption that begins behind `prompt`; `log` gets each. With a CLIP of
+    the same tokenizer, CLIPScore too, of the captions made and of people's.
     """
     records, tokenizer = data.records("val", "image", "captions")[:n_describe], data.tokenizer
     ids = [tokenizer.image] * model.config.vit.n_tokens + tokenizer.encode(prompt)
@@ -253,6 +297,11 @@ def captioning(
     }
     if "phrases" in data.meta and all("objects" in r for r in records):
         named = [metrics.mentions(text, data.meta["phrases"]) for text in made]
-        there = [data.object_names(r, (False,)) for r in records]
+        there = [data.shown(r) for r in records]
         out |= {f"captions/{k}": v for k, v in metrics.chair(named, there).items()}
+    if clip is not None:
+        img_z = embed_images(clip, data.pictures.get([r["image"] for r in records]))
+        for name, said in (("", made), ("_people", [r["captions"][0] for r in records])):
+            score = metrics.clip_score(img_z, embed_texts(clip, said, tokenizer))
+            out[f"captions/clip_score{name}"] = score
     return out

@@ -1,6 +1,6 @@
 """What is measured, as pure functions of predictions and truth.
 
-    retrieval    recall_at_k, rank of the right one among all; recall_by_chance
+    retrieval    recall_at_k, rank of the right one among all; recall_by_chance; clip_score
     answers      answer_ok, style_ok, is_refusal
     captions     bleu, rouge_l, cider, vqa_accuracy: likeness to what people wrote (metrics_text.py)
     POPE         yes/no questions about objects: accuracy, precision, recall, F1, share of yes
@@ -57,6 +57,25 @@ def recall_by_chance(right: Tensor, k: int) -> float:
     for i in range(min(k, G)):
         miss *= (wrong - i).clamp(min=0) / (G - i)
     return float(1 - miss.mean())
+
+
+def clip_score(img_z: Tensor, txt_z: Tensor) -> float:
+    """CLIPScore: how well texts fit their pictures in the eyes of a CLIP; no reference is needed.
+
+        score = mean_i 2.5 * max(cos(img_z_i, txt_z_i), 0)
+
+    Comparable between texts judged by the same CLIP only. The published one puts "A photo depicts"
+    before every text; put there what the CLIP at hand has learned.
+
+    Args:
+        img_z, txt_z: (n, C) of unit length, row i of both belongs together.
+
+    Source: Hessel et al. 2021, arXiv:2104.08718, section 3.
+
+    >>> round(clip_score(torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, -1.0]])), 6)  # (.6 + 0) / 2
+    0.75
+    """
+    return 2.5 * (img_z * txt_z).sum(dim=1).clamp(min=0).mean().item()
 
 
 # --- answers ---

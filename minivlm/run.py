@@ -27,7 +27,7 @@ from tqdm import tqdm
 LEAST = {
     "steps": 0, "batch_size": 1, "grad_accum": 1, "eval_every": 1, "warmup": 0,
     "lr": 0, "muon_lr": 0, "weight_decay": 0, "grad_clip": 0,
-    "threads": 0, "workers": 0, "seed": 0, "n_texts": 0,
+    "threads": 0, "workers": 0, "seed": 0, "n_texts": 0, "shift": 0,
     "n_layer": 1, "n_embd": 32, "patch_size": 1, "block_size": 2,
     "n_images": 1, "n_questions": 1, "n_describe": 1, "max_new_tokens": 1, "n_beams": 1,
 }
@@ -181,6 +181,22 @@ def environment() -> dict[str, str]:
         "cpu": cpu, "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "commit": commit + changed,
+    }
+
+
+def provenance(cfg, began: float) -> dict:
+    """What a file of results says of itself, so that its figures can be made again.
+
+    Args:
+        cfg: the script's Config.
+        began: `time.time()` when it started.
+    """
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": dataclasses.asdict(cfg),
+        "environment": environment(),
+        "minutes": round((time.time() - began) / 60, 2),
+        "peak_gb": peak_gb(),
     }
 
 

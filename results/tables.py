@@ -51,12 +51,46 @@ WAYS = {
 }
 
 
+CAPTIONS = {
+    "captions/cider": "CIDEr-D (0 .. 10)",
+    "captions/bleu4": "BLEU-4",
+    "captions/rouge_l": "ROUGE-L",
+    "captions/clip_score": "CLIPScore (0 .. 2.5)",
+    "captions/clip_score_people": "CLIPScore of reference captions",
+    "captions/recall": "visible objects named in captions",
+    "captions/chair_i": "objects named in captions that cannot be seen (CHAIR_i)",
+    "captions/chair_s": "captions with such an object (CHAIR_s)",
+    "ranked/exist": "likeliest of all answers: is there a ...?",
+    "ranked/color": "likeliest of all answers: color",
+    "match": "hard negatives and fitting pairs judged rightly",
+    "noisy": "captions that are noise",
+    "precision": "of those removed, noise (precision)",
+    "recall": "of the noise, removed (recall)",
+    "kept": "pictures kept",
+    "share_web": "web captions estimated to fit",
+    "share_synthetic": "synthetic captions estimated to fit",
+}
+OBJECTIVES = {"blip": "blip", "lm": "lm", "prefix_lm": "prefix_lm"}
+WEB = {"web": "as found", "capfilt": "after CapFilt"}
+SFT = {"sft": "3a, SFT", "sft_caption": "captioner, SFT",
+       "sft_caption_short": "captioner, SFT, all at equal time"}
+
+
 def load(folder: str) -> dict[str, list[dict]]:
     """Result files of a folder by their name without the seed."""
     out = defaultdict(list)
     for path in sorted((HERE / folder).glob("*-seed*.json")):
         out[path.name.rsplit("-seed", 1)[0]].append(json.loads(path.read_text()))
     return out
+
+
+def logs_of(folder: str, stage: str = "*") -> list[list[dict[str, float]]]:
+    """The rows of each log of a folder, of one stage or of all."""
+    logs = []
+    for path in sorted((HERE / folder).glob(f"{stage}-seed*.csv")):
+        with path.open() as f:
+            logs.append([{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)])
+    return logs
 
 
 def cell(values: list[float]) -> str:
@@ -74,9 +108,11 @@ def main_table(folder: str, leave_out: tuple[str, ...] = ()) -> list[str]:
     first = next(iter(runs.values()))[0]
     env = first["environment"]
     commits = sorted({r["environment"]["commit"] for rs in runs.values() for r in rs})
-    minutes = max(r["train_seconds"] / 60 for rs in runs.values() for r in rs) + sum(
-        max(r["minutes"] for r in rs) for rs in runs.values())
-    peak = max(max(r["peak_gb"], r["training"]["gb"]) for rs in runs.values() for r in rs)
+    timed = [[r for r in rs if r["train_seconds"]] for rs in runs.values()]  # all before it counted
+    minutes = max(r["train_seconds"] / 60 for rs in timed for r in rs) + sum(
+        max(r["minutes"] for r in rs) for rs in timed if rs)
+    peaks = [max(r["peak_gb"], r["training"]["gb"]) for rs in runs.values() for r in rs]
+    peak = max([*peaks, *(row["gb"] for log in logs_of(folder) for row in log[-1:])])
     lines = [
         f"Data: {first['data']}, {first['config']['n_images']} held-out pictures for retrieval; "
         f"{n} seed{'s' * (n > 1)}; {env['cpu']}; torch {env['torch']}; "
@@ -103,13 +139,8 @@ def stage_table(folder: str) -> list[str]:
         "| stage | steps | ms a step | of it data | minutes | held-out loss before | after |",
         "|---" * 7 + "|",
     ]
-    for stage in ("lm", "clip", "align", "sft"):
-        logs = []
-        for path in sorted((HERE / folder).glob(f"{stage}-seed*.csv")):
-            with path.open() as f:
-                logs.append(
-                    [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
-                )
+    for stage in ("lm", "clip", "caption", "align", "sft"):
+        logs = logs_of(folder, stage)
         if logs:
             last = [log[-1] for log in logs]
             ms, data_ms = (statistics.fmean(row[k] for row in last) for k in ("ms", "data_ms"))
@@ -122,28 +153,103 @@ def stage_table(folder: str) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
+def side_by_side(
+    title: str, columns: dict[str, list[dict]], keys: tuple[str, ...], minutes: str = ""
+) -> list[str]:
+    """One column a way of training, one line a figure; no table where a column has no files.
+
+    `minutes` labels a first line with the time that training took, by the clock around it if that
+    was kept, else by the run's log.
+    """
+    if not columns or not all(columns.values()):
+        return []
+    n = [str(len(reports)) for reports in columns.values()]
+    told = f"seeds: {', '.join(n if len(set(n)) > 1 else n[:1])}"
+    lines = [
+        f"{title} ({told}):", "",
+        "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|",
+    ]
+    if minutes:
+        took = [[r["train_seconds"] / 60 or r["training"]["min"] for r in rs]
+                for rs in columns.values()]
+        means = map(statistics.fmean, took)
+        lines.append(f"| {minutes} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
+    for key in keys:
+        cells = [
+            cell([r["figures"][key] for r in rs]) if all(key in r["figures"] for r in rs) else "-"
+            for rs in columns.values()
+        ]
+        lines.append(f"| {MAIN.get(key) or CAPTIONS[key]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def named(folder: str, ways: dict[str, str]) -> dict[str, list[dict]]:
+    """Result files by label, in the order of the labels: file name without the seed -> label."""
+    runs = load(folder)
+    return {label: runs.get(way, []) for way, label in ways.items()}
+
+
 def ablation_table() -> list[str]:
     """The four ways of the ablation, side by side."""
-    runs = load("ablation")
-    if set(runs) != set(WAYS):
-        return []
-    keys = (
-        "answers/exist", "answers/color", "answers/shape", "answers/count", "answers/position",
-        "chair/recall", "chair/chair_i",
+    return side_by_side(
+        "SFT with and without the stages before it, at equal time", named("ablation", WAYS),
+        ("answers/exist", "answers/color", "answers/shape", "answers/count", "answers/position",
+         "chair/recall", "chair/chair_i"),
+        "minutes after language pretraining",
     )
-    lines = [
-        f"SFT with and without the stages before it, at equal time ({len(runs['full'])} seeds):",
-        "",
-        "| | " + " | ".join(WAYS.values()) + " |",
-        "|---" * (len(WAYS) + 1) + "|",
+
+
+def caption_tables() -> list[list[str]]:
+    """The three objectives, what each stage can and cannot do, CapFilt, and the two ways to SFT."""
+    objectives = named("captions", OBJECTIVES)
+    for reports in objectives.values():  # the matching accuracy stands in the run's log
+        for r in reports:
+            if "val_match" in r["training"]:
+                r["figures"]["match"] = r["training"]["val_match"]
+    runs = named("captions", {"filter": "CapFilt"})
+    for reports in runs.values():
+        for r in reports:
+            r["figures"]["kept"] = r["figures"]["kept"] / r["figures"]["pictures"]
+    stages = named("shapes", {"clip": "CLIP"}) | {"captioner": objectives["blip"]}
+    stages |= named("captions", {"sft": "SFT"})
+    answers = ("answers/exist", "answers/color", "answers/shape", "answers/size", "answers/count",
+               "answers/position", "answers/relation")
+    return [
+        side_by_side(
+            "Three objectives at equal time, from the same CLIP and language model", objectives,
+            ("captions/cider", "captions/bleu4", "captions/rouge_l", "captions/clip_score",
+             "captions/clip_score_people", "captions/recall", "captions/chair_i",
+             "captions/chair_s", "match"), "minutes",
+        ),
+        side_by_side(
+            "The same held-out questions, stage by stage", stages,
+            ("retrieval/image_to_text_r1", "zero_shot/held_out", "captions/cider", *answers,
+             "ranked/exist", "ranked/color", "style/word", "style/sentence", "style/list"),
+        ),
+        side_by_side("CapFilt on 10,000 web captions", runs,
+                     ("noisy", "precision", "recall", "kept", "share_web", "share_synthetic")),
+        side_by_side(
+            "A captioner (lm) that learns from the web, at equal steps", named("captions", WEB),
+            ("captions/cider", "captions/bleu4", "captions/recall", "captions/chair_i"),
+        ),
+        side_by_side(
+            "Two ways to a chatbot", named("captions", SFT),
+            (*answers, "chair/recall", "chair/chair_i"), "minutes of SFT",
+        ),
     ]
-    seconds = {w: [r["train_seconds"] / 60 for r in runs[w]] for w in WAYS}
-    cells = [f"{statistics.fmean(seconds[w]):.1f}" for w in WAYS]
-    lines.append("| minutes after language pretraining | " + " | ".join(cells) + " |")
-    for key in keys:
-        cells = [cell([r["figures"][key] for r in runs[w]]) for w in WAYS]
-        lines.append(f"| {MAIN[key]} | " + " | ".join(cells) + " |")
-    return lines
+
+
+def cifar_table() -> list[str]:
+    """Photographs, classified by text prompts."""
+    runs = load("cifar10").get("clip", [])
+    if not runs:
+        return []
+    return [
+        f"10 classes, {runs[0]['training']['step']:.0f} steps, "
+        f"{cell([r['training']['min'] for r in runs])} minutes; accuracy by text prompts on 5,000 "
+        f"held-out photographs: {cell([r['figures']['zero_shot/all'] for r in runs])}, chance .10.",
+        "", "![which class is taken for which](cifar10/confusion.png)",
+    ]
 
 
 def joined(*parts: list[str]) -> str:
@@ -165,7 +271,8 @@ def page() -> str:
         ],
 
         ["## The default world"], main_table("shapes"), stage_table("shapes"),
-        ["## Without a stage"], ablation_table(), ["## NLVR"], main_table("nlvr"),
+        ["## Captioning"], *caption_tables(), ["## Without a stage"], ablation_table(),
+        ["## NLVR"], main_table("nlvr"), ["## CIFAR-10"], cifar_table(),
     )
     return joined(*parts) + "\n"
 

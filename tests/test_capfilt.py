@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,8 @@ def test_what_fits_is_kept_and_what_does_not_is_gone(captioner, web, tmp_path):
     web_captions = [r["captions"][0] for r in records]
     p = capfilt.fits(captioner, TOKENIZER, img_emb, web_captions, PROMPT)
     limit = sorted(p)[6]
-    cfg = capfilt.Config(run, str(web), threshold=limit, max_new_tokens=6, batch_size=12)
+    cfg = capfilt.Config(run, str(web), threshold=limit, max_new_tokens=6, batch_size=5,
+                         correct_prior=False)
     figures = capfilt.main(cfg)
     kept = {r["id"]: r for r in load_records(web, "capfilt")}
     assert figures["web"] == 6 and figures["kept"] == len(kept) <= 12
@@ -91,6 +93,8 @@ def test_what_fits_is_kept_and_what_does_not_is_gone(captioner, web, tmp_path):
         assert ("web" in mine["caption_source"]) == (probability >= limit)
         assert (record["captions"][0] in mine["captions"]) == (probability >= limit)
         assert mine.get("image", record["image"]) == record["image"]
+    report = json.loads((web / "capfilt.report.json").read_text())
+    assert report["figures"] == figures and report["config"]["threshold"] == limit
     n_new = sum(r["caption_source"].count("synthetic") for r in kept.values())
     assert n_new == figures["synthetic"]
     assert capfilt.main(dataclasses.replace(cfg, synthetic=False))["synthetic"] == 0
@@ -118,6 +122,31 @@ def test_precision_and_recall_are_the_numbers_worked_by_hand():
     assert capfilt.report_of([{}], [True]) == {}
 
 
+def test_a_calibrated_head_is_right_again_where_more_pairs_fit():
+    """Catches the correction turned round, and a share that stays at a third.
+
+    Each pair shows a number, N(1, 1) if it fits, N(-1, 1) if not; p is the posterior of a head
+    that has seen one fitting pair in three. Of those judged, 80 % fit: the true log-odds are the
+    head's plus ln 4 - ln(1/2), and deciding by them is right more often than by p.
+    """
+    truth = torch.rand(20_000) < 0.8
+    x = torch.randn(20_000) + torch.where(truth, 1.0, -1.0)
+    p = torch.sigmoid(2 * x + math.log(1 / 2))
+    q, share = capfilt.correct_prior(p.tolist())
+    want = torch.sigmoid(2 * x + math.log(4))
+    assert share == pytest.approx(0.8, abs=0.01)
+    assert (torch.tensor(q) - want).abs().max() < 0.02
+    assert ((torch.tensor(q) > 0.5) == truth).float().mean() > ((p > 0.5) == truth).float().mean()
+
+
+def test_judgments_without_doubt_stay_as_they_are():
+    """Catches a NaN of an infinite logit, and a share that leaves 0 .. 1."""
+    q, share = capfilt.correct_prior([1.0, 1.0, 0.0, 0.0])
+    assert q == pytest.approx([1, 1, 0, 0], abs=1e-4) and share == pytest.approx(0.5, abs=1e-4)
+    assert capfilt.correct_prior([1.0, 1.0])[1] == pytest.approx(1, abs=1e-4)
+    assert capfilt.correct_prior([0.0])[1] == pytest.approx(0, abs=1e-4)
+
+
 def test_wrong_runs_and_options_are_refused(captioner, web, tmp_path):
     """Catches a filter without a trained head, and an empty file."""
     lm = saved(captioner, tmp_path / "lm", "lm")
@@ -125,7 +154,8 @@ def test_wrong_runs_and_options_are_refused(captioner, web, tmp_path):
         capfilt.main(capfilt.Config(lm, str(web)))
     blip = saved(captioner, tmp_path / "blip")
     with pytest.raises(ValueError, match="nothing of .*web.jsonl is kept"):
-        capfilt.main(capfilt.Config(blip, str(web), threshold=1.0, max_new_tokens=4))
+        capfilt.main(capfilt.Config(blip, str(web), threshold=1.0, max_new_tokens=4,
+                                    correct_prior=False))
     assert not (web / "capfilt.jsonl").exists()
     with pytest.raises(ValueError, match="repetition_penalty 0.5 is below 1"):
         capfilt.Config(repetition_penalty=0.5)

@@ -63,7 +63,9 @@ def test_the_losses_are_those_of_the_parts_done_one_by_one(captioner):
 
     generator = torch.Generator().manual_seed(0)
     similarity = captioner.logit_scale * img_z @ txt_z.T
-    texts, pictures = hard_negatives(similarity, generator), hard_negatives(similarity.T, generator)
+    eye = torch.eye(4, dtype=torch.bool)
+    texts = hard_negatives(similarity, eye, generator)
+    pictures = hard_negatives(similarity.T, eye, generator)
     pairs = [(i, i, 1) for i in range(4)] + [(i, int(texts[i]), 0) for i in range(4)]
     pairs += [(int(pictures[i]), i, 0) for i in range(4)]
     total, hits = 0.0, 0
@@ -127,7 +129,8 @@ def test_hard_negatives_are_drawn_by_similarity_and_never_the_pair_itself():
     """
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.05, 0.9, 0.05]])
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([hard_negatives(p.log() + 7, generator) for _ in range(4000)])
+    eye = torch.eye(3, dtype=torch.bool)
+    drawn = torch.stack([hard_negatives(p.log() + 7, eye, generator) for _ in range(4000)])
     assert all(not (drawn[:, i] == i).any() for i in range(3))
     assert (drawn[:, 0] == 1).float().mean().item() == pytest.approx(0.6, abs=0.03)
     assert (drawn[:, 1] == 0).float().mean().item() == pytest.approx(0.5, abs=0.03)
@@ -136,9 +139,32 @@ def test_hard_negatives_are_drawn_by_similarity_and_never_the_pair_itself():
 
 def test_a_pair_that_is_sure_of_itself_still_gets_a_negative():
     """Catches a draw from weights that are all zero, where the softmax is one on the diagonal."""
-    assert hard_negatives(torch.eye(4) * 1000).tolist() != [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="a single pair has no negative"):
-        hard_negatives(torch.zeros(1, 1))
+    eye = torch.eye(4, dtype=torch.bool)
+    drawn = hard_negatives(torch.eye(4) * 1000, eye).tolist()
+    assert all(i != j for i, j in enumerate(drawn))
+
+
+def test_an_equal_text_is_no_negative():
+    """Catches a right pair learned as a wrong one: rows 0 and 2 say the same."""
+    same = torch.eye(3, dtype=torch.bool)
+    same[0, 2] = same[2, 0] = True
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([hard_negatives(torch.zeros(3, 3), same, generator) for _ in range(50)])
+    assert set(drawn[:, 0].tolist()) == set(drawn[:, 2].tolist()) == {1}
+    assert set(drawn[:, 1].tolist()) == {0, 2}
+    with pytest.raises(ValueError, match="none has a negative"):
+        hard_negatives(torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool))
+
+
+def test_equal_captions_share_the_target_of_the_contrast(captioner):
+    """Catches the mask left out: two rows with one caption find it together, at ln 2 at best."""
+    b = batch_of(["red ring", "red ring", "blue"])
+    losses, _ = captioner.blip_losses(b, N + len(PROMPT), 0.0, torch.Generator().manual_seed(0))
+    img_z, _ = captioner.look(b.images)
+    txt_z = captioner.read(b.idx[:, N + len(PROMPT):], b.lengths - N - len(PROMPT))
+    same = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    want = clip_loss(img_z, txt_z, captioner.logit_scale, same)
+    torch.testing.assert_close(losses["itc"], want, rtol=1e-4, atol=1e-5)
 
 
 def test_the_last_token_is_found_by_length():

@@ -9,6 +9,7 @@ from PIL import Image
 
 from data.coco import prepare
 from minivlm.data import load_meta, load_records
+from minivlm.metrics import mentions
 from minivlm.tokenizer import Tokenizer
 
 
@@ -74,6 +75,31 @@ def test_a_box_lies_where_the_picture_shows_it(mode, box, want):
         (columns.max() + 1) / 400, (rows.max() + 1) / 400,
     ]
     assert prepare.square_box(box, 100, 50, mode) == want == pytest.approx(found, abs=0.02)
+
+
+def test_meta_holds_the_words_that_name_a_class(tmp_path):
+    """Catches synonyms and plurals that CHAIR does not see, a word stolen from another class."""
+    cfg = publish(tmp_path, categories=[{"id": 18, "name": "dog"}, {"id": 58, "name": "hot dog"},
+                                        {"id": 1, "name": "person"}])
+    prepare.main(cfg)
+    assert load_meta(cfg.out)["phrases"] == {
+        "dog": "dog", "dogs": "dog", "hot dog": "hot dog", "hot dogs": "hot dog",
+        "person": "person", "people": "person",
+    }
+    cfg.synonyms = f"{tmp_path}/synonyms.txt"
+    Path(cfg.synonyms).write_text("person, fireman, child\ndog, puppy, person\n\nhot dog\n")
+    prepare.main(cfg)
+    phrases = load_meta(cfg.out)["phrases"]
+    assert {p for p, c in phrases.items() if c == "person"} == {
+        "person", "people", "fireman", "firemen", "child", "children"}
+    assert mentions("Two puppies and firemen eat a hot dog.", phrases) == [
+        "dog", "person", "hot dog"]
+    Path(cfg.synonyms).write_text("dog, puppy\ncat, kitten\n")
+    with pytest.raises(ValueError, match="synonyms.txt:2 begins with 'cat', no category"):
+        prepare.main(cfg)
+    cfg.synonyms = f"{tmp_path}/none.txt"
+    with pytest.raises(FileNotFoundError, match="no synonyms at"):
+        prepare.main(cfg)
 
 
 def test_a_split_file_decides_what_is_held_out(tmp_path):

@@ -465,7 +465,7 @@ def test_given_answers_are_ranked_by_their_likelihood(talker, images):
     for b, prompt in enumerate(prompts):
         for a, answer in enumerate(answers):
             logp = talker(torch.tensor([prompt + answer]), images[b:b + 1])[0].log_softmax(-1)
-            want = sum(float(logp[len(prompt) - 1 + i, t]) for i, t in enumerate(answer))
+            want = sum(float(logp[len(prompt) - 1 + i, t].detach()) for i, t in enumerate(answer))
             assert float(got[b, a]) == pytest.approx(want, abs=1e-4)
     with pytest.raises(ValueError, match="at least one token"):
         answer_logprobs(talker, images[:2], prompts, [[7], []], pad=0)

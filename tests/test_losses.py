@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivlm.losses import IGNORE_INDEX, clip_loss, next_token_loss, token_logprobs
+from minivlm.losses import IGNORE_INDEX, clip_loss, equal_rows, next_token_loss, token_logprobs
 
 
 def text(B: int = 3, T: int = 5, V: int = 7) -> tuple[Tensor, Tensor]:
@@ -171,6 +171,33 @@ def test_clip_loss_is_symmetric_in_the_towers_and_blind_to_the_order_of_pairs():
     loss = clip_loss(img_z, txt_z, 9.0)
     torch.testing.assert_close(clip_loss(txt_z, img_z, 9.0), loss)
     torch.testing.assert_close(clip_loss(img_z[order], txt_z[order], 9.0), loss)
+
+
+def test_equal_captions_share_the_target():
+    """Catches a mask used as one more negative, or left unnormalized: UniCL's eq. 3, in loops.
+
+    Rows 0 and 2 have one caption: each of the two pictures may find either, and the other way
+    round. With the identity nothing changes.
+    """
+    img_z, txt_z, scale = unit(4, 6), unit(4, 6), 3.0
+    same = torch.eye(4, dtype=torch.bool)
+    torch.testing.assert_close(clip_loss(img_z, txt_z, scale, same), clip_loss(img_z, txt_z, scale))
+    same[0, 2] = same[2, 0] = True
+    total = 0.0
+    for a, b in ((img_z, txt_z), (txt_z, img_z)):
+        for i in range(4):
+            scores = [math.exp(scale * float(a[i] @ b[j])) for j in range(4)]
+            right = [j for j in range(4) if same[i, j]]
+            total -= sum(math.log(scores[j] / sum(scores)) for j in right) / len(right) / 8
+    assert clip_loss(img_z, txt_z, scale, same).item() == pytest.approx(total, rel=1e-6)
+
+
+def test_equal_rows_compares_whole_rows():
+    """Catches a comparison of first tokens or of any token."""
+    idx = torch.tensor([[1, 2, 0], [1, 3, 0], [1, 2, 0], [4, 2, 0]])
+    want = torch.eye(4, dtype=torch.bool)
+    want[0, 2] = want[2, 0] = True
+    assert torch.equal(equal_rows(idx), want)
 
 
 def test_clip_loss_refuses_a_different_number_of_pictures_and_captions():

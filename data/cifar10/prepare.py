@@ -124,7 +124,9 @@ def main(cfg: Config) -> dict[str, float]:
     prompts = {c: [sentence(t.format(article(c))) for t in TEMPLATES] for c in classes}
     files: dict[str, list[dict]] = {}
     pixels: dict[str, list[np.ndarray]] = {}
+    mixed = np.random.default_rng(0)  # in folders' order the first 1,000 would be of one class
     for name, split in (("train", cfg.train_split), ("val", cfg.val_split)):
+        mixed.shuffle(splits[split])
         pixels[name] = [picture for _, _, picture in splits[split]]
         files[name] = [
             {"id": key, "image": f"{name}.npy#{i}", "captions": [prompts[label][0]], "label": label}

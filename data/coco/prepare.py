@@ -2,13 +2,15 @@
 
     python data/coco/prepare.py --captions annotations/captions_train2017.json \
         --instances annotations/instances_train2017.json --images train2017
-    python data/coco/prepare.py ... --karpathy dataset_coco.json
+    python data/coco/prepare.py ... --karpathy dataset_coco.json --synonyms synonyms.txt
 
 Reads the annotation files as published; boxes are optional. Without a Karpathy split file every
 `val_every`-th picture, by its id, is held out; with it, train and restval are learned from and its
 val or test is held out. Pictures are packed at one size.
 
-Writes train, val, text, tokenizer.tiktoken, meta.json and samples/*.png.
+Writes train, val, text, tokenizer.tiktoken, meta.json and samples/*.png. With boxes, meta.json
+tells which words name a class, for CHAIR: a category's name, its plural, and the synonyms of a file
+as LisaAnne/Hallucination's data/synonyms.txt: "person, girl, boy, ...", a class a line.
 Equal arguments give equal bytes.
 
 Source: Lin et al. 2014, arXiv:1405.0312; Chen et al. 2015, arXiv:1504.00325; split file of Karpathy
@@ -28,6 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from minivlm.images import fit, open_image  # noqa: E402
+from minivlm.metrics import words_of  # noqa: E402
 from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 
@@ -38,6 +41,7 @@ class Config:
 
     captions: str = "data/coco/annotations/captions_train2017.json"  # captions as published
     instances: str = ""  # boxes as published; empty = none
+    synonyms: str = ""  # other words for the classes, a class a line; empty = none
     images: str = "data/coco/train2017"  # folder with the pictures
     karpathy: str = ""  # dataset_coco.json; empty = every val_every-th picture is held out
     held_out: str = "val"  # with karpathy: which of its splits is held out, val or test
@@ -136,6 +140,58 @@ def boxes_of(
     return found
 
 
+IRREGULAR = {
+    "person": "people", "child": "children", "mouse": "mice", "goose": "geese", "sheep": "sheep",
+    "skis": "skis", "scissors": "scissors",
+}
+
+
+def plural(phrase: str) -> str:
+    """The plural of a noun, by its last word.
+
+    >>> [plural(p) for p in ("hot dog", "wine glass", "puppy", "toy", "knife", "snowman")]
+    ['hot dogs', 'wine glasses', 'puppies', 'toys', 'knives', 'snowmen']
+    """
+    *before, noun = phrase.split()
+    if noun in IRREGULAR:
+        noun = IRREGULAR[noun]
+    elif noun.endswith("man"):
+        noun = noun[:-2] + "en"
+    elif noun.endswith(("s", "sh", "ch", "x")):
+        noun += "es"
+    elif noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        noun = noun[:-1] + "ies"
+    elif noun.endswith(("fe", "lf", "af")):
+        noun = noun.removesuffix("e")[:-1] + "ves"
+    else:
+        noun += "s"
+    return " ".join([*before, noun])
+
+
+def phrases_of(cfg: Config) -> dict[str, str]:
+    """Which class a word or phrase names: every category, its synonyms, and the plurals of all.
+
+    Raises:
+        FileNotFoundError, ValueError: if a file is missing, or a line of synonyms begins with no
+            category.
+    """
+    if not cfg.instances:
+        return {}
+    classes = [c["name"] for c in read_json(cfg.instances, "categories")["categories"]]
+    named = {c: c for c in classes}
+    if cfg.synonyms:
+        if not Path(cfg.synonyms).is_file():
+            raise FileNotFoundError(f"no synonyms at {cfg.synonyms}")
+        lines = Path(cfg.synonyms).read_text("utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            first, *others = (word.strip().lower() for word in line.split(","))
+            if first and first not in classes:
+                raise ValueError(f"{cfg.synonyms}:{number} begins with {first!r}, no category")
+            named |= {word: first for word in others if word and word not in named}
+    # word for word as `metrics.mentions` reads a text
+    return {words_of(p).strip(): c for word, c in named.items() for p in (plural(word), word)}
+
+
 def split_of(cfg: Config, ids: list[int]) -> dict[int, str]:
     """Which side each picture is on: "train", "val", or "" for neither."""
     if not cfg.karpathy:
@@ -163,6 +219,7 @@ def main(cfg: Config) -> dict[str, float]:
         raise FileNotFoundError(f"no folder of pictures at {cfg.images}")
     pictures = {d["id"]: d for d in data["images"]}
     said = captions_of(data["annotations"], skipped)
+    phrases = phrases_of(cfg)
     objects = boxes_of(cfg, {i: (d["width"], d["height"]) for i, d in pictures.items()}, skipped)
     sides = split_of(cfg, list(pictures))
 
@@ -189,6 +246,7 @@ def main(cfg: Config) -> dict[str, float]:
     texts = [caption for record in files["train"] for caption in record["captions"]]
     refused = dict(sorted((+skipped).items()))
     meta = {"name": "coco", "image_size": cfg.image_size, "skipped": refused}
+    meta |= {"phrases": phrases} if phrases else {}
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
     counts, seconds = {side: len(records) for side, records in files.items()}, time.time() - began
     print(f"{cfg.out}: {counts}, skipped {refused or 'nothing'}, {seconds:.0f} s")

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Captioning, 3 seeds: the three objectives at equal time, CapFilt, and SFT from the captioner.
+# About 50 minutes on two CPU cores; writes results/captions/*.json. Needs data/shapes/prepared and
+# the runs of results/make.sh (runs/seed0/lm, clip, caption, ...).
+#
+#   blip, lm, prefix_lm    300, 800 and 750 steps, about 3 minutes each
+#   web, capfilt           CLIP and then lm on web captions, 30 % of them noise, and on what CapFilt
+#                          makes of them, 200 and 300 steps each
+#   sft_caption            SFT from the captioner, as long as 3a and SFT together in the speedrun
+#   sft_caption_short      the same with captioning counted in too
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source venv.sh
+out=results/captions
+mkdir -p $out
+measure() {  # run, name of the result, options
+    $python evaluate.py --run "$runs/$1" --no-blind --out "$out/$2-seed$seed.json" "${@:3}"
+    rm "$out/$2-seed$seed.answers.jsonl"
+}
+
+for seed in ${SEEDS:-0 1 2}; do
+    runs=runs/seed$seed
+    from="--clip $runs/clip --lm $runs/lm --seed $seed --eval_every 1000"  # unquoted: several words
+    measure caption blip --judge "$runs/clip" --rank
+    for objective in lm prefix_lm; do
+        [ $objective = lm ] && steps=800 || steps=750
+        $python train_caption.py $from --objective $objective --steps $steps --out "$runs/$objective"
+        measure $objective $objective --no-ask --judge "$runs/clip"
+    done
+
+    $python data/capfilt.py --run "$runs/caption" --seed "$seed"
+    cp data/shapes/prepared/capfilt.report.json "$out/filter-seed$seed.json"
+    for split in web capfilt; do
+        $python train_clip.py --split $split --seed "$seed" --steps 200 --out "$runs/clip_$split"
+        $python train_caption.py $from --clip "$runs/clip_$split" --objective lm --split $split \
+            --steps 300 --out "$runs/$split"
+        measure $split $split --no-ask
+    done
+done
+
+for seed in ${SFT_SEEDS:-0 1 2}; do
+    runs=runs/seed$seed
+    measure sft sft --rank
+    for steps in 1220 450; do
+        [ $steps = 450 ] && name=sft_caption_short || name=sft_caption
+        $python train_sft.py --init "$runs/caption" --seed "$seed" --eval_every 1000 --steps $steps --out "$runs/$name"
+        measure $name $name
+    done
+done
