@@ -175,7 +175,8 @@ def environment() -> dict[str, str]:
         names = re.findall(r"model name\s*:\s*(.*)", info.read_text())
         cpu = f"{names[0]} x {len(names)}" if names else cpu
     commit = git("rev-parse", "--short", "HEAD") or "none"
-    changed = "+" if git("status", "--porcelain") else ""
+    # results/ may change: it is what is being written
+    changed = "+" if git("status", "--porcelain", ":/", ":(top,exclude)results") else ""
     return {
         "python": platform.python_version(), "torch": torch.__version__.split("+")[0],
         "cpu": cpu, "threads": str(torch.get_num_threads()),
