@@ -53,17 +53,17 @@ class Config:
 
 def answer(
     model: VLM, tokenizer: Tokenizer, turns: list[Turn], images: torch.Tensor | None, cfg: Config,
-    generator: torch.Generator,
+    generator: torch.Generator, stop: int,
 ) -> str:
     """Print the answer to the last turn while it is written; return it."""
     ids, _ = render(turns, tokenizer, model.config.vit.n_tokens)
     out: list[int] = []
     shown = ""
     for (token,) in stream(
-        model, images, [ids], max_new_tokens=cfg.max_new_tokens, stop=tokenizer.end,
+        model, images, [ids], max_new_tokens=cfg.max_new_tokens, stop=stop,
         generator=generator, temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p,
     ):
-        if token is None or token == tokenizer.end:
+        if token is None or token == stop:
             break
         out.append(token)
         text = tokenizer.decode(out)
@@ -90,6 +90,7 @@ def main(cfg: Config) -> dict[str, float]:
         Tokenizer.from_text(state["tokenizer"]), VLM.from_checkpoint(state).to(device).eval()
     )
     size = model.config.vit.image_size
+    stop = tokenizer.stop(state["stage"])
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
     images, turns = load_picture(cfg.image, cfg, size, device), []
@@ -116,7 +117,7 @@ def main(cfg: Config) -> dict[str, float]:
         value = f"{IMAGE_MARK}\n{question}" if images is not None and not turns else question
         turns.append({"from": "human", "value": value})
         try:
-            said = answer(model, tokenizer, turns, images, cfg, generator)
+            said = answer(model, tokenizer, turns, images, cfg, generator, stop)
         except ValueError as error:
             if cfg.ask:
                 raise

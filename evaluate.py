@@ -79,6 +79,8 @@ def main(cfg: Config) -> dict[str, float]:
     model = (CLIP if state["stage"] == "clip" else VLM).from_checkpoint(state).to(device).eval()
     judge = None
     if cfg.judge:
+        if state["stage"] != "caption":
+            raise ValueError(f"{cfg.run} writes no captions that {cfg.judge} could judge")
         judged_by = checkpoint.load(cfg.judge, ("clip",))
         if judged_by["configs"]["tokenizer"] != tokenizer.identity:
             raise ValueError(f"{cfg.judge} and {cfg.run} have different tokenizers")
@@ -95,15 +97,16 @@ def main(cfg: Config) -> dict[str, float]:
         kept = [] if blind else log
         if state["stage"] == "clip":
             figures = measure.retrieval(model, data, cfg.n_images, chance)
-            if "prompts" in meta:
+            if "prompts" in meta and data.has("zeroshot"):
                 figures |= measure.zero_shot(model, data, kept)
         else:
-            ask = measure.make_answerer(model, data, cfg.max_new_tokens, cfg.batch_size)
+            stop = tokenizer.stop(state["stage"])
+            ask = measure.make_answerer(model, data, stop, cfg.max_new_tokens, cfg.batch_size)
             figures = {}
             if cfg.ask and data.has("eval"):
                 figures |= measure.answers(ask, data, cfg.n_questions, kept)
                 if cfg.rank:
-                    figures |= measure.ranked(model, data, cfg.n_questions)
+                    figures |= measure.ranked(model, data, stop, cfg.n_questions, chance)
             if cfg.ask and "phrases" in meta:
                 figures |= measure.hallucination(ask, data, cfg.n_describe, cfg.seed, kept)
             if state["stage"] == "caption":

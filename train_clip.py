@@ -51,7 +51,7 @@ class Config:
     patch_size: int = 16  # side of a patch in pixels
     block_size: int = 64  # longest caption in tokens
     shift: int = 0  # augmentation: move each picture by up to so many pixels
-    mirror: bool = False  # augmentation: swap left and right of every second picture
+    mirror: bool = False  # augmentation: swap left and right at a chance of 1/2
     eval_every: int = 175  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps

@@ -131,7 +131,7 @@ def report_of(records: list[dict], kept_web: list[bool]) -> dict[str, float]:
 
         precision = removed and noisy / removed,   recall = removed and noisy / noisy
     """
-    if not all("noise" in r for r in records):
+    if not all("noise" in r and len(r.get("captions", [""])) == 1 for r in records):
         return {}
     noisy = [bool(r["noise"]) for r in records]
     found = sum(n and not k for n, k in zip(noisy, kept_web))
@@ -156,41 +156,52 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer, model = Tokenizer.from_text(state["tokenizer"]), Captioner.from_checkpoint(state)
     model.to(device).eval()
     prompt = tokenizer.encode(state["configs"]["prompt"])
+    out = Path(cfg.out or f"{cfg.data}/capfilt.jsonl")
+    if out.resolve() == Path(cfg.data, f"{cfg.split}.jsonl").resolve():
+        raise ValueError(f"out {out} is the file that is read")
     records = load_records(cfg.data, cfg.split, need=("image", "captions"))
     pictures = Pictures(cfg.data, model.config.vit.image_size)
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
+    web = [caption for r in records for caption in r["captions"]]
     new, p_web, p_new = [], [], []
     for i in tqdm(range(0, len(records), cfg.batch_size), desc="capfilt", disable=None):
         part = records[i:i + cfg.batch_size]
         images = pictures.get([r["image"] for r in part]).to(device)
         with torch.no_grad():
             _, img_emb = model.look(images)                          # (B, N, C)
-        p_web += fits(model, tokenizer, img_emb, [r["captions"][0] for r in part], prompt)
+        for k in range(max(len(r["captions"]) for r in part)):       # the k-th caption of each
+            have = [j for j, r in enumerate(part) if k < len(r["captions"])]
+            said = [part[j]["captions"][k] for j in have]
+            p = fits(model, tokenizer, img_emb[have], said, prompt)
+            p_web += [(i + j, k, q) for j, q in zip(have, p)]
         if cfg.synthetic:
             new += write_captions(model, tokenizer, images, prompt, cfg, generator)
             p_new += fits(model, tokenizer, img_emb, new[i:], prompt)
+    p_web = [q for *_, q in sorted(p_web)]                           # in the order of `web`
     shares = {}
     if cfg.correct_prior:
         p_web, shares["share_web"] = correct_prior(p_web)
         if cfg.synthetic:
             p_new, shares["share_synthetic"] = correct_prior(p_new)
 
-    lines, n_synthetic = [], 0
-    kept_web = [p >= cfg.threshold for p in p_web]
+    lines, n_synthetic, kept_web = [], 0, [q >= cfg.threshold for q in p_web]
+    judged = iter(zip(web, kept_web))
     for i, record in enumerate(records):
-        keep_new = cfg.synthetic and p_new[i] >= cfg.threshold
-        n_synthetic += keep_new
-        if kept_web[i] or keep_new:
-            captions = record["captions"][:1] * kept_web[i] + new[i:i + 1] * keep_new
-            sources = ["web"] * kept_web[i] + ["synthetic"] * keep_new
+        captions = [c for c, keep in (next(judged) for _ in record["captions"]) if keep]
+        sources = ["web"] * len(captions)
+        if cfg.synthetic and p_new[i] >= cfg.threshold:
+            captions, sources = captions + [new[i]], sources + ["synthetic"]
+            n_synthetic += 1
+        if captions:
             lines.append(json.dumps(record | {"captions": captions, "caption_source": sources}))
     if not lines:
         raise ValueError(f"nothing of {cfg.data}/{cfg.split}.jsonl is kept; lower the threshold")
-    out = Path(cfg.out or f"{cfg.data}/capfilt.jsonl")
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n")
-    figures = {"pictures": len(records), "kept": len(lines), "web": sum(kept_web),
-               "synthetic": n_synthetic, **shares, **report_of(records, kept_web)}
+    figures = {"pictures": len(records), "kept": len(lines), "captions": len(web),
+               "web": sum(kept_web), "synthetic": n_synthetic, **shares,
+               **report_of(records, kept_web)}
     report = {**provenance(cfg, began), "figures": figures}
     out.with_suffix(".report.json").write_text(json.dumps(report, indent=1) + "\n")
     told = ", ".join(f"{k} {round(v, 3)}" for k, v in figures.items())

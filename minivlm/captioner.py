@@ -97,7 +97,7 @@ class Captioner(nn.Module):
 
         Each pair meets its picture's hardest texts and its text's hardest pictures: B fitting
         pairs, 2 B that do not fit. Equal texts share the contrastive target and are never each
-        other's negative.
+        other's negative; where all are equal, only the fitting pairs are judged.
 
         Args:
             batch: rows of N placeholders, the prompt, the caption and the end token as input; one
@@ -112,16 +112,18 @@ class Captioner(nn.Module):
         img_z, img_emb = self.look(batch.images)                     # (B, C), (B, N, C)
         txt_z = self.read(idx[:, skip:], lengths - skip)             # (B, C)
         same = equal_rows(idx)                                       # (B, B)
-        itc = clip_loss(img_z, txt_z, self.logit_scale, same)
+        with torch.autocast(idx.device.type, enabled=False):         # bfloat16 would be too coarse
+            itc = clip_loss(img_z, txt_z, self.logit_scale, same)
+            similarity = self.logit_scale * img_z @ txt_z.T          # (B, B)
 
-        similarity = self.logit_scale * img_z @ txt_z.T              # (B, B)
-        texts = hard_negatives(similarity, same, generator)
-        pictures = hard_negatives(similarity.T, same, generator)
         hidden = self.vlm.hidden(idx, img_emb=img_emb)               # (B, T, C)
-        fits = self.match(hidden[last_only(lengths, idx.shape[1])])  # (B, 2)
-        other_text = self.match_logits(idx[texts], lengths[texts], img_emb)
-        other_picture = self.match_logits(idx, lengths, img_emb[pictures])
-        logits = torch.cat([fits, other_text, other_picture])        # (3 B, 2)
+        logits = self.match(hidden[last_only(lengths, idx.shape[1])])            # (B, 2)
+        if not bool(same.all()):  # else there is nothing that does not fit
+            texts = hard_negatives(similarity, same, generator)
+            pictures = hard_negatives(similarity.T, same, generator)
+            other_text = self.match_logits(idx[texts], lengths[texts], img_emb)
+            other_picture = self.match_logits(idx, lengths, img_emb[pictures])
+            logits = torch.cat([logits, other_text, other_picture])  # (3 B, 2)
         truth = (torch.arange(len(logits), device=logits.device) < len(idx)).long()
 
         lm = next_token_loss(self.vlm.gpt.head(hidden[at]), batch.targets[at], label_smoothing)
@@ -149,7 +151,7 @@ def hard_negatives(
     Source: BLIP, section 3.2; the 1e-4, which keeps the draw possible where all mass lies on the
     diagonal, is salesforce/BLIP's, models/blip_pretrain.py.
     """
-    if bool(same.all(dim=1).any()):
+    if bool(same.all()):
         raise ValueError("all captions of a batch are the same, none has a negative")
     weights = similarity.detach().float().softmax(dim=1) + 1e-4      # (B, B)
     weights.masked_fill_(same, 0)

@@ -377,13 +377,18 @@ def answer_logprobs(
                 row = torch.tensor(prompt + answer)
                 idx[a, : len(row) - 1] = row[:-1]
                 targets[a, len(prompt) - 1: len(row) - 1] = row[len(prompt):]
-            given = {} if images is None else {
-                "images": images[b:b + 1].expand(len(answers), -1, -1, -1).to(device)
-            }
+            given = {}
+            if images is not None:  # looked at once, however many answers there are
+                img_emb = model.projector(model.vit.features(images[b:b + 1].to(device)))
+                given["img_emb"] = img_emb.expand(len(answers), -1, -1)
             if getattr(model.config, "prefix_lm", False):
                 given["prefix"] = torch.full((len(answers),), len(prompt), device=device)
-            logits = model(idx.to(device), **given)                  # (A, T, V)
-            out.append(token_logprobs(logits, targets.to(device)).sum(1))
+            at = targets.to(device) != IGNORE_INDEX                  # (A, T), where the head runs
+            gpt = model if images is None else model.gpt
+            logits = gpt.head(model.hidden(idx.to(device), at=at, **given))      # (M, V)
+            logp = torch.zeros(at.shape, dtype=logits.dtype, device=device)
+            logp[at] = token_logprobs(logits[None], targets.to(device)[at][None])[0]
+            out.append(logp.sum(1))
         return torch.stack(out)
     finally:
         model.train(was_training)

@@ -83,7 +83,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def augment(images: Tensor, shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Move each picture by up to `shift` pixels both ways and mirror every second one: new pixels.
+    """Move each picture by up to `shift` pixels both ways, mirror it at a chance of one half.
 
     What moves in at a border is the picture's own mirror image. Not for pictures whose captions
     tell left from right.
@@ -95,9 +95,14 @@ def augment(images: Tensor, shift: int, mirror: bool, generator: torch.Generator
     Returns:
         (n, 3, S, S).
 
+    Raises:
+        ValueError: if the shift is not smaller than the picture.
+
     Source: He et al. 2015, arXiv:1512.03385, section 4.2 (4 pixels and a flip, for CIFAR-10).
     """
     n, _, S, _ = images.shape
+    if shift >= S:
+        raise ValueError(f"shift {shift} leaves nothing of pictures of {S} pixels")
     dy, dx = torch.randint(2 * shift + 1, (2, n, 1), generator=generator)
     rows, columns = torch.arange(S) + dy, torch.arange(S) + dx       # (n, S)
     if mirror:

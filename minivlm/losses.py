@@ -117,7 +117,8 @@ def clip_loss(
 
 def equal_rows(idx: Tensor) -> Tensor:
     """Which texts of a batch are the same: (B, T) ids, padded alike -> (B, B) bool."""
-    return (idx[:, None] == idx[None]).all(dim=2)
+    text = torch.unique(idx, dim=0, return_inverse=True)[1]          # (B,) its number
+    return text[:, None] == text[None]
 
 
 def match_loss(logits: Tensor, fits: Tensor) -> Tensor:

@@ -57,12 +57,16 @@ class HeldOut:
         kept = [o for o in record["objects"] if bool(o.get("hidden")) in hidden]
         colors = [o.get("attributes", {}).get("color", "") for o in kept]
         names = [metrics.words_of(f"{c} {o['name']}").strip() for c, o in zip(colors, kept)]
+        unknown = set(names) - self.meta["phrases"].keys()
+        if unknown:
+            raise ValueError(f"meta.json has no phrase for {min(unknown)!r} of {record['id']}")
         return [self.meta["phrases"][name] for name in names]
 
     def shown(self, record: dict) -> list[str]:
         """What CHAIR takes to be there: clear objects, and those that people's captions name."""
-        said = " / ".join(record.get("captions", []))
-        return self.object_names(record, (False,)) + metrics.mentions(said, self.meta["phrases"])
+        phrases, captions = self.meta["phrases"], record.get("captions", [])
+        told = [name for caption in captions for name in metrics.mentions(caption, phrases)]
+        return self.object_names(record, (False,)) + told
 
 
 # --- a CLIP ---
@@ -80,7 +84,8 @@ def embed_texts(model: CLIP, texts: list[str], tokenizer: Tokenizer) -> Tensor:
     """n texts -> (n, C) of unit length, 200 at a time; of a long text the beginning is read."""
     out, device = [], next(model.parameters()).device
     for i in range(0, len(texts), 200):
-        rows = shorten_rows(caption_rows(texts[i:i + 200], tokenizer), model.text.block_size, 1)
+        said = [text.strip() or "." for text in texts[i:i + 200]]
+        rows = shorten_rows(caption_rows(said, tokenizer), model.text.block_size, 1)
         batch = collate(rows, tokenizer.pad, model.text.block_size)
         out.append(model.encode_text(batch.idx.to(device), batch.lengths.to(device)))
     return torch.cat(out)
@@ -136,18 +141,25 @@ def zero_shot(model: CLIP, data: HeldOut, log: list[dict]) -> dict[str, float]:
 # --- a VLM ---
 
 
+def prompt_of(question: str, model: VLM, data: HeldOut) -> list[int]:
+    """A question about a picture as the chatbot reads it."""
+    turns = [{"from": "human", "value": "<image>\n" + question}]
+    return render(turns, data.tokenizer, model.config.vit.n_tokens)[0]
+
+
 Ask = Callable[[list[tuple[str, str]]], list[str]]  # [(image, question), ...] -> answers
 
 
-def make_answerer(model: VLM, data: HeldOut, max_new_tokens: int, batch_size: int) -> Ask:
-    """A function that asks a model: greedy answers, in batches of questions of similar length."""
-    N, end = model.config.vit.n_tokens, data.tokenizer.end
+def make_answerer(
+    model: VLM, data: HeldOut, stop: int, max_new_tokens: int, batch_size: int
+) -> Ask:
+    """A function that asks a model: greedy answers, in batches of questions of similar length.
+
+    `stop` is the id that ends what the model writes, see `Tokenizer.stop`.
+    """
 
     def ask(pairs: list[tuple[str, str]]) -> list[str]:
-        prompts = [
-            render([{"from": "human", "value": "<image>\n" + q}], data.tokenizer, N)[0]
-            for _, q in pairs
-        ]
+        prompts = [prompt_of(q, model, data) for _, q in pairs]
         order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
         answers = [""] * len(pairs)
         desc = "blind" if data.blind else "asking"
@@ -155,7 +167,7 @@ def make_answerer(model: VLM, data: HeldOut, max_new_tokens: int, batch_size: in
             rows = order[start:start + batch_size]
             made = generate(
                 model, data.look([pairs[i][0] for i in rows]), [prompts[i] for i in rows],
-                max_new_tokens=max_new_tokens, stop=end,
+                max_new_tokens=max_new_tokens, stop=stop,
             )
             for i, ids in zip(rows, made):
                 answers[i] = data.tokenizer.decode(ids)
@@ -195,33 +207,32 @@ def answers(ask: Ask, data: HeldOut, n_questions: int, log: list[dict]) -> dict[
             "image": q["image"], "kind": q["kind"], "question": q["question"],
             "answer": a, "expected": q["answer"],
         })
-    groups = (("answers", right), ("style", style), ("refused", refused),
-              ("vqa", vqa))
+    groups = (("answers", right), ("style", style), ("refused", refused), ("vqa", vqa))
     return {f"{name}/{k}": sum(v) / len(v) for name, d in groups for k, v in sorted(d.items())}
 
 
-def ranked(model: VLM, data: HeldOut, n_questions: int) -> dict[str, float]:
+def ranked(
+    model: VLM, data: HeldOut, stop: int, n_questions: int, chance: dict[str, float]
+) -> dict[str, float]:
     """Accuracy of one-word answers when the likeliest of all answers of a kind is taken.
 
     Nothing is written, so nothing can be phrased wrongly: what BLIP does on VQA. The candidates are
-    the answers that the held-out questions of the kind have.
+    the answers that the held-out questions of the kind have, each ended by `stop`; `chance` gets
+    the share of a candidate drawn at random.
     """
     by_kind, out = defaultdict(list), {}
     for q in data.records("eval", "kind", "question", "image"):
         if q.get("style") == "word" and q.get("answer") and len(by_kind[q["kind"]]) < n_questions:
             by_kind[q["kind"]].append(q)
-    N, end = model.config.vit.n_tokens, data.tokenizer.end
     for kind, questions in sorted(by_kind.items()):
         candidates = sorted({q["answer"] for q in questions})
-        answers = [data.tokenizer.encode(a) + [end] for a in candidates]
-        prompts = [
-            render([{"from": "human", "value": "<image>\n" + q["question"]}], data.tokenizer, N)[0]
-            for q in questions
-        ]
+        answers = [data.tokenizer.encode(a) + [stop] for a in candidates]
+        prompts = [prompt_of(q["question"], model, data) for q in questions]
         images = data.look([q["image"] for q in questions])
         best = answer_logprobs(model, images, prompts, answers, data.tokenizer.pad).argmax(1)
         hits = [candidates[b] == q["answer"] for b, q in zip(best.tolist(), questions)]
         out[f"ranked/{kind}"] = sum(hits) / len(hits)
+        chance[f"ranked/{kind}"] = 1 / len(candidates)
     return out
 
 
@@ -240,6 +251,8 @@ def hallucination(
     out = {}
     for strategy in ("random", "popular", "adversarial"):
         asked = metrics.pope_questions(clear, strategy, seed, annotated=every)
+        if not asked:  # everything is everywhere: nothing absent can be asked about
+            continue
         said = ask([
             (records[i]["image"], f"Is there a{'n' * (name[0] in 'aeiou')} {name}?")
             for i, name, _ in asked

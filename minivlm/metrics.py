@@ -82,8 +82,8 @@ def clip_score(img_z: Tensor, txt_z: Tensor) -> float:
 
 
 def words_of(text: str) -> str:
-    """Lower case, letters and digits only, single spaces, padded: " the top left "."""
-    return " " + " ".join(re.findall(r"[a-z0-9']+", text.lower())) + " "
+    """Lower case, letters and digits of any script only, single spaces: " the top left "."""
+    return " " + " ".join(re.findall(r"(?:[^\W_]|')+", text.lower())) + " "
 
 
 def answer_ok(answer: str, expect: list[str], wrong: list[str]) -> bool:

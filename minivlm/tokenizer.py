@@ -135,6 +135,13 @@ class Tokenizer:
         lines = [self.pattern.encode()] + sorted(self.ranks, key=self.ranks.get)
         return hashlib.sha256(b"\n".join(base64.b64encode(line) for line in lines)).hexdigest()[:16]
 
+    def stop(self, stage: str) -> int:
+        """The id that ends what a stage's model writes: <|end|> after answers, else <|endoftext|>.
+
+        A captioner or a language model has never seen <|end|> end anything.
+        """
+        return self.end if stage == "sft" else self.endoftext
+
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 1024) -> "Tokenizer":
         """Learn the ranks from texts; `vocab_size` counts the special tokens too."""

@@ -1,6 +1,6 @@
 """Draw a confusion picture: which class was taken for which, from the answers evaluate.py kept.
 
-    python results/confusion.py runs/cifar10 results/cifar10/confusion.png
+    python results/confusion.py runs/cifar10/clip results/cifar10/confusion.png
 
 Rows are the true classes, columns the ones chosen by text prompts, cells the share of a row in %.
 """

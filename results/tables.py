@@ -55,14 +55,14 @@ CAPTIONS = {
     "captions/cider": "CIDEr-D (0 .. 10)",
     "captions/bleu4": "BLEU-4",
     "captions/rouge_l": "ROUGE-L",
-    "captions/clip_score": "CLIPScore (0 .. 2.5)",
+    "captions/clip_score": "CLIPScore (0 .. 2.5), by the CLIP that all begin with",
     "captions/clip_score_people": "CLIPScore of reference captions",
     "captions/recall": "visible objects named in captions",
     "captions/chair_i": "objects named in captions that cannot be seen (CHAIR_i)",
     "captions/chair_s": "captions with such an object (CHAIR_s)",
     "ranked/exist": "likeliest of all answers: is there a ...?",
     "ranked/color": "likeliest of all answers: color",
-    "match": "hard negatives and fitting pairs judged rightly",
+    "match": "pairs judged rightly, 2/3 of them hard negatives (always no: .67)",
     "noisy": "captions that are noise",
     "precision": "of those removed, noise (precision)",
     "recall": "of the noise, removed (recall)",
@@ -199,28 +199,33 @@ def ablation_table() -> list[str]:
     )
 
 
-def caption_tables() -> list[list[str]]:
-    """The three objectives, what each stage can and cannot do, CapFilt, and the two ways to SFT."""
+def objectives_table(keys: tuple[str, ...]) -> list[str]:
+    """The three objectives of captioning, side by side."""
     objectives = named("captions", OBJECTIVES)
     for reports in objectives.values():  # the matching accuracy stands in the run's log
         for r in reports:
             if "val_match" in r["training"]:
                 r["figures"]["match"] = r["training"]["val_match"]
+    title = "Captioning at equal time, from the same CLIP and language model"
+    return side_by_side(title, objectives, keys, "minutes")
+
+
+def caption_tables() -> list[list[str]]:
+    """The three objectives, what each stage can and cannot do, CapFilt, and the two ways to SFT."""
     runs = named("captions", {"filter": "CapFilt"})
     for reports in runs.values():
         for r in reports:
             r["figures"]["kept"] = r["figures"]["kept"] / r["figures"]["pictures"]
-    stages = named("shapes", {"clip": "CLIP"}) | {"captioner": objectives["blip"]}
-    stages |= named("captions", {"sft": "SFT"})
+    stages = named("shapes", {"clip": "CLIP"})
+    stages |= named("captions", {"blip": "captioner", "sft": "SFT"})
     answers = ("answers/exist", "answers/color", "answers/shape", "answers/size", "answers/count",
                "answers/position", "answers/relation")
     return [
-        side_by_side(
-            "Three objectives at equal time, from the same CLIP and language model", objectives,
-            ("captions/cider", "captions/bleu4", "captions/rouge_l", "captions/clip_score",
-             "captions/clip_score_people", "captions/recall", "captions/chair_i",
-             "captions/chair_s", "match"), "minutes",
-        ),
+        objectives_table((
+            "captions/cider", "captions/bleu4", "captions/rouge_l", "captions/clip_score",
+            "captions/clip_score_people", "captions/recall", "captions/chair_i",
+            "captions/chair_s", "match",
+        )),
         side_by_side(
             "The same held-out questions, stage by stage", stages,
             ("retrieval/image_to_text_r1", "zero_shot/held_out", "captions/cider", *answers,
@@ -245,9 +250,10 @@ def cifar_table() -> list[str]:
     if not runs:
         return []
     return [
-        f"10 classes, {runs[0]['training']['step']:.0f} steps, "
-        f"{cell([r['training']['min'] for r in runs])} minutes; accuracy by text prompts on 5,000 "
-        f"held-out photographs: {cell([r['figures']['zero_shot/all'] for r in runs])}, chance .10.",
+        f"{runs[0]['training']['step']:.0f} steps, "
+        f"{cell([r['training']['min'] for r in runs])} minutes; accuracy by text prompts on "
+        f"held-out photographs: {cell([r['figures']['zero_shot/all'] for r in runs])}, "
+        f"chance {runs[0]['chance']['zero_shot/all']:.2f}.",
         "", "![which class is taken for which](cifar10/confusion.png)",
     ]
 
@@ -258,8 +264,14 @@ def joined(*parts: list[str]) -> str:
 
 
 def block() -> str:
-    """The table that stands in the README: the default world."""
-    return joined(main_table("shapes", PAGE_ONLY))
+    """The tables that stand in the README: the default world, and the captioning objectives."""
+    return joined(main_table("shapes", PAGE_ONLY), objectives_table(
+        ("captions/cider", "captions/bleu4", "captions/recall", "captions/chair_i", "match")))
+
+
+def section(title: str, *tables: list[str]) -> list[list[str]]:
+    """A headline with its tables, or nothing where none has results."""
+    return [[f"## {title}"], *tables] if any(tables) else []
 
 
 def page() -> str:
@@ -270,9 +282,9 @@ def page() -> str:
             "Written by `python results/tables.py --write` from the files in this folder.",
         ],
 
-        ["## The default world"], main_table("shapes"), stage_table("shapes"),
-        ["## Captioning"], *caption_tables(), ["## Without a stage"], ablation_table(),
-        ["## NLVR"], main_table("nlvr"), ["## CIFAR-10"], cifar_table(),
+        *section("The default world", main_table("shapes"), stage_table("shapes")),
+        *section("Captioning", *caption_tables()), *section("Without a stage", ablation_table()),
+        *section("NLVR", main_table("nlvr")), *section("CIFAR-10", cifar_table()),
     )
     return joined(*parts) + "\n"
 

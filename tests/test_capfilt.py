@@ -101,16 +101,39 @@ def test_what_fits_is_kept_and_what_does_not_is_gone(captioner, web, tmp_path):
     assert len(load_records(web, "capfilt")) == 6
 
 
-def test_equal_seeds_write_equal_captions(captioner, web, tmp_path):
-    """Catches sampling from the global generator."""
-    run = saved(captioner, tmp_path / "run")
-    cfg = capfilt.Config(run, str(web), threshold=0.0, max_new_tokens=6)
-    made = []
+def test_equal_seeds_write_equal_captions(captioner, web):
+    """Catches sampling from the global generator, and a text that is nothing."""
+    images, made = Pictures(web, 16).get([f"web.npy#{i}" for i in range(4)]), []
+    cfg = capfilt.Config(max_new_tokens=6)
     for seed in (0, 0, 1):
-        torch.randn(3)
-        capfilt.main(dataclasses.replace(cfg, seed=seed))
-        made.append([r["captions"][1] for r in load_records(web, "capfilt")])
+        torch.randn(3)                                               # the global one goes on
+        generator, state = torch.Generator().manual_seed(seed), torch.get_rng_state()
+        made.append(capfilt.write_captions(captioner, TOKENIZER, images, PROMPT, cfg, generator))
+        assert torch.equal(torch.get_rng_state(), state)
     assert made[0] == made[1] != made[2] and all(text.strip() for text in made[0])
+
+
+def test_every_caption_of_a_picture_is_judged(captioner, web, tmp_path):
+    """Catches all captions but the first lost, and judgments given to another picture's."""
+    records = load_records(web, "web")
+    for i, r in enumerate(records):
+        r["captions"] = [f"Caption {i} {k}." for k in range(1 + i % 3)]
+    (web / "web.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    _, img_emb = captioner.look(Pictures(web, 16).get([r["image"] for r in records]))
+    want = [(i, c, capfilt.fits(captioner, TOKENIZER, img_emb[i:i + 1], [c], PROMPT)[0])
+            for i, r in enumerate(records) for c in r["captions"]]
+    limit = sorted(p for *_, p in want)[len(want) // 2]
+    cfg = capfilt.Config(
+        saved(captioner, tmp_path / "run"), str(web), threshold=limit - 1e-5, batch_size=5,
+        synthetic=False, correct_prior=False, out=str(tmp_path / "new" / "kept.jsonl"),
+    )
+    figures = capfilt.main(cfg)
+    assert (figures["captions"], figures["pictures"]) == (24, 12) and "precision" not in figures
+    kept = {r["id"]: r["captions"] for r in load_records(tmp_path / "new", "kept")}
+    for i, r in enumerate(records):
+        assert kept.get(r["id"], []) == [c for j, c, p in want if j == i and p >= limit]
+    with pytest.raises(ValueError, match="is the file that is read"):
+        capfilt.main(dataclasses.replace(cfg, out=str(web / "web.jsonl")))
 
 
 def test_precision_and_recall_are_the_numbers_worked_by_hand():

@@ -167,6 +167,32 @@ def test_equal_captions_share_the_target_of_the_contrast(captioner):
     torch.testing.assert_close(losses["itc"], want, rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_of_one_caption_has_no_negatives_and_is_judged_all_the_same(captioner):
+    """Catches a run that stops at a last batch of one row: fitting pairs alone are judged."""
+    for captions in (["red ring"], ["blue", "blue"]):
+        b = batch_of(captions)
+        losses, right = captioner.blip_losses(b, N + len(PROMPT), 0.0)
+        fits = captioner.match_logits(b.idx, b.lengths, captioner.look(b.images)[1])
+        want = F.cross_entropy(fits, torch.ones(len(b.idx), dtype=torch.long))
+        torch.testing.assert_close(losses["itm"], want, rtol=1e-4, atol=1e-5)
+        assert losses["itc"].item() == pytest.approx(math.log(len(captions)), abs=1e-4)
+        assert float(right) in (0, 0.5, 1)
+
+
+def test_the_contrast_is_computed_in_full_precision(captioner):
+    """Catches similarities times 100 rounded to bfloat16 inside autocast."""
+    b, skip = batch_of(CAPTIONS), N + len(PROMPT)
+    captioner.log_scale.data.fill_(math.log(100))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, _ = captioner.blip_losses(b, skip, 0.0, torch.Generator().manual_seed(0))
+        img_z, _ = captioner.look(b.images)
+        txt_z = captioner.read(b.idx[:, skip:], b.lengths - skip)
+        rounded = clip_loss(img_z, txt_z, captioner.logit_scale)
+    want = clip_loss(img_z, txt_z, captioner.logit_scale)
+    assert losses["itc"].dtype == torch.float32 and not torch.equal(rounded.float(), want)
+    torch.testing.assert_close(losses["itc"], want, rtol=1e-5, atol=1e-6)
+
+
 def test_the_last_token_is_found_by_length():
     """Catches an index from the end, which is a pad in shorter rows."""
     assert last_only(torch.tensor([2, 1, 3]), 3).nonzero().tolist() == [[0, 1], [1, 0], [2, 2]]

@@ -117,6 +117,36 @@ def test_a_split_file_decides_what_is_held_out(tmp_path):
     assert [r["id"] for r in load_records(cfg.out, "val")] == ["coco-4", "coco-7"]
 
 
+def test_several_files_and_folders_are_read_as_one(tmp_path):
+    """Catches the second file left out, and a split file whose other half is missing in silence."""
+    one, two = publish(tmp_path / "a"), publish(tmp_path / "b")
+    for file in (two.captions, two.instances):
+        data = json.loads(Path(file).read_text())
+        for kind in ("images", "annotations"):
+            for d in data[kind]:
+                d["id"] += 100
+                if kind == "annotations":
+                    d["image_id"] += 100
+        Path(file).write_text(json.dumps(data))
+    for picture in sorted((tmp_path / "b" / "images").iterdir()):
+        picture.rename(picture.with_name(f"b{picture.name}"))
+    data = json.loads(Path(two.captions).read_text())
+    for d in data["images"]:
+        d["file_name"] = "b" + d["file_name"]
+    Path(two.captions).write_text(json.dumps(data))
+    listed = [{"cocoid": i, "split": "val" if i in (3, 103, 900) else "train"}
+              for i in (*range(1, 9), *range(101, 109), 900, 901)]
+    (tmp_path / "split.json").write_text(json.dumps({"images": listed}))
+    one.karpathy = str(tmp_path / "split.json")
+    assert prepare.main(one)["train"] == 7
+    assert load_meta(one.out)["skipped"] == {"in the split file, not in the captions": 10}
+    one.captions, one.images = f"{one.captions},{two.captions}", f"{one.images},{two.images}"
+    one.instances = f"{one.instances},{two.instances}"
+    counts = prepare.main(one)
+    assert (counts["train"], counts["val"], counts["skipped"]) == (14, 2, 2)
+    assert all(r["objects"] for r in load_records(one.out, "train", ("captions",)))
+
+
 def test_what_cannot_be_used_is_counted_by_reason(tmp_path):
     """Catches records dropped in silence."""
     cfg = publish(tmp_path)

@@ -434,6 +434,8 @@ def test_augmentation_does_nothing_unasked_and_the_same_for_the_same_seed():
     assert torch.equal(augment(images, 0, False, torch.Generator()), images)
     one, two = (augment(images, 3, True, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(one, two) and not torch.equal(one, images)
+    with pytest.raises(ValueError, match="shift 8 leaves nothing of pictures of 8 pixels"):
+        augment(images, 8, False, torch.Generator())
 
 
 # --- records ---

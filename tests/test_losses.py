@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivlm.losses import IGNORE_INDEX, clip_loss, equal_rows, next_token_loss, token_logprobs
+from minivlm.losses import IGNORE_INDEX, clip_loss, equal_rows, match_loss, next_token_loss
+from minivlm.losses import token_logprobs
 
 
 def text(B: int = 3, T: int = 5, V: int = 7) -> tuple[Tensor, Tensor]:
@@ -257,3 +258,14 @@ def test_gradient_of_token_logprobs_equals_finite_differences():
         above, below = (token_logprobs((logits + s * move).detach(), targets) for s in (1, -1))
         slope = (weight * (above - below).double()).sum() / (2 * step)
         assert got[k].item() == pytest.approx(slope.item(), abs=2e-3)
+
+
+# --- match ---
+
+
+def test_match_loss_is_the_number_worked_by_hand():
+    """Catches the columns mixed up, a sum in place of the mean: -(ln .8 + ln .75) / 2 = .2554."""
+    logits = torch.tensor([[0.0, math.log(4)], [math.log(3), 0.0]])
+    assert match_loss(logits, torch.tensor([1, 0])).item() == pytest.approx(0.2554, abs=1e-4)
+    with pytest.raises(ValueError, match="are not two for each of"):
+        match_loss(torch.zeros(3, 2), torch.tensor([1, 0]))

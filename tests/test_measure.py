@@ -33,7 +33,7 @@ def held_out(folder: Path, meta: dict, **splits: list[dict]) -> measure.HeldOut:
 
 def test_objects_are_named_with_and_without_a_color(tmp_path):
     """Catches a photograph's object, which has no color, and one that only people's words name."""
-    record = {"image": "val.npy#0", "captions": ["A puppy.", "Two dogs play."], "objects": [
+    record = {"image": "val.npy#0", "captions": ["A puppy, red", "Ring. Two dogs"], "objects": [
         {"name": "cat", "attributes": {}},
         {"name": "ring", "attributes": {"color": "red"}, "hidden": True},
     ]}
@@ -90,8 +90,55 @@ def test_the_likeliest_candidate_is_the_answer(tmp_path, monkeypatch):
 
     monkeypatch.setattr(measure, "answer_logprobs", always_red)
     sees = type("Model", (), {"config": type("C", (), {"vit": type("V", (), {"n_tokens": 4})})})
-    assert measure.ranked(sees, data, 10) == {"ranked/color": 0.5, "ranked/count": 1.0}
+    chance: dict[str, float] = {}
+    figures = measure.ranked(sees, data, TOKENIZER.end, 10, chance)
+    assert figures == {"ranked/color": 0.5, "ranked/count": 1.0}
     assert sorted(given) == [["Blue", "Red"], ["Two"]]
+    assert chance == {"ranked/color": 0.5, "ranked/count": 1.0}
+
+
+def test_captions_are_compared_with_their_own_pictures_references(tmp_path, monkeypatch):
+    """Catches references of another picture, made and reference swapped, CHAIR of another row.
+
+    The first picture's caption is one of its references, the second one's is the first's.
+    """
+    objects = [[{"name": "cat"}], [{"name": "dog"}]]
+    said = [["A gray cat sleeps on a chair.", "A cat."], ["Two dogs run over wet sand.", "Dogs."]]
+    data = held_out(tmp_path, {"phrases": PHRASES}, val=[
+        {"image": f"val.npy#{i}", "captions": said[i], "objects": objects[i]} for i in range(2)])
+
+    def beams(model, images, prompts, **options):
+        assert len(images) == len(prompts) == 2 and options["stop"] == TOKENIZER.endoftext
+        return [(TOKENIZER.encode(said[0][0]), 0.0)] * 2
+
+    monkeypatch.setattr(measure, "beam_search", beams)
+    sees = type("Model", (), {"config": type("C", (), {"vit": type("V", (), {"n_tokens": 4})})})
+    log: list[dict] = []
+    figures = measure.captioning(sees, data, "a picture of", 10, 3, 9, 10, log)
+    alone = measure.metrics.cider(
+        ["a gray cat sleeps on a chair"] * 2,
+        [["a gray cat sleeps on a chair", "a cat"], ["two dogs run over wet sand", "dogs"]])
+    assert figures["captions/cider"] == pytest.approx(alone[0])
+    assert alone[1][0] > 4 > 1 > alone[1][1]
+    assert figures["captions/chair_i"] == figures["captions/recall"] == 0.5
+    assert [e["answer"] for e in log] == [said[0][0]] * 2
+
+
+def test_everything_everywhere_leaves_pope_out(tmp_path):
+    """Catches a division by no question."""
+    data = held_out(tmp_path, {"phrases": {"dog": "dog"}}, val=[
+        {"image": "val.npy#0", "objects": [{"name": "dog"}]}])
+    figures = measure.hallucination(lambda pairs: ["A dog."] * len(pairs), data, 5, 0, [])
+    assert set(figures) == {"chair/chair_i", "chair/chair_s", "chair/recall"}
+    data.meta["phrases"] = {"cat": "cat"}
+    with pytest.raises(ValueError, match="meta.json has no phrase for 'dog' of 0"):
+        measure.hallucination(lambda pairs: [], data, 5, 0, [])
+
+
+def test_a_captioner_is_stopped_where_captions_end(tmp_path):
+    """Catches a captioner that runs on behind its caption, because no answer ended."""
+    assert TOKENIZER.stop("caption") == TOKENIZER.stop("align") == TOKENIZER.endoftext
+    assert TOKENIZER.stop("sft") == TOKENIZER.end
 
 
 def test_clip_score_is_the_number_worked_by_hand():

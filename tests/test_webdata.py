@@ -98,6 +98,9 @@ def test_what_is_written_is_read_back(tmp_path):
     assert [s for p in paths for s in read(p)[0]] == samples
     again = write_shards(tmp_path / "b", samples, per_shard=2)
     assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
+    assert write_shards(tmp_path / "a", samples[:1]) and len(list((tmp_path / "a").iterdir())) == 1
+    with pytest.raises(ValueError, match="two samples have the key '000'"):
+        write_shards(tmp_path / "c", samples[:1] * 2)
     with pytest.raises(ValueError, match="per_shard 0"):
         write_shards(tmp_path / "c", samples, per_shard=0)
     with pytest.raises(ValueError, match="sample 'a.b' with a picture .jpg cannot be read back"):
@@ -225,7 +228,16 @@ def test_wrong_sources_and_options_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no shard at nowhere.tar"):
         prepare.main(prepare.Config("nowhere.tar", out=out))
     with pytest.raises(ValueError, match="too little is left; refused .*text under 500"):
-        prepare.main(prepare.Config(str(web(tmp_path / "web")), min_text=500, out=out))
+        source = str(web(tmp_path / "web"))
+        prepare.main(prepare.Config(source, min_text=500, max_text=500, out=out))
     assert not Path(out).exists()
+    with pytest.raises(ValueError, match="is where the shards are read from"):
+        prepare.main(prepare.Config(source, write_shards=source))
+    assert len(list(Path(source).glob("*.tar"))) == 2
+    kept = prepare.Config(source, min_text=500, max_text=500, write_shards=str(tmp_path / "kept"))
+    with pytest.raises(ValueError, match="nothing is left; refused .*text under 500"):
+        prepare.main(kept)
+    with pytest.raises(ValueError, match="expected 1 <= min_text <= max_text"):
+        prepare.Config(min_text=0)
     with pytest.raises(ValueError, match="min_similarity 3 is no cosine"):
         prepare.Config(min_similarity=3)

@@ -2,11 +2,12 @@
 
     python data/coco/prepare.py --captions annotations/captions_train2017.json \
         --instances annotations/instances_train2017.json --images train2017
-    python data/coco/prepare.py ... --karpathy dataset_coco.json --synonyms synonyms.txt
+    python data/coco/prepare.py --captions annotations/captions_train2014.json,annotations/\
+captions_val2014.json --images train2014,val2014 --karpathy dataset_coco.json
 
-Reads the annotation files as published; boxes are optional. Without a Karpathy split file every
-`val_every`-th picture, by its id, is held out; with it, train and restval are learned from and its
-val or test is held out. Pictures are packed at one size.
+Reads the annotation files as published, several with commas between; boxes are optional. Without a
+Karpathy split file every `val_every`-th picture, by its id, is held out; with it, train and restval
+are learned from and its val or test is held out. Pictures are packed at one size.
 
 Writes train, val, text, tokenizer.tiktoken, meta.json and samples/*.png. With boxes, meta.json
 tells which words name a class, for CHAIR: a category's name, its plural, and the synonyms of a file
@@ -39,10 +40,10 @@ from minivlm.run import cli  # noqa: E402
 class Config:
     """Where the files are, and what becomes of the pictures."""
 
-    captions: str = "data/coco/annotations/captions_train2017.json"  # captions as published
+    captions: str = "data/coco/annotations/captions_train2017.json"  # as published, or a,b
     instances: str = ""  # boxes as published; empty = none
     synonyms: str = ""  # other words for the classes, a class a line; empty = none
-    images: str = "data/coco/train2017"  # folder with the pictures
+    images: str = "data/coco/train2017"  # folder with the pictures; commas between several
     karpathy: str = ""  # dataset_coco.json; empty = every val_every-th picture is held out
     held_out: str = "val"  # with karpathy: which of its splits is held out, val or test
     val_every: int = 20  # without karpathy: one picture in so many is held out
@@ -65,23 +66,27 @@ class Config:
 # --- the published files ---
 
 
-def read_json(path: str, *keys: str) -> dict:
-    """Read an annotation file and check that it has the keys it should.
+def read_json(paths: str, *keys: str) -> dict[str, list]:
+    """Read annotation files, with commas between, and join the lists that they hold under `keys`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON object in UTF-8, or a key is missing.
+        ValueError: if one is no JSON object in UTF-8, or a key is missing.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no annotations at {path}; get them from cocodataset.org")
-    try:
-        data = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON in UTF-8: {error}") from None
-    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise ValueError(f"{path} has no {' and no '.join(missing)}: is it the right file?")
-    return data
+    joined: dict[str, list] = {key: [] for key in keys}
+    for path in paths.split(","):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no annotations at {path}; get them from cocodataset.org")
+        try:
+            data = json.loads(Path(path).read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is no JSON in UTF-8: {error}") from None
+        missing = [key for key in keys if not isinstance(data, dict) or key not in data]
+        if missing:
+            raise ValueError(f"{path} has no {' and no '.join(missing)}: is it the right file?")
+        for key in keys:
+            joined[key] += data[key]
+    return joined
 
 
 def captions_of(annotations: list[dict], skipped: Counter) -> dict[int, list[str]]:
@@ -142,26 +147,25 @@ def boxes_of(
 
 IRREGULAR = {
     "person": "people", "child": "children", "mouse": "mice", "goose": "geese", "sheep": "sheep",
-    "skis": "skis", "scissors": "scissors",
+    "skis": "skis", "scissors": "scissors", "woman": "women", "man": "men", "thief": "thieves",
 }
 
 
 def plural(phrase: str) -> str:
     """The plural of a noun, by its last word.
 
-    >>> [plural(p) for p in ("hot dog", "wine glass", "puppy", "toy", "knife", "snowman")]
-    ['hot dogs', 'wine glasses', 'puppies', 'toys', 'knives', 'snowmen']
+    >>> [plural(p) for p in ("hot dog", "wine glass", "puppy", "knife", "snowman", "giraffe")]
+    ['hot dogs', 'wine glasses', 'puppies', 'knives', 'snowmen', 'giraffes']
     """
     *before, noun = phrase.split()
-    if noun in IRREGULAR:
-        noun = IRREGULAR[noun]
-    elif noun.endswith("man"):
-        noun = noun[:-2] + "en"
+    ending = next((e for e in IRREGULAR if noun.endswith(e)), "")
+    if ending:
+        noun = noun.removesuffix(ending) + IRREGULAR[ending]
     elif noun.endswith(("s", "sh", "ch", "x")):
         noun += "es"
     elif noun.endswith("y") and noun[-2:-1] not in "aeiou":
         noun = noun[:-1] + "ies"
-    elif noun.endswith(("fe", "lf", "af")):
+    elif noun.endswith(("ife", "lf", "eaf")):
         noun = noun.removesuffix("e")[:-1] + "ves"
     else:
         noun += "s"
@@ -192,8 +196,11 @@ def phrases_of(cfg: Config) -> dict[str, str]:
     return {words_of(p).strip(): c for word, c in named.items() for p in (plural(word), word)}
 
 
-def split_of(cfg: Config, ids: list[int]) -> dict[int, str]:
-    """Which side each picture is on: "train", "val", or "" for neither."""
+def split_of(cfg: Config, ids: list[int], skipped: Counter) -> dict[int, str]:
+    """Which side each picture is on: "train", "val", or "" for neither.
+
+    Counts what a split file asks for and the captions do not hold.
+    """
     if not cfg.karpathy:
         return {i: "val" if n % cfg.val_every == 0 else "train" for n, i in enumerate(sorted(ids))}
     sides = {"train": "train", "restval": "train", cfg.held_out: "val"}
@@ -201,6 +208,8 @@ def split_of(cfg: Config, ids: list[int]) -> dict[int, str]:
         d["cocoid"]: sides.get(d["split"], "")
         for d in read_json(cfg.karpathy, "images")["images"]
     }
+    lacking = {i for i, side in listed.items() if side} - set(ids)
+    skipped["in the split file, not in the captions"] += len(lacking)
     return {i: listed.get(i, "") for i in ids}
 
 
@@ -215,13 +224,15 @@ def main(cfg: Config) -> dict[str, float]:
     """
     began, skipped = time.time(), Counter()
     data = read_json(cfg.captions, "images", "annotations")
-    if not Path(cfg.images).is_dir():
-        raise FileNotFoundError(f"no folder of pictures at {cfg.images}")
+    folders = [Path(folder) for folder in cfg.images.split(",")]
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder of pictures at {folder}")
     pictures = {d["id"]: d for d in data["images"]}
     said = captions_of(data["annotations"], skipped)
     phrases = phrases_of(cfg)
     objects = boxes_of(cfg, {i: (d["width"], d["height"]) for i, d in pictures.items()}, skipped)
-    sides = split_of(cfg, list(pictures))
+    sides = split_of(cfg, list(pictures), skipped)
 
     files: dict[str, list[dict]] = {"train": [], "val": []}
     pixels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
@@ -231,7 +242,9 @@ def main(cfg: Config) -> dict[str, float]:
             skipped["not in the split" if not side else "picture without captions"] += 1
             continue
         try:
-            image = fit(open_image(Path(cfg.images) / d["file_name"]), cfg.image_size, cfg.fit)
+            paths = [folder / d["file_name"] for folder in folders]
+            path = next((path for path in paths if path.is_file()), paths[0])
+            image = fit(open_image(path), cfg.image_size, cfg.fit)
         except (FileNotFoundError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
             skipped["missing picture" if missing else "unreadable picture"] += 1

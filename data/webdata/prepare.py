@@ -6,8 +6,8 @@
 Reads img2dataset's and webdataset's tar shards as a stream (or a folder of picture.jpg +
 picture.txt), and keeps a pair if
 
-    its text has at least `min_text` characters,
-    its picture has at least `min_bytes` bytes as published and can be opened,
+    its text has at least `min_text` and at most `max_text` characters,
+    its picture has at least `min_bytes` bytes in the shard and can be opened,
     cosine(picture, text) of a CLIP is at least `min_similarity`,
 
 each refusal counted by its rule, the first one that it breaks. Writes train, val, text,
@@ -50,6 +50,7 @@ class Config:
     shards: str = "data/webdata/shards"  # folder of *.tar, one .tar, or a folder of pictures + .txt
     clip: str = ""  # run folder of train_clip.py that judges similarity; empty = no such rule
     min_text: int = 5  # characters of a text
+    max_text: int = 200  # no rule of LAION's: a text tower holds so many, a longer text stops it
     min_bytes: int = 5000  # bytes of a picture's file
     min_similarity: float = 0.3  # cosine of picture and text; LAION's 0.3 is for OpenAI's ViT-B/32
     out: str = "data/webdata/prepared"  # folder to write
@@ -60,8 +61,10 @@ class Config:
 
     def __post_init__(self):
         check_vocab_size(self.vocab_size)
-        if min(self.min_text, self.min_bytes) < 0 or self.val_every < 2 or self.image_size < 1:
-            raise ValueError("expected min_text, min_bytes >= 0, val_every >= 2, image_size >= 1")
+        if not 1 <= self.min_text <= self.max_text or self.min_bytes < 0:
+            raise ValueError("expected 1 <= min_text <= max_text and min_bytes >= 0")
+        if self.val_every < 2 or self.image_size < 1:
+            raise ValueError("expected val_every >= 2 and image_size >= 1")
         if not -1 <= self.min_similarity <= 1:
             raise ValueError(f"min_similarity {self.min_similarity} is no cosine, -1 .. 1")
 
@@ -107,16 +110,22 @@ def read_all(source: str, skipped: Counter, named: list[str]) -> Iterator[Sample
 def by_size(
     cfg: Config, samples: Iterator[Sample], skipped: Counter, named: list[str]
 ) -> Iterator[tuple]:
-    """(sample, square picture) of the pairs that open and whose text and file are long enough."""
+    """(sample, picture) of the pairs that open and whose text and file have the right length.
+
+    A picture waits for its batch with at most 512 pixels a side, whatever its own size.
+    """
     for sample in samples:
         reason = ""
         if len(sample.text) < cfg.min_text:
             reason = f"text under {cfg.min_text} characters"
+        elif len(sample.text) > cfg.max_text:
+            reason = f"text over {cfg.max_text} characters"
         elif len(sample.picture) < cfg.min_bytes:
             reason = f"picture under {cfg.min_bytes} bytes"
         else:
             try:
                 picture = open_image(io.BytesIO(sample.picture))
+                picture.thumbnail((512, 512))
             except ValueError:
                 reason = "picture unreadable"
         if reason:
@@ -173,19 +182,39 @@ def main(cfg: Config) -> dict[str, float]:
         ValueError: if nothing, or all but one pair, is refused.
     """
     began, skipped, named = time.time(), Counter(), []
+    if cfg.write_shards and Path(cfg.write_shards).resolve() in (
+        Path(cfg.shards).resolve(), Path(cfg.shards).resolve().parent
+    ):
+        raise ValueError(f"write_shards {cfg.write_shards} is where the shards are read from")
     samples = tqdm(read_all(cfg.shards, skipped, named), desc="pairs", disable=None)
     kept = by_similarity(cfg, by_size(cfg, samples, skipped, named), skipped, named)
     folder = Path(cfg.write_shards or cfg.out)
     if cfg.write_shards:
         counted: list[str] = []
-        write_shards(folder, (counted.append(sample.key) or sample for sample, _ in kept))
+        write_shards(folder, distinct(kept, counted, skipped, named))
         n_kept = len(counted)
+        if not n_kept:
+            raise ValueError(f"{cfg.shards}: nothing is left; refused {dict(skipped)}")
     else:
         n_kept = write_records(cfg, kept, skipped)
     (folder / "refused.txt").write_text("".join(line + "\n" for line in named))
     refused, seconds = dict(sorted(skipped.items())), time.time() - began
     print(f"{folder}: kept {n_kept}, refused {refused or 'nothing'}, {seconds:.0f} s")
     return {"kept": n_kept, "refused": sum(refused.values()), "seconds": seconds}
+
+
+def distinct(
+    kept: Iterator[tuple], keys: list[str], skipped: Counter, named: list[str]
+) -> Iterator[Sample]:
+    """Samples with a key of their own; `keys` gets each. Two shards may number theirs alike."""
+    seen: set[str] = set()
+    for sample, _ in kept:
+        if sample.key in seen:
+            refuse(skipped, named, sample.key, "key stands in two shards")
+            continue
+        seen.add(sample.key)
+        keys.append(sample.key)
+        yield sample
 
 
 def write_records(cfg: Config, kept: Iterator[tuple], skipped: Counter) -> int:

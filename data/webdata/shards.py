@@ -4,7 +4,7 @@ A sample is a run of members, side by side, that share their key: the name up to
 behind the last slash. Reading streams: nothing is unpacked, and a shard that breaks off gives what
 came before the break.
 
-Used by: prepare.py here; data/capfilt.py.
+Used by: prepare.py.
 """
 
 import io
@@ -120,15 +120,19 @@ def write_shards(
 ) -> list[Path]:
     """Write samples as 00000.tar, ... that `read_shard` and webdataset read; return the paths.
 
-    Equal samples give equal bytes: times, owners and rights are fixed.
+    Equal samples give equal bytes: times, owners and rights are fixed. Tars that the folder holds
+    already are removed first, so never write where the samples are read from.
 
     Raises:
-        ValueError: if per_shard < 1, or a key or ending would not survive reading.
+        ValueError: if per_shard < 1, or a key or ending would not survive reading, or a key comes
+            twice.
     """
     if per_shard < 1:
         raise ValueError(f"per_shard {per_shard} is below 1")
-    folder, paths, archive = Path(folder), [], None
+    folder, paths, archive, seen = Path(folder), [], None, set()
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.tar"):
+        old.unlink()
     try:
         for n, sample in enumerate(samples):
             if (
@@ -138,6 +142,9 @@ def write_shards(
                 raise ValueError(
                     f"sample {sample.key!r} with a picture .{sample.ending} cannot be read back"
                 )
+            if sample.key in seen:
+                raise ValueError(f"two samples have the key {sample.key!r}")
+            seen.add(sample.key)
             if n % per_shard == 0:
                 if archive:
                     archive.close()
