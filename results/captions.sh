@@ -24,8 +24,8 @@ for seed in ${SEEDS:-0 1 2}; do
     measure caption blip --judge "$runs/clip" --rank
     for objective in lm prefix_lm; do
         [ $objective = lm ] && steps=800 || steps=750
-        $python train_caption.py $from --objective $objective --steps $steps --out "$runs/$objective"
-        measure $objective $objective --no-ask --judge "$runs/clip"
+        $python train_caption.py $from --objective $objective --steps $steps --out "$runs/caption_$objective"
+        measure caption_$objective $objective --no-ask --judge "$runs/clip"
     done
 
     $python data/capfilt.py --run "$runs/caption" --seed "$seed"
@@ -33,8 +33,8 @@ for seed in ${SEEDS:-0 1 2}; do
     for split in web capfilt; do
         $python train_clip.py --split $split --seed "$seed" --steps 200 --out "$runs/clip_$split"
         $python train_caption.py $from --clip "$runs/clip_$split" --objective lm --split $split \
-            --steps 300 --out "$runs/$split"
-        measure $split $split --no-ask
+            --steps 300 --out "$runs/caption_$split"
+        measure caption_$split $split --no-ask
     done
 done
 
