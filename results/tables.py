@@ -45,7 +45,8 @@ MAIN = {
     "refused/due": "refuses what it should",
     "refused/harmless": "refuses harmless look-alikes",
 }
-PAGE_ONLY = ("pope_random/f1", "pope_popular/f1", "style/sentence", "style/list")  # not in README
+PAGE_ONLY = ("pope_random/f1", "pope_popular/f1", "style/sentence", "style/list", "answers/shape",
+             "chair/chair_s")  # not in README
 WAYS = {
     "full": "stages 1, 3a, 3b", "no_3a": "without 3a", "no_1": "without 1", "neither": "3b alone",
 }
