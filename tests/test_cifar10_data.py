@@ -41,7 +41,9 @@ def test_class_folders_become_a_data_set(tmp_path):
             red, green, _ = pixels[int(r["image"].split("#")[1])].mean((0, 1))
             assert (red > green) == (r["label"] == "red fox") and r["id"].startswith(
                 "train/" if split == "train" else "test/")
-    assert set(load_meta(cfg.out)["prompts"]) == {"red fox", "apple"}
+    assert load_meta(cfg.out)["prompts"] == {
+        "red fox": ["A photo of a red fox."], "apple": ["A photo of an apple."]}
+    assert len(load_records(cfg.out, "text")) == 14
 
 
 def test_a_tar_gives_the_same_bytes_as_its_folder(tmp_path):
