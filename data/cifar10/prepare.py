@@ -5,8 +5,9 @@
 Reads a folder or a .tar with train/CLASS/*.jpg|png|webp and test/CLASS/*; any classes will do.
 Every picture gets the one caption "A photo of a CLASS.", so CLIP learns to tell classes apart and
 nothing else, and classes are asked for in these words alone: a text tower that has read one
-sentence a class reads others badly (on CIFAR-10, an ensemble of seven cost 13 points). Writes train, val and zeroshot (both the test pictures, val with captions, zeroshot
-with labels), text, tokenizer.tiktoken, meta.json and samples/*.png.
+sentence a class reads others badly (on CIFAR-10 an ensemble of seven cost 13 points). Writes train,
+val and zeroshot (both the test pictures, val with captions, zeroshot with labels), text,
+tokenizer.tiktoken, meta.json and samples/*.png.
 Equal arguments give equal bytes.
 
 Source: Krizhevsky 2009, Learning multiple layers of features from tiny images; prompts as CLIP's,
