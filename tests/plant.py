@@ -95,6 +95,8 @@ BUGS = [
      "same = torch.eye(len(idx), dtype=torch.bool) ", "tests/test_captioner.py"),
     ("judgments corrected the wrong way", "data/capfilt.py", "logits - trained_on + share",
      "logits + trained_on - share", "tests/test_capfilt.py"),
+    ("a false answer let through", "data/instruct.py",
+     "if any(not holds(c, things) for c in read):", "if False:", "tests/test_instruct.py"),
     ("left and right swapped", "data/shapes/language.py", '"left of" if a.cell % 3 < b.cell % 3',
      '"left of" if a.cell % 3 > b.cell % 3', "tests/test_shapes_data.py"),
     ("hidden objects in captions", "data/shapes/language.py", "    seen = scene.clear\n",

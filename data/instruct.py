@@ -1,0 +1,382 @@
+"""LLaVA's data engine: captions and boxes in, dialogues about the picture out.
+
+    python data/instruct.py                                          20,000 dialogues, offline
+    python data/instruct.py --teacher openai --model NAME --dry_run  show the prompts, pay nothing
+    python data/instruct.py --teacher openai --model NAME           ask an endpoint, go on if killed
+
+A teacher that sees no picture is told what is known of it, sentences and objects with boxes, and
+writes as if it saw: conversations (from the sentences alone, as LLaVA did), detailed descriptions,
+and questions that need reasoning. Each raw reply is written down as it arrives
+(instruct.raw.jsonl), so a killed run goes on without asking twice. What passes the checks goes to
+instruct.jsonl, ready for `train_sft.py --split instruct`, and to instruct.json in LLaVA's format;
+what does not goes to instruct.rejects.jsonl with its reason and the raw text.
+
+Source: LLaVA, Liu et al. 2023, arXiv:2304.08485, section 3; conversation : detail : reasoning =
+58 : 23 : 77 thousand (haotian-liu/LLaVA, docs/Data.md); conversations without boxes: its issue 87.
+"""
+
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+# the checkout, so that this runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data import template  # noqa: E402
+from data.facts import claims, holds, things_of  # noqa: E402
+from data.teachers import LocalTeacher, OpenAITeacher, Request, Teacher  # noqa: E402
+from data.teachers import TemplateTeacher  # noqa: E402
+from minivlm.data import load_meta, load_records  # noqa: E402
+from minivlm.metrics import mentions  # noqa: E402
+from minivlm.run import cli  # noqa: E402
+
+TYPES = ("conversation", "detail", "reasoning")
+
+
+@dataclass
+class Config:
+    """What to write about, who writes, and how much."""
+
+    data: str = "data/shapes/prepared"  # folder made by a prepare.py
+    split: str = "train"  # which file of it: its records need captions, boxes, or both
+    n: int = 20000  # dialogues to ask for
+    proportions: str = "58:23:77"  # conversation : detail : reasoning, as LLaVA has them
+    teacher: str = "template"  # template, openai or local
+    prompts: str = "data/prompts"  # folder with a system message and examples of each type
+    n_shots: int = 2  # examples in a prompt
+    boxes: bool = False  # tell boxes for conversations too
+    held_out: bool = False  # template: ask in the phrasings kept for measuring
+    out: str = ""  # file to write; empty = instruct.jsonl in the data folder
+    fresh: bool = False  # forget the replies that an earlier run has left
+    dry_run: bool = False  # print the first prompt of each type and stop
+    model: str = ""  # openai: the model's name
+    base_url: str = ""  # openai: the endpoint; empty = the client's default
+    run: str = "runs/lm"  # local: run folder of train_lm.py
+    concurrency: int = 4  # openai: requests under way at once
+    retries: int = 5  # openai: further attempts at a request
+    timeout: float = 60.0  # openai: seconds until an attempt counts as failed
+    temperature: float = 0.7  # openai, local: 1 = the model's own distribution
+    max_tokens: int = 800  # openai, local: longest reply
+    usd_in: float = 0.0  # price of a million tokens read, for the cost line
+    usd_out: float = 0.0  # price of a million tokens written
+    max_words: int = 150  # longest answer
+    device: str = "auto"  # local: auto, cpu, cuda, cuda:1, mps
+    seed: int = 0  # which pictures get which type; template: which questions
+
+    def __post_init__(self):
+        if self.teacher not in ("template", "openai", "local"):
+            raise ValueError(f"teacher {self.teacher!r} is not one of template, openai, local")
+        if not re.fullmatch(r"\d+:\d+:\d+", self.proportions) or not any(self.shares):
+            raise ValueError(
+                f"proportions {self.proportions!r} are not three numbers such as 58:23:77"
+            )
+        if self.n < 1 or self.concurrency < 1 or self.retries < 0 or self.n_shots < 0:
+            raise ValueError("expected n >= 1, concurrency >= 1, retries >= 0, n_shots >= 0")
+        if self.teacher == "openai" and not self.model:
+            raise ValueError("teacher openai needs --model, the name of a model")
+
+    @property
+    def shares(self) -> list[int]:
+        """The three numbers of `proportions`."""
+        return [int(share) for share in self.proportions.split(":")]
+
+
+# --- what the teacher is told ---
+
+
+def told(record: dict, boxes: bool) -> str:
+    """What is known of a picture, as LLaVA writes it: sentences, then category: [x1, y1, x2, y2].
+
+    Boxes are in shares of the picture's sides, with three decimals. A category is the object's name
+    with what is known of its look before it.
+    """
+    lines = [" ".join(c.split()) for c in record.get("captions", [])]
+    if boxes and record.get("objects"):
+        lines += [""] * bool(lines)
+        for o in record["objects"]:
+            look = o.get("attributes") or {}
+            words = " ".join(filter(None, (look.get("size"), look.get("color"), o["name"])))
+            lines.append(f"{words}: [{', '.join(f'{v:.3f}' for v in o['box'])}]")
+    return "\n".join(lines)
+
+
+def load_prompts(folder: str, n_shots: int) -> dict[str, list[dict[str, str]]]:
+    """The messages that come before a request of each type: system message, then the examples.
+
+    An example is two files, NNN_caps.txt with what is told and NNN_conv.txt with what is written.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if it is not UTF-8, or an example does not keep to the grammar.
+    """
+    out = {}
+    for kind in TYPES:
+        here = Path(folder) / kind
+        if not (here / "system.txt").is_file():
+            raise FileNotFoundError(f"no system message at {here / 'system.txt'}")
+        messages = [{"role": "system", "content": read_text(here / "system.txt")}]
+        for caps in sorted(here.glob("*_caps.txt"))[:n_shots]:
+            answer = caps.with_name(caps.name.replace("_caps", "_conv"))
+            if not answer.is_file():
+                raise FileNotFoundError(f"{caps} has no {answer.name} beside it")
+            try:
+                parse(kind, read_text(answer))
+            except ValueError as error:
+                raise ValueError(f"{answer} cannot be an example: {error}") from None
+            messages += [{"role": "user", "content": read_text(caps)},
+                         {"role": "assistant", "content": read_text(answer)}]
+        out[kind] = messages
+    return out
+
+
+def read_text(path: Path) -> str:
+    """A file in UTF-8, without white space around it.
+
+    Raises:
+        ValueError: if it is in another encoding.
+    """
+    try:
+        return path.read_text("utf-8").strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8") from None
+
+
+def requests_of(cfg: Config, records: list[dict]) -> list[Request]:
+    """Which picture gets which type: shares as asked, pictures in turn, the same for equal seeds.
+
+    Without `prompts` in them: `with_messages` puts these in, one at a time.
+    """
+    rng = random.Random(f"{cfg.seed} types")
+    whole = sum(cfg.shares)
+    exact = [cfg.n * share / whole for share in cfg.shares]
+    counts = [int(x) for x in exact]
+    rest = sorted(range(3), key=lambda i: counts[i] - exact[i])      # the largest remainders first
+    for i in rest[: cfg.n - sum(counts)]:
+        counts[i] += 1
+    kinds = [kind for kind, n in zip(TYPES, counts) for _ in range(n)]
+    rng.shuffle(kinds)
+    order = rng.sample(range(len(records)), len(records))
+    out = []
+    for i, kind in enumerate(kinds):
+        again, place = divmod(i, len(records))
+        record = records[order[place]]
+        out.append(Request(f"{record['id']}-{kind}-{again}", kind, record))
+    return out
+
+
+def with_messages(requests: Iterable[Request], prompts: dict, cfg: Config) -> Iterator[Request]:
+    """Fill in what a language model is to read."""
+    for r in requests:
+        said = told(r.record, r.kind != "conversation" or cfg.boxes)
+        r.messages = [*prompts[r.kind], {"role": "user", "content": said}]
+        yield r
+
+
+# --- what it writes: grammar and checks ---
+
+
+def parse(kind: str, text: str) -> list[tuple[str, str]]:
+    """Read a reply: (question, answer) pairs; a detailed description is one with no question yet.
+
+        Question:\\n...\\n===\\nAnswer:\\n...\\n===\\n, again and again
+
+    Raises:
+        ValueError: with the reason, if the text keeps not to the grammar.
+    """
+    text = text.replace("\r\n", "\n").strip()
+    if not text:
+        raise ValueError("empty")
+    if kind == "detail":
+        if re.search(r"^(===|Question:|Answer:)", text, re.M):
+            raise ValueError("grammar")
+        return [("", text)]
+    *parts, last = [part.strip() for part in re.split(r"^===[ \t]*$", text, flags=re.M)]
+    if last or not parts or len(parts) % 2:
+        raise ValueError("grammar")
+    rounds = []
+    for question, answer in zip(parts[::2], parts[1::2]):
+        q = re.fullmatch(r"Question:\s*\n?(.+)", question, re.S)
+        a = re.fullmatch(r"Answer:\s*\n?(.+)", answer, re.S)
+        if not q or not a or re.search(r"^(Question|Answer):", q[1] + "\n" + a[1], re.M):
+            raise ValueError("grammar")
+        rounds.append((q[1].strip(), a[1].strip()))
+    if kind == "reasoning" and len(rounds) != 1:
+        raise ValueError("not one question")
+    return rounds
+
+
+# what somebody who sees the picture would not speak of
+SOURCE = re.compile(
+    r"\b(captions?|bounding box(es)?|coordinates?|annotat\w+|(given|provided|listed) "
+    r"(sentences?|descriptions?|information|objects?)|the (sentences?|descriptions?) (say|state|"
+    r"mention)s?)\b|\[?\b[01]?\.\d{2,}", re.I,
+)
+MARKS = re.compile(r"<image>|<\|")
+
+
+def faults(
+    kind: str, rounds: list[tuple[str, str]], record: dict, phrases: dict[str, str], max_words: int,
+) -> Iterator[str]:
+    """What is wrong with a reply, as reasons; nothing if it is good.
+
+    Where the objects of a picture are known by names that `phrases` knows, what the answers claim
+    must be true of them: sentences that the grammar of facts.py reads, and every mention of an
+    object in a sentence without a negation. A conversation, written from sentences about what can
+    be seen, is checked against the clearly visible objects, the other types against all.
+    """
+    questions = [q for q, _ in rounds]
+    if len(set(questions)) < len(questions):
+        yield "question twice"
+    for q, a in rounds:
+        if SOURCE.search(q) or SOURCE.search(a):
+            yield "speaks of its source"
+        if MARKS.search(q) or MARKS.search(a):
+            yield "special mark"
+        if len(a.split()) > max_words:
+            yield "too long"
+    if not phrases or not record.get("objects"):
+        return
+    things = [t for t in things_of(record) if kind != "conversation" or not t.hidden]
+    names = {phrases.get(t.name, t.name) for t in things}
+    for _, answer in rounds:
+        read, other = claims(answer)
+        if any(not holds(c, things) for c in read):
+            yield "false"
+        for sentence in other:
+            denies = re.search(r"\b(no|not|without|never|none|neither)\b|n't\b", sentence)
+            if not denies and set(mentions(sentence, phrases)) - names:
+                yield "false"
+
+
+# --- the files ---
+
+
+def journal(path: Path) -> dict[str, dict]:
+    """The replies that earlier runs have left, by key; a half-written last line is cut off.
+
+    Raises:
+        ValueError: if a line before the last is no JSON.
+    """
+    if not path.is_file():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):  # killed while writing
+        path.write_bytes(whole)
+    try:
+        return {line["key"]: line for line in map(json.loads, whole.decode().splitlines())}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); --fresh begins anew") from None
+
+
+def make_teacher(cfg: Config, meta: dict) -> Teacher:
+    """The teacher that the options name."""
+    if cfg.teacher == "template":
+        world = tuple(sorted(set(meta.get("phrases", {}).values())))
+        return TemplateTeacher(world, cfg.seed, cfg.held_out)
+    if cfg.teacher == "openai":
+        return OpenAITeacher(
+            cfg.model, cfg.base_url, cfg.concurrency, cfg.retries, cfg.timeout, cfg.temperature,
+            cfg.max_tokens,
+        )
+    return LocalTeacher(cfg.run, cfg.temperature, cfg.max_tokens, cfg.seed, cfg.device)
+
+
+def ask(cfg: Config, teacher: Teacher, requests: Iterable[Request], n: int, path: Path) -> None:
+    """Write each reply down as it arrives; errors are not kept, so the next run asks again."""
+    with path.open("a", encoding="utf-8") as f:
+        bar = tqdm(teacher.write(requests), desc=cfg.teacher, total=n, disable=None)
+        for request, reply in bar:
+            if reply.error and cfg.teacher != "template":
+                tqdm.write(f"{request.key}: {reply.error}")
+                continue
+            f.write(json.dumps({
+                "key": request.key, "kind": request.kind, "raw": reply.text,
+                "error": reply.error, "cut": reply.cut, "tokens": reply.tokens,
+            }) + "\n")
+            if cfg.teacher != "template":  # what was paid for must not lie in a buffer
+                f.flush()
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Ask, check, write; return how many of each type were written, and how many were rejected.
+
+    Raises:
+        ValueError: if no dialogue is good.
+    """
+    began = time.time()
+    records, meta = load_records(cfg.data, cfg.split, need=("image",)), load_meta(cfg.data)
+    records = [r for r in records if r.get("captions") or r.get("objects")]
+    if not records:
+        raise ValueError(f"{cfg.data}/{cfg.split}.jsonl has neither captions nor objects")
+    out = Path(cfg.out or f"{cfg.data}/instruct.jsonl")
+    raw = out.with_suffix(".raw.jsonl")
+    requests = requests_of(cfg, records)
+    if cfg.teacher != "template" or cfg.dry_run:
+        prompts = load_prompts(cfg.prompts, cfg.n_shots)
+        if cfg.dry_run:
+            for kind in TYPES:
+                first = [r for r in requests if r.kind == kind][:1]
+                for r in with_messages(first, prompts, cfg):
+                    print(f"=== {r.key}")
+                    print("\n".join(f"--- {m['role']}\n{m['content']}" for m in r.messages))
+            return {}
+    if cfg.fresh or cfg.teacher == "template":  # offline, all over again costs nothing
+        raw.unlink(missing_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = journal(raw)
+    open_ones = [r for r in requests if r.key not in done]
+    if open_ones:
+        teacher = make_teacher(cfg, meta)
+        asked = open_ones if cfg.teacher == "template" else with_messages(open_ones, prompts, cfg)
+        ask(cfg, teacher, asked, len(open_ones), raw)
+        done = journal(raw)
+
+    written, counts, reasons = [], Counter(), Counter()
+    phrases = meta.get("phrases", {})
+    with out.with_suffix(".rejects.jsonl").open("w", encoding="utf-8") as rejects:
+        for r in requests:
+            line = done.get(r.key)
+            if line is None:
+                reasons["no reply"] += 1
+                continue
+            try:
+                if line["error"]:
+                    raise ValueError(line["error"])
+                if line["cut"]:
+                    raise ValueError("cut off")
+                rounds = parse(r.kind, line["raw"])
+                for reason in faults(r.kind, rounds, r.record, phrases, cfg.max_words):
+                    raise ValueError(reason)
+            except ValueError as reason:
+                reasons[str(reason)] += 1
+                rejects.write(json.dumps({**line, "reason": str(reason)}) + "\n")
+                continue
+            rng = random.Random(f"{cfg.seed} {r.key} detail")
+            turns = [t for q, a in rounds for t in (
+                {"from": "human", "value": q or rng.choice(template.DETAIL)},
+                {"from": "gpt", "value": a})]
+            turns[0]["value"] = "<image>\n" + turns[0]["value"]
+            written.append({"id": r.key, "image": r.record["image"], "conversations": turns})
+            counts[r.kind] += 1
+    if not written:
+        raise ValueError(f"no dialogue is good; rejected: {dict(reasons)}")
+    out.write_text("".join(json.dumps(d) + "\n" for d in written), encoding="utf-8")
+    out.with_suffix(".json").write_text(json.dumps(written, indent=1), encoding="utf-8")
+    spent = [sum(line["tokens"][i] for line in done.values()) for i in (0, 1)]
+    cost = (spent[0] * cfg.usd_in + spent[1] * cfg.usd_out) / 1e6
+    print(f"{out}: {dict(counts)}, rejected {dict(reasons) or 'nothing'}; tokens {spent[0]:,} in, "
+          f"{spent[1]:,} out, {cost:.2f} USD; {time.time() - began:.0f} s")
+    return {**counts, "rejected": sum(reasons.values()), "seconds": time.time() - began}
+
+
+if __name__ == "__main__":
+    cli(main, Config)

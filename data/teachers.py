@@ -1,0 +1,195 @@
+"""Who writes the dialogues: three teachers behind one small interface.
+
+    for request, reply in teacher.write(requests): ...
+
+`template` composes offline from what is known of a picture; `openai` asks any server that speaks
+the OpenAI chat protocol; `local` lets a GPT of ours continue the prompt. Replies come in any order;
+one that failed for good carries its error instead of a text.
+
+Used by: instruct.py.
+"""
+
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from data import template
+
+
+@dataclass
+class Request:
+    """What is to be written: its key, type, the record, and the messages for a language model."""
+
+    key: str
+    kind: str
+    record: dict
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Reply:
+    """What came back: the raw text, or an error; whether it was cut off; tokens in and out."""
+
+    text: str = ""
+    error: str = ""
+    cut: bool = False
+    tokens: tuple[int, int] = (0, 0)
+
+
+class Teacher(Protocol):
+    """Anything that answers requests."""
+
+    def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
+        """Answer each request once, in any order."""
+
+
+class TemplateTeacher:
+    """Offline and deterministic: an answer depends on the seed and the request's key alone.
+
+    Args:
+        world: names of things that pictures of the data set can show.
+        seed: another seed asks other questions.
+        held_out: ask in the phrasings that are kept for measuring.
+    """
+
+    def __init__(self, world: tuple[str, ...], seed: int, held_out: bool = False):
+        self.world, self.seed, self.held_out = world, seed, held_out
+
+    def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
+        """Answer in order; a picture of which nothing can be asked gets an error."""
+        for r in requests:
+            rng = random.Random(f"{self.seed} {r.key}")
+            try:
+                text = template.write(r.kind, r.record, rng, self.world, self.held_out)
+                yield r, Reply(text)
+            except ValueError as error:
+                yield r, Reply(error=str(error))
+
+
+class OpenAITeacher:
+    """Any OpenAI-compatible chat endpoint, through the official client (pip install openai).
+
+    The key comes from OPENAI_API_KEY and is written nowhere. Rate limits (429), server errors (5xx)
+    and time-outs are tried again after 1, 2, 4, ... seconds, at most `retries` times; what fails
+    then is an error of that request alone. At most `concurrency` requests are under way.
+
+    Raises:
+        ValueError: if the client is not installed, or there is no key.
+    """
+
+    def __init__(
+        self, model: str, base_url: str = "", concurrency: int = 4, retries: int = 5,
+        timeout: float = 60.0, temperature: float = 0.7, max_tokens: int = 800, pause: float = 1.0,
+    ):
+        try:
+            import openai
+        except ImportError:
+            raise ValueError("teacher openai needs the client: pip install openai") from None
+        key = os.environ.get("OPENAI_API_KEY", "")
+        if not key:
+            raise ValueError("teacher openai needs a key in the environment: OPENAI_API_KEY")
+        self.openai = openai
+        self.client = openai.OpenAI(
+            api_key=key, base_url=base_url or None, timeout=timeout, max_retries=0
+        )
+        self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
+        self.concurrency, self.retries, self.pause = concurrency, retries, pause
+
+    def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
+        """Answer as replies arrive."""
+        waiting, under_way = iter(requests), {}
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            def start() -> None:
+                r = next(waiting, None)
+                if r is not None:
+                    under_way[pool.submit(self._ask, r)] = r
+
+            for _ in range(self.concurrency):
+                start()
+            try:
+                while under_way:
+                    done: set[Future]
+                    done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield under_way.pop(future), future.result()
+                        start()
+            finally:  # a caller that stops early pays for no further request
+                for future in under_way:
+                    future.cancel()
+
+    def _ask(self, request: Request) -> Reply:
+        e = self.openai
+        for attempt in range(self.retries + 1):
+            try:
+                made = self.client.chat.completions.create(
+                    model=self.model, messages=request.messages, temperature=self.temperature,
+                    max_tokens=self.max_tokens,
+                )
+                break
+            except (e.RateLimitError, e.APIConnectionError, e.InternalServerError) as error:
+                reason = type(error).__name__  # a time-out is an APIConnectionError
+            except e.APIStatusError as error:  # a wrong key or model: trying again does not help
+                return Reply(error=f"HTTP {error.status_code}")
+            except Exception as error:  # what no JSON reader can read
+                reason = type(error).__name__
+            if attempt == self.retries:
+                return Reply(error=f"{reason} after {attempt + 1} attempts")
+            time.sleep(self.pause * 2 ** attempt * random.uniform(0.5, 1.5))
+        choice = made.choices[0] if getattr(made, "choices", None) else None
+        text = getattr(getattr(choice, "message", None), "content", None)
+        if not isinstance(text, str):
+            return Reply(error="reply without a text")
+        usage = made.usage
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return Reply(text, cut=choice.finish_reason == "length", tokens=tokens)
+
+
+class LocalTeacher:
+    """A GPT of ours: it continues "role: content" lines until its end token.
+
+    A model as small as the default writes nothing that passes; the interface is what is here.
+
+    Args:
+        run: run folder of train_lm.py.
+    """
+
+    def __init__(self, run: str, temperature: float, max_tokens: int, seed: int, device: str):
+        import torch
+
+        from minivlm import checkpoint
+        from minivlm.gpt import GPT, GPTConfig
+        from minivlm.run import pick_device
+        from minivlm.tokenizer import Tokenizer
+
+        state = checkpoint.load(run, ("lm",))
+        self.tokenizer = Tokenizer.from_text(state["tokenizer"])
+        self.model = GPT(GPTConfig(**state["configs"]["model"]))
+        self.model.load_state_dict(state["model"])
+        self.model.to(pick_device(device)).eval()
+        self.temperature, self.max_tokens = temperature, max_tokens
+        self.generator = torch.Generator(pick_device(device)).manual_seed(seed)
+
+    def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
+        """Answer one by one; of a prompt longer than the context the end is read."""
+        from minivlm.generate import generate
+
+        room = self.model.config.block_size
+        for r in requests:
+            ids = self.tokenizer.encode(prompt_of(r.messages))
+            new = min(self.max_tokens, room // 2)
+            ids = ids[-(room - new):]
+            made = generate(
+                self.model, None, [ids], max_new_tokens=new, stop=self.tokenizer.endoftext,
+                temperature=self.temperature, generator=self.generator,
+            )[0]
+            yield r, Reply(self.tokenizer.decode(made), cut=len(made) == new,
+                           tokens=(len(ids), len(made)))
+
+
+def prompt_of(messages: list[dict[str, str]]) -> str:
+    """Messages as one text, for a model without a chat format of its own."""
+    return "".join(f"{m['role']}:\n{m['content']}\n\n" for m in messages) + "assistant:\n"
