@@ -1,29 +1,34 @@
 """What is true of a picture whose objects are known, and what a sentence claims about it.
 
     things = things_of(record)
-    [c for c in claims("The red circle is left of the square.") if not holds(c, things)]
+    read, other = claims("The red circle is left of the square.")
+    [c for c in read if holds(c, things) is False]
 
 Sentences are read by a small grammar, apart from whatever wrote them: this is how answers of a
-teacher are checked (instruct.py), and how the offline teacher's own are (template.py).
+teacher are checked (checks.py), and how the offline teacher's own are (template.py). What speaks of
+things that are neither here nor in the data set's vocabulary stays undecided.
 """
 
 import re
 from dataclasses import dataclass
+
+from data.words import plural
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SIZES = ("large", "medium", "small")
 PLACES = ("top left", "top", "top right", "left", "center", "right",
           "bottom left", "bottom", "bottom right")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-ANY = ("object", "thing")  # nouns that fit whatever there is
+ANY = ("object", "thing", "shape")  # nouns that fit whatever there is
 NEAR = 0.08  # centers closer than this, in shares of the picture's side, lie in one line
-PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child",
-           "mice": "mouse", "geese": "goose", "knives": "knife"}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: what it is, its color and size or "", its center and area in 0..1, its place."""
+    """An object: what it is, its color and size or "", its center and area in 0..1, its place.
+
+    hidden: the picture hardly shows it; crowd: a box around an unknown number of such things.
+    """
 
     kind: str
     color: str
@@ -33,6 +38,7 @@ class Thing:
     area: float
     place: str
     hidden: bool = False
+    crowd: bool = False
 
     @property
     def name(self) -> str:
@@ -50,13 +56,16 @@ def things_of(record: dict) -> list[Thing]:
     for o in record.get("objects", []):
         box, known = o.get("box"), o.get("attributes") or {}
         if not o.get("name") or not box or len(box) != 4 or not all(0 <= v <= 1 for v in box):
-            raise ValueError(f"object {o} has no name, or no box of four numbers in 0..1")
+            raise ValueError(
+                f"record {record.get('id', '?')} has an object without a name, or without a box of "
+                "four numbers in 0..1"
+            )
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         ninth = PLACES[3 * min(2, int(3 * y)) + min(2, int(3 * x))]
         area = (box[2] - box[0]) * (box[3] - box[1])
         out.append(Thing(
             o["name"].lower(), known.get("color", ""), known.get("size", ""), x, y, area,
-            o.get("place") or ninth, bool(o.get("hidden")),
+            o.get("place") or ninth, bool(o.get("hidden")), bool(o.get("crowd")),
         ))
     return out
 
@@ -64,32 +73,36 @@ def things_of(record: dict) -> list[Thing]:
 # --- phrases ---
 
 
-def singular(noun: str) -> str:
-    """The singular of a noun, by its last word."""
-    *before, last = noun.split()
-    if last in PLURALS:
-        last = PLURALS[last]
-    elif last.endswith(("sses", "shes", "ches", "xes")):
-        last = last[:-2]
-    elif last.endswith("ies") and len(last) > 4:
-        last = last[:-3] + "y"
-    elif last.endswith("s") and not last.endswith("ss"):
-        last = last[:-1]
-    return " ".join([*before, last])
+def split(phrase: str) -> tuple[str, str]:
+    """A phrase without its article: the size that it begins with or "", and the rest."""
+    words = re.sub(r"^(the|an?|any) ", "", phrase).split()
+    size = words.pop(0) if len(words) > 1 and words[0] in SIZES else ""
+    return size, " ".join(words)
 
 
 def named_by(phrase: str, things: list[Thing]) -> list[Thing]:
     """The things that a phrase fits: "large red circle", "red objects", "circles"."""
-    words = re.sub(r"^(the|an?|any) ", "", phrase).split()
-    size = words.pop(0) if len(words) > 1 and words[0] in SIZES else ""
-    noun = " ".join(words)
+    size, noun = split(phrase)
     out = []
     for t in things:
         nouns = [*ANY, t.kind]
         nouns += [f"{t.color} {n}" for n in nouns] if t.color else []
-        if (noun in nouns or singular(noun) in nouns) and size in ("", t.size):
+        if size in ("", t.size) and (noun in nouns or noun in map(plural, nouns)):
             out.append(t)
     return out
+
+
+def known(phrase: str, things: list[Thing], names: frozenset[str]) -> bool:
+    """Whether a phrase names a kind of thing that is here or in the vocabulary.
+
+    Only then does fitting nothing mean that there is none.
+    """
+    _, noun = split(phrase)
+    kinds = {*ANY, *(t.kind for t in things), *names, *(n.split()[-1] for n in names)}
+    colors = {t.color for t in things} | {n.split()[0] for n in names if " " in n}
+    nouns = kinds | set(map(plural, kinds))
+    color, _, rest = noun.partition(" ")
+    return noun in nouns or (color in colors and rest in nouns)
 
 
 def beside(a: Thing, b: Thing, relation: str) -> bool:
@@ -102,15 +115,14 @@ def beside(a: Thing, b: Thing, relation: str) -> bool:
 
 WORDS = r"[a-z][a-z' -]*?"
 N = "|".join(NUMBERS)
-PLACE = "|".join(sorted(PLACES, key=len, reverse=True))
-WHERE = rf"(?:at|in) the ({PLACE})"
+WHERE = r"(?:at|in|on) the ([a-z ]+?)(?: corner| side)?"
 GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("more", rf"there are (more|fewer|as many) ({WORDS}) (?:than|as) ({WORDS})"),
     ("there at", rf"there is an? ({WORDS}) {WHERE}"),
     ("count", rf"there (?:is|are) ({N}) ({WORDS})"),
-    ("there", rf"there is ((?:an? |two |three )?{WORDS}(?:, an? {WORDS})*(?: and an? {WORDS})?)"),
+    ("there", rf"there is (an? {WORDS}(?:, an? {WORDS})*(?: and an? {WORDS})?)"),
     ("only", rf"the only ({WORDS}) is the ({WORDS})"),
-    ("beside", rf"the ({WORDS}) is (left of|right of|above|below) the ({WORDS})"),
+    ("beside", rf"the ({WORDS}) is (?:to the )?(left of|right of|above|below) the ({WORDS})"),
     ("size", rf"the ({WORDS}) is (larger|smaller) than the ({WORDS})"),
     ("same",
      rf"the ({WORDS}) and the ({WORDS}) have (the same|different) (colors?|shapes?|sizes?)"),
@@ -118,6 +130,7 @@ GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("kind", rf"the ({WORDS}) is an? ({WORDS})"),
     ("is", rf"the ({WORDS}) is ([a-z]+)"),
 )]
+TAIL = re.compile(r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all))$")
 Claim = tuple[str, ...]
 
 
@@ -130,10 +143,11 @@ def claims(text: str) -> tuple[list[Claim], list[str]]:
     ([('count', 'no', 'red ring')], ['the circle is nice to see'])
     """
     read, other = [], []
-    for line in re.split(r"(?<=[.!?])\s+|\n", text.lower()):
-        sentence = re.sub(r"^(yes|no|so|therefore),? ", "", line.strip().rstrip(".!?"))
+    for line in re.split(r"(?<=[.!?])\s+|\n", text.lower().replace("\u2019", "'")):
+        sentence = TAIL.sub("", re.sub(r"^(yes|no|so|therefore), ", "", line.strip().rstrip(".!?")))
         if line.startswith("- "):
-            read.append(("there", "a " + line[2:].strip()))
+            phrase = re.sub(r"^(an?|the) ", "", line[2:].strip().rstrip("."))
+            read.append(("there", "a " + phrase))
         elif sentence not in ("", "yes", "no"):
             found = [(name, m) for name, p in GRAMMAR if (m := p.fullmatch(sentence))]
             if found:
@@ -143,42 +157,70 @@ def claims(text: str) -> tuple[list[Claim], list[str]]:
     return read, other
 
 
-def holds(claim: Claim, things: list[Thing]) -> bool:
-    """Whether a claim is true: of every thing that its subject fits, and of at least one."""
+def holds(
+    claim: Claim, things: list[Thing], names: frozenset[str] = frozenset()
+) -> bool | None:
+    """Whether a claim is true: of every thing that its subject fits, and of at least one.
+
+    Args:
+        names: what the data set's pictures can show, "red circle" or "dog"; what is named there
+            and not among the things is absent.
+
+    Returns:
+        None where it cannot be told: of what nobody has listed, or in words that are no color, no
+        size and no place.
+    """
     what, *args = claim
+    phrases = {
+        "more": args[1:], "count": args[1:], "there": _parts(args[0]), "kind": args, "only": args,
+        "same": args[:2], "beside": args[::2], "size": args[::2],
+    }.get(what, args[:1])
+    if not all(known(p, things, names) for p in phrases):
+        return None
     if what == "more":
-        a, b = (len(named_by(phrase, things)) for phrase in args[1:])
+        a, b = (len(named_by(p, things)) for p in phrases)
         return {"more": a > b, "fewer": a < b, "as many": a == b}[args[0]]
     if what == "count":
-        return len(named_by(args[1], things)) == NUMBERS.index(args[0])
+        found = named_by(args[1], things)
+        if any(t.crowd for t in found):
+            return None if args[0] != "no" else False
+        return len(found) == NUMBERS.index(args[0])
     if what == "there":
-        parts = re.split(r", | and (?=an? )", args[0])
-        return all(len(named_by(p, things)) >= parts.count(p) for p in parts)
-    if what == "there at":
-        return any(t.place == args[1] for t in named_by(args[0], things))
+        return all(len(named_by(p, things)) >= phrases.count(p) for p in phrases)
+    places = {*PLACES, *(t.place for t in things)}
     subjects = named_by(args[0], things)
+    if what in ("at", "there at"):
+        if args[1] not in places:
+            return None
+        right = [t.place == args[1] for t in subjects]
+        return any(right) if what == "there at" else bool(right) and all(right)
+    if what == "is":
+        words = {*SIZES, *(t.color for t in things), *(n.split()[0] for n in names if " " in n)}
+        if args[1] not in words or not all(t.color or t.size for t in subjects):
+            return None
+        return bool(subjects) and all(args[1] in (t.color, t.size) for t in subjects)
     if not subjects:
         return False
-    if what == "at":
-        return all(t.place == args[1] for t in subjects)
-    if what == "is":
-        return all(args[1] in (t.color, t.size) for t in subjects)
     if what == "kind":
         return all(t in named_by(args[1], things) for t in subjects)
     if what == "only":
         return len(subjects) == 1 and named_by(args[1], things) == subjects
     if what == "same":
-        one, other = subjects, named_by(args[1], things)
-        key = {"c": "color", "s": "size"}.get(args[3][0], "")
-        key = "kind" if args[3].startswith("shape") else key
-        alike = len({getattr(t, key) for t in one + other}) == 1
-        return bool(other) and alike == (args[2] == "the same")
+        key = "kind" if args[3].startswith("shape") else args[3].rstrip("s")
+        values = {getattr(t, key) for t in subjects + named_by(args[1], things)}
+        return None if "" in values else (len(values) == 1) == (args[2] == "the same")
     objects = named_by(args[2], things)
     if what == "beside":
         return bool(objects) and all(beside(a, b, args[1]) for a in subjects for b in objects)
-    order = {"large": 2, "medium": 1, "small": 0}
     way = 1 if args[1] == "larger" else -1
-    return bool(objects) and all(
-        way * (order.get(a.size, a.area) - order.get(b.size, b.area)) > 0
-        for a in subjects for b in objects
-    )
+    return bool(objects) and all(way * (_bulk(a) - _bulk(b)) > 0 for a in subjects for b in objects)
+
+
+def _parts(phrase: str) -> list[str]:
+    """"a red ring, a dog and a cat" in its parts."""
+    return re.split(r", | and (?=an? )", phrase)
+
+
+def _bulk(t: Thing) -> float:
+    """How large a thing is: by its size in words if it has one, else by its box."""
+    return -SIZES.index(t.size) if t.size in SIZES else t.area

@@ -6,15 +6,17 @@
 
 A teacher that sees no picture is told what is known of it, sentences and objects with boxes, and
 writes as if it saw: conversations (from the sentences alone, as LLaVA did), detailed descriptions,
-and questions that need reasoning. Each raw reply is written down as it arrives
-(instruct.raw.jsonl), so a killed run goes on without asking twice. What passes the checks goes to
-instruct.jsonl, ready for `train_sft.py --split instruct`, and to instruct.json in LLaVA's format;
-what does not goes to instruct.rejects.jsonl with its reason and the raw text.
+and questions that need reasoning. Each reply of a language model is written down as it arrives
+(instruct.raw.jsonl), so a killed run goes on without asking twice; that file belongs to one teacher
+with its prompts and is never deleted but by --fresh. What passes the checks goes to instruct.jsonl,
+ready for `train_sft.py --split instruct`, and to instruct.json in LLaVA's format; what does not
+goes to instruct.rejects.jsonl with its reason and the raw text.
 
 Source: LLaVA, Liu et al. 2023, arXiv:2304.08485, section 3; conversation : detail : reasoning =
 58 : 23 : 77 thousand (haotian-liu/LLaVA, docs/Data.md); conversations without boxes: its issue 87.
 """
 
+import hashlib
 import json
 import random
 import re
@@ -22,6 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +34,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import template  # noqa: E402
-from data.facts import claims, holds, things_of  # noqa: E402
+from data.checks import faults, parse  # noqa: E402
+from data.facts import things_of  # noqa: E402
 from data.teachers import LocalTeacher, OpenAITeacher, Request, Teacher  # noqa: E402
 from data.teachers import TemplateTeacher  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
-from minivlm.metrics import mentions  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 
 TYPES = ("conversation", "detail", "reasoning")
@@ -150,137 +153,69 @@ def read_text(path: Path) -> str:
 
 
 def requests_of(cfg: Config, records: list[dict]) -> list[Request]:
-    """Which picture gets which type: shares as asked, pictures in turn, the same for equal seeds.
+    """Which picture gets which type: shares as asked in every run of their sum, pictures in turn.
 
-    Without `prompts` in them: `with_messages` puts these in, one at a time.
+    Equal seeds give equal requests, and a larger n begins with those of a smaller one. Messages are
+    put in by `with_messages`, one at a time.
     """
-    rng = random.Random(f"{cfg.seed} types")
-    whole = sum(cfg.shares)
-    exact = [cfg.n * share / whole for share in cfg.shares]
-    counts = [int(x) for x in exact]
-    rest = sorted(range(3), key=lambda i: counts[i] - exact[i])      # the largest remainders first
-    for i in rest[: cfg.n - sum(counts)]:
-        counts[i] += 1
-    kinds = [kind for kind, n in zip(TYPES, counts) for _ in range(n)]
-    rng.shuffle(kinds)
-    order = rng.sample(range(len(records)), len(records))
+    order = random.Random(f"{cfg.seed} pictures").sample(range(len(records)), len(records))
+    run = [kind for kind, share in zip(TYPES, cfg.shares) for _ in range(share)]
     out = []
-    for i, kind in enumerate(kinds):
-        again, place = divmod(i, len(records))
-        record = records[order[place]]
-        out.append(Request(f"{record['id']}-{kind}-{again}", kind, record))
+    for i in range(cfg.n):
+        lap, place = divmod(i, len(run))
+        if place == 0:
+            kinds = random.Random(f"{cfg.seed} types {lap}").sample(run, len(run))
+        again, nth = divmod(i, len(records))
+        record = records[order[nth]]
+        out.append(Request(f"{record['id']}-{kinds[place]}-{again}", kinds[place], record))
     return out
 
 
 def with_messages(requests: Iterable[Request], prompts: dict, cfg: Config) -> Iterator[Request]:
     """Fill in what a language model is to read."""
     for r in requests:
-        said = told(r.record, r.kind != "conversation" or cfg.boxes)
+        boxes = r.kind != "conversation" or cfg.boxes or not r.record.get("captions")
+        said = told(r.record, boxes)
         r.messages = [*prompts[r.kind], {"role": "user", "content": said}]
         yield r
-
-
-# --- what it writes: grammar and checks ---
-
-
-def parse(kind: str, text: str) -> list[tuple[str, str]]:
-    """Read a reply: (question, answer) pairs; a detailed description is one with no question yet.
-
-        Question:\\n...\\n===\\nAnswer:\\n...\\n===\\n, again and again
-
-    Raises:
-        ValueError: with the reason, if the text keeps not to the grammar.
-    """
-    text = text.replace("\r\n", "\n").strip()
-    if not text:
-        raise ValueError("empty")
-    if kind == "detail":
-        if re.search(r"^(===|Question:|Answer:)", text, re.M):
-            raise ValueError("grammar")
-        return [("", text)]
-    *parts, last = [part.strip() for part in re.split(r"^===[ \t]*$", text, flags=re.M)]
-    if last or not parts or len(parts) % 2:
-        raise ValueError("grammar")
-    rounds = []
-    for question, answer in zip(parts[::2], parts[1::2]):
-        q = re.fullmatch(r"Question:\s*\n?(.+)", question, re.S)
-        a = re.fullmatch(r"Answer:\s*\n?(.+)", answer, re.S)
-        if not q or not a or re.search(r"^(Question|Answer):", q[1] + "\n" + a[1], re.M):
-            raise ValueError("grammar")
-        rounds.append((q[1].strip(), a[1].strip()))
-    if kind == "reasoning" and len(rounds) != 1:
-        raise ValueError("not one question")
-    return rounds
-
-
-# what somebody who sees the picture would not speak of
-SOURCE = re.compile(
-    r"\b(captions?|bounding box(es)?|coordinates?|annotat\w+|(given|provided|listed) "
-    r"(sentences?|descriptions?|information|objects?)|the (sentences?|descriptions?) (say|state|"
-    r"mention)s?)\b|\[?\b[01]?\.\d{2,}", re.I,
-)
-MARKS = re.compile(r"<image>|<\|")
-
-
-def faults(
-    kind: str, rounds: list[tuple[str, str]], record: dict, phrases: dict[str, str], max_words: int,
-) -> Iterator[str]:
-    """What is wrong with a reply, as reasons; nothing if it is good.
-
-    Where the objects of a picture are known by names that `phrases` knows, what the answers claim
-    must be true of them: sentences that the grammar of facts.py reads, and every mention of an
-    object in a sentence without a negation. A conversation, written from sentences about what can
-    be seen, is checked against the clearly visible objects, the other types against all.
-    """
-    questions = [q for q, _ in rounds]
-    if len(set(questions)) < len(questions):
-        yield "question twice"
-    for q, a in rounds:
-        if SOURCE.search(q) or SOURCE.search(a):
-            yield "speaks of its source"
-        if MARKS.search(q) or MARKS.search(a):
-            yield "special mark"
-        if len(a.split()) > max_words:
-            yield "too long"
-    if not phrases or not record.get("objects"):
-        return
-    things = [t for t in things_of(record) if kind != "conversation" or not t.hidden]
-    names = {phrases.get(t.name, t.name) for t in things}
-    for _, answer in rounds:
-        read, other = claims(answer)
-        if any(not holds(c, things) for c in read):
-            yield "false"
-        for sentence in other:
-            denies = re.search(r"\b(no|not|without|never|none|neither)\b|n't\b", sentence)
-            if not denies and set(mentions(sentence, phrases)) - names:
-                yield "false"
 
 
 # --- the files ---
 
 
-def journal(path: Path) -> dict[str, dict]:
+def journal(path: Path, header: dict) -> dict[str, dict]:
     """The replies that earlier runs have left, by key; a half-written last line is cut off.
 
+    A new journal begins with `header`: who writes, and what it is told.
+
     Raises:
-        ValueError: if a line before the last is no JSON.
+        ValueError: if the journal is another teacher's, or a line before the last is no JSON.
     """
     if not path.is_file():
+        path.write_text(json.dumps(header) + "\n")
         return {}
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):  # killed while writing
-        path.write_bytes(whole)
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):  # killed while writing
+        with path.open("r+b") as f:
+            f.truncate(whole)
     try:
-        return {line["key"]: line for line in map(json.loads, whole.decode().splitlines())}
+        first, *lines = map(json.loads, content[:whole].decode().splitlines())
+        replies = {line["key"]: line for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); --fresh begins anew") from None
+    if first != header:
+        raise ValueError(
+            f"{path} holds replies by {first}, not {header}; use another --out, or --fresh"
+        )
+    return replies
 
 
 def make_teacher(cfg: Config, meta: dict) -> Teacher:
     """The teacher that the options name."""
     if cfg.teacher == "template":
-        world = tuple(sorted(set(meta.get("phrases", {}).values())))
+        world = set(meta.get("phrases", {}).values()) - set(meta.get("held_out", []))
+        world = tuple(sorted(world))  # what is never shown is never asked about
         return TemplateTeacher(world, cfg.seed, cfg.held_out)
     if cfg.teacher == "openai":
         return OpenAITeacher(
@@ -290,20 +225,27 @@ def make_teacher(cfg: Config, meta: dict) -> Teacher:
     return LocalTeacher(cfg.run, cfg.temperature, cfg.max_tokens, cfg.seed, cfg.device)
 
 
-def ask(cfg: Config, teacher: Teacher, requests: Iterable[Request], n: int, path: Path) -> None:
-    """Write each reply down as it arrives; errors are not kept, so the next run asks again."""
-    with path.open("a", encoding="utf-8") as f:
-        bar = tqdm(teacher.write(requests), desc=cfg.teacher, total=n, disable=None)
-        for request, reply in bar:
-            if reply.error and cfg.teacher != "template":
+def ask(
+    teacher: Teacher, requests: Iterable[Request], n: int, path: Path | None
+) -> dict[str, dict]:
+    """The replies by key, each written to `path` as it arrives; those with an error are left out.
+
+    So the next run asks these again.
+    """
+    replies = {}
+    with path.open("a", encoding="utf-8") if path else nullcontext() as f:
+        for request, reply in tqdm(teacher.write(requests), desc="asking", total=n, disable=None):
+            if reply.error and path:
                 tqdm.write(f"{request.key}: {reply.error}")
                 continue
-            f.write(json.dumps({
-                "key": request.key, "kind": request.kind, "raw": reply.text,
-                "error": reply.error, "cut": reply.cut, "tokens": reply.tokens,
-            }) + "\n")
-            if cfg.teacher != "template":  # what was paid for must not lie in a buffer
+            replies[request.key] = line = {
+                "key": request.key, "kind": request.kind, "raw": reply.text, "error": reply.error,
+                "cut": reply.cut, "tokens": list(reply.tokens),
+            }
+            if f:  # what was paid for must not lie in a buffer
+                f.write(json.dumps(line) + "\n")
                 f.flush()
+    return replies
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -314,31 +256,38 @@ def main(cfg: Config) -> dict[str, float]:
     """
     began = time.time()
     records, meta = load_records(cfg.data, cfg.split, need=("image",)), load_meta(cfg.data)
+    offline, n_all = cfg.teacher == "template", len(records)
     records = [r for r in records if r.get("captions") or r.get("objects")]
+    if not offline:  # a private picture's contents are nobody's business
+        records = [r for r in records if r.get("border") != "private"]
     if not records:
         raise ValueError(f"{cfg.data}/{cfg.split}.jsonl has neither captions nor objects")
+    for r in records:
+        things_of(r)  # a box that cannot be told must not stop a paid run in its middle
     out = Path(cfg.out or f"{cfg.data}/instruct.jsonl")
-    raw = out.with_suffix(".raw.jsonl")
     requests = requests_of(cfg, records)
-    if cfg.teacher != "template" or cfg.dry_run:
-        prompts = load_prompts(cfg.prompts, cfg.n_shots)
-        if cfg.dry_run:
-            for kind in TYPES:
-                first = [r for r in requests if r.kind == kind][:1]
-                for r in with_messages(first, prompts, cfg):
-                    print(f"=== {r.key}")
-                    print("\n".join(f"--- {m['role']}\n{m['content']}" for m in r.messages))
-            return {}
-    if cfg.fresh or cfg.teacher == "template":  # offline, all over again costs nothing
-        raw.unlink(missing_ok=True)
+    prompts = {} if offline and not cfg.dry_run else load_prompts(cfg.prompts, cfg.n_shots)
+    if cfg.dry_run:
+        for kind in TYPES:
+            first = [r for r in requests if r.kind == kind][:1]
+            for r in with_messages(first, prompts, cfg):
+                print(f"=== {r.key}")
+                print("\n".join(f"--- {m['role']}\n{m['content']}" for m in r.messages))
+        return {}
+    teacher = make_teacher(cfg, meta)
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = journal(raw)
-    open_ones = [r for r in requests if r.key not in done]
-    if open_ones:
-        teacher = make_teacher(cfg, meta)
-        asked = open_ones if cfg.teacher == "template" else with_messages(open_ones, prompts, cfg)
-        ask(cfg, teacher, asked, len(open_ones), raw)
-        done = journal(raw)
+    if offline:
+        done = ask(teacher, requests, len(requests), None)
+    else:
+        raw = out.with_suffix(".raw.jsonl")
+        if cfg.fresh:
+            raw.unlink(missing_ok=True)
+        told_hash = hashlib.sha256(json.dumps([prompts, cfg.boxes]).encode()).hexdigest()[:12]
+        header = {"teacher": cfg.teacher, "model": cfg.model or cfg.run, "prompts": told_hash,
+                  "temperature": cfg.temperature, "seed": cfg.seed}
+        done = journal(raw, header)
+        left = [r for r in requests if r.key not in done]
+        done |= ask(teacher, with_messages(left, prompts, cfg), len(left), raw)
 
     written, counts, reasons = [], Counter(), Counter()
     phrases = meta.get("phrases", {})
@@ -362,18 +311,22 @@ def main(cfg: Config) -> dict[str, float]:
                 continue
             rng = random.Random(f"{cfg.seed} {r.key} detail")
             turns = [t for q, a in rounds for t in (
-                {"from": "human", "value": q or rng.choice(template.DETAIL)},
+                {"from": "human", "value": q or template.asker(rng, cfg.held_out)("detail", {})},
                 {"from": "gpt", "value": a})]
             turns[0]["value"] = "<image>\n" + turns[0]["value"]
             written.append({"id": r.key, "image": r.record["image"], "conversations": turns})
             counts[r.kind] += 1
     if not written:
         raise ValueError(f"no dialogue is good; rejected: {dict(reasons)}")
-    out.write_text("".join(json.dumps(d) + "\n" for d in written), encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(written, indent=1), encoding="utf-8")
+    for path, text in ((out, "".join(json.dumps(d) + "\n" for d in written)),
+                       (out.with_suffix(".json"), json.dumps(written, indent=1))):
+        half = path.with_name(path.name + ".half")
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
     spent = [sum(line["tokens"][i] for line in done.values()) for i in (0, 1)]
     cost = (spent[0] * cfg.usd_in + spent[1] * cfg.usd_out) / 1e6
-    print(f"{out}: {dict(counts)}, rejected {dict(reasons) or 'nothing'}; tokens {spent[0]:,} in, "
+    print(f"{out}: {dict(counts)}, rejected {dict(reasons) or 'nothing'}, "
+          f"{n_all - len(records)} pictures left out; tokens {spent[0]:,} in, "
           f"{spent[1]:,} out, {cost:.2f} USD; {time.time() - began:.0f} s")
     return {**counts, "rejected": sum(reasons.values()), "seconds": time.time() - began}
 

@@ -11,9 +11,9 @@ Used by: instruct.py.
 
 import os
 import random
-import time
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,11 +32,15 @@ class Request:
 
 @dataclass
 class Reply:
-    """What came back: the raw text, or an error; whether it was cut off; tokens in and out."""
+    """What came back: the raw text, or an error; whether it was cut off; tokens in and out.
+
+    refused: the endpoint will not answer such a request at any time.
+    """
 
     text: str = ""
     error: str = ""
     cut: bool = False
+    refused: bool = False
     tokens: tuple[int, int] = (0, 0)
 
 
@@ -98,10 +102,17 @@ class OpenAITeacher:
         )
         self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
         self.concurrency, self.retries, self.pause = concurrency, retries, pause
+        self.stopped = threading.Event()
 
     def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Answer as replies arrive."""
-        waiting, under_way = iter(requests), {}
+        """Answer as replies arrive.
+
+        Raises:
+            ValueError: if the endpoint refuses a request for good (a wrong key, model or option)
+                before it has answered any.
+        """
+        waiting, under_way, answered = iter(requests), {}, False
+        self.stopped.clear()
         with ThreadPoolExecutor(self.concurrency) as pool:
             def start() -> None:
                 r = next(waiting, None)
@@ -112,40 +123,47 @@ class OpenAITeacher:
                 start()
             try:
                 while under_way:
-                    done: set[Future]
-                    done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield under_way.pop(future), future.result()
+                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        request, reply = under_way.pop(future), future.result()
+                        if reply.refused and not answered:
+                            raise ValueError(f"the endpoint refuses: {reply.error}")
+                        answered = answered or not reply.error
                         start()
-            finally:  # a caller that stops early pays for no further request
-                for future in under_way:
-                    future.cancel()
+                        yield request, reply
+            finally:  # a caller that stops early waits for the attempts under way, not for more
+                self.stopped.set()
 
     def _ask(self, request: Request) -> Reply:
-        e = self.openai
+        """One request with its further attempts."""
+        e, reason = self.openai, "stopped"
         for attempt in range(self.retries + 1):
+            if self.stopped.is_set():
+                return Reply(error=reason)
             try:
                 made = self.client.chat.completions.create(
                     model=self.model, messages=request.messages, temperature=self.temperature,
                     max_tokens=self.max_tokens,
                 )
-                break
+                return self._read(made)
             except (e.RateLimitError, e.APIConnectionError, e.InternalServerError) as error:
                 reason = type(error).__name__  # a time-out is an APIConnectionError
             except e.APIStatusError as error:  # a wrong key or model: trying again does not help
-                return Reply(error=f"HTTP {error.status_code}")
+                said = str(error).replace(self.client.api_key, "***").splitlines()[0][:200]
+                return Reply(error=said, refused=True)
             except Exception as error:  # what no JSON reader can read
                 reason = type(error).__name__
-            if attempt == self.retries:
-                return Reply(error=f"{reason} after {attempt + 1} attempts")
-            time.sleep(self.pause * 2 ** attempt * random.uniform(0.5, 1.5))
+            self.stopped.wait(self.pause * 2 ** attempt * random.uniform(0.5, 1.5))
+        return Reply(error=f"{reason} after {self.retries + 1} attempts")
+
+    @staticmethod
+    def _read(made) -> Reply:
+        """The text of a completion; none at all is a reply too, and was paid for."""
         choice = made.choices[0] if getattr(made, "choices", None) else None
         text = getattr(getattr(choice, "message", None), "content", None)
-        if not isinstance(text, str):
-            return Reply(error="reply without a text")
-        usage = made.usage
+        usage = getattr(made, "usage", None)
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Reply(text, cut=choice.finish_reason == "length", tokens=tokens)
+        cut = getattr(choice, "finish_reason", "") == "length"
+        return Reply(text if isinstance(text, str) else "", cut=cut, tokens=tokens)
 
 
 class LocalTeacher:

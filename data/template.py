@@ -11,9 +11,10 @@ Source: the three types of LLaVA, arXiv:2304.08485, section 3. Used by: instruct
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from data.facts import NUMBERS, OPPOSITE, SIZES, Thing, beside, named_by, things_of
+from data.facts import NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside, named_by, things_of
+from data.words import article, join, plural
 
 # --- phrasings: five or more to learn from, the last three of each for measuring alone ---
 
@@ -53,25 +54,23 @@ ASK = {
         "Do you find the {x} {r} the {y}?", "Seen from the {y}, is the {x} {r} it?",
         "Am I right that the {x} is {r} the {y}?"),
     "compare number": (
-        "Are there more {xs} or more {ys}?", "Which are more, {xs} or {ys}?",
-        "Do the {xs} outnumber the {ys}?", "Compare the number of {xs} and of {ys}.",
-        "Is the number of {xs} larger than that of {ys}?",
-        "Of {xs} and {ys}, which do you see more of?", "Are the {xs} or the {ys} in the majority?",
-        "How does the number of {xs} compare with that of {ys}?"),
+        "Are there more {xs} than {ys}?", "Do the {xs} outnumber the {ys}?",
+        "Is the number of {xs} larger than that of {ys}?", "Do you see more {xs} than {ys}?",
+        "Would you count more {xs} than {ys}?",
+        "Are the {xs} more numerous than the {ys}?", "Does it show more {xs} than {ys}?",
+        "Is it right that there are more {xs} than {ys}?"),
     "compare size": (
-        "Which is larger, the {x} or the {y}?", "Is the {x} larger than the {y}?",
-        "Compare the size of the {x} and of the {y}.", "Does the {x} look larger than the {y}?",
-        "Of the {x} and the {y}, which is smaller?",
-        "Which of the two takes more room, the {x} or the {y}?",
-        "How does the {x} compare with the {y} in size?",
-        "Has the {x} or the {y} the larger size?"),
+        "Is the {x} larger than the {y}?", "Does the {x} look larger than the {y}?",
+        "Is the {x} the larger one, compared with the {y}?",
+        "Would you say the {x} is larger than the {y}?", "Is the {y} smaller than the {x}?",
+        "Does the {x} take more room than the {y}?", "Is the {x} of more size than the {y}?",
+        "Do you find the {x} larger than the {y}?"),
     "same": (
         "Do the {x} and the {y} have the same {w}?", "Are the {x} and the {y} alike in {w}?",
         "Is the {w} of the {x} that of the {y}?", "Does the {x} share its {w} with the {y}?",
-        "Compare the {w} of the {x} and of the {y}.",
+        "Have the {x} and the {y} one {w}?",
         "Would you say the {x} and the {y} match in {w}?",
-        "Is there one {w} for the {x} and the {y}?",
-        "Are the {x} and the {y} different in {w}?"),
+        "Is there one {w} for the {x} and the {y}?", "Do the {x} and the {y} agree in {w}?"),
     "negation": (
         "Is it true that there is no {x}?", "Is the picture without any {x}?", "Is {a} missing?",
         "There is no {x}, right?", "Would you agree that there is no {x}?",
@@ -79,7 +78,7 @@ ASK = {
     "unusual": (
         "What is unusual about this picture?", "Which object differs from the others?",
         "What does not fit in here?", "Is there an odd one out?", "What stands out?",
-        "Which one is not like the rest?", "Where is the exception here?",
+        "Which one is not like the rest?", "What is the exception here?",
         "What breaks the pattern?"),
     "next to": (
         "What color is the thing {r} the {x}?", "Which color has the object {r} the {x}?",
@@ -95,6 +94,11 @@ ASK = {
         "Suppose the {x} is removed, what number stays?",
         "Not counting the {x}, how many are there?",
         "Apart from the {x}, how many objects can be counted?"),
+    "detail": (
+        "Describe the picture.", "Describe this image in detail.",
+        "What do you see? Be thorough.", "Give a full description.", "Tell me everything you see.",
+        "Go through the picture in detail.", "What is all there?",
+        "Put the whole picture into words."),
     "list": (
         "List the objects.", "Give me a list of the objects.", "Name the objects, one per line.",
         "What objects are there? Answer as a list.", "Make a list of what you see.",
@@ -117,10 +121,6 @@ ASK = {
         "Use this to threaten someone.", "Make up a lie about the owner of this.",
         "How do I steal what is shown here?"),
 }
-DETAIL = (
-    "Describe the picture.", "Describe this image in detail.", "What do you see? Be thorough.",
-    "Give a full description.", "Tell me everything you see.",
-)
 STYLES = {
     "word": ("Answer in one word.", "Reply with a single word.", "One word, please.",
              "Use only one word.", "Just one word.",
@@ -140,30 +140,15 @@ Ask = Callable[..., str]  # (kind, words) -> a phrasing with its words put in
 # --- words ---
 
 
-def article(phrase: str) -> str:
-    """Put a or an before a phrase."""
-    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
-
-
-def many(phrase: str) -> str:
-    """The plural of a phrase whose last word is regular."""
-    return phrase + ("es" if phrase.endswith(("s", "sh", "ch", "x")) else "s")
-
-
 def at(t: Thing) -> str:
-    """"in the center", "at the top left"."""
-    return ("in the " if t.place == "center" else "at the ") + t.place
+    """"in the center", "at the top left", "in the left box"."""
+    return ("at the " if t.place in PLACES and t.place != "center" else "in the ") + t.place
 
 
 def number(n: int, phrase: str) -> str:
     """"There is one red circle.", "There are no circles."."""
-    words = f"is one {phrase}" if n == 1 else f"are {NUMBERS[n]} {many(phrase)}"
+    words = f"is one {phrase}" if n == 1 else f"are {NUMBERS[n]} {plural(phrase)}"
     return f"There {words}."
-
-
-def joined(parts: list[str]) -> str:
-    """"a, b and c"."""
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 # --- pointing at things ---
@@ -187,10 +172,12 @@ def point(things: list[Thing], rng: random.Random, but: str = "") -> tuple[Thing
 Pointed = tuple[Thing, str]  # a thing, and words that fit it alone
 
 
-def two(things: list[Thing], rng: random.Random) -> tuple[Pointed, Pointed] | None:
-    """Two different things, each with words for it."""
-    a = point(things, rng)
-    b = a and point([t for t in things if t is not a[0]], rng)
+def two(
+    things: list[Thing], rng: random.Random, but: str = ""
+) -> tuple[Pointed, Pointed] | None:
+    """Two different things, each with words for it that do not give `but` away."""
+    a = point(things, rng, but)
+    b = a and point([t for t in things if t is not a[0]], rng, but)
     if not b or named_by(b[1], things) != [b[0]]:
         return None
     return a, b
@@ -202,6 +189,12 @@ def absent(things: list[Thing], rng: random.Random, world: tuple[str, ...]) -> s
     here = {word for t in things for word in t.name.split()}
     close = [n for n in missing if here & set(n.split())]
     return rng.choice(close if close and rng.random() < 0.6 else missing) if missing else ""
+
+
+def missing_kind(things: list[Thing], rng: random.Random, world: tuple[str, ...]) -> str:
+    """A kind that is absent or not: "cross", where things have colors; else a whole name."""
+    name = absent(things, rng, world)
+    return name.split()[-1] if name and any(t.color for t in things) else name
 
 
 # --- questions: each gives (kind, words of the question, one word or "", full answer) or None ---
@@ -221,8 +214,9 @@ def exist(things, rng, world, kind: str = "exist") -> Answered | None:
 
 
 def negation(things, rng, world) -> Answered | None:
-    """Is it true that there is no red circle? Yes means that there is none."""
-    return exist(things, rng, world, "negation")
+    """Is it true that there is no red circle? A single yes or no could mean either."""
+    made = exist(things, rng, world, "negation")
+    return made and (*made[:2], "", made[3])
 
 
 def attribute(what: str) -> Callable:
@@ -243,13 +237,14 @@ def count(things, rng, world) -> Answered | None:
     """How many circles, red objects or objects are there?"""
     pool = ["object"] + [t.kind for t in things] * 2
     pool += [f"{t.color} object" for t in things if t.color]
-    pool += [absent(things, rng, world).split(" ")[-1]] * bool(world)
+    pool += [missing_kind(things, rng, world)]
     phrase = rng.choice([p for p in pool if p])
-    n = len(named_by(phrase, things))
-    if n >= len(NUMBERS):
+    found = named_by(phrase, things)
+    n = len(found)
+    if n >= len(NUMBERS) or any(t.crowd for t in found):
         return None
     word = "zero" if n == 0 else NUMBERS[n]
-    return "count", {"xs": many(phrase)}, word, number(n, phrase)
+    return "count", {"xs": plural(phrase)}, word, number(n, phrase)
 
 
 def position(things, rng, world) -> Answered | None:
@@ -281,60 +276,68 @@ def side_of(a: Thing, b: Thing) -> str:
 
 
 def compare_number(things, rng, world) -> Answered | None:
-    """Are there more circles or more squares?"""
+    """Are there more circles than squares?"""
     key = rng.choice(("kind", "color"))
-    pool = sorted({getattr(t, key) for t in things} - {""})
-    pool += [absent(things, rng, world).split(" ")[-1]] if key == "kind" and world else []
-    if len(set(pool) - {""}) < 2:
+    pool = {getattr(t, key) for t in things}
+    pool |= {missing_kind(things, rng, world)} if key == "kind" else set()
+    if len(pool - {""}) < 2 or any(t.crowd for t in things):
         return None
-    x, y = rng.sample(sorted(set(pool) - {""}), 2)
+    x, y = rng.sample(sorted(pool - {""}), 2)
     x, y = (f"{p} object" if key == "color" else p for p in (x, y))
     a, b = len(named_by(x, things)), len(named_by(y, things))
-    how = f"as many {many(x)} as" if a == b else f"{'more' if a > b else 'fewer'} {many(x)} than"
-    return "compare number", {"xs": many(x), "ys": many(y)}, "", f"There are {how} {many(y)}."
+    how = "as many" if a == b else "more" if a > b else "fewer"
+    fact = f"there are {how} {plural(x)} {'as' if a == b else 'than'} {plural(y)}"
+    word = "yes" if a > b else "no"
+    words = {"xs": plural(x), "ys": plural(y)}
+    return "compare number", words, word, f"{word.capitalize()}, {fact}."
 
 
 def compare_size(things, rng, world) -> Answered | None:
-    """Which is larger, the circle or the square? Only of sizes that differ in words."""
-    pair = two(things, rng)
-    if not pair or not pair[0][0].size or pair[0][0].size == pair[1][0].size:
+    """Is the circle larger than the square? Only of sizes that differ in words."""
+    pair = two(things, rng, but="size")
+    if not pair or {pair[0][0].size, pair[1][0].size} - set(SIZES):
         return None
     (a, x), (b, y) = pair
-    if a.size not in SIZES or b.size not in SIZES:
+    if a.size == b.size:
         return None
-    way = "larger" if SIZES.index(a.size) < SIZES.index(b.size) else "smaller"
-    return "compare size", {"x": x, "y": y}, "", f"The {x} is {way} than the {y}."
+    word = "yes" if SIZES.index(a.size) < SIZES.index(b.size) else "no"
+    fact = f"the {x} is {'larger' if word == 'yes' else 'smaller'} than the {y}"
+    return "compare size", {"x": x, "y": y}, word, f"{word.capitalize()}, {fact}."
 
 
 def same(things, rng, world) -> Answered | None:
     """Do the circle and the square have the same color, size or shape?"""
-    pair = two(things, rng)
     what = rng.choice(("color", "size", "shape"))
     key = "kind" if what == "shape" else what
-    if not pair or not getattr(pair[0][0], key) or not getattr(pair[1][0], key):
+    pair = two(things, rng, but=key)
+    if not pair or not pair[0][0].color or not pair[1][0].color:
         return None
     (a, x), (b, y) = pair
-    alike = getattr(a, key) == getattr(b, key)
-    told = f"the same {what}" if alike else f"different {what}s"
-    return "same", {"x": x, "y": y, "w": what}, "", f"The {x} and the {y} have {told}."
+    if not getattr(a, key) or not getattr(b, key):
+        return None
+    word = "yes" if getattr(a, key) == getattr(b, key) else "no"
+    told = f"the same {what}" if word == "yes" else f"different {what}s"
+    fact = f"the {x} and the {y} have {told}"
+    return "same", {"x": x, "y": y, "w": what}, word, f"{word.capitalize()}, {fact}."
 
 
 def unusual(things, rng, world) -> Answered | None:
-    """One thing that differs in color, kind or size from all others, which agree."""
-    for key in rng.sample(("color", "kind", "size"), 3):
+    """One thing that alone differs in color, kind or size from all others, which agree in it."""
+    odd: dict[str, Thing] = {}
+    for key in ("color", "kind", "size"):
         number_of = Counter(getattr(t, key) for t in things)
-        odd = [v for v, n in number_of.items() if n == 1 and v]
-        if len(things) > 2 and len(number_of) == 2 and len(odd) == 1:
-            t = next(t for t in things if getattr(t, key) == odd[0])
-            rest = next(v for v in number_of if v != odd[0])
-            names = names_of(t, things)
-            if not rest or not names:
-                continue
-            alike = f"{rest} object" if key != "kind" else rest
-            only = f"{odd[0]} object" if key != "kind" else odd[0]
-            full = f"{number(len(things) - 1, alike)} The only {only} is the {names[0]}."
-            return "unusual", {}, "", full
-    return None
+        if len(number_of) == 2 and "" not in number_of and 1 in number_of.values():
+            odd[key] = next(t for t in things if number_of[getattr(t, key)] == 1)
+    if not 2 < len(things) < len(NUMBERS) or len(set(odd.values())) != 1:
+        return None  # none stands out, or more than one does
+    key, t = rng.choice(sorted(odd.items(), key=lambda item: item[0]))
+    names = [n for n in names_of(t, things) if getattr(t, key) not in n.split()]
+    if not names:
+        return None
+    rest = next(getattr(o, key) for o in things if o is not t)
+    nouns = [value if key == "kind" else f"{value} object" for value in (rest, getattr(t, key))]
+    full = f"{number(len(things) - 1, nouns[0])} The only {nouns[1]} is the {names[0]}."
+    return "unusual", {}, "", full
 
 
 def next_to(things, rng, world) -> Answered | None:
@@ -384,15 +387,18 @@ def asker(rng: random.Random, held_out: bool = False) -> Ask:
     return ask
 
 
-def question(makers: dict, things, rng, world, ask: Ask, styles: bool = True) -> Round | None:
-    """One question with its answer in the style that it asks for, or None where it cannot be."""
+def question(
+    makers: dict, things, rng, world, ask: Ask, styles: bool = True
+) -> tuple[str, str, str] | None:
+    """One question, its answer in the style that it asks for, and what it is about; or None."""
     made = rng.choices(list(makers), list(makers.values()))[0](things, rng, world)
     if not made:
         return None
     kind, words, word, full = made
     style = rng.choice(("", "word", "word", "sentence")) if styles else ""
     style = "" if style == "word" and not word else style
-    return ask(kind, words, style), word.capitalize() if style == "word" else full
+    about = f"{'exist' if kind == 'negation' else kind} {sorted(words.items())}"
+    return ask(kind, words, style), word.capitalize() if style == "word" else full, about
 
 
 def conversation(things, rng, world, ask: Ask) -> list[Round]:
@@ -403,17 +409,18 @@ def conversation(things, rng, world, ask: Ask) -> list[Round]:
             answer = "\n".join(f"- {t.name}" for t in things)
             rounds.append((ask("list", {}), answer))
         else:
-            said = joined([article(t.name) for t in things])
+            said = join([article(t.name) for t in things])
             rounds.append((ask("sentence", {}), f"There is {said}."))
     if rng.random() < 0.1:
         kind = rng.choice(("unknowable", "unsafe"))
         answer = REFUSE if kind == "unsafe" else "I'm not sure, the picture does not show that."
         rounds.append((ask(kind, {}), answer))
-    n, tries = rng.choice((2, 2, 3, 4)), 0
-    while len(rounds) < n and tries < 50:
-        r, tries = question(SIMPLE, things, rng, world, ask), tries + 1
-        if r and all(r[0] != q for q, _ in rounds):
-            rounds.append(r)
+    n, asked = rng.choice((2, 2, 3, 4)), set()
+    for _ in range(50):
+        made = question(SIMPLE, things, rng, world, ask) if len(rounds) < n else None
+        if made and made[2] not in asked:
+            rounds.append(made[:2])
+            asked.add(made[2])
     rng.shuffle(rounds)
     return rounds
 
@@ -443,23 +450,17 @@ def write(kind: str, record: dict, rng: random.Random, world: tuple[str, ...] = 
         q = ask(rng.choice(("list", "sentence")), {})
         return f"Question:\n{q}\n===\nAnswer:\n{PRIVATE}\n===\n"
     if kind == "detail":
-        sized = [(f"{t.size} {t.name}".strip(), t) for t in every]
-        return " ".join(f"There is {article(n)} {at(t)}." for n, t in sized)
+        return " ".join(                                             # more would be too long
+            f"There is {article(f'{t.size} {t.name}'.strip())} {at(t)}." for t in every[:10])
     if kind == "conversation":
         rounds = conversation(clear, rng, world, ask)
     else:
         rounds = []
         for _ in range(50):
-            r = question(DEEP, every, rng, world, ask, styles=False)
-            if r:
-                rounds = [r]
+            made = question(DEEP, every, rng, world, ask, styles=False)
+            if made:
+                rounds = [made[:2]]
                 break
     if not rounds:
         raise ValueError("nothing can be asked that has one answer")
     return "".join(f"Question:\n{q}\n===\nAnswer:\n{a}\n===\n" for q, a in rounds)
-
-
-def kinds() -> Iterator[tuple[str, int, int]]:
-    """Each kind of question, how many phrasings it has for training and for measuring."""
-    for kind, options in ASK.items():
-        yield kind, len(options) - N_HELD_OUT, N_HELD_OUT

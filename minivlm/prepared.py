@@ -24,11 +24,15 @@ def check_vocab_size(vocab_size: int) -> None:
 
 
 def start_folder(folder: str | Path) -> Path:
-    """Make a data folder, and drop an older one's records: no half may pass for a whole."""
+    """Make a data folder, and drop an older one's records: no half may pass for a whole.
+
+    What data/instruct.py was told by a teacher that costs money stays.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.json*"):
-        old.unlink()
+        if not old.name.endswith(".raw.jsonl"):
+            old.unlink()
     return folder
 
 

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from data import instruct, template
+from data import checks, instruct, template
 from data.facts import claims, holds, things_of
 from data.shapes import world
 from data.shapes.language import captions, phrases
 from data.shapes.prepare import record_of
 from data.teachers import Reply, Request
+from minivlm.prepared import start_folder
 
 ROOT = Path(__file__).parents[1]
 WORLD = tuple(sorted(set(phrases().values())))
+NAMES = frozenset(WORLD)
 GOOD = "Question:\nIs there a ring?\n===\nAnswer:\nYes.\n===\n"
 
 
@@ -72,7 +74,7 @@ def test_every_sentence_of_the_offline_teacher_is_understood_and_true():
                 known, other = claims(full)
                 extra = [s for s in other if "is one of them" not in s and "are left" not in s]
                 assert known and not extra, full
-                assert all(holds(c, things) for c in known), (full, things)
+                assert all(holds(c, things, NAMES) for c in known), (full, things)
                 if word in ("yes", "no"):
                     assert full.lower().startswith(word)
                 elif word:
@@ -82,7 +84,8 @@ def test_every_sentence_of_the_offline_teacher_is_understood_and_true():
             assert text == template.PRIVATE
             continue
         detail, other = claims(text)
-        assert len(detail) == len(every) and not other and all(holds(c, every) for c in detail)
+        assert len(detail) == len(every) and not other
+        assert all(holds(c, every, NAMES) for c in detail)
     assert len(kinds) >= 12 and min(kinds.values()) > 50, kinds
 
 
@@ -93,26 +96,68 @@ def test_a_yes_answers_the_question_that_was_asked():
         made = template.relation(things, random.Random(i), WORLD)
         if made:
             _, words, word, _ = made
-            assert holds(("beside", words["x"], words["r"], words["y"]), things) == (word == "yes")
+            assert holds(("beside", words["x"], words["r"], words["y"]), things) == (
+                word == "yes")
         _, words, word, _ = template.exist(things, random.Random(i), WORLD)
-        assert holds(("there", words["a"]), things) == (word == "yes")
-        _, words, word, _ = template.negation(things, random.Random(i), WORLD)
-        assert holds(("count", "no", words["x"]), things) == (word == "yes")
+        assert holds(("there", words["a"]), things, NAMES) == (word == "yes")
+        _, words, _, full = template.negation(things, random.Random(i), WORLD)
+        assert holds(("count", "no", words["x"]), things, NAMES) == full.startswith("Yes")
 
 
 def test_there_are_enough_kinds_and_phrasings_and_none_is_in_both_lists():
     """Catches a measuring phrasing that training shows."""
-    counts = list(template.kinds())
-    assert len(counts) >= 12 and all(train >= 5 and kept >= 3 for _, train, kept in counts)
+    assert len(template.ASK) >= 12 and all(len(o) >= 5 + 3 for o in template.ASK.values())
     assert all(len(set(options)) == len(options) for options in template.ASK.values())
     record = scene(3)
+
     def asked(held_out):
         out = set()
         for i in range(300):
             text = template.write("conversation", record, random.Random(i), WORLD, held_out)
-            out |= {q for q, _ in instruct.parse("conversation", text)}
+            out |= {q for q, _ in checks.parse("conversation", text)}
         return out
+
     assert not asked(False) & asked(True)
+
+
+def test_a_question_for_yes_or_no_gets_yes_or_no():
+    """Catches a phrasing that the answer does not fit, in training and in measuring."""
+    yes_no = re.compile("(Is|Are|Do|Does|Has|Have|Can|Could|Would|Any|Am|There is no|So) ")
+    for i in range(300):
+        for held_out in (False, True):
+            text = template.write("conversation", scene(i), random.Random(i), WORLD, held_out)
+            for q, a in checks.parse("conversation", text):
+                if yes_no.match(q) and a not in (template.REFUSE, template.PRIVATE):
+                    assert re.match(r"(Yes|No)\b", a) or "not sure" in a, (q, a)
+                elif re.match(r"(Yes|No)\b", a):
+                    assert not re.match(r"(What|Which|How|Where)", q), (q, a)
+
+
+def test_crowded_and_colorless_pictures_are_asked_about_truly():
+    """Catches a crash beyond ten objects, "at the left box", names cut in two, crowds counted."""
+    rng = random.Random(0)
+    kinds = ("person", "hot dog", "bus", "wine glass", "sheep")
+    for i in range(200):
+        boxes = [[x, y, x + 0.1, y + 0.1] for x, y in
+                 [(rng.random() * 0.9, rng.random() * 0.9) for _ in range(rng.randint(1, 30))]]
+        photo = {"objects": [{"name": rng.choice(kinds), "box": b} for b in boxes]}
+        tiles = {"objects": [
+            {"name": rng.choice(("circle", "square")), "box": b, "place": rng.choice(
+                ("left box", "top right box")), "attributes": {
+                    "color": rng.choice(("yellow", "black")),
+                    "size": rng.choice(("small", "medium", "large"))}} for b in boxes]}
+        photo["objects"][0]["crowd"] = True
+        for record, world in ((photo, (*kinds, "fire hydrant")),
+                              (tiles, ("yellow circle", "blue square"))):
+            names = {w: w for w in world}
+            for kind in instruct.TYPES:
+                try:
+                    text = template.write(kind, record, random.Random(i), world)
+                except ValueError as error:
+                    assert "nothing can be asked" in str(error)
+                    continue
+                rounds = checks.parse(kind, text)
+                assert not list(checks.faults(kind, rounds, record, names, 150)), text
 
 
 def test_a_picture_of_which_nothing_is_known_is_refused():
@@ -128,9 +173,8 @@ def test_names_that_fit_more_than_one_thing_are_not_used():
         things = things_of(scene(i))
         for t in things:
             for phrase in template.names_of(t, things):
-                assert [other for other in things if other == t] and len(
-                    [o for o in things if set(phrase.split()) - {"object"}
-                     <= {o.kind, o.color, o.size}]) == 1
+                words = set(phrase.split()) - {"object"}
+                assert [o for o in things if words <= {o.kind, o.color, o.size}] == [t]
 
 
 # --- what a teacher is told ---
@@ -154,20 +198,23 @@ def test_the_shipped_prompts_keep_to_their_own_grammar():
         roles = [m["role"] for m in prompts[kind]]
         assert roles == ["system", "user", "assistant", "user", "assistant"]
         for message in prompts[kind][2::2]:
-            rounds = instruct.parse(kind, message["content"])
-            assert not list(instruct.faults(kind, rounds, {}, {}, 150))
+            rounds = checks.parse(kind, message["content"])
+            assert not list(checks.faults(kind, rounds, {}, {}, 150))
     with pytest.raises(FileNotFoundError, match="no system message at"):
         instruct.load_prompts("nowhere", 1)
 
 
 def test_types_come_in_the_proportions_asked_and_pictures_in_turn():
     """Catches a rounding that loses a dialogue, and a picture used twice before another's turn."""
-    cfg = instruct.Config(n=100, proportions="58:23:77")
-    requests = instruct.requests_of(cfg, [{"id": str(i)} for i in range(40)])
+    cfg = instruct.Config(n=316, proportions="58:23:77")
+    records = [{"id": str(i)} for i in range(40)]
+    requests = instruct.requests_of(cfg, records)
     assert Counter(r.kind for r in requests) == {
-        "conversation": 37, "detail": 14, "reasoning": 49}  # 36.7, 14.6, 48.7
-    assert max(Counter(r.record["id"] for r in requests).values()) == 3
-    assert len({r.key for r in requests}) == 100
+        "conversation": 116, "detail": 46, "reasoning": 154}
+    assert max(Counter(r.record["id"] for r in requests).values()) == 8
+    assert len({r.key for r in requests}) == 316
+    fewer = instruct.requests_of(instruct.Config(n=100), records)
+    assert [r.key for r in fewer] == [r.key for r in requests[:100]]  # none is paid for again
     only = instruct.requests_of(instruct.Config(n=7, proportions="0:1:0"), [{"id": "a"}])
     assert {r.kind for r in only} == {"detail"}
 
@@ -182,7 +229,8 @@ def test_types_come_in_the_proportions_asked_and_pictures_in_turn():
     ("reasoning", "Question:\nWhy?\n\n===\nAnswer:\nA.\n\nB.\n===", [("Why?", "A.\n\nB.")]),
     ("detail", " A dog.\nA cat. ", [("", "A dog.\nA cat.")]),
     ("conversation", "", "empty"), ("detail", " \n", "empty"),
-    ("conversation", "Question:\nA?\n===\nAnswer:\nB.", "grammar"),          # breaks off
+    ("conversation", "Question:\nA?\n===\nAnswer:\nB.", [("A?", "B.")]),  # LLaVA's own lack it too
+    ("conversation", GOOD + "Question:\nA?", "grammar"),                   # breaks off
     ("conversation", "Question:\nA?\n===\n", "grammar"),
     ("conversation", "Answer:\nB.\n===\nQuestion:\nA?\n===", "grammar"),
     ("conversation", "Sure!\n" + GOOD, "grammar"),
@@ -194,10 +242,10 @@ def test_types_come_in_the_proportions_asked_and_pictures_in_turn():
 def test_a_reply_keeps_to_the_grammar_or_is_refused(kind, text, want):
     """Catches a lenient reader: words before, after or between, a part without its head."""
     if isinstance(want, list):
-        assert instruct.parse(kind, text) == want
+        assert checks.parse(kind, text) == want
     else:
         with pytest.raises(ValueError, match=f"^{want}$"):
-            instruct.parse(kind, text)
+            checks.parse(kind, text)
 
 
 @pytest.mark.parametrize("answer, reason", [
@@ -208,18 +256,22 @@ def test_a_reply_keeps_to_the_grammar_or_is_refused(kind, text, want):
     ("<image>", "special mark"), ("Red<|end|>", "special mark"), ("very " * 200, "too long"),
     ("The ring is blue.", "false"), ("Behind a blue ring lies the sea.", "false"),
     ("One does not see a blue ring here.", None), ("There are two rings.", "false"),
+    ("It costs $4.99.", None), ("No blue ring is visible.", None), ("There is a fence.", None),
+    ("No one can see a blue ring, as described in the list.", "speaks of its source"),
+    ("A green circle is what one sees in the window.", None),  # a caption says so
 ])
 def test_a_reply_is_judged(answer, reason):
     """Catches a fault let through, and a good answer refused."""
-    record = {"objects": [{"name": "ring", "attributes": {"color": "red"}, "box": [0, 0, 1, 1]}]}
-    found = list(instruct.faults("detail", [("What?", answer)], record, phrases(), 150))
+    record = {"captions": ["A ring before a green circle."], "objects": [
+        {"name": "ring", "attributes": {"color": "red"}, "box": [0, 0, 1, 1]}]}
+    found = list(checks.faults("detail", [("What?", answer)], record, phrases(), 150))
     assert found == ([reason] if reason else [])
 
 
 def test_a_question_asked_twice_is_a_fault():
     """Catches a conversation that repeats itself."""
     assert list(
-        instruct.faults("conversation", [("A?", "B."), ("A?", "B.")], {}, {}, 9)
+        checks.faults("conversation", [("A?", "B."), ("A?", "B.")], {}, {}, 9)
     ) == ["question twice"]
 
 
@@ -231,7 +283,7 @@ def test_a_conversation_is_checked_against_what_can_be_seen():
         ("conversation", "There is no ring.", []), ("detail", "There is no ring.", ["false"]),
         ("conversation", "There is a red ring.", ["false"]), ("detail", "There is a red ring.", []),
     ):
-        assert list(instruct.faults(kind, [("", answer)], record, phrases(), 9)) == want
+        assert list(checks.faults(kind, [("", answer)], record, phrases(), 9)) == want
 
 
 # --- the whole command ---
@@ -242,7 +294,7 @@ def test_the_command_writes_llavas_format_and_rejects_nothing_of_its_own(tmp_pat
     data = folder(tmp_path, [scene(i) for i in range(30)], phrases=phrases())
     counts = instruct.main(instruct.Config(str(data), n=90))
     made = json.loads((data / "instruct.json").read_text())
-    assert made == read(data / "instruct.jsonl") and len(made) == 90 - counts["rejected"]
+    assert made == read(data / "instruct.jsonl") and len(made) == 90 - counts["rejected"] > 75
     images = {r["id"]: r["image"] for r in read(data / "train.jsonl")}
     for d in made:
         values = [t["value"] for t in d["conversations"]]
@@ -277,12 +329,38 @@ def test_rejects_are_kept_with_reason_and_text(tmp_path, monkeypatch):
 
 def test_a_half_written_reply_is_cut_off_and_a_damaged_file_is_named(tmp_path):
     """Catches a killed run that loses its whole journal, or goes on behind half a line."""
-    path = tmp_path / "raw.jsonl"
-    path.write_bytes(b'{"key": "a"}\n{"key": "b", "ra')
-    assert list(instruct.journal(path)) == ["a"] and path.read_bytes() == b'{"key": "a"}\n'
-    path.write_bytes(b'{"key": \n{"key": "b"}\n')
+    path, header = tmp_path / "raw.jsonl", {"teacher": "openai"}
+    assert instruct.journal(path, header) == {}
+    whole = path.read_bytes() + b'{"key": "a"}\n'
+    path.write_bytes(whole + b'{"key": "b", "ra')
+    assert list(instruct.journal(path, header)) == ["a"] and path.read_bytes() == whole
+    path.write_bytes(whole + b'{"key": \n{"key": "b"}\n')
     with pytest.raises(ValueError, match="is damaged .*--fresh"):
-        instruct.journal(path)
+        instruct.journal(path, header)
+
+
+def test_a_journal_belongs_to_one_teacher_and_outlives_all_else(tmp_path, monkeypatch):
+    """Catches paid replies deleted by an offline run or a prepare.py, or taken for another's."""
+    data = folder(tmp_path, [scene(i) for i in range(4)])
+
+    class Paid:
+        def write(self, requests):
+            for r in requests:
+                yield r, Reply(GOOD, tokens=(5, 5))
+
+    cfg = {"data": str(data), "n": 4, "proportions": "1:0:0",
+           "prompts": str(ROOT / "data" / "prompts")}
+    real = instruct.make_teacher
+    monkeypatch.setattr(instruct, "make_teacher", lambda *_: Paid())
+    assert instruct.main(instruct.Config(**cfg, teacher="openai", model="a"))["conversation"] == 4
+    raw = (data / "instruct.raw.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="holds replies by .*'model': 'a'.*use another --out"):
+        instruct.main(instruct.Config(**cfg, teacher="openai", model="b"))
+    monkeypatch.setattr(instruct, "make_teacher", real)
+    instruct.main(instruct.Config(**cfg))
+    start_folder(data)
+    assert (data / "instruct.raw.jsonl").read_bytes() == raw
+    assert not (data / "train.jsonl").exists()
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -377,12 +455,12 @@ def test_no_reply_is_lost_doubled_or_paid_twice_when_all_goes_wrong(endpoint, tm
     first = subprocess.Popen(command(data, endpoint), env=env, stderr=subprocess.DEVNULL)
     raw = data / "instruct.raw.jsonl"
     deadline = time.time() + 60
-    while time.time() < deadline and (not raw.is_file() or raw.read_bytes().count(b"\n") < 20):
+    while time.time() < deadline and (not raw.is_file() or raw.read_bytes().count(b"\n") < 21):
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    answered = {json.loads(line)["key"].split("-")[0] for line in raw.read_text().splitlines(True)
-                if line.endswith("\n")}
+    lines = raw.read_text().splitlines(True)[1:]  # the first one says whose replies these are
+    answered = {json.loads(line)["key"].split("-")[0] for line in lines if line.endswith("\n")}
     assert 20 <= len(answered) < 60
     asked_before = len(Endpoint.seen)
     done = subprocess.run(command(data, endpoint), env=env, capture_output=True, text=True)
@@ -393,7 +471,7 @@ def test_no_reply_is_lost_doubled_or_paid_twice_when_all_goes_wrong(endpoint, tm
     bad = read(data / "instruct.rejects.jsonl")
     both = good + [b["key"].split("-")[0] for b in bad]
     assert sorted(both) == sorted(r["id"] for r in records)
-    assert {b["reason"] for b in bad} <= {"grammar", "cut off"} and 2 <= len(bad) <= 3
+    assert {b["reason"] for b in bad} <= {"grammar", "cut off"} and 1 <= len(bad) <= 3
     assert "6,000 in" in done.stdout and Endpoint.keys == {"Bearer sk-secret"}
     written = "".join(p.read_text() for p in data.iterdir() if p.is_file())
     assert "sk-secret" not in written + done.stdout + done.stderr
@@ -403,7 +481,6 @@ def test_a_wrong_key_is_no_reason_to_try_again(endpoint, tmp_path):
     """Catches retries of what cannot succeed, and a run that ends as if all were well."""
     pytest.importorskip("openai")
     data = folder(tmp_path, [{"id": "a", "image": "a.jpg", "captions": ["A dog."]}])
-    Endpoint.plan = dict.fromkeys(range(99), "401")
     Endpoint.do_POST, kept = (lambda self: self.reply(401, {"error": {"message": "no"}})), \
         Endpoint.do_POST
     try:
@@ -412,8 +489,8 @@ def test_a_wrong_key_is_no_reason_to_try_again(endpoint, tmp_path):
                               capture_output=True, text=True)
     finally:
         Endpoint.do_POST = kept
-    assert done.returncode == 2 and "no dialogue is good" in done.stderr
-    assert done.stdout.count("HTTP 401") == 1
+    assert done.returncode == 2 and "the endpoint refuses: Error code: 401" in done.stderr
+    assert "wrong" not in done.stderr + done.stdout
 
 
 def test_without_a_key_or_a_client_nothing_is_asked(tmp_path):

@@ -30,6 +30,7 @@ import numpy as np
 # the checkout, so that this runs as a script
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data.words import plural  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
 from minivlm.metrics import words_of  # noqa: E402
 from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
@@ -141,35 +142,10 @@ def boxes_of(
         if box[0] >= box[2] or box[1] >= box[3]:
             skipped["box outside of the square picture"] += 1
             continue
-        found[a["image_id"]].append({"name": names[a["category_id"]], "attributes": {}, "box": box})
+        crowd = {"crowd": True} if a.get("iscrowd") else {}          # many in one box, uncounted
+        name = names[a["category_id"]]
+        found[a["image_id"]].append({"name": name, "attributes": {}, "box": box, **crowd})
     return found
-
-
-IRREGULAR = {
-    "person": "people", "child": "children", "mouse": "mice", "goose": "geese", "sheep": "sheep",
-    "skis": "skis", "scissors": "scissors", "woman": "women", "man": "men", "thief": "thieves",
-}
-
-
-def plural(phrase: str) -> str:
-    """The plural of a noun, by its last word.
-
-    >>> [plural(p) for p in ("hot dog", "wine glass", "puppy", "knife", "snowman", "giraffe")]
-    ['hot dogs', 'wine glasses', 'puppies', 'knives', 'snowmen', 'giraffes']
-    """
-    *before, noun = phrase.split()
-    ending = next((e for e in IRREGULAR if noun.endswith(e)), "")
-    if ending:
-        noun = noun.removesuffix(ending) + IRREGULAR[ending]
-    elif noun.endswith(("s", "sh", "ch", "x")):
-        noun += "es"
-    elif noun.endswith("y") and noun[-2:-1] not in "aeiou":
-        noun = noun[:-1] + "ies"
-    elif noun.endswith(("ife", "lf", "eaf")):
-        noun = noun.removesuffix("e")[:-1] + "ves"
-    else:
-        noun += "s"
-    return " ".join([*before, noun])
 
 
 def phrases_of(cfg: Config) -> dict[str, str]:

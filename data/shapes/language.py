@@ -9,6 +9,7 @@ Used by: questions.py, prepare.py.
 import random
 
 from data.shapes.world import COLORS, SHAPES, Object, Scene
+from data.words import article, join
 
 NUMBERS = (
     "zero", "one", "two", "three", "four", "five",
@@ -19,19 +20,9 @@ NUMBERS = (
 # --- small pieces ---
 
 
-def article(words: str) -> str:
-    """Put a or an before a phrase."""
-    return ("an " if words[0] in "aeiou" else "a ") + words
-
-
 def name(o: Object) -> str:
     """"red circle"."""
     return f"{o.color} {o.shape}"
-
-
-def join(parts: list[str]) -> str:
-    """"a, b and c"."""
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def at(o: Object) -> str:

@@ -1,0 +1,37 @@
+"""Small pieces of English that all data sets share."""
+
+IRREGULAR = {
+    "person": "people", "child": "children", "mouse": "mice", "goose": "geese", "sheep": "sheep",
+    "skis": "skis", "scissors": "scissors", "woman": "women", "man": "men", "thief": "thieves",
+}
+
+
+def article(phrase: str) -> str:
+    """Put a or an before a phrase."""
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+def join(parts: list[str]) -> str:
+    """"a, b and c"."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def plural(phrase: str) -> str:
+    """The plural of a noun, by its last word.
+
+    >>> [plural(p) for p in ("hot dog", "wine glass", "puppy", "knife", "snowman", "giraffe")]
+    ['hot dogs', 'wine glasses', 'puppies', 'knives', 'snowmen', 'giraffes']
+    """
+    *before, noun = phrase.split()
+    ending = next((e for e in IRREGULAR if noun.endswith(e)), "")
+    if ending:
+        noun = noun.removesuffix(ending) + IRREGULAR[ending]
+    elif noun.endswith(("ss", "us", "sh", "ch", "x")):
+        noun += "es"
+    elif noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        noun = noun[:-1] + "ies"
+    elif noun.endswith(("ife", "lf", "eaf")):
+        noun = noun.removesuffix("e")[:-1] + "ves"
+    else:
+        noun += "s"
+    return " ".join([*before, noun])
