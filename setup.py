@@ -10,5 +10,5 @@ setup(
     packages=["minivlm"],
     python_requires=">=3.10",
     install_requires=["torch>=2.4", "numpy>=1.26", "pillow>=10.0", "tqdm>=4.66", "tiktoken>=0.7"],
-    extras_require={"test": ["pytest>=8.0"]},
+    extras_require={"test": ["pytest>=8.0"], "openai": ["openai>=1.40"]},
 )

@@ -75,7 +75,7 @@ class TemplateTeacher:
 
 
 class OpenAITeacher:
-    """Any OpenAI-compatible chat endpoint, through the official client (pip install openai).
+    """Any OpenAI-compatible chat endpoint, through the official client: pip install -e '.[openai]'.
 
     The key comes from OPENAI_API_KEY and is written nowhere. Rate limits (429), server errors (5xx)
     and time-outs are tried again after 1, 2, 4, ... seconds, at most `retries` times; what fails
