@@ -81,7 +81,7 @@ def evaluate(model: CLIP, batch: Batch, device: torch.device) -> dict[str, float
     same = equal_rows(batch.idx).to(device)                          # (B, B)
     model.train()
     val_r1 = recall_at_k(img_z @ txt_z.T, same, 1)
-    return {"val_loss": float(clip_loss(img_z, txt_z, scale, same)), "val_r1": val_r1}
+    return {"val_loss": float(clip_loss(img_z, txt_z, scale)), "val_r1": val_r1}
 
 
 def main(cfg: Config) -> dict[str, float]:

@@ -96,8 +96,8 @@ class Captioner(nn.Module):
         """BLIP's three losses of a batch; their plain sum is what it minimizes.
 
         Each pair meets its picture's hardest texts and its text's hardest pictures: B fitting
-        pairs, 2 B that do not fit. Equal texts share the contrastive target and are never each
-        other's negative; where all are equal, only the fitting pairs are judged.
+        pairs, 2 B that do not fit. Equal texts are never each other's negative; where all are
+        equal, only the fitting pairs are judged.
 
         Args:
             batch: rows of N placeholders, the prompt, the caption and the end token as input; one
@@ -113,7 +113,7 @@ class Captioner(nn.Module):
         txt_z = self.read(idx[:, skip:], lengths - skip)             # (B, C)
         same = equal_rows(idx)                                       # (B, B)
         with torch.autocast(idx.device.type, enabled=False):         # bfloat16 would be too coarse
-            itc = clip_loss(img_z, txt_z, self.logit_scale, same)
+            itc = clip_loss(img_z, txt_z, self.logit_scale)
             similarity = self.logit_scale * img_z @ txt_z.T          # (B, B)
 
         hidden = self.vlm.hidden(idx, img_emb=img_emb)               # (B, T, C)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivlm.data import Batch
-from minivlm.losses import clip_loss, equal_rows
+from minivlm.losses import clip_loss
 from minivlm.transformer import Block, init_weights
 from minivlm.vit import ViT, ViTConfig
 
@@ -132,8 +132,6 @@ def contrastive_backward(
 ) -> float:
     """Gradients of InfoNCE over all parts together, holding one part's graph at a time.
 
-    Equal captions, in whatever parts they are, share the target.
-
     Plain accumulation would compare a pair with its own part only. Here all features are made
     first, without graphs; the loss of the whole gives their gradients; then each part is made again
     and its features are pulled back with those gradients. The result equals one large batch's.
@@ -153,9 +151,8 @@ def contrastive_backward(
         with autocast():
             return model(part.images, part.idx, part.lengths)
 
-    same = equal_rows(torch.cat([part.idx for part in parts]))       # (B, B)
     if len(parts) == 1:
-        loss = clip_loss(*features(parts[0]), same)
+        loss = clip_loss(*features(parts[0]))
         loss.backward()
         return loss.item()
     with torch.no_grad():
@@ -163,7 +160,7 @@ def contrastive_backward(
     img_z = torch.cat([m[0] for m in made]).requires_grad_()
     txt_z = torch.cat([m[1] for m in made]).requires_grad_()
     scale = made[0][2].clone().requires_grad_()
-    loss = clip_loss(img_z, txt_z, scale, same)
+    loss = clip_loss(img_z, txt_z, scale)
     loss.backward()
     sizes = [len(m[0]) for m in made]
     for part, img_grad, txt_grad in zip(parts, img_z.grad.split(sizes), txt_z.grad.split(sizes)):

@@ -75,22 +75,20 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return logp.masked_fill(targets == IGNORE_INDEX, 0.0)  # turns -0.0 into 0.0
 
 
-def clip_loss(
-    img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float, same: Tensor | None = None
-) -> Tensor:
+def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tensor:
     """InfoNCE both ways: each picture must find its caption and each caption its picture.
 
         logits = logit_scale * img_z @ txt_z.T
-        target = same / same.sum(1),   the identity if all captions differ
-        loss = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+        loss = (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2
 
-    Two equal captions in a batch would make each other's picture a false negative; with `same` they
-    share the target. A batch whose vectors are all equal costs ln B.
+    A caption that stands m times in a batch does no harm: its copies have one vector, so the loss
+    and its gradients are those of targets shared among them (UniCL, Yang et al. 2022,
+    arXiv:2204.03610, eq. 3), and ln m is the least that they can cost. A batch whose vectors are
+    all equal costs ln B.
 
     Args:
         img_z, txt_z: (B, C) of unit length, row i of both belongs together.
         logit_scale: the multiplier, already exponentiated.
-        same: (B, B) whether rows i and j have the same caption, see `equal_rows`; None = none have.
 
     Returns:
         () loss in nats.
@@ -99,7 +97,7 @@ def clip_loss(
         ValueError: if the shapes differ.
 
     Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 4; Radford et al. 2021,
-    arXiv:2103.00020, figure 3; shared targets: Yang et al. 2022 (UniCL), arXiv:2204.03610, eq. 3.
+    arXiv:2103.00020, figure 3.
 
     >>> z = torch.eye(2)
     >>> clip_loss(z, z, 1.0)  # -ln(e / (e + 1))
@@ -108,11 +106,8 @@ def clip_loss(
     if img_z.shape != txt_z.shape:
         raise ValueError(f"img_z {tuple(img_z.shape)} and txt_z {tuple(txt_z.shape)} differ")
     logits = logit_scale * img_z @ txt_z.T                           # (B, B)
-    if same is None:
-        target = torch.arange(len(logits), device=logits.device)
-    else:
-        target = same.to(logits.dtype) / same.sum(dim=1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    diagonal = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
 
 
 def equal_rows(idx: Tensor) -> Tensor:

@@ -174,23 +174,26 @@ def test_clip_loss_is_symmetric_in_the_towers_and_blind_to_the_order_of_pairs():
     torch.testing.assert_close(clip_loss(img_z[order], txt_z[order], 9.0), loss)
 
 
-def test_equal_captions_share_the_target():
-    """Catches a mask used as one more negative, or left unnormalized: UniCL's eq. 3, in loops.
+def test_a_caption_that_stands_twice_shares_its_target():
+    """Catches the belief that equal captions are false negatives: UniCL's eq. 3, in loops.
 
-    Rows 0 and 2 have one caption: each of the two pictures may find either, and the other way
-    round. With the identity nothing changes.
+    Rows 0 and 2 have one caption and so one vector; either picture may find either, and the other
+    way round. Loss and gradients are those of the plain diagonal.
     """
-    img_z, txt_z, scale = unit(4, 6), unit(4, 6), 3.0
-    same = torch.eye(4, dtype=torch.bool)
-    torch.testing.assert_close(clip_loss(img_z, txt_z, scale, same), clip_loss(img_z, txt_z, scale))
-    same[0, 2] = same[2, 0] = True
-    total = 0.0
-    for a, b in ((img_z, txt_z), (txt_z, img_z)):
-        for i in range(4):
-            scores = [math.exp(scale * float(a[i] @ b[j])) for j in range(4)]
-            right = [j for j in range(4) if same[i, j]]
-            total -= sum(math.log(scores[j] / sum(scores)) for j in right) / len(right) / 8
-    assert clip_loss(img_z, txt_z, scale, same).item() == pytest.approx(total, rel=1e-6)
+    img_z, txt_z = unit(4, 6).requires_grad_(), unit(4, 6)
+    txt_z[2] = txt_z[0]
+    txt_z.requires_grad_()
+    logits = 3.0 * img_z @ txt_z.T
+    target = torch.eye(4, dtype=torch.float64)
+    target[0, 2] = target[2, 0] = target[0, 0] = target[2, 2] = 0.5
+    shared = -sum((target * x.log_softmax(1)).sum() for x in (logits, logits.T)) / 8
+    plain = clip_loss(img_z, txt_z, 3.0)
+    torch.testing.assert_close(plain, shared)
+    for z in (img_z, txt_z):
+        one, other = (torch.autograd.grad(x, z, retain_graph=True)[0] for x in (plain, shared))
+        if z is txt_z:  # the copies are one vector: its gradient is their sum
+            one[0], other[0], one[2], other[2] = one[0] + one[2], other[0] + other[2], 0, 0
+        torch.testing.assert_close(one, other)
 
 
 def test_equal_rows_compares_whole_rows():
