@@ -11,6 +11,7 @@ things that are neither here nor in the data set's vocabulary stays undecided.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from data.words import plural
 
@@ -98,11 +99,19 @@ def known(phrase: str, things: list[Thing], names: frozenset[str]) -> bool:
     Only then does fitting nothing mean that there is none.
     """
     _, noun = split(phrase)
-    kinds = {*ANY, *(t.kind for t in things), *names, *(n.split()[-1] for n in names)}
-    colors = {t.color for t in things} | {n.split()[0] for n in names if " " in n}
-    nouns = kinds | set(map(plural, kinds))
+    nouns, colors = vocabulary(names)
+    here = {t.kind for t in things}
+    nouns = nouns | here | set(map(plural, here))
     color, _, rest = noun.partition(" ")
-    return noun in nouns or (color in colors and rest in nouns)
+    return noun in nouns or (color in colors | {t.color for t in things} and rest in nouns)
+
+
+@lru_cache(maxsize=None)
+def vocabulary(names: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The nouns, singular and plural, and the first words, colors if any, of a data set's names."""
+    kinds = {*ANY, *names, *(n.split()[-1] for n in names)}
+    colors = frozenset(n.split()[0] for n in names if " " in n)
+    return frozenset(kinds | set(map(plural, kinds))), colors
 
 
 def beside(a: Thing, b: Thing, relation: str) -> bool:
@@ -195,7 +204,7 @@ def holds(
         right = [t.place == args[1] for t in subjects]
         return any(right) if what == "there at" else bool(right) and all(right)
     if what == "is":
-        words = {*SIZES, *(t.color for t in things), *(n.split()[0] for n in names if " " in n)}
+        words = {*SIZES, *(t.color for t in things), *vocabulary(names)[1]}
         if args[1] not in words or not all(t.color or t.size for t in subjects):
             return None
         return bool(subjects) and all(args[1] in (t.color, t.size) for t in subjects)

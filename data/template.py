@@ -161,15 +161,15 @@ def names_of(t: Thing, things: list[Thing]) -> list[str]:
     return [p for p in dict.fromkeys(tries) if named_by(p, things) == [t]]
 
 
-def point(things: list[Thing], rng: random.Random, but: str = "") -> tuple[Thing, str] | None:
+Pointed = tuple[Thing, str]  # a thing, and words that fit it alone
+
+
+def point(things: list[Thing], rng: random.Random, but: str = "") -> Pointed | None:
     """Choose a thing and words for it that do not give `but` (color, kind, size) away."""
     ways = [(t, p) for t in things for p in names_of(t, things)
             if not but or getattr(t, but) and getattr(t, but) not in p.split()
             and getattr(t, but) != p]
     return rng.choice(ways) if ways else None
-
-
-Pointed = tuple[Thing, str]  # a thing, and words that fit it alone
 
 
 def two(

@@ -1,5 +1,7 @@
 """Small pieces of English that all data sets share."""
 
+from functools import lru_cache
+
 IRREGULAR = {
     "person": "people", "child": "children", "mouse": "mice", "goose": "geese", "sheep": "sheep",
     "skis": "skis", "scissors": "scissors", "woman": "women", "man": "men", "thief": "thieves",
@@ -16,6 +18,7 @@ def join(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
+@lru_cache(maxsize=None)
 def plural(phrase: str) -> str:
     """The plural of a noun, by its last word.
 

@@ -4,6 +4,7 @@ Used by: every prepare.py.
 """
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,19 @@ def write_folder(
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     save_samples(folder)
     return tokenizer
+
+
+def summary(
+    folder: str | Path, files: dict[str, list[dict]], skipped: dict[str, int], began: float,
+    more: str = "",
+) -> dict[str, float]:
+    """Print how a data set came out; return the records of each split, what was left out, seconds.
+
+    Args:
+        skipped: how many were left out, by reason.
+        began: `time.time()` when the script started.
+        more: anything else to tell, behind the records.
+    """
+    counts, seconds = {name: len(records) for name, records in files.items()}, time.time() - began
+    print(f"{folder}: {counts}{more}, skipped {skipped or 'nothing'}, {seconds:.0f} s")
+    return {**counts, "skipped": sum(skipped.values()), "seconds": seconds}

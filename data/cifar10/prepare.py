@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.shapes.language import article, sentence  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
-from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
+from minivlm.prepared import check_vocab_size, summary, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -141,9 +141,7 @@ def main(cfg: Config) -> dict[str, float]:
     meta = {"name": "cifar10", "image_size": cfg.image_size, "prompts": prompts, "skipped": refused}
     texts = [text for c in classes for text in said[c]]
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
-    counts, seconds = {name: len(records) for name, records in files.items()}, time.time() - began
-    print(f"{cfg.out}: {counts}, skipped {refused or 'nothing'}, {seconds:.0f} s")
-    return {**counts, "skipped": sum(refused.values()), "seconds": seconds}
+    return summary(cfg.out, files, refused, began)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.words import plural  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
 from minivlm.metrics import words_of  # noqa: E402
-from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
+from minivlm.prepared import check_vocab_size, summary, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 
 
@@ -237,9 +237,7 @@ def main(cfg: Config) -> dict[str, float]:
     meta = {"name": "coco", "image_size": cfg.image_size, "skipped": refused}
     meta |= {"phrases": phrases} if phrases else {}
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
-    counts, seconds = {side: len(records) for side, records in files.items()}, time.time() - began
-    print(f"{cfg.out}: {counts}, skipped {refused or 'nothing'}, {seconds:.0f} s")
-    return {**counts, "skipped": sum(refused.values()), "seconds": seconds}
+    return summary(cfg.out, files, refused, began)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from minivlm.conversation import IMAGE_MARK, count_images, render  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
-from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
+from minivlm.prepared import check_vocab_size, summary, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
@@ -165,10 +165,7 @@ def main(cfg: Config) -> dict[str, float]:
     meta = {"name": "llava", "image_size": cfg.image_size, "skipped": refused, "seen": told}
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
     (Path(cfg.out) / "llava.json").write_text(json.dumps(used, indent=1), encoding="utf-8")
-    counts, seconds = {side: len(records) for side, records in files.items()}, time.time() - began
-    print(f"{cfg.out}: {counts}, {len(places)} pictures, {told}, "
-          f"skipped {refused or 'nothing'}, {seconds:.0f} s")
-    return {**counts, "skipped": sum(refused.values()), "seconds": seconds}
+    return summary(cfg.out, files, refused, began, f", {len(places)} pictures, {told}")
 
 
 if __name__ == "__main__":
