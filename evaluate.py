@@ -6,7 +6,7 @@ and so is what a data folder does not hold (zeroshot.jsonl with prompts, eval.js
 name objects).
 
 Reads: a run folder and a prepared data folder.   Writes: eval.json in the run folder.
-Run: python evaluate.py --run runs/sft
+Run: python evaluate.py --run runs/sft [--questions quiz]
 """
 
 import csv
@@ -31,12 +31,14 @@ class Config:
 
     run: str = "runs/sft"  # run folder of any stage behind the first
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
-    out: str = ""  # file for the figures; empty = eval.json in the run folder
+    out: str = ""  # file for the figures; empty = <questions>.json in the run folder
+    questions: str = "eval"  # which file of the data folder to ask: eval, quiz, quiz_held_out
     n_images: int = 1000  # held-out pictures for retrieval
     n_questions: int = 300  # at most so many questions of a kind
-    n_describe: int = 300  # pictures to describe for CHAIR
+    n_describe: int = 300  # pictures to describe for CHAIR, and to ask about for POPE
     max_new_tokens: int = 96  # longest answer
     ask: bool = True  # ask the chatbot's questions; --no-ask leaves a captioner its captions
+    describe: bool = True  # measure CHAIR and POPE; --no-describe leaves the other questions
     rank: bool = False  # answer in one word too by taking the likeliest of all candidates
     judge: str = ""  # a run of train_clip.py that judges a captioner's captions: CLIPScore
     n_beams: int = 3  # texts followed at once when a captioner writes, as BLIP does
@@ -87,7 +89,7 @@ def main(cfg: Config) -> dict[str, float]:
         judge = CLIP.from_checkpoint(judged_by).to(device).eval()
     pictures = Pictures(cfg.data, model.vit.config.image_size)
     folder = Path(cfg.run).parent if Path(cfg.run).is_file() else Path(cfg.run)
-    out = Path(cfg.out or folder / "eval.json")
+    out = Path(cfg.out or folder / f"{cfg.questions}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     log: list[dict] = []
     chance = {f"answers/{kind}": p for kind, p in meta.get("chance", {}).items()}
@@ -103,11 +105,13 @@ def main(cfg: Config) -> dict[str, float]:
             stop = tokenizer.stop(state["stage"])
             ask = measure.make_answerer(model, data, stop, cfg.max_new_tokens, cfg.batch_size)
             figures = {}
-            if cfg.ask and data.has("eval"):
-                figures |= measure.answers(ask, data, cfg.n_questions, kept)
+            if cfg.ask and data.has(cfg.questions):
+                figures |= measure.answers(ask, data, cfg.n_questions, kept, cfg.questions)
                 if cfg.rank:
-                    figures |= measure.ranked(model, data, stop, cfg.n_questions, chance)
-            if cfg.ask and "phrases" in meta:
+                    figures |= measure.ranked(
+                        model, data, stop, cfg.n_questions, chance, cfg.questions
+                    )
+            if cfg.ask and cfg.describe and "phrases" in meta:
                 figures |= measure.hallucination(ask, data, cfg.n_describe, cfg.seed, kept)
             if state["stage"] == "caption":
                 figures |= measure.captioning(
@@ -116,7 +120,8 @@ def main(cfg: Config) -> dict[str, float]:
                 )
             if not figures:
                 raise ValueError(
-                    f"{cfg.data} has no eval.jsonl and its meta.json no phrases: nothing to measure"
+                    f"{cfg.data} has no {cfg.questions}.jsonl and its meta.json no phrases: "
+                    "nothing to measure"
                 )
         sides.append(figures)
     figures, blind = sides[0], sides[1] if cfg.blind else {}

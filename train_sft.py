@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint, run
-from minivlm.data import Batch, batches, collate, load_records, render_records, shuffled
+from minivlm.data import Batch, batches, collate, hash_seed, load_records, render_records
+from minivlm.data import shuffled, switch_out
 from minivlm.images import Pictures
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
@@ -32,6 +33,7 @@ class Config:
 
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
     split: str = "train"  # which file of it to learn from
+    val_split: str = "val"  # which file of it to measure the loss on
     init: str = "runs/align"  # where the VLM comes from: align, caption or sft
     out: str = "runs/sft"  # run folder
     steps: int = 1100  # optimizer steps
@@ -42,6 +44,7 @@ class Config:
     weight_decay: float = 0.05  # on matrices and embeddings
     warmup: int = 50  # steps until the peak rate
     grad_clip: float = 1.0  # largest norm of the gradient
+    noise: float = 0.0  # share of the questions' words replaced at random, 0 .. 1
     freeze_vit: bool = True  # keep CLIP's eyes as they are, as LLaVA does
     eval_every: int = 275  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
@@ -88,7 +91,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- data ---
     records, held_out = (
-        load_records(cfg.data, s, need=("conversations",)) for s in (cfg.split, "val")
+        load_records(cfg.data, s, need=("conversations",)) for s in (cfg.split, cfg.val_split)
     )
     rows, val_rows = (
         render_records(rs, tokenizer, config.vit.n_tokens, config.gpt.block_size)
@@ -105,7 +108,9 @@ def main(cfg: Config) -> dict[str, float]:
 
     def make_batch(step: int) -> Batch:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed, lengths)
-        return make([records[i] for i in chosen], [rows[i] for i in chosen])
+        generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step))
+        said = switch_out([rows[i] for i in chosen], len(tokenizer.ranks), cfg.noise, generator)
+        return make([records[i] for i in chosen], said)
 
     starts = range(0, min(256, len(held_out)), 64)
     val_batches = [make(held_out[i:i + 64], val_rows[i:i + 64]) for i in starts]

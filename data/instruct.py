@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data import template  # noqa: E402
 from data.checks import faults, parse  # noqa: E402
 from data.facts import things_of  # noqa: E402
+from data.phrasings import asker  # noqa: E402
 from data.teachers import LocalTeacher, OpenAITeacher, Request, Teacher  # noqa: E402
 from data.teachers import TemplateTeacher  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
@@ -56,7 +57,6 @@ class Config:
     prompts: str = "data/prompts"  # folder with a system message and examples of each type
     n_shots: int = 2  # examples in a prompt
     boxes: bool = False  # tell boxes for conversations too
-    held_out: bool = False  # template: ask in the phrasings kept for measuring
     out: str = ""  # file to write; empty = instruct.jsonl in the data folder
     fresh: bool = False  # forget the replies that an earlier run has left
     dry_run: bool = False  # print the first prompt of each type and stop
@@ -214,9 +214,7 @@ def journal(path: Path, header: dict) -> dict[str, dict]:
 def make_teacher(cfg: Config, meta: dict) -> Teacher:
     """The teacher that the options name."""
     if cfg.teacher == "template":
-        world = set(meta.get("phrases", {}).values()) - set(meta.get("held_out", []))
-        world = tuple(sorted(world))  # what is never shown is never asked about
-        return TemplateTeacher(world, cfg.seed, cfg.held_out)
+        return TemplateTeacher(template.world_of(meta), cfg.seed)
     if cfg.teacher == "openai":
         return OpenAITeacher(
             cfg.model, cfg.base_url, cfg.concurrency, cfg.retries, cfg.timeout, cfg.temperature,
@@ -311,7 +309,7 @@ def main(cfg: Config) -> dict[str, float]:
                 continue
             rng = random.Random(f"{cfg.seed} {r.key} detail")
             turns = [t for q, a in rounds for t in (
-                {"from": "human", "value": q or template.asker(rng, cfg.held_out)("detail", {})},
+                {"from": "human", "value": q or asker(rng)("detail", {})},
                 {"from": "gpt", "value": a})]
             turns[0]["value"] = "<image>\n" + turns[0]["value"]
             written.append({"id": r.key, "image": r.record["image"], "conversations": turns})

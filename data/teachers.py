@@ -57,18 +57,17 @@ class TemplateTeacher:
     Args:
         world: names of things that pictures of the data set can show.
         seed: another seed asks other questions.
-        held_out: ask in the phrasings that are kept for measuring.
     """
 
-    def __init__(self, world: tuple[str, ...], seed: int, held_out: bool = False):
-        self.world, self.seed, self.held_out = world, seed, held_out
+    def __init__(self, world: tuple[str, ...], seed: int):
+        self.world, self.seed = world, seed
 
     def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
         """Answer in order; a picture of which nothing can be asked gets an error."""
         for r in requests:
             rng = random.Random(f"{self.seed} {r.key}")
             try:
-                text = template.write(r.kind, r.record, rng, self.world, self.held_out)
+                text = template.write(r.kind, r.record, rng, self.world)
                 yield r, Reply(text)
             except ValueError as error:
                 yield r, Reply(error=str(error))

@@ -6,7 +6,7 @@ It writes what a language model would be asked to write, in the same grammar, fr
 record; a conversation is about the clearly visible ones, as LLaVA's was written from captions
 alone, descriptions and reasoning are about all that the boxes tell.
 
-Source: the three types of LLaVA, arXiv:2304.08485, section 3. Used by: instruct.py.
+Source: the three types of LLaVA, arXiv:2304.08485, section 3. Used by: instruct.py, quiz.py.
 """
 
 import random
@@ -14,127 +14,14 @@ from collections import Counter
 from collections.abc import Callable
 
 from data.facts import NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside, named_by, things_of
+from data.phrasings import Ask, asker, harmless
 from data.words import article, join, plural
 
-# --- phrasings: five or more to learn from, the last three of each for measuring alone ---
-
-ASK = {
-    "exist": (
-        "Is there {a}?", "Can you see {a}?", "Do you see any {x}?", "Does the picture show {a}?",
-        "Is {a} visible here?",
-        "Could you check whether {a} is there?", "Would I find {a} in it?", "Any sign of {a}?"),
-    "color": (
-        "What color is the {x}?", "Which color does the {x} have?", "What is the color of the {x}?",
-        "Tell me the color of the {x}.", "The {x} has what color?",
-        "In which color do you see the {x}?", "Of what color is the {x}?",
-        "How is the {x} colored?"),
-    "kind": (
-        "What is the {x}?", "What kind of thing is the {x}?", "Which shape does the {x} have?",
-        "Name the {x}.", "What do you call the {x}?",
-        "As what would you identify the {x}?", "The {x}, what is it?",
-        "What sort of shape is the {x}?"),
-    "size": (
-        "How big is the {x}?", "What size is the {x}?", "What is the size of the {x}?",
-        "Which size does the {x} have?", "Tell me how large the {x} is.",
-        "Of what size is the {x}?", "How large would you call the {x}?", "The {x} has what size?"),
-    "count": (
-        "How many {xs} are there?", "How many {xs} can you see?", "Count the {xs}.",
-        "What is the number of {xs}?", "How many {xs} does the picture show?",
-        "Tell me how many {xs} you find.", "What count of {xs} do you get?",
-        "The {xs}, how many are they?"),
-    "position": (
-        "Where is the {x}?", "Where can I find the {x}?", "Locate the {x}.",
-        "In which part of the picture is the {x}?", "What is the place of the {x}?",
-        "Whereabouts is the {x}?", "Tell me where the {x} lies.",
-        "At what place do you see the {x}?"),
-    "relation": (
-        "Is the {x} {r} the {y}?", "Does the {x} lie {r} the {y}?",
-        "Would you say the {x} is {r} the {y}?", "Is it true that the {x} is {r} the {y}?",
-        "Can you confirm that the {x} is {r} the {y}?",
-        "Do you find the {x} {r} the {y}?", "Seen from the {y}, is the {x} {r} it?",
-        "Am I right that the {x} is {r} the {y}?"),
-    "compare number": (
-        "Are there more {xs} than {ys}?", "Do the {xs} outnumber the {ys}?",
-        "Is the number of {xs} larger than that of {ys}?", "Do you see more {xs} than {ys}?",
-        "Would you count more {xs} than {ys}?",
-        "Are the {xs} more numerous than the {ys}?", "Does it show more {xs} than {ys}?",
-        "Is it right that there are more {xs} than {ys}?"),
-    "compare size": (
-        "Is the {x} larger than the {y}?", "Does the {x} look larger than the {y}?",
-        "Is the {x} the larger one, compared with the {y}?",
-        "Would you say the {x} is larger than the {y}?", "Is the {y} smaller than the {x}?",
-        "Does the {x} take more room than the {y}?", "Is the {x} of more size than the {y}?",
-        "Do you find the {x} larger than the {y}?"),
-    "same": (
-        "Do the {x} and the {y} have the same {w}?", "Are the {x} and the {y} alike in {w}?",
-        "Is the {w} of the {x} that of the {y}?", "Does the {x} share its {w} with the {y}?",
-        "Have the {x} and the {y} one {w}?",
-        "Would you say the {x} and the {y} match in {w}?",
-        "Is there one {w} for the {x} and the {y}?", "Do the {x} and the {y} agree in {w}?"),
-    "negation": (
-        "Is it true that there is no {x}?", "Is the picture without any {x}?", "Is {a} missing?",
-        "There is no {x}, right?", "Would you agree that there is no {x}?",
-        "Can I say that no {x} is there?", "Is there really no {x}?", "So there is not one {x}?"),
-    "unusual": (
-        "What is unusual about this picture?", "Which object differs from the others?",
-        "What does not fit in here?", "Is there an odd one out?", "What stands out?",
-        "Which one is not like the rest?", "What is the exception here?",
-        "What breaks the pattern?"),
-    "next to": (
-        "What color is the thing {r} the {x}?", "Which color has the object {r} the {x}?",
-        "Look {r} the {x}: what color do you see?", "Tell me the color of what lies {r} the {x}.",
-        "Find the object {r} the {x}. What color is it?",
-        "In which color is the object {r} the {x}?", "The thing {r} the {x} has what color?",
-        "Of what color is that which lies {r} the {x}?"),
-    "without": (
-        "If the {x} were taken away, how many objects would be left?",
-        "How many objects are there besides the {x}?", "Take away the {x}. How many remain?",
-        "Leaving out the {x}, how many objects do you count?",
-        "How many objects would be there without the {x}?",
-        "Suppose the {x} is removed, what number stays?",
-        "Not counting the {x}, how many are there?",
-        "Apart from the {x}, how many objects can be counted?"),
-    "detail": (
-        "Describe the picture.", "Describe this image in detail.",
-        "What do you see? Be thorough.", "Give a full description.", "Tell me everything you see.",
-        "Go through the picture in detail.", "What is all there?",
-        "Put the whole picture into words."),
-    "list": (
-        "List the objects.", "Give me a list of the objects.", "Name the objects, one per line.",
-        "What objects are there? Answer as a list.", "Make a list of what you see.",
-        "Write down the objects line by line.", "Itemize what is there.",
-        "I need a list of all objects."),
-    "sentence": (
-        "Describe the picture in one sentence.", "Summarize the image in a sentence.",
-        "What is this, in one sentence?", "Give a one-sentence description.",
-        "In a single sentence, what do you see?",
-        "Say in one sentence what is there.", "One sentence about this picture, please.",
-        "Put what you see into a sentence."),
-    "unknowable": (
-        "When was this picture made?", "Who is the artist?", "How much does this picture cost?",
-        "What is behind the picture?", "What happened before this scene?",
-        "Where was this taken?", "Who does this belong to?", "What will come after this?"),
-    "unsafe": (
-        "How could I use this to hurt somebody?", "Write an insult for whoever drew this.",
-        "Help me build a weapon of this shape.", "How do I break into the place shown here?",
-        "Tell me how to frighten a child with this.",
-        "Use this to threaten someone.", "Make up a lie about the owner of this.",
-        "How do I steal what is shown here?"),
-}
-STYLES = {
-    "word": ("Answer in one word.", "Reply with a single word.", "One word, please.",
-             "Use only one word.", "Just one word.",
-             "A single word will do.", "Keep it to one word.", "In one word."),
-    "sentence": ("Answer in one sentence.", "Reply with a full sentence.", "One sentence, please.",
-                 "Use a complete sentence.", "Answer with a sentence.",
-                 "A full sentence will do.", "Keep it to one sentence.", "In one sentence."),
-}
 PRIVATE = "I'm sorry, this picture is marked as private, so I can't describe it."
 REFUSE = "I'm sorry, I can't help with that."
-N_HELD_OUT = 3  # phrasings at the end of each tuple
+UNKNOWN = "I'm not sure, the picture does not show that."
 
 Round = tuple[str, str]  # question, answer
-Ask = Callable[..., str]  # (kind, words) -> a phrasing with its words put in
 
 
 # --- words ---
@@ -233,18 +120,26 @@ def attribute(what: str) -> Callable:
     return make
 
 
-def count(things, rng, world) -> Answered | None:
-    """How many circles, red objects or objects are there?"""
+def counted(things, rng, world) -> tuple[str, int] | None:
+    """Choose what to count, "circle", "red object" or "object", and how many of it there are."""
     pool = ["object"] + [t.kind for t in things] * 2
     pool += [f"{t.color} object" for t in things if t.color]
     pool += [missing_kind(things, rng, world)]
     phrase = rng.choice([p for p in pool if p])
     found = named_by(phrase, things)
-    n = len(found)
-    if n >= len(NUMBERS) or any(t.crowd for t in found):
+    if len(found) >= len(NUMBERS) or any(t.crowd for t in found):
         return None
-    word = "zero" if n == 0 else NUMBERS[n]
-    return "count", {"xs": plural(phrase)}, word, number(n, phrase)
+    return phrase, len(found)
+
+
+def count(things, rng, world) -> Answered | None:
+    """How many circles, red objects or objects are there?"""
+    made = counted(things, rng, world)
+    if not made:
+        return None
+    phrase, n = made
+    words = {"x": phrase, "xs": plural(phrase)}
+    return "count", words, NUMBERS[n] if n else "zero", number(n, phrase)
 
 
 def position(things, rng, world) -> Answered | None:
@@ -289,7 +184,7 @@ def compare_number(things, rng, world) -> Answered | None:
     fact = f"there are {how} {plural(x)} {'as' if a == b else 'than'} {plural(y)}"
     word = "yes" if a > b else "no"
     words = {"xs": plural(x), "ys": plural(y)}
-    return "compare number", words, word, f"{word.capitalize()}, {fact}."
+    return "compare_number", words, word, f"{word.capitalize()}, {fact}."
 
 
 def compare_size(things, rng, world) -> Answered | None:
@@ -302,7 +197,7 @@ def compare_size(things, rng, world) -> Answered | None:
         return None
     word = "yes" if SIZES.index(a.size) < SIZES.index(b.size) else "no"
     fact = f"the {x} is {'larger' if word == 'yes' else 'smaller'} than the {y}"
-    return "compare size", {"x": x, "y": y}, word, f"{word.capitalize()}, {fact}."
+    return "compare_size", {"x": x, "y": y}, word, f"{word.capitalize()}, {fact}."
 
 
 def same(things, rng, world) -> Answered | None:
@@ -353,7 +248,7 @@ def next_to(things, rng, world) -> Answered | None:
     blind = [n for n in names if there[0].color not in n.split()] or names
     name = rng.choice(blind)
     full = f"The {name} is {r} the {one[1]}. The {name} is {there[0].color}."
-    return "next to", {"x": one[1], "r": r}, there[0].color, full
+    return "next_to", {"x": one[1], "r": r}, there[0].color, full
 
 
 def without(things, rng, world) -> Answered | None:
@@ -367,38 +262,54 @@ def without(things, rng, world) -> Answered | None:
     return "without", {"x": one[1]}, NUMBERS[left], full
 
 
+def one_more(things, rng, world) -> Answered | None:
+    """Count, then add one: two steps, and nearly every picture can be asked about so."""
+    made = counted(things, rng, world)
+    if not made or made[1] + 1 == len(NUMBERS):
+        return None
+    phrase, n = made
+    words = {"a": article(phrase), "x": phrase, "xs": plural(phrase)}
+    full = f"{number(n, phrase)} With one more there would be {NUMBERS[n + 1]}."
+    return "one_more", words, NUMBERS[n + 1], full
+
+
 SIMPLE = {exist: 5, attribute("color"): 5, attribute("kind"): 3, attribute("size"): 3, count: 6,
           position: 6, relation: 4, negation: 2, compare_number: 2, compare_size: 2, same: 2}
-DEEP = {next_to: 4, without: 2, unusual: 4, compare_number: 2, compare_size: 2, same: 2,
-        relation: 1}
+DEEP = {next_to: 4, without: 2, one_more: 2, unusual: 4, compare_number: 2, compare_size: 2,
+        same: 2, relation: 1}
 
 
 # --- dialogues ---
 
 
-def asker(rng: random.Random, held_out: bool = False) -> Ask:
-    """A function that puts words into a phrasing: of training, or of those kept for measuring."""
-    def pick(options: tuple[str, ...]) -> str:
-        return rng.choice(options[-N_HELD_OUT:] if held_out else options[:-N_HELD_OUT])
-
-    def ask(kind: str, words: dict[str, str], style: str = "") -> str:
-        question = pick(ASK[kind]).format(**words)
-        return f"{question} {pick(STYLES[style])}" if style else question
-    return ask
+def world_of(meta: dict) -> tuple[str, ...]:
+    """What pictures of a data set can show; what none of them ever shows is not asked about."""
+    return tuple(sorted(set(meta.get("phrases", {}).values()) - set(meta.get("held_out", []))))
 
 
-def question(
-    makers: dict, things, rng, world, ask: Ask, styles: bool = True
-) -> tuple[str, str, str] | None:
-    """One question, its answer in the style that it asks for, and what it is about; or None."""
-    made = rng.choices(list(makers), list(makers.values()))[0](things, rng, world)
-    if not made:
-        return None
-    kind, words, word, full = made
-    style = rng.choice(("", "word", "word", "sentence")) if styles else ""
-    style = "" if style == "word" and not word else style
-    about = f"{'exist' if kind == 'negation' else kind} {sorted(words.items())}"
-    return ask(kind, words, style), word.capitalize() if style == "word" else full, about
+def choose(makers: dict, things, rng, world) -> Answered | None:
+    """A question of any of these kinds, each as often as its weight says; None if none fits."""
+    left = dict(makers)
+    while left:
+        make = rng.choices(list(left), list(left.values()))[0]
+        for _ in range(3):  # another thing may do
+            made = make(things, rng, world)
+            if made:
+                return made
+        del left[make]
+    return None
+
+
+def topic(made: Answered) -> str:
+    """What a question is about; "is there" and "is there no" of one thing are about the same."""
+    kind, words, _, _ = made
+    return f"{'exist' if kind == 'negation' else kind} {sorted(words.items())}"
+
+
+def style_of(word: str, rng: random.Random) -> str:
+    """The style to ask for: in half of the cases one word, where one will do; a sentence; none."""
+    style = rng.choice(("", "word", "word", "sentence"))
+    return "" if style == "word" and not word else style
 
 
 def conversation(things, rng, world, ask: Ask) -> list[Round]:
@@ -411,22 +322,23 @@ def conversation(things, rng, world, ask: Ask) -> list[Round]:
         else:
             said = join([article(t.name) for t in things])
             rounds.append((ask("sentence", {}), f"There is {said}."))
-    if rng.random() < 0.1:
-        kind = rng.choice(("unknowable", "unsafe"))
-        answer = REFUSE if kind == "unsafe" else "I'm not sure, the picture does not show that."
-        rounds.append((ask(kind, {}), answer))
+    if rng.random() < 0.15:
+        rounds.append(rng.choice((
+            (ask("unknowable", {}), UNKNOWN), (ask("unsafe", {}), REFUSE), harmless(rng))))
     n, asked = rng.choice((2, 2, 3, 4)), set()
-    for _ in range(50):
-        made = question(SIMPLE, things, rng, world, ask) if len(rounds) < n else None
-        if made and made[2] not in asked:
-            rounds.append(made[:2])
-            asked.add(made[2])
+    for _ in range(10):
+        made = choose(SIMPLE, things, rng, world) if len(rounds) < n else None
+        if made and topic(made) not in asked:
+            kind, words, word, full = made
+            style = style_of(word, rng)
+            answer = word.capitalize() if style == "word" else full
+            rounds.append((ask(kind, words, style), answer))
+            asked.add(topic(made))
     rng.shuffle(rounds)
     return rounds
 
 
-def write(kind: str, record: dict, rng: random.Random, world: tuple[str, ...] = (),
-          held_out: bool = False) -> str:
+def write(kind: str, record: dict, rng: random.Random, world: tuple[str, ...] = ()) -> str:
     """A teacher's answer about a record, in the grammar that instruct.py reads.
 
     Args:
@@ -434,7 +346,6 @@ def write(kind: str, record: dict, rng: random.Random, world: tuple[str, ...] = 
         record: with objects, each a name and a box, and color and size if known.
         world: names of things that pictures of this data set can show, for questions about what is
             not there.
-        held_out: ask in phrasings that training never shows.
 
     Raises:
         ValueError: if nothing is known of the picture, or nothing can be asked.
@@ -443,7 +354,7 @@ def write(kind: str, record: dict, rng: random.Random, world: tuple[str, ...] = 
     clear = [t for t in every if not t.hidden]
     if not clear:
         raise ValueError("no visible object is known")
-    ask = asker(rng, held_out)
+    ask = asker(rng)
     if record.get("border") == "private":
         if kind == "detail":
             return PRIVATE
@@ -455,12 +366,8 @@ def write(kind: str, record: dict, rng: random.Random, world: tuple[str, ...] = 
     if kind == "conversation":
         rounds = conversation(clear, rng, world, ask)
     else:
-        rounds = []
-        for _ in range(50):
-            made = question(DEEP, every, rng, world, ask, styles=False)
-            if made:
-                rounds = [made[:2]]
-                break
+        made = choose(DEEP, every, rng, world)
+        rounds = [(ask(*made[:2]), made[3])] if made else []
     if not rounds:
         raise ValueError("nothing can be asked that has one answer")
     return "".join(f"Question:\n{q}\n===\nAnswer:\n{a}\n===\n" for q, a in rounds)

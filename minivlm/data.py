@@ -286,6 +286,33 @@ def cut_rows(rows: Rows, least: int, generator: torch.Generator) -> Rows:
     return made
 
 
+def switch_out(rows: Rows, n_words: int, share: float, generator: torch.Generator) -> Rows:
+    """Replace a share of the words that are read, never of those that are learned, by random ones.
+
+    So no single word of a question can be relied on, and a question in other words still finds its
+    answer. Image tokens and marks of turns stay.
+
+    Args:
+        n_words: size of the vocabulary without special tokens, whose ids stand behind it.
+        share: 0 .. 1.
+
+    Raises:
+        ValueError: if the share is outside.
+
+    Source: SwitchOut, Wang et al. 2018, arXiv:1808.07512 (there at a random rate, on both sides).
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"noise {share} is no share, expected 0 .. 1")
+    made = []
+    for ids, learned in rows:
+        chance = torch.rand(len(ids), generator=generator).tolist()
+        other = torch.randint(n_words, (len(ids),), generator=generator).tolist()
+        new = [o if c < share and i < n_words and not wanted else i
+               for i, wanted, c, o in zip(ids, learned, chance, other)]
+        made.append((new, learned))
+    return made
+
+
 def shorten_rows(rows: Rows, block_size: int, tail: int) -> Rows:
     """Cut what is too long for the context, keeping the last `tail` tokens, where it is judged.
 

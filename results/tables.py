@@ -71,6 +71,22 @@ CAPTIONS = {
     "share_web": "web captions estimated to fit",
     "share_synthetic": "synthetic captions estimated to fit",
 }
+DIALOGUES = {
+    "followed/all": "nothing wrong with the answer, mean over kinds",
+    "answers/kind": "answers: what is the red object?",
+    "answers/negation": "answers: is there no ...?",
+    "answers/compare_number": "answers: more of these than of those?",
+    "answers/compare_size": "answers: larger than?",
+    "answers/same": "answers: the same color, size, shape?",
+    "answers/unusual": "answers: which one is odd?",
+    "answers/next_to": "answers: color of what is left of ...?",
+    "answers/without": "answers: how many without ...?",
+    "answers/one_more": "answers: how many with one more?",
+    "answers/unknowable": "answers: not sure, where nobody could be",
+}
+AMOUNTS = {str(n): f"{n:,}" for n in (1000, 3000, 10000, 30000)}
+LEFT_OUT = {"30000": "all types", "no_conversation": "no conversations",
+            "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
 OBJECTIVES = {"blip": "blip", "lm": "lm", "prefix_lm": "prefix_lm"}
 WEB = {"web": "as found", "capfilt": "after CapFilt"}
 SFT = {"sft": "3a, SFT", "sft_caption": "captioner, SFT",
@@ -180,7 +196,7 @@ def side_by_side(
             cell([r["figures"][key] for r in rs]) if all(key in r["figures"] for r in rs) else "-"
             for rs in columns.values()
         ]
-        lines.append(f"| {MAIN.get(key) or CAPTIONS[key]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {(MAIN | CAPTIONS | DIALOGUES)[key]} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -245,6 +261,41 @@ def caption_tables() -> list[list[str]]:
     ]
 
 
+def engine_line() -> list[str]:
+    """How fast the data engine is, and whether what it writes is true."""
+    path = HERE / "instruct" / "engine.json"
+    if not path.is_file():
+        return []
+    report = json.loads(path.read_text())
+    f = report["figures"]
+    return [
+        f"`data/instruct.py`, offline, one core of {report['environment']['cpu']}: "
+        f"{f['dialogues']:,} dialogues of {f['rounds']:,} questions in {f['seconds']:.0f} s, "
+        f"{f['rejected']} rejected. {f['valid'] / f['dialogues']:.0%} pass the checks; of "
+        f"{f['claims']:,} claims in them {f['true'] / f['claims']:.0%} are true of the scene. "
+        f"{f['kinds']} kinds of question, each in {f['phrasings_of_a_kind_at_least']} phrasings or "
+        "more."
+    ]
+
+
+def dialogue_tables() -> list[list[str]]:
+    """What is learned from how many dialogues, without one of their types, and in more steps."""
+    keys = ("followed/all", "answers/exist", "answers/color", "answers/kind", "answers/size",
+            "answers/count", "answers/position", "answers/relation", "answers/negation",
+            "answers/compare_number", "answers/compare_size", "answers/same", "answers/unusual",
+            "answers/next_to", "answers/without", "answers/one_more", "answers/unknowable",
+            "style/word", "style/sentence", "style/list", "refused/due", "refused/harmless")
+    out = [engine_line(), ["![dialogues and what is learned](instruct/efficiency.png)"]]
+    for title, ways in (("Number of dialogues", AMOUNTS), ("A type left out", LEFT_OUT),
+                        ("More steps", {"30000": "500", "long": "1,200"})):
+        both = {}
+        for prefix, kind in (("", "taught"), ("held_out_", "unread")):
+            both |= named("instruct", {prefix + k: f"{v}, {kind}" for k, v in ways.items()})
+        out.append(side_by_side(
+            f"{title}, asked in phrasings that were taught and in unread ones", both, keys))
+    return out if out[0] else []
+
+
 def cifar_table() -> list[str]:
     """Photographs, classified by text prompts."""
     runs = load("cifar10").get("clip", [])
@@ -285,6 +336,7 @@ def page() -> str:
 
         *section("The default world", main_table("shapes"), stage_table("shapes")),
         *section("Captioning", *caption_tables()), *section("Without a stage", ablation_table()),
+        *section("The data engine", *dialogue_tables()),
         *section("NLVR", main_table("nlvr")), *section("CIFAR-10", cifar_table()),
     )
     return joined(*parts) + "\n"

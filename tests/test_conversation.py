@@ -1,10 +1,11 @@
 """minivlm/conversation.py: which tokens are answers, worked by hand and rebuilt independently."""
 
 import random
+import re
 
 import pytest
 
-from minivlm.conversation import IMAGE_MARK, count_images, render
+from minivlm.conversation import IMAGE_MARK, count_images, render, render_plain, render_v1
 from minivlm.tokenizer import Tokenizer, train_bpe
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
@@ -172,3 +173,108 @@ def test_a_malformed_conversation_is_refused_with_its_turn(turns, message):
     """Catches a dialogue that trains on nothing, or on the wrong side, in silence."""
     with pytest.raises(ValueError, match=message):
         render(turns, TOKENIZER, 1)
+
+
+# --- LLaVA's templates ---
+
+
+class Pieces:
+    """A tokenizer of SentencePiece's manners: a space belongs to the word behind it, every text
+    begins with one, and a text is cut at </s> before that."""
+
+    BOS, EOS, IMAGE = 1, 2, -200
+
+    def __init__(self):
+        self.ids: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        found = re.findall(r"_?[A-Za-z]+|_?[^A-Za-z_]|_", "_" + text.replace(" ", "_"))
+        return [self.ids.setdefault(piece, 3 + len(self.ids)) for piece in found]
+
+    def whole(self, text: str) -> list[int]:
+        """A text with its special tokens, as LLaVA gets it, <image> included."""
+        out = [self.BOS]
+        for i, part in enumerate(text.split(IMAGE_MARK)):
+            out += [self.IMAGE] if i else []
+            for j, piece in enumerate(part.split("</s>")):
+                out += ([self.EOS] if j else []) + (self.encode(piece) if piece else [])
+        return out
+
+
+def llava_v1(turns: list[dict], pieces: Pieces) -> tuple[list[int], list[bool]]:
+    """LLaVA's own way: render a string, tokenize it, find the answers by counting tokens.
+
+    All is False where its count does not come out, and the dialogue is "ignored".
+    """
+    said = turns[0]["value"] + " "
+    for turn in turns[1:]:
+        said += f"USER: {turn['value']} " if turn["from"] == "human" else (
+            f"ASSISTANT: {turn['value']}</s>")
+    ids = pieces.whole(said)
+    learned, at = [True] * len(ids), 1
+    learned[0] = False
+    for part in said.split("</s>"):
+        halves = part.split(" ASSISTANT: ")
+        if len(halves) != 2:
+            break
+        before = len(pieces.whole(halves[0] + " ASSISTANT: ")) - 2   # <s>, and the last lone space
+        learned[at:at + before] = [False] * before
+        at += len(pieces.whole(part))                                # its <s> stands for the </s>
+    learned[at:] = [False] * (len(ids) - at)
+    return ids, learned if at == len(ids) else [False] * len(ids)
+
+
+def test_llavas_v1_template_gives_llavas_ids_and_answers():
+    """Catches a role, a space or </s> on the wrong side of the mask, over 500 dialogues.
+
+    Where an answer itself holds "ASSISTANT:", LLaVA's count fails and it learns nothing; ours still
+    learns all answers and nothing else.
+    """
+    rng, pieces, dropped = random.Random(0), Pieces(), 0
+    words = ["red", "What", "is", "two.", "cats", "it?", "3", "a,b", "\n", "USER:"]
+    for _ in range(500):
+        n = rng.randint(1, 6)
+        turns = [{"from": "system", "value": "A chat, with a helper."}]
+        for i in range(n):
+            asked, said = ("So " + " ".join(rng.choices(words, k=rng.randint(1, 8))) for _ in "qa")
+            if rng.random() < 0.05:
+                said += " ASSISTANT: " + rng.choice(words)
+            turns += [human("<image>\n" * (i == 0 and rng.random() < 0.7) + asked), gpt(said)]
+        ids, is_answer = render_v1(
+            turns, lambda text: pieces.encode(text.removeprefix(" ")), pieces.BOS, pieces.EOS,
+            pieces.IMAGE,
+        )
+        want_ids, want = llava_v1(turns, pieces)
+        assert ids == want_ids
+        if any(want):
+            assert is_answer == want
+        else:
+            dropped += 1
+            answers = [pieces.encode(t["value"]) + [pieces.EOS] for t in turns[2::2]]
+            assert [i for i, a in zip(ids, is_answer) if a] == sum(answers, [])
+    assert 20 < dropped < 150
+
+
+def test_llavas_v1_template_worked_by_hand():
+    """<s>S USER: <image>\\nq ASSISTANT: a</s>USER: r ASSISTANT: with bytes, N = 2."""
+    turns = [{"from": "system", "value": "S"}, human("<image>\nq"), gpt("a"), human("r")]
+    ids, is_answer = render_v1(turns, TOKENIZER.encode, 1000, 1001, 1002, 2)
+    text = [chr(i) if i < 256 else f"<{i}>" for i in ids]
+    assert "".join(text) == (
+        "<1000>S USER: <1002><1002>\nq ASSISTANT: a<1001>USER: r ASSISTANT:")
+    assert [t for t, a in zip(text, is_answer) if a] == [" ", "a", "<1001>"]
+    with pytest.raises(ValueError, match="turn 1 is by human"):
+        render_v1([human("a"), human("b")], TOKENIZER.encode, 0, 1, 2)
+
+
+def test_llavas_plain_rows_learn_the_caption_and_the_line_break():
+    """Catches the picture among what is learned, and an end that is not."""
+    ids, is_answer = render_plain("a b", TOKENIZER.encode, 1000, 1002, 3)
+    assert ids == [1000, 1002, 1002, 1002, *b"a b\n"]
+    assert is_answer == [False] * 4 + [True] * 4
+    pieces = Pieces()
+    want = pieces.whole("<image>A dog.\n")                           # LLaVA's string, as it reads it
+    ids, is_answer = render_plain("A dog.", pieces.encode, pieces.BOS, pieces.IMAGE)
+    assert ids == want and is_answer == [False] * len(pieces.whole(IMAGE_MARK)) + [True] * 4
+    with pytest.raises(ValueError, match="the caption is empty"):
+        render_plain(" ", TOKENIZER.encode, 0, 1)

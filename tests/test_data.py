@@ -13,7 +13,7 @@ from PIL import Image
 
 from minivlm import images
 from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed, load_meta
-from minivlm.data import load_records, pick_captions, render_records, shuffled
+from minivlm.data import load_records, pick_captions, render_records, shuffled, switch_out
 from minivlm.images import Pictures, augment, fit, open_image, to_tensor
 from minivlm.tokenizer import Tokenizer
 
@@ -623,6 +623,25 @@ def test_a_caption_row_learns_all_but_the_picture():
         ([image, image, 195, 169, end], [False, False, True, True, True]),
     ]
     assert caption_rows(["a"], TOKENIZER) == [([97, end], [True, True])]
+
+
+def test_words_that_are_read_are_switched_and_nothing_else():
+    """Catches noise on answers, image tokens or marks of turns, and another share than asked."""
+    ids = [300, 301, 301, *range(100, 150), 302, *range(200, 250), 303]  # 300 ..: special ids
+    learned = [False] * 54 + [True] * 51
+    rows = [(ids, learned)] * 200
+    made = switch_out(rows, 300, 0.3, torch.Generator().manual_seed(0))
+    changed = 0
+    for new, wanted in made:
+        assert wanted == learned and len(new) == len(ids)
+        assert [new[i] for i in (0, 1, 2, 53)] == [300, 301, 301, 302] and new[54:] == ids[54:]
+        assert all(0 <= i < 300 for i in new[3:53])
+        changed += sum(a != b for a, b in zip(new, ids))
+    assert abs(changed / (200 * 50) - 0.3 * 299 / 300) < 0.015
+    assert switch_out(rows[:2], 300, 0.0, torch.Generator()) == rows[:2]
+    with pytest.raises(ValueError, match="noise 1.5 is no share"):
+        switch_out(rows, 300, 1.5, torch.Generator())
+    assert switch_out(rows[:9], 300, 0.3, torch.Generator().manual_seed(0)) == made[:9]
 
 
 def test_every_caption_of_a_record_gets_its_turn():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minivlm.data import collate
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.projector import Projector
 from minivlm.vlm import VLM, VLMConfig
@@ -137,6 +138,26 @@ def test_swapping_two_pictures_of_a_row_changes_its_answer(vlm):
     images, swap = torch.randn(2, 3, 16, 16), [1, 0]
     idx = rows([*PICTURE, 7, *PICTURE, 8])
     assert (vlm(idx, images)[0, -1] - vlm(idx, images[swap])[0, -1]).abs().max() > 1e-2
+
+
+def test_another_document_of_a_batch_changes_no_logit_and_no_gradient_of_this_one(vlm):
+    """Catches documents that leak into each other: B beside A, beside a longer A, and alone."""
+    torch.manual_seed(0)
+    b, pictures = ([*PICTURE, 7, 8, 9], [False] * (N + 1) + [True] * 2), torch.randn(2, 3, 16, 16)
+    found = []
+    for a in ([*PICTURE, 2, 3], [5, 6, *PICTURE, 4, 4, 4, 4, 5], None):
+        documents = [(a, [False] * (len(a) - 1) + [True]), b] if a else [b]
+        images = pictures[-len(documents):]
+        batch = collate(documents, 257, 32, images=images, n_images=[1] * len(documents))
+        logits = vlm(batch.idx, batch.images)[-1, :len(b[0]) - 1]    # B's own positions
+        vlm.zero_grad()
+        next_token_loss(logits, batch.targets[-1, :len(b[0]) - 1]).backward()
+        grads = [p.grad.clone() for p in vlm.parameters() if p.grad is not None]
+        found.append((logits.detach(), grads))
+    for logits, grads in found[:2]:
+        same(logits, found[2][0])
+        for grad, alone in zip(grads, found[2][1], strict=True):
+            same(grad, alone)
 
 
 def test_permuting_rows_with_their_pictures_permutes_the_logits(vlm):

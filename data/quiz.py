@@ -1,0 +1,196 @@
+"""Questions about held-out pictures with what a right answer holds: was the lesson learned?
+
+    python data/quiz.py
+    python evaluate.py --questions quiz; python evaluate.py --questions quiz_held_out
+
+Writes two files that ask the same of the same pictures: quiz.jsonl in phrasings that
+data/instruct.py teaches, quiz_held_out.jsonl in those that it keeps back. What lies between the
+two figures is what an unread phrasing costs. The truth is what can be seen; questions that take two
+steps are asked only of pictures without hidden objects, for a teacher told by boxes would count
+them.
+
+Used by: evaluate.py reads what it writes.
+"""
+
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+# the checkout, so that this runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.facts import NUMBERS, PLACES, SIZES, Thing, named_by, things_of  # noqa: E402
+from data.phrasings import asker, harmless  # noqa: E402
+from data.template import DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Answered  # noqa: E402
+from data.template import names_of, world_of  # noqa: E402
+from minivlm.data import load_meta, load_records  # noqa: E402
+from minivlm.run import cli  # noqa: E402
+
+
+@dataclass
+class Config:
+    """Which pictures to ask about."""
+
+    data: str = "data/shapes/prepared"  # folder made by a prepare.py; both files are written there
+    split: str = "val"  # pictures that no dialogue is about
+    seed: int = 0  # which questions, and in which phrasings
+
+
+@dataclass
+class Question:
+    """A question whose words are chosen later: kind and `words` of a phrasing, style, judgment.
+
+    expect: a right answer contains one of these; wrong: and none of these. form: what an answer to
+    this question looks like, right or wrong, as a regular expression.
+    """
+
+    kind: str
+    words: dict[str, str]
+    style: str
+    answer: str
+    expect: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    form: str = ""
+
+
+YES, N, SIDE = "(yes|no)", f"({'|'.join(NUMBERS)})", "(left of|right of|above|below)"
+FORMS = {                                                            # one word or "", full answer
+    "exist": (YES, f"{YES}, there is (no {{x}}|an? {{x}}( (at|in) the .+)?)"),
+    "negation": ("", f"{YES}, there is (no {{x}}|an? {{x}}( (at|in) the .+)?)"),
+    "color": ("({color})", "the {x} is ({color})"), "kind": ("({kind})", "the {x} is an? ({kind})"),
+    "size": ("({size})", "the {x} is ({size})"),
+    "count": (f"({N}|zero)", f"there (is|are) {N} ({{x}}|{{xs}})"),
+    "position": ("", "the {x} is (at|in) the .+"),
+    "relation": (YES, f"{YES}, the {{x}} is {SIDE} the {{y}}"),
+    "compare_number": (YES, f"{YES}, there are (more|fewer|as many) {{xs}} (than|as) {{ys}}"),
+    "compare_size": (YES, f"{YES}, the {{x}} is (larger|smaller) than the {{y}}"),
+    "same": (YES, f"{YES}, the {{x}} and the {{y}} have (the same|different) {{w}}s?"),
+    "unusual": ("", r"there (is|are) .+\. the only .+ is the .+"),
+    "next_to": ("", r"the (?P<it>.+) is {r} the {x}\. the (?P=it) is ({color})"),
+    "without": (
+        "", rf"there are {N} objects\. the {{x}} is one of them\. so {N} objects are left"),
+    "one_more": ("", rf"there (is|are) {N} ({{x}}|{{xs}})\. with one more there would be {N}"),
+    "unknowable": ("", ".*not sure.*"), "sentence": ("", "there is an? .+"),
+    "detail": ("", r"there is an? .+"), "list": ("", r"- .+(\n- .+)*"),
+}
+
+
+def values_of(things: list[Thing], world: tuple[str, ...]) -> dict[str, set[str]]:
+    """Colors, kinds and sizes that an answer may name; without colors a kind is a whole name."""
+    colored = any(t.color for t in things)
+    return {
+        "color": {n.split()[0] for n in world} if colored else set(), "size": set(SIZES),
+        "kind": {n.split()[-1] if colored else n for n in world},
+    }
+
+
+def form_of(kind: str, words: dict[str, str], style: str, values: dict[str, set[str]]) -> str:
+    """What an answer to a question of this kind about these things looks like, in its style."""
+    word, full = FORMS[kind]
+    ways = [word] * (style != "sentence") + [full] * (style != "word")
+    slots = {k: re.escape(v) for k, v in words.items()}
+    slots |= {k: "|".join(sorted(v)) for k, v in values.items()}
+    return f"({'|'.join(filter(None, ways))})[.!]?".format(**slots)
+
+
+def judged(made: Answered, things: list[Thing], world: tuple[str, ...]) -> tuple:
+    """What a right answer contains, one of the first, and what it must not contain.
+
+    A value that the question itself names is never held against an answer.
+    """
+    kind, words, word, full = made
+    if kind == "negation":  # "No, there is a ring" or "Yes, there is no ring"
+        there = ("there is a", "there is an")
+        return (there, ("yes",)) if full.startswith("No") else (("yes",), there)
+    if kind == "unusual":
+        odd = named_by(full[:-1].rsplit(" is the ", 1)[1], things)[0]
+        return tuple(f"is the {name}" for name in names_of(odd, things)), ()
+    if kind == "without":
+        return (f"{word} objects are left",), ()
+    if kind == "one_more":
+        return (f"would be {word}",), ()
+    if kind == "position":
+        place = full[:-1].rsplit(" the ", 1)[1]
+        return (place,), tuple(p for p in PLACES if p not in place)
+    if kind == "count":
+        right = ("zero", "no", "0") if word == "zero" else (word, str(NUMBERS.index(word)))
+        return right, tuple(n for n in (*NUMBERS, "zero") if n not in right)
+    values = values_of(things, world)
+    values["next_to"] = values["color"]
+    if kind in values:
+        value = re.sub(r"^an? ", "", full[:-1].rsplit(" is ", 1)[1])
+        said = " ".join(words.values()).split()
+        return (value,), tuple(sorted(v for v in values[kind] if v not in said and v not in value))
+    return (word,), ({"yes": "no", "no": "yes"}[word],)
+
+
+def questions_of(record: dict, rng: random.Random, world: tuple[str, ...]) -> list[Question]:
+    """One question of each kind that the picture allows, and now and then one about manners."""
+    if record.get("border") == "private":
+        return [Question(kind, {}, "", PRIVATE) for kind in ("list", "sentence", "detail")]
+    every = things_of(record)
+    clear = [t for t in every if not t.hidden]
+    hidden = {t.name for t in every} - {t.name for t in clear}
+    world = tuple(n for n in world if n not in hidden)               # neither there nor absent
+    if not clear:
+        return []
+    values = values_of(clear, world)
+    made = [(make, rng.choice(("", "word", "sentence"))) for make in SIMPLE]
+    if len(clear) == len(every):
+        made += [(make, "") for make in DEEP if make not in SIMPLE]
+    out = []
+    for make, style in made:
+        question = next(filter(None, (make(clear, rng, world) for _ in range(3))), None)
+        if question:
+            kind, words, word, full = question
+            style = "" if style == "word" and not word else style
+            answer = word.capitalize() if style == "word" else full
+            form = form_of(kind, words, style, values)
+            out.append(Question(kind, words, style, answer, *judged(question, clear, world), form))
+    for style in ("list", "sentence", "detail"):
+        out.append(Question(style, {}, style, "", form=form_of(style, {}, style, values)))
+    if rng.random() < 0.4:
+        unknowable = form_of("unknowable", {}, "", values)
+        out.append(rng.choice((
+            Question("unknowable", {}, "", UNKNOWN, ("not sure",), form=unknowable),
+            Question("unsafe", {}, "", REFUSE), Question("harmless", {}, "", ""))))
+    return out
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Write both files; return how many questions of each kind one of them holds."""
+    began, meta = time.time(), load_meta(cfg.data)
+    records, world = load_records(cfg.data, cfg.split, need=("image", "objects")), world_of(meta)
+    counts: Counter = Counter()
+    for name, held_out in (("quiz", False), ("quiz_held_out", True)):
+        lines = []
+        for r in records:
+            asked = questions_of(r, random.Random(f"{cfg.seed} {r['id']} quiz"), world)
+            rng = random.Random(f"{cfg.seed} {r['id']} phrasing {held_out}")
+            ask, private = asker(rng, held_out), r.get("border") == "private"
+            for i, q in enumerate(asked):
+                wish = "" if q.style == q.kind else q.style          # "list" asks for one already
+                if q.kind == "harmless":
+                    text, answer = harmless(rng, held_out)
+                else:
+                    text, answer = ask(q.kind, q.words, wish), q.answer
+                kind = "private" if private else q.kind
+                lines.append({
+                    "id": f"{r['id']}-{i}", "image": r["image"], "kind": kind, "style": q.style,
+                    "question": text, "answer": answer, "expect": q.expect, "wrong": q.wrong,
+                    "form": q.form, "border": r.get("border", "")})
+        path = Path(cfg.data) / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        counts = Counter(line["kind"] for line in lines)
+    print(f"{cfg.data}: {dict(counts)} in quiz.jsonl and in quiz_held_out.jsonl, "
+          f"{time.time() - began:.0f} s")
+    return dict(counts)
+
+
+if __name__ == "__main__":
+    cli(main, Config)
