@@ -5,7 +5,7 @@ What a run cannot do (a CLIP writes nothing, a chatbot has no text tower) is lef
 and so is what a data folder does not hold (zeroshot.jsonl with prompts, eval.jsonl, phrases that
 name objects).
 
-Reads: a run folder and a prepared data folder.   Writes: eval.json in the run folder.
+Reads: a run folder and a prepared data folder.   Writes: eval.json (quiz.json) in the run folder.
 Run: python evaluate.py --run runs/sft [--questions quiz]
 """
 
@@ -79,6 +79,9 @@ def main(cfg: Config) -> dict[str, float]:
     state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft"))
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     model = (CLIP if state["stage"] == "clip" else VLM).from_checkpoint(state).to(device).eval()
+    asked = Path(cfg.data) / f"{cfg.questions}.jsonl"
+    if cfg.questions != "eval" and not asked.is_file():
+        raise FileNotFoundError(f"no questions at {asked}; data/quiz.py writes a quiz")
     judge = None
     if cfg.judge:
         if state["stage"] != "caption":

@@ -44,7 +44,7 @@ class Config:
     weight_decay: float = 0.05  # on matrices and embeddings
     warmup: int = 50  # steps until the peak rate
     grad_clip: float = 1.0  # largest norm of the gradient
-    noise: float = 0.0  # share of the questions' words replaced at random, 0 .. 1
+    noise: float = 0.0  # share of the questions' tokens replaced at random, 0 .. 1
     freeze_vit: bool = True  # keep CLIP's eyes as they are, as LLaVA does
     eval_every: int = 275  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
@@ -108,7 +108,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     def make_batch(step: int) -> Batch:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed, lengths)
-        generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step))
+        generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1))
         said = switch_out([rows[i] for i in chosen], len(tokenizer.ranks), cfg.noise, generator)
         return make([records[i] for i in chosen], said)
 

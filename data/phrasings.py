@@ -5,8 +5,7 @@ holds alternatives, "Is there {a}(| here| in the picture)?", of which one is dra
 reads few phrasings learns them by heart; one that reads many has to find what matters in them.
 
 What is in data/phrasings/kept is never written into a dialogue: it measures whether an instruction
-is followed that was never read (quiz.py). The kept ones were written first, most of the others by
-somebody who had not seen them; where both had the same words, the kept one stayed.
+is followed that was never read (quiz.py). No taught text holds a kept one's words in their order.
 
 Used by: template.py, instruct.py, quiz.py.
 """
@@ -24,7 +23,7 @@ KINDS = (
     "list", "sentence", "unknowable", "unsafe",
 )
 STYLES = {"word": "word", "sentence": "one_sentence"}                # style -> its file
-OPENERS = 0.2  # share of the questions that a greeting or the like stands before
+OPENERS = 0.2  # share of a dialogue's questions that a greeting or the like stands before
 
 Ask = Callable[..., str]  # (kind, words, style) -> a phrasing with its words put in
 GROUP = re.compile(r"\(([^()]*)\)")
@@ -46,8 +45,9 @@ def patterns(name: str, held_out: bool = False) -> tuple[str, ...]:
 def drawn(pattern: str, rng: random.Random) -> str:
     """A pattern with one alternative drawn of each group, inner groups first.
 
-    >>> drawn("(Is|Is) there {a}?", random.Random(0))
-    'Is there {a}?'
+    >>> {drawn("Is (it|there) {a}?", random.Random(i)) for i in range(9)} == {
+    ...     "Is it {a}?", "Is there {a}?"}
+    True
     """
     while "(" in pattern:
         pattern = GROUP.sub(lambda m: rng.choice(m[1].split("|")), pattern)
@@ -67,13 +67,18 @@ def spelled(pattern: str) -> list[str]:
     return [text for part in found[1].split("|") for text in spelled(head + part + tail)]
 
 
-def asker(rng: random.Random, held_out: bool = False) -> Ask:
-    """A function that puts words into a phrasing: of dialogues, or of those kept for measuring."""
+def asker(rng: random.Random, held_out: bool = False, openers: float = OPENERS) -> Ask:
+    """A function that puts words into a phrasing.
+
+    Args:
+        held_out: take one of those that are kept for measuring.
+        openers: share of the questions with a sentence before that asks nothing.
+    """
     def ask(kind: str, words: dict[str, str], style: str = "") -> str:
         names = [kind, STYLES[style]] if style else [kind]
-        if not held_out and rng.random() < OPENERS:
-            names.insert(0, "openers")
         said = [drawn(rng.choice(patterns(name, held_out)), rng) for name in names]
+        if rng.random() < openers:
+            said.insert(0, drawn(rng.choice(patterns("openers")), rng))
         return " ".join(said).format(**words)
     return ask
 

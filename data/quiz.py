@@ -24,7 +24,8 @@ from pathlib import Path
 # the checkout, so that this runs as a script
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.facts import NUMBERS, PLACES, SIZES, Thing, named_by, things_of  # noqa: E402
+from data.facts import NUMBERS, OPPOSITE, PLACES, SIZES, Thing  # noqa: E402
+from data.facts import beside, named_by, things_of  # noqa: E402
 from data.phrasings import asker, harmless  # noqa: E402
 from data.template import DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Answered  # noqa: E402
 from data.template import names_of, world_of  # noqa: E402
@@ -46,7 +47,8 @@ class Question:
     """A question whose words are chosen later: kind and `words` of a phrasing, style, judgment.
 
     expect: a right answer contains one of these; wrong: and none of these. form: what an answer to
-    this question looks like, right or wrong, as a regular expression.
+    this question looks like, right or wrong, as a regular expression, worded as the offline teacher
+    words it. names: a right description names all of these, may: and nothing but these besides.
     """
 
     kind: str
@@ -56,15 +58,17 @@ class Question:
     expect: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
     form: str = ""
+    names: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()
 
 
-YES, N, SIDE = "(yes|no)", f"({'|'.join(NUMBERS)})", "(left of|right of|above|below)"
+YES, NUMBER, SIDE = "(yes|no)", f"({'|'.join(NUMBERS)})", "(left of|right of|above|below)"
 FORMS = {                                                            # one word or "", full answer
     "exist": (YES, f"{YES}, there is (no {{x}}|an? {{x}}( (at|in) the .+)?)"),
-    "negation": ("", f"{YES}, there is (no {{x}}|an? {{x}}( (at|in) the .+)?)"),
+    "negation": ("", f"({YES}, )?there is (no {{x}}|an? {{x}}( (at|in) the .+)?)"),
     "color": ("({color})", "the {x} is ({color})"), "kind": ("({kind})", "the {x} is an? ({kind})"),
     "size": ("({size})", "the {x} is ({size})"),
-    "count": (f"({N}|zero)", f"there (is|are) {N} ({{x}}|{{xs}})"),
+    "count": (f"({NUMBER}|zero)", f"there (is|are) {NUMBER} ({{x}}|{{xs}})"),
     "position": ("", "the {x} is (at|in) the .+"),
     "relation": (YES, f"{YES}, the {{x}} is {SIDE} the {{y}}"),
     "compare_number": (YES, f"{YES}, there are (more|fewer|as many) {{xs}} (than|as) {{ys}}"),
@@ -73,10 +77,18 @@ FORMS = {                                                            # one word 
     "unusual": ("", r"there (is|are) .+\. the only .+ is the .+"),
     "next_to": ("", r"the (?P<it>.+) is {r} the {x}\. the (?P=it) is ({color})"),
     "without": (
-        "", rf"there are {N} objects\. the {{x}} is one of them\. so {N} objects are left"),
-    "one_more": ("", rf"there (is|are) {N} ({{x}}|{{xs}})\. with one more there would be {N}"),
+        "", rf"there are {NUMBER} objects\. the {{x}} is one of them\. so {NUMBER} objects are "
+        "left"),
+    "one_more": (
+        "", rf"there (is|are) {NUMBER} ({{x}}|{{xs}})\. with one more there would be {NUMBER}"),
     "unknowable": ("", ".*not sure.*"), "sentence": ("", "there is an? .+"),
     "detail": ("", r"there is an? .+"), "list": ("", r"- .+(\n- .+)*"),
+}
+
+
+CLAIMS = {
+    "compare_number": ("more", "fewer", "as many"), "compare_size": ("larger", "smaller"),
+    "same": ("the same", "different"),
 }
 
 
@@ -84,8 +96,9 @@ def values_of(things: list[Thing], world: tuple[str, ...]) -> dict[str, set[str]
     """Colors, kinds and sizes that an answer may name; without colors a kind is a whole name."""
     colored = any(t.color for t in things)
     return {
-        "color": {n.split()[0] for n in world} if colored else set(), "size": set(SIZES),
-        "kind": {n.split()[-1] if colored else n for n in world},
+        "color": {n.split()[0] for n in world} | {t.color for t in things} if colored else set(),
+        "kind": {n.split()[-1] if colored else n for n in world} | {t.kind for t in things},
+        "size": set(SIZES),
     }
 
 
@@ -98,22 +111,29 @@ def form_of(kind: str, words: dict[str, str], style: str, values: dict[str, set[
     return f"({'|'.join(filter(None, ways))})[.!]?".format(**slots)
 
 
-def judged(made: Answered, things: list[Thing], world: tuple[str, ...]) -> tuple:
+def judged(
+    made: Answered, things: list[Thing], world: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a right answer contains, one of the first, and what it must not contain.
 
-    A value that the question itself names is never held against an answer.
+    A yes with a false fact behind it is wrong, and so is a false step before a right end. Whether
+    there is no ring is judged by the fact alone, since people use yes and no there both ways. A
+    value that the question itself names is never held against an answer.
     """
     kind, words, word, full = made
-    if kind == "negation":  # "No, there is a ring" or "Yes, there is no ring"
+    if kind in ("exist", "negation"):
         there = ("there is a", "there is an")
-        return (there, ("yes",)) if full.startswith("No") else (("yes",), there)
+        wrong = ("there is no",) if any(phrase in full for phrase in there) else there
+        if kind == "exist":
+            return (word,), (*wrong, *{"yes", "no"} - {word})
+        fact = words["a"] if wrong == ("there is no",) else f"no {words['x']}"
+        return (f"there is {fact}",), wrong
     if kind == "unusual":
         odd = named_by(full[:-1].rsplit(" is the ", 1)[1], things)[0]
-        return tuple(f"is the {name}" for name in names_of(odd, things)), ()
-    if kind == "without":
-        return (f"{word} objects are left",), ()
-    if kind == "one_more":
-        return (f"would be {word}",), ()
+        counts = tuple(f"there are {n}" for n in NUMBERS if n != NUMBERS[len(things) - 1])
+        return tuple(f"is the {name}" for name in names_of(odd, things)), counts
+    if kind in ("without", "one_more"):
+        return (full,), ()
     if kind == "position":
         place = full[:-1].rsplit(" the ", 1)[1]
         return (place,), tuple(p for p in PLACES if p not in place)
@@ -126,34 +146,53 @@ def judged(made: Answered, things: list[Thing], world: tuple[str, ...]) -> tuple
         value = re.sub(r"^an? ", "", full[:-1].rsplit(" is ", 1)[1])
         said = " ".join(words.values()).split()
         return (value,), tuple(sorted(v for v in values[kind] if v not in said and v not in value))
-    return (word,), ({"yes": "no", "no": "yes"}[word],)
+    a, b = (named_by(words.get(k, ""), things)[:1] for k in ("x", "y"))
+    if kind == "relation":
+        false = [r for r in OPPOSITE if not beside(a[0], b[0], r)]
+    else:
+        false = [fact for fact in CLAIMS[kind] if f" {fact} " not in full]
+    return (word,), (*false, *{"yes", "no"} - {word})
 
 
-def questions_of(record: dict, rng: random.Random, world: tuple[str, ...]) -> list[Question]:
-    """One question of each kind that the picture allows, and now and then one about manners."""
+def questions_of(
+    record: dict, rng: random.Random, world: tuple[str, ...], phrases: dict[str, str] | None = None
+) -> list[Question]:
+    """One question of each kind that the picture allows, and now and then one about manners.
+
+    Where something is hidden, only what the offline teacher too writes from sight is asked, and
+    nothing about kinds that a hidden object is of.
+
+    Args:
+        phrases: names of objects -> the name that stands for all of them, as in meta.json.
+    """
     if record.get("border") == "private":
         return [Question(kind, {}, "", PRIVATE) for kind in ("list", "sentence", "detail")]
     every = things_of(record)
     clear = [t for t in every if not t.hidden]
-    hidden = {t.name for t in every} - {t.name for t in clear}
-    world = tuple(n for n in world if n not in hidden)               # neither there nor absent
     if not clear:
         return []
-    values = values_of(clear, world)
-    made = [(make, rng.choice(("", "word", "sentence"))) for make in SIMPLE]
-    if len(clear) == len(every):
-        made += [(make, "") for make in DEEP if make not in SIMPLE]
+    hidden = {t.name for t in every} - {t.name for t in clear}
+    world = tuple(n for n in world if n not in hidden)               # neither there nor absent
+    values, whole = values_of(clear, world), len(clear) == len(every)
+    made = [(make, rng.choice(("", "word", "sentence"))) for make in SIMPLE
+            if whole or make not in DEEP]
+    made += [(make, "") for make in DEEP if whole and make not in SIMPLE]
     out = []
     for make, style in made:
         question = next(filter(None, (make(clear, rng, world) for _ in range(3))), None)
-        if question:
-            kind, words, word, full = question
-            style = "" if style == "word" and not word else style
-            answer = word.capitalize() if style == "word" else full
-            form = form_of(kind, words, style, values)
-            out.append(Question(kind, words, style, answer, *judged(question, clear, world), form))
+        if not question:
+            continue
+        kind, words, word, full = question
+        if kind == "count" and named_by(words["x"], every) != named_by(words["x"], clear):
+            continue
+        style = "" if style == "word" and not word else style
+        answer = word.capitalize() if style == "word" else full
+        form = form_of(kind, words, style, values)
+        out.append(Question(kind, words, style, answer, *judged(question, clear, world), form))
+    names, may = ([(phrases or {}).get(t.name, t.name) for t in some] for some in (clear, every))
     for style in ("list", "sentence", "detail"):
-        out.append(Question(style, {}, style, "", form=form_of(style, {}, style, values)))
+        form = form_of(style, {}, style, values)
+        out.append(Question(style, {}, style, "", (), (), form, tuple(names), tuple(may)))
     if rng.random() < 0.4:
         unknowable = form_of("unknowable", {}, "", values)
         out.append(rng.choice((
@@ -163,16 +202,23 @@ def questions_of(record: dict, rng: random.Random, world: tuple[str, ...]) -> li
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write both files; return how many questions of each kind one of them holds."""
+    """Write both files; return how many questions of each kind one of them holds.
+
+    Raises:
+        ValueError: if no picture has objects.
+    """
     began, meta = time.time(), load_meta(cfg.data)
-    records, world = load_records(cfg.data, cfg.split, need=("image", "objects")), world_of(meta)
+    records = [r for r in load_records(cfg.data, cfg.split, need=("image",)) if r.get("objects")]
+    if not records:
+        raise ValueError(f"no picture of {cfg.data}/{cfg.split}.jsonl has objects to ask about")
+    world, phrases = world_of(meta), meta.get("phrases", {})
     counts: Counter = Counter()
     for name, held_out in (("quiz", False), ("quiz_held_out", True)):
         lines = []
         for r in records:
-            asked = questions_of(r, random.Random(f"{cfg.seed} {r['id']} quiz"), world)
+            asked = questions_of(r, random.Random(f"{cfg.seed} {r['id']} quiz"), world, phrases)
             rng = random.Random(f"{cfg.seed} {r['id']} phrasing {held_out}")
-            ask, private = asker(rng, held_out), r.get("border") == "private"
+            ask, private = asker(rng, held_out, openers=0), r.get("border") == "private"
             for i, q in enumerate(asked):
                 wish = "" if q.style == q.kind else q.style          # "list" asks for one already
                 if q.kind == "harmless":
@@ -183,7 +229,7 @@ def main(cfg: Config) -> dict[str, float]:
                 lines.append({
                     "id": f"{r['id']}-{i}", "image": r["image"], "kind": kind, "style": q.style,
                     "question": text, "answer": answer, "expect": q.expect, "wrong": q.wrong,
-                    "form": q.form, "border": r.get("border", "")})
+                    "form": q.form, "names": q.names, "may": q.may, "border": r.get("border", "")})
         path = Path(cfg.data) / f"{name}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         counts = Counter(line["kind"] for line in lines)

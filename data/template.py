@@ -223,10 +223,13 @@ def unusual(things, rng, world) -> Answered | None:
         number_of = Counter(getattr(t, key) for t in things)
         if len(number_of) == 2 and "" not in number_of and 1 in number_of.values():
             odd[key] = next(t for t in things if number_of[getattr(t, key)] == 1)
-    if not 2 < len(things) < len(NUMBERS) or len(set(odd.values())) != 1:
+    if any(t.crowd for t in things) or not 2 < len(things) < len(NUMBERS):
+        return None
+    if len(set(odd.values())) != 1:
         return None  # none stands out, or more than one does
     key, t = rng.choice(sorted(odd.items(), key=lambda item: item[0]))
-    names = [n for n in names_of(t, things) if getattr(t, key) not in n.split()]
+    names = [n for n in names_of(t, things)
+             if getattr(t, key) not in n.split() and getattr(t, key) != n]
     if not names:
         return None
     rest = next(getattr(o, key) for o in things if o is not t)
@@ -254,7 +257,7 @@ def next_to(things, rng, world) -> Answered | None:
 def without(things, rng, world) -> Answered | None:
     """Count, then take one away: two steps."""
     one = point(things, rng)
-    if not one or not 2 < len(things) < len(NUMBERS):
+    if not one or any(t.crowd for t in things) or not 2 < len(things) < len(NUMBERS):
         return None
     left = len(things) - 1
     full = (f"{number(len(things), 'object')} The {one[1]} is one of them. "

@@ -102,7 +102,9 @@ def render_v1(
     where the count does not come out; here each piece is known for what it is.
 
     Args:
-        turns: as for `render`; the system turn holds the words before the first USER.
+        turns: as for `render`; the system turn holds the words before the first USER, and each
+            <image> stands where it is meant (LLaVA's trainer first moves it to the start of its
+            turn and adds a line break, as data/llava/prepare.py does).
         encode: text -> ids, no special ones among them. An answer comes with the space before it;
             a SentencePiece tokenizer that adds one of its own is given
             `lambda text: encode(text.removeprefix(" "))`.

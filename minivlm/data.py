@@ -286,14 +286,14 @@ def cut_rows(rows: Rows, least: int, generator: torch.Generator) -> Rows:
     return made
 
 
-def switch_out(rows: Rows, n_words: int, share: float, generator: torch.Generator) -> Rows:
-    """Replace a share of the words that are read, never of those that are learned, by random ones.
+def switch_out(rows: Rows, vocab_size: int, share: float, generator: torch.Generator) -> Rows:
+    """Replace a share of the tokens that are read, never of those that are learned, by random ones.
 
     So no single word of a question can be relied on, and a question in other words still finds its
     answer. Image tokens and marks of turns stay.
 
     Args:
-        n_words: size of the vocabulary without special tokens, whose ids stand behind it.
+        vocab_size: without special tokens, whose ids stand behind the others.
         share: 0 .. 1.
 
     Raises:
@@ -306,8 +306,8 @@ def switch_out(rows: Rows, n_words: int, share: float, generator: torch.Generato
     made = []
     for ids, learned in rows:
         chance = torch.rand(len(ids), generator=generator).tolist()
-        other = torch.randint(n_words, (len(ids),), generator=generator).tolist()
-        new = [o if c < share and i < n_words and not wanted else i
+        other = torch.randint(vocab_size, (len(ids),), generator=generator).tolist()
+        new = [o if c < share and i < vocab_size and not wanted else i
                for i, wanted, c, o in zip(ids, learned, chance, other)]
         made.append((new, learned))
     return made

@@ -23,8 +23,14 @@ FONT = 15
 
 
 def values(name: str) -> list[float]:
-    """The figure of each seed: the mean share of answers with which nothing is wrong."""
+    """The figure of each seed: the mean share of answers that do what was asked and are right.
+
+    Raises:
+        SystemExit: if there is no result of that name.
+    """
     paths = sorted(HERE.glob(f"{name}-seed*.json"))
+    if not paths:
+        raise SystemExit(f"efficiency.py: error: no {HERE / name}-seed*.json; see instruct.sh")
     return [json.loads(path.read_text())["figures"]["followed/all"] for path in paths]
 
 
@@ -43,7 +49,7 @@ def main() -> None:
         for tenth in range(0, 11, 2):
             draw.line((x0, y(tenth / 10), x0 + PANEL, y(tenth / 10)), "#dddddd")
             draw.text((x0 - 8, y(tenth / 10)), f"{tenth / 10:.1f}", "black", font, anchor="rm")
-    draw.text((LEFT, 10), "answers with which nothing is wrong, mean over kinds", "black", font)
+    draw.text((LEFT, 10), "does what was asked and is right, mean over kinds", "black", font)
     span = math.log(SIZES[-1] / SIZES[0])
     columns = [LEFT + 30 + (PANEL - 60) * math.log(n / SIZES[0]) / span for n in SIZES]
     bars = [right + PANEL * (i + 0.5) / len(TYPES) for i in range(len(TYPES))]

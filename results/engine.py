@@ -51,8 +51,8 @@ def main(data: str = "data/shapes/prepared") -> None:
         kind, record = d["id"].split("-")[-2], records[d["image"]]
         said = [turn["value"] for turn in d["conversations"]]
         rounds = list(zip(said[::2], said[1::2]))
-        asked |= set(said[::2])
         rounds[0] = (rounds[0][0].removeprefix("<image>\n"), rounds[0][1])
+        asked |= {q for q, _ in rounds}
         counts["valid"] += not list(faults(kind, rounds, record, phrases, cfg.max_words))
         things = [t for t in things_of(record) if kind != "conversation" or not t.hidden]
         for _, answer in rounds:

@@ -5,10 +5,10 @@
 #
 #   1000 ... 30000       so many dialogues, the smaller number the beginning of the larger one
 #   no_conversation ...  30,000 dialogues of the two other types, in their proportions
-#   long                 30,000 dialogues, 1,200 steps in place of 500
+#   long                 30,000 dialogues, 1,000 steps in place of 500
 #
-# Every run but the last makes the same number of steps, and is judged by its best checkpoint, for a
-# thousand dialogues are soon known by heart.
+# All but `long` make the same number of steps. Each is judged by its best checkpoint, for a thousand
+# dialogues are soon known by heart. A tenth of the questions' tokens is noise (--noise).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -28,7 +28,7 @@ for seed in ${SEEDS:-0 1 2}; do
     runs=runs/seed$seed
     for name in ${NAMES:-1000 3000 10000 30000 no_conversation no_detail no_reasoning long}; do
         split=$name steps=500
-        [ $name = long ] && split=30000 steps=1200
+        [ $name = long ] && split=30000 steps=1000
         $python train_sft.py --split instruct_$split --val_split instruct_val --init "$runs/align" \
             --out "$runs/instruct_$name" --seed "$seed" --steps $steps --noise 0.1 \
             --eval_every 100

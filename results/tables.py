@@ -72,7 +72,8 @@ CAPTIONS = {
     "share_synthetic": "synthetic captions estimated to fit",
 }
 DIALOGUES = {
-    "followed/all": "nothing wrong with the answer, mean over kinds",
+    "followed/form": "does what was asked, mean over kinds",
+    "followed/all": "and is right",
     "answers/kind": "answers: what is the red object?",
     "answers/negation": "answers: is there no ...?",
     "answers/compare_number": "answers: more of these than of those?",
@@ -85,7 +86,7 @@ DIALOGUES = {
     "answers/unknowable": "answers: not sure, where nobody could be",
 }
 AMOUNTS = {str(n): f"{n:,}" for n in (1000, 3000, 10000, 30000)}
-LEFT_OUT = {"30000": "all types", "no_conversation": "no conversations",
+LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
 OBJECTIVES = {"blip": "blip", "lm": "lm", "prefix_lm": "prefix_lm"}
 WEB = {"web": "as found", "capfilt": "after CapFilt"}
@@ -278,22 +279,39 @@ def engine_line() -> list[str]:
     ]
 
 
+def amounts_table() -> list[str]:
+    """Dialogues and steps against what is learned of them, asked in taught and in unread words."""
+    columns = {name: f"{label}, 500 steps" for name, label in AMOUNTS.items()}
+    columns |= {"long": "30,000, 1,000 steps"}
+    rows = [(prefix, key) for key in ("followed/form", "followed/all")
+            for prefix in ("", "held_out_")]
+    lines = ["| dialogues | " + " | ".join(columns.values()) + " |", "|---" * 6 + "|"]
+    for prefix, key in rows:
+        runs = named("instruct", {prefix + name: name for name in columns})
+        if not all(runs.values()):
+            return []
+        cells = [cell([r["figures"][key] for r in rs]) for rs in runs.values()]
+        words = "never read" if prefix else "taught"
+        lines.append(f"| {DIALOGUES[key]}, phrasing {words} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def dialogue_tables() -> list[list[str]]:
-    """What is learned from how many dialogues, without one of their types, and in more steps."""
-    keys = ("followed/all", "answers/exist", "answers/color", "answers/kind", "answers/size",
-            "answers/count", "answers/position", "answers/relation", "answers/negation",
-            "answers/compare_number", "answers/compare_size", "answers/same", "answers/unusual",
-            "answers/next_to", "answers/without", "answers/one_more", "answers/unknowable",
-            "style/word", "style/sentence", "style/list", "refused/due", "refused/harmless")
-    out = [engine_line(), ["![dialogues and what is learned](instruct/efficiency.png)"]]
-    for title, ways in (("Number of dialogues", AMOUNTS), ("A type left out", LEFT_OUT),
-                        ("More steps", {"30000": "500", "long": "1,200"})):
-        both = {}
-        for prefix, kind in (("", "taught"), ("held_out_", "unread")):
-            both |= named("instruct", {prefix + k: f"{v}, {kind}" for k, v in ways.items()})
-        out.append(side_by_side(
-            f"{title}, asked in phrasings that were taught and in unread ones", both, keys))
-    return out if out[0] else []
+    """The data engine: its speed, what is learned from how much, and what each type is good for."""
+    keys = ("followed/form", "followed/all", *(f"answers/{k}" for k in (
+        "exist", "color", "kind", "size", "count", "position", "relation", "negation",
+        "compare_number", "compare_size", "same", "unusual", "next_to", "without", "one_more",
+        "unknowable")), "style/word", "style/sentence", "style/list", "refused/due",
+        "refused/harmless")
+    amounts = AMOUNTS | {"long": "30,000, 1,000 steps"}
+    out = [engine_line(), amounts_table()]
+    if out[1]:
+        out.append(["![number of dialogues, and types left out](instruct/efficiency.png)"])
+    for title, ways in (("Number of dialogues", amounts), ("A type left out", LEFT_OUT)):
+        for prefix, words in (("", "that are taught"), ("held_out_", "never read")):
+            runs = named("instruct", {prefix + k: v for k, v in ways.items()})
+            out.append(side_by_side(f"{title}, phrasings {words}", runs, keys))
+    return out if any(out) else []
 
 
 def cifar_table() -> list[str]:
@@ -318,7 +336,8 @@ def joined(*parts: list[str]) -> str:
 def block() -> str:
     """The tables that stand in the README: the default world, and the captioning objectives."""
     return joined(main_table("shapes", PAGE_ONLY), objectives_table(
-        ("captions/cider", "captions/bleu4", "captions/recall", "captions/chair_i", "match")))
+        ("captions/cider", "captions/bleu4", "captions/recall", "captions/chair_i", "match")),
+        engine_line(), amounts_table())
 
 
 def section(title: str, *tables: list[str]) -> list[list[str]]:

@@ -273,7 +273,7 @@ def test_llavas_plain_rows_learn_the_caption_and_the_line_break():
     assert ids == [1000, 1002, 1002, 1002, *b"a b\n"]
     assert is_answer == [False] * 4 + [True] * 4
     pieces = Pieces()
-    want = pieces.whole("<image>A dog.\n")                           # LLaVA's string, as it reads it
+    want = pieces.whole("<image>A dog.\n")  # LLaVA's string, as it reads it
     ids, is_answer = render_plain("A dog.", pieces.encode, pieces.BOS, pieces.IMAGE)
     assert ids == want and is_answer == [False] * len(pieces.whole(IMAGE_MARK)) + [True] * 4
     with pytest.raises(ValueError, match="the caption is empty"):

@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 SCRIPTS = (
     "train_lm", "train_clip", "train_caption", "train_align", "train_sft", "evaluate", "chat",
     "data.shapes.prepare", "data.nlvr.prepare", "data.coco.prepare", "data.cifar10.prepare",
-    "data.webdata.prepare", "data.llava.prepare", "data.capfilt", "data.instruct",
+    "data.webdata.prepare", "data.llava.prepare", "data.capfilt", "data.instruct", "data.quiz",
 )
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
 OPTIONAL = {"pycocoevalcap", "transformers"}  # compared with where installed, by tests only
@@ -121,7 +121,8 @@ def test_only_core_packages_are_imported():
                 [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             for name in names:
                 top = name.split(".")[0]
-                own = (ROOT / f"{top}.py").exists() or top in ("setuptools", "conftest")
+                own = any((folder / f"{top}.py").exists() for folder in (ROOT, ROOT / "tests"))
+                own = own or top == "setuptools"
                 optional = top in OPTIONAL and path.parent.name == "tests"
                 optional = optional or (path.name, top) in EXTRAS
                 assert top in CORE or own or optional or top in sys.stdlib_module_names, (
