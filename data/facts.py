@@ -10,6 +10,7 @@ things that are neither here nor in the data set's vocabulary stays undecided.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -124,12 +125,14 @@ def beside(a: Thing, b: Thing, relation: str) -> bool:
 
 WORDS = r"[a-z][a-z' -]*?"
 N = "|".join(NUMBERS)
+SOME = rf"(?:an?|{'|'.join(NUMBERS[1:])}) {WORDS}"                   # "a ring", "two rings"
 WHERE = r"(?:at|in|on) the ([a-z ]+?)(?: corner| side)?"
 GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("more", rf"there are (more|fewer|as many) ({WORDS}) (?:than|as) ({WORDS})"),
     ("there at", rf"there is an? ({WORDS}) {WHERE}"),
+    ("there", rf"there (?:is|are) ({SOME}(?:, {SOME})* and {SOME})"),
     ("count", rf"there (?:is|are) ({N}) ({WORDS})"),
-    ("there", rf"there is (an? {WORDS}(?:, an? {WORDS})*(?: and an? {WORDS})?)"),
+    ("there", rf"there is (an? {WORDS})"),
     ("only", rf"the only ({WORDS}) is the ({WORDS})"),
     ("beside", rf"the ({WORDS}) is (?:to the )?(left of|right of|above|below) the ({WORDS})"),
     ("size", rf"the ({WORDS}) is (larger|smaller) than the ({WORDS})"),
@@ -181,7 +184,8 @@ def holds(
     """
     what, *args = claim
     phrases = {
-        "more": args[1:], "count": args[1:], "there": _parts(args[0]), "kind": args, "only": args,
+        "more": args[1:], "count": args[1:], "there": list(_amounts(args[0])), "kind": args,
+        "only": args,
         "same": args[:2], "beside": args[::2], "size": args[::2],
     }.get(what, args[:1])
     if not all(known(p, things, names) for p in phrases):
@@ -195,7 +199,7 @@ def holds(
             return None if args[0] != "no" else False
         return len(found) == NUMBERS.index(args[0])
     if what == "there":
-        return all(len(named_by(p, things)) >= phrases.count(p) for p in phrases)
+        return all(len(named_by(p, things)) >= n for p, n in _amounts(args[0]).items())
     places = {*PLACES, *(t.place for t in things)}
     subjects = named_by(args[0], things)
     if what in ("at", "there at"):
@@ -225,9 +229,15 @@ def holds(
     return bool(objects) and all(way * (_bulk(a) - _bulk(b)) > 0 for a in subjects for b in objects)
 
 
-def _parts(phrase: str) -> list[str]:
-    """"a red ring, a dog and a cat" in its parts."""
-    return re.split(r", | and (?=an? )", phrase)
+def _amounts(phrase: str) -> Counter[str]:
+    """How many of what "a red ring, two dogs and a cat" speaks of."""
+    out: Counter[str] = Counter()
+    for part in re.split(rf", | and (?={SOME}$)", phrase):
+        first, _, rest = part.partition(" ")
+        known_number = first in NUMBERS
+        out[rest if known_number or first in ("a", "an") else part] += (
+            NUMBERS.index(first) if known_number else 1)
+    return out
 
 
 def _bulk(t: Thing) -> float:

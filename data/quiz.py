@@ -81,7 +81,7 @@ FORMS = {                                                            # one word 
         "left"),
     "one_more": (
         "", rf"there (is|are) {NUMBER} ({{x}}|{{xs}})\. with one more there would be {NUMBER}"),
-    "unknowable": ("", ".*not sure.*"), "sentence": ("", "there is an? .+"),
+    "unknowable": ("", ".*not sure.*"), "sentence": ("", "there (is|are) .+"),
     "detail": ("", r"there is an? .+"), "list": ("", r"- .+(\n- .+)*"),
 }
 

@@ -38,6 +38,14 @@ def number(n: int, phrase: str) -> str:
     return f"There {words}."
 
 
+def summary(things: list[Thing]) -> str:
+    """"There are two red circles and a ring.": what there is, each kind once."""
+    many = Counter(t.name for t in things)
+    said = [article(name) if n == 1 else f"{NUMBERS[n] if n < len(NUMBERS) else 'many'} "
+            f"{plural(name)}" for name, n in many.items()]
+    return f"There {'is' if many[things[0].name] == 1 else 'are'} {join(said)}."
+
+
 # --- pointing at things ---
 
 
@@ -323,8 +331,7 @@ def conversation(things, rng, world, ask: Ask) -> list[Round]:
             answer = "\n".join(f"- {t.name}" for t in things)
             rounds.append((ask("list", {}), answer))
         else:
-            said = join([article(t.name) for t in things])
-            rounds.append((ask("sentence", {}), f"There is {said}."))
+            rounds.append((ask("sentence", {}), summary(things)))
     if rng.random() < 0.15:
         rounds.append(rng.choice((
             (ask("unknowable", {}), UNKNOWN), (ask("unsafe", {}), REFUSE), harmless(rng))))

@@ -4,6 +4,7 @@ Used by: every prepare.py.
 """
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -37,15 +38,60 @@ def start_folder(folder: str | Path) -> Path:
     return folder
 
 
+class Pack:
+    """Pictures of one size that go to the disk as they come: a data set may exceed the memory.
+
+    Args:
+        folder: where they wait, in a file without a name, until `save`; made if it is not there.
+    """
+
+    def __init__(self, folder: str | Path):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.file = tempfile.TemporaryFile(dir=folder)
+        self.shape: tuple[int, ...] = ()
+        self.n = 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def append(self, picture: np.ndarray) -> None:
+        """Add a picture, (S, S, 3) uint8.
+
+        Raises:
+            ValueError: if it is of another shape than those before, or of another type.
+        """
+        self.shape = self.shape or picture.shape
+        if picture.shape != self.shape or picture.dtype != np.uint8:
+            raise ValueError(f"a picture {picture.shape} of {picture.dtype} among {self.shape} of "
+                             "uint8")
+        self.file.write(picture.tobytes())
+        self.n += 1
+
+    def save(self, path: str | Path) -> None:
+        """Write (n, S, S, 3) uint8 as a .npy file.
+
+        Raises:
+            ValueError: if there is no picture.
+        """
+        if not self.n:
+            raise ValueError(f"no picture for {path}")
+        packed = np.lib.format.open_memmap(path, "w+", np.uint8, (self.n, *self.shape))
+        self.file.seek(0)
+        for start in range(0, self.n, 1000):
+            part = packed[start:start + 1000]
+            part[:] = np.frombuffer(self.file.read(part.nbytes), np.uint8).reshape(part.shape)
+        packed.flush()
+
+
 def write_folder(
-    folder: str | Path, files: dict[str, list[dict]], pixels: dict[str, list[np.ndarray]],
+    folder: str | Path, files: dict[str, list[dict]], pixels: dict[str, Pack],
     texts: list[str], vocab_size: int, meta: dict,
 ) -> Tokenizer:
     """Write a whole data set in place of an older one.
 
     Args:
         files: records of each split; `text` is made of `texts` if it is not among them.
-        pixels: pictures of the splits that are packed, each (S, S, 3) uint8.
+        pixels: pictures of the splits that are packed.
         texts: what the tokenizer is trained on.
         vocab_size: upper limit of its vocabulary, special tokens included.
         meta: what meta.json shall hold besides the number of records.
@@ -56,8 +102,8 @@ def write_folder(
     folder = start_folder(folder)
     made = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
     files = {"text": made} | files
-    for split, pictures in pixels.items():
-        np.save(folder / f"{split}.npy", np.stack(pictures))
+    for split, pack in pixels.items():
+        pack.save(folder / f"{split}.npy")
     for split, records in files.items():
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (folder / f"{split}.jsonl").write_text(lines)

@@ -188,6 +188,21 @@ def test_crowded_and_colorless_pictures_are_asked_about_truly():
                 assert not list(checks.faults(kind, rounds, record, names, 150)), text
 
 
+def test_a_summary_names_each_kind_once_and_is_true():
+    """"a dog, a dog and a dog" is no English: catches kinds said twice, and a wrong number."""
+    boxes = [{"name": n, "box": [0, 0, 0.1, 0.1]} for n in ("dog", "bus", "dog", "cat", "dog")]
+    things = things_of({"objects": boxes})
+    said = template.summary(things)
+    assert said == "There are three dogs, a bus and a cat."
+    assert template.summary(things[1:]) == "There is a bus, two dogs and a cat."
+    assert template.summary(things[:1]) == "There is a dog."
+    names = frozenset({"dog", "bus", "cat"})
+    assert [holds(c, things, names) for c in claims(said)[0]] == [True]
+    assert [holds(c, things[1:], names) for c in claims(said)[0]] == [False]
+    crowd = template.summary(things_of({"objects": boxes[:1] * 12}))
+    assert crowd == "There are many dogs."
+
+
 def test_a_picture_of_which_nothing_is_known_is_refused():
     """Catches an invented answer."""
     for record in ({}, {"objects": []}):

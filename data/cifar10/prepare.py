@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.shapes.language import article, sentence  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
-from minivlm.prepared import check_vocab_size, summary, write_folder  # noqa: E402
+from minivlm.prepared import Pack, check_vocab_size, summary, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -126,11 +126,12 @@ def main(cfg: Config) -> dict[str, float]:
     classes = sorted({label for _, label, _ in splits[cfg.train_split]})
     said = {c: [sentence(t.format(article(c))) for t in TEMPLATES] for c in classes}
     files: dict[str, list[dict]] = {}
-    pixels: dict[str, list[np.ndarray]] = {}
+    pixels = {name: Pack(cfg.out) for name in ("train", "val")}
     mixed = np.random.default_rng(0)  # in folders' order the first 1,000 would be of one class
     for name, split in (("train", cfg.train_split), ("val", cfg.val_split)):
         mixed.shuffle(splits[split])
-        pixels[name] = [picture for _, _, picture in splits[split]]
+        for _, _, picture in splits[split]:
+            pixels[name].append(picture)
         files[name] = [
             {"id": key, "image": f"{name}.npy#{i}", "captions": said[label][:1], "label": label}
             for i, (key, label, _) in enumerate(splits[split])

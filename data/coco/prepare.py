@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.words import plural  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
 from minivlm.metrics import words_of  # noqa: E402
-from minivlm.prepared import check_vocab_size, summary, write_folder  # noqa: E402
+from minivlm.prepared import Pack, check_vocab_size, summary, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 
 
@@ -211,7 +211,7 @@ def main(cfg: Config) -> dict[str, float]:
     sides = split_of(cfg, list(pictures), skipped)
 
     files: dict[str, list[dict]] = {"train": [], "val": []}
-    pixels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    pixels = {side: Pack(cfg.out) for side in files}
     for i, d in sorted(pictures.items())[: cfg.limit or None]:
         side = sides[i]
         if not side or not said[i]:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from minivlm.conversation import IMAGE_MARK, count_images, render  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
-from minivlm.prepared import check_vocab_size, summary, write_folder  # noqa: E402
+from minivlm.prepared import Pack, check_vocab_size, summary, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
@@ -123,7 +123,7 @@ def main(cfg: Config) -> dict[str, float]:
         raise FileNotFoundError(f"no folder of pictures at {cfg.images}")
     root = Path(cfg.images)
     files: dict[str, list[dict]] = {"train": [], "val": []}
-    pixels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    pixels = {side: Pack(cfg.out) for side in files}
     places: dict[str, str] = {}                                      # image path -> side.npy#row
     used, ids = [], Counter()
     for number, record in enumerate(data[: cfg.limit or None]):

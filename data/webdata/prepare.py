@@ -36,7 +36,7 @@ from minivlm import checkpoint  # noqa: E402
 from minivlm.clip import CLIP  # noqa: E402
 from minivlm.data import caption_rows, collate, shorten_rows  # noqa: E402
 from minivlm.images import fit, open_image, to_tensor  # noqa: E402
-from minivlm.prepared import check_vocab_size, write_folder  # noqa: E402
+from minivlm.prepared import Pack, check_vocab_size, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
@@ -224,7 +224,7 @@ def write_records(cfg: Config, kept: Iterator[tuple], skipped: Counter) -> int:
         ValueError: if no pair is left to learn from.
     """
     files: dict[str, list[dict]] = {"train": [], "val": []}
-    pixels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    pixels = {side: Pack(cfg.out) for side in files}
     for n, (sample, picture) in enumerate(kept):
         side = "val" if n % cfg.val_every == 0 else "train"
         record = {
