@@ -42,12 +42,11 @@ class Pack:
     """Pictures of one size that go to the disk as they come: a data set may exceed the memory.
 
     Args:
-        folder: where they wait, in a file without a name, until `save`; made if it is not there.
+        folder: where they wait, in a file without a name, until `save`; made with the first one.
     """
 
     def __init__(self, folder: str | Path):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.file = tempfile.TemporaryFile(dir=folder)
+        self.folder = Path(folder)
         self.shape: tuple[int, ...] = ()
         self.n = 0
 
@@ -60,7 +59,9 @@ class Pack:
         Raises:
             ValueError: if it is of another shape than those before, or of another type.
         """
-        self.shape = self.shape or picture.shape
+        if not self.n:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file, self.shape = tempfile.TemporaryFile(dir=self.folder), picture.shape
         if picture.shape != self.shape or picture.dtype != np.uint8:
             raise ValueError(f"a picture {picture.shape} of {picture.dtype} among {self.shape} of "
                              "uint8")
