@@ -6,6 +6,7 @@ log-probabilities are natural logarithms (contract 6). Models are never called f
     next-token   -mean log p(token | before)        language, captions, answers
     InfoNCE      which caption fits which picture   train_clip.py, train_caption.py
     match        does this caption fit, yes or no   train_caption.py
+    Bradley-Terry, KL, PPO                          stage 4: preferences
 """
 
 import torch
@@ -141,3 +142,168 @@ def match_loss(logits: Tensor, fits: Tensor) -> Tensor:
             f"logits {tuple(logits.shape)} are not two for each of {tuple(fits.shape)}"
         )
     return F.cross_entropy(at_least_float32(logits), fits)
+
+
+# --- preferences ---
+
+
+def reward_loss(
+    chosen_score: Tensor, rejected_score: Tensor, margin: Tensor | float = 0.0
+) -> Tensor:
+    """Bradley-Terry: how surprised a reward model is that people prefer the chosen answer.
+
+        loss = -log sigmoid(chosen_score - rejected_score - margin)
+
+    Args:
+        chosen_score, rejected_score: (B,).
+        margin: () or (B,), how much better the chosen one must be; Llama 2 sets it by how clear the
+            preference is.
+
+    Returns:
+        (B,) nats; ln 2 where both score alike and there is no margin.
+
+    Source: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, eq. 1; the margin: Touvron et al.
+    2023 (Llama 2), arXiv:2307.09288, eq. 2.
+
+    >>> reward_loss(torch.tensor([0.0]), torch.tensor([0.0]))
+    tensor([0.6931])
+    """
+    return -F.logsigmoid(at_least_float32(chosen_score - rejected_score - margin))
+
+
+def ranking_loss(scores: Tensor, ranks: Tensor) -> Tensor:
+    """Bradley-Terry over all pairs of a ranked list, weighted together per prompt.
+
+        loss = mean_b  mean_{i, j: ranks_bi < ranks_bj}  -log sigmoid(scores_bi - scores_bj)
+
+    The pairs of one prompt share its answers, so a prompt counts once however many pairs it has:
+    a pair as its own batch element would be overfitted in one epoch.
+
+    Args:
+        scores: (B, K).
+        ranks: (B, K) integers, 1 is best; equals carry no pair; 0 marks an answer that is missing.
+
+    Returns:
+        () nats, the mean over prompts that have a pair.
+
+    Raises:
+        ValueError: if the shapes differ, or no prompt has a pair.
+
+    Source: InstructGPT, arXiv:2203.02155, section 3.5 and eq. 1.
+
+    >>> ranking_loss(torch.zeros(1, 3), torch.tensor([[1, 2, 2]]))
+    tensor(0.6931)
+    """
+    if scores.shape != ranks.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and ranks {tuple(ranks.shape)} differ")
+    there = ranks > 0                                                # (B, K)
+    better = ranks[:, :, None] < ranks[:, None, :]                   # (B, K, K), i before j
+    better = better & there[:, :, None] & there[:, None, :]
+    n_pairs = better.sum((1, 2))                                     # (B,)
+    if not bool(n_pairs.any()):
+        raise ValueError("no prompt has two answers of different rank: all are ties")
+    loss = reward_loss(scores[:, :, None], scores[:, None, :])       # (B, K, K)
+    per_prompt = loss.masked_fill(~better, 0.0).sum((1, 2)) / n_pairs.clamp(min=1)
+    return per_prompt[n_pairs > 0].mean()
+
+
+# --- PPO ---
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x where the mask is True; both (B, T) -> ().
+
+    Raises:
+        ValueError: if nothing counts.
+    """
+    n = mask.sum()
+    if not bool(n):
+        raise ValueError("nothing counts: the mask is False everywhere")
+    return x.masked_fill(~mask, 0.0).sum() / n
+
+
+def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str = "k1") -> Tensor:
+    """Estimate KL(policy || reference) token by token, from tokens that the policy drew.
+
+        k1 = logp - ref_logp                                unbiased, may be negative
+        k2 = (logp - ref_logp)^2 / 2                        biased, never negative
+        k3 = exp(ref_logp - logp) - 1 - (ref_logp - logp)   unbiased, never negative
+
+    Args:
+        logp, ref_logp: (B, T) nats, 0 at ignored positions.
+
+    Returns:
+        (B, T), 0 where both are equal.
+
+    Raises:
+        ValueError: for another kind.
+
+    Source: Schulman 2020, Approximating KL Divergence, joschu.net/blog/kl-approx.html.
+
+    >>> kl_estimate(torch.tensor([[0.0]]), torch.tensor([[-1.0]]), "k3")
+    tensor([[0.3679]])
+    """
+    log_ratio = ref_logp - logp
+    if kind == "k1":
+        return -log_ratio
+    if kind == "k2":
+        return log_ratio.square() / 2
+    if kind == "k3":
+        return torch.expm1(log_ratio) - log_ratio
+    raise ValueError(f"kind {kind!r} is not one of k1, k2, k3")
+
+
+def ppo_policy_loss(
+    logp: Tensor, old_logp: Tensor, advs: Tensor, mask: Tensor, clip_eps: float
+) -> tuple[Tensor, Tensor]:
+    """Clipped surrogate: make good tokens likelier, but not by more than clip_eps in one go.
+
+        ratio = exp(logp - old_logp)
+        loss = - mean_t min(ratio * advs, clip(ratio, 1 - clip_eps, 1 + clip_eps) * advs)
+
+    Args:
+        logp, old_logp: (B, T) of the drawn tokens, now and at rollout.
+        advs: (B, T).
+        mask: (B, T) bool, True at tokens of the answer.
+
+    Returns:
+        () loss, and () share of tokens whose gradient the clip has cut off.
+
+    Raises:
+        ValueError: if nothing counts.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
+
+    >>> one = torch.ones(1, 1)
+    >>> ppo_policy_loss(one * 0, one * 0, one * 2, one.bool(), 0.2)  # ratio 1: minus mean advs
+    (tensor(-2.), tensor(0.))
+    """
+    ratio = (logp - old_logp).masked_fill(~mask, 0.0).exp()
+    free, held = ratio * advs, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advs
+    clipped = masked_mean((held < free).float(), mask)
+    return -masked_mean(torch.minimum(free, held), mask), clipped
+
+
+def ppo_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_eps: float
+) -> Tensor:
+    """Half the squared error of the values, which may not leave old_values by more than clip_eps.
+
+        held = old_values + clip(values - old_values, -clip_eps, clip_eps)
+        loss = mean_t max((values - returns)^2, (held - returns)^2) / 2
+
+    Args:
+        values, old_values, returns: (B, T); mask: (B, T) bool.
+
+    Returns:
+        () loss.
+
+    Raises:
+        ValueError: if nothing counts.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, section 5; the clip as in openai/baselines,
+    ppo2.
+    """
+    held = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
+    worst = torch.maximum((values - returns).square(), (held - returns).square())
+    return masked_mean(worst, mask) / 2

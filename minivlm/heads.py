@@ -1,0 +1,88 @@
+"""A VLM that gives numbers in place of words: how good an answer is, and what is still to be won.
+
+    score = head(hidden at the last token of the answer)             RewardModel, (B,)
+    values = head(hidden at every token)                             ValueModel, (B, T)
+
+Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; initial weights of the heads
+as in Ziegler et al. 2019 (openai/lm-human-preferences). Used by: train_reward.py, train_ppo.py.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from minivlm.transformer import last_only
+from minivlm.vlm import VLM
+
+
+class RewardModel(nn.Module):
+    """Scores whole answers; higher is better.
+
+    `mean` and `std` are those of the raw scores on answers of the SFT model, so that a score of 0
+    is an answer as that model gives it, whatever the head's scale.
+    """
+
+    def __init__(self, vlm: VLM):
+        super().__init__()
+        self.vlm = vlm
+        C = vlm.config.gpt.n_embd
+        self.head = nn.Linear(C, 1)
+        nn.init.normal_(self.head.weight, std=(C + 1) ** -0.5)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def forward(
+        self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,
+        img_emb: Tensor | None = None,
+    ) -> Tensor:
+        """Score dialogues at their last token.
+
+        Args:
+            idx: (B, T) ids, padded right, each row up to the end token of the answer in question.
+            lengths: (B,) tokens of each row.
+            images: (n, 3, S, S), or img_emb: (n, N, C), as VLM.embed takes them.
+
+        Returns:
+            (B,).
+        """
+        at = last_only(lengths, idx.shape[1])                        # (B, T)
+        hidden = self.vlm.hidden(idx, images, img_emb, at=at)        # (B, C)
+        return (self.head(hidden)[:, 0].float() - self.mean) / self.std
+
+    @torch.no_grad()
+    def normalize(self, scores: Tensor) -> None:
+        """Make these scores, (n,), given by this model, have mean 0 and standard deviation 1.
+
+        Raises:
+            ValueError: if they are all equal, or not finite.
+        """
+        std = scores.std(correction=min(1, len(scores) - 1))
+        if not bool(torch.isfinite(std)) or not bool(std > 0):
+            raise ValueError(f"{len(scores)} scores with a standard deviation of {std:.3g}: "
+                             "cannot be brought to one of 1")
+        self.mean += self.std * scores.mean()
+        self.std *= std
+
+
+class ValueModel(nn.Module):
+    """Foresees at every token what reward is still to come."""
+
+    def __init__(self, vlm: VLM):
+        super().__init__()
+        self.vlm = vlm
+        self.head = nn.Linear(vlm.config.gpt.n_embd, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def from_reward_model(cls, reward_model: RewardModel) -> "ValueModel":
+        """A value model that sees what a reward model sees, and expects nothing yet."""
+        return cls(copy.deepcopy(reward_model.vlm))
+
+    def forward(
+        self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None
+    ) -> Tensor:
+        """(B, T) ids and pictures -> (B, T); position t knows nothing of what comes after it."""
+        return self.head(self.vlm.hidden(idx, images, img_emb))[..., 0].float()

@@ -1,0 +1,146 @@
+"""Reinforcement learning on answers: rewards per token, advantages, and how hard the KL pulls.
+
+    rewards = - kl_coef * KL estimate at every token of the answer, + the score at its last one
+    advs, returns = gae(rewards, values, mask, gamma, lam)
+    advs = whiten(advs, mask)
+
+All of it is (B, T); a mask is True at the tokens of the answer, which stand together in a row, with
+the prompt before and pads behind. Nothing here has gradients.
+
+Source: Ziegler et al. 2019, arXiv:1909.08593, section 2; Ouyang et al. 2022, arXiv:2203.02155.
+Used by: train_ppo.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minivlm.losses import masked_mean
+
+
+def last_true(mask: Tensor) -> Tensor:
+    """The position of each row's last True: (B, T) bool -> (B,).
+
+    Raises:
+        ValueError: if a row has none.
+
+    >>> last_true(torch.tensor([[False, True, True, False]]))
+    tensor([2])
+    """
+    if not bool(mask.any(1).all()):
+        raise ValueError("a row has no token of an answer")
+    return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+
+
+def kl_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """A reward for every token: the price of leaving the reference, and the score at the end.
+
+        rewards[b, t] = - kl_coef * kl[b, t] + [t is the last token of the answer] * score[b]
+
+    The last token is a real one, the end token if the answer has one; never a pad behind it.
+
+    Args:
+        score: (B,) of the whole answers, by a reward model.
+        kl: (B, T) estimates, see `losses.kl_estimate`.
+        mask: (B, T) bool.
+
+    Returns:
+        (B, T), 0 outside of the answers.
+
+    Raises:
+        ValueError: if a row has no answer.
+    """
+    rewards = (-kl_coef * kl).masked_fill(~mask, 0.0)
+    rows = torch.arange(len(score), device=score.device)
+    rewards[rows, last_true(mask)] += score
+    return rewards
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation, and the returns that the values shall learn.
+
+        delta_t = rewards_t + gamma * values_{t+1} - values_t      no value after the last token
+        advs_t = delta_t + gamma * lam * advs_{t+1}
+        returns = advs + values
+
+    lam 1 gives returns without bootstrapping, lam 0 one step's error.
+
+    Args:
+        rewards, values: (B, T), read where the mask is True.
+        mask: (B, T) bool.
+
+    Returns:
+        advs and returns, (B, T), 0 outside of the answers.
+
+    Source: Schulman et al. 2015, arXiv:1506.02438, eqs. 11, 12 and 16.
+    """
+    rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
+    advs, following = torch.zeros_like(values), torch.zeros_like(values[:, 0])
+    T = values.shape[1]
+    for t in reversed(range(T)):
+        next_value = values[:, t + 1] if t + 1 < T else torch.zeros_like(following)
+        delta = rewards[:, t] + gamma * next_value - values[:, t]    # (B,)
+        following = (delta + gamma * lam * following).masked_fill(~mask[:, t], 0.0)
+        advs[:, t] = following
+    return advs, advs + values
+
+
+def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Bring x to variance 1, and to mean 0 unless shift_mean is False, over what counts.
+
+    Args:
+        x: (B, T); mask: (B, T) bool.
+
+    Returns:
+        (B, T), 0 where nothing counts.
+
+    Raises:
+        ValueError: if fewer than two positions count: they have no variance.
+
+    Source: the variance is the unbiased one, as in huggingface/trl 0.11, masked_whiten.
+    """
+    n = mask.sum()
+    if n < 2:
+        raise ValueError(f"{int(n)} positions have no variance")
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean).square(), mask) * n / (n - 1)
+    out = (x - mean) * (variance + 1e-8).rsqrt() + (0 if shift_mean else mean)
+    return out.masked_fill(~mask, 0.0)
+
+
+@dataclass
+class FixedKL:
+    """A KL coefficient that stays as it is."""
+
+    kl_coef: float
+
+    def update(self, kl: float, n: int) -> None:
+        """Nothing to learn from a batch's KL."""
+
+
+@dataclass
+class AdaptiveKL:
+    """A KL coefficient that grows while the KL of an answer is above its target, and shrinks below.
+
+        error = clip(kl / target - 1, -0.2, 0.2)
+        kl_coef = kl_coef * (1 + error * n / horizon)
+
+    Args:
+        kl_coef: where it starts.
+        target: nats of a whole answer.
+        horizon: answers until it has fully reacted.
+
+    Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 4 and below.
+    """
+
+    kl_coef: float
+    target: float = 6.0
+    horizon: int = 10000
+
+    def update(self, kl: float, n: int) -> None:
+        """Learn from the mean KL, in nats an answer, of n answers."""
+        error = min(0.2, max(-0.2, kl / self.target - 1))
+        self.kl_coef *= 1 + error * n / self.horizon

@@ -1,0 +1,67 @@
+"""minivlm/heads.py: scores are read at the last token of the answer, values at every token."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minivlm.heads import RewardModel, ValueModel
+
+PICTURE = [258] * 4  # image tokens a picture, and the placeholder's id, of conftest's tiny models
+IDX = torch.tensor([[1, *PICTURE, 2, 3, 257], [*PICTURE, 4, 5, 6, 7], [*PICTURE, 8, 257, 257, 257]])
+LENGTHS = torch.tensor([7, 8, 5])
+
+
+def test_a_score_is_read_at_the_last_real_token(vlm):
+    """Catches a score at the last column, one that pads move, and one that does not see."""
+    model, images = RewardModel(vlm).eval(), torch.randn(3, 3, 16, 16)
+    score = model(IDX, LENGTHS, images)
+    hidden = vlm.hidden(IDX, images)
+    want = torch.stack([model.head(hidden[b, n - 1])[0] for b, n in enumerate(LENGTHS)])
+    torch.testing.assert_close(score, want)
+    longer = F.pad(IDX, (0, 3), value=9)
+    torch.testing.assert_close(model(longer, LENGTHS, images), score, rtol=1e-4, atol=1e-5)
+    assert ((model(IDX, LENGTHS, images.roll(1, 0)) - score).abs() > 1e-4).all()
+    img_emb = vlm.projector(vlm.vit.features(images))
+    torch.testing.assert_close(model(IDX, LENGTHS, img_emb=img_emb), score)
+
+
+def test_a_fresh_reward_head_is_drawn_as_published():
+    """Catches another scale: standard deviation 1 / sqrt(C + 1), no bias."""
+    from minivlm.gpt import GPTConfig
+    from minivlm.vlm import VLM, VLMConfig
+
+    torch.manual_seed(0)
+    gpt = GPTConfig(vocab_size=300, block_size=16, n_layer=1, n_head=4, n_embd=2048)
+    head = RewardModel(VLM(VLMConfig(image_id=258, gpt=gpt))).head
+    assert head.weight.std().item() == pytest.approx(2049 ** -0.5, rel=0.06)
+    assert head.bias.item() == 0
+
+
+def test_normalized_scores_have_mean_0_and_deviation_1_also_the_second_time(vlm):
+    """Catches a normalization that forgets the one before, or is not kept in the checkpoint."""
+    model, images = RewardModel(vlm).eval(), torch.randn(3, 3, 16, 16)
+    raw = model(IDX, LENGTHS, images)
+    for _ in range(2):
+        model.normalize(model(IDX, LENGTHS, images))
+        seen = model(IDX, LENGTHS, images)
+        assert abs(seen.mean().item()) < 1e-5 and seen.std().item() == pytest.approx(1, abs=1e-5)
+    assert seen.argsort().tolist() == raw.argsort().tolist()
+    assert {"mean", "std"} <= set(model.state_dict())
+    for bad in (torch.ones(4), torch.tensor([1.0]), torch.tensor([1.0, float("nan")])):
+        with pytest.raises(ValueError, match="cannot be brought to one of 1"):
+            model.normalize(bad)
+    torch.testing.assert_close(model(IDX, LENGTHS, images), seen)
+
+
+def test_values_begin_at_0_follow_the_reward_models_eyes_and_never_look_ahead(vlm):
+    """Catches a value that knows the next token, and weights shared with the reward model."""
+    reward, images = RewardModel(vlm), torch.randn(3, 3, 16, 16)
+    model = ValueModel.from_reward_model(reward).eval()
+    assert model(IDX, images).shape == IDX.shape and not model(IDX, images).any()
+    for a, b in zip(model.vlm.parameters(), vlm.parameters()):
+        assert (a == b).all() and a is not b
+    torch.nn.init.normal_(model.head.weight)
+    before, other = model(IDX, images), IDX.clone()
+    other[1, 6] = 99
+    changed = (model(other, images) - before).abs() > 1e-5
+    assert not changed[[0, 2]].any() and changed[1].tolist() == [False] * 6 + [True] * 2

@@ -1,0 +1,219 @@
+"""Rewards, advantages and KL, against loops from their definitions and numbers worked by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from minivlm.losses import (
+    kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss, ranking_loss, reward_loss,
+)
+from minivlm.rl import AdaptiveKL, FixedKL, gae, kl_rewards, last_true, whiten
+
+
+def ragged(B: int, T: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random rewards and values, and masks with a prompt before and pads behind each answer."""
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(B, T, dtype=torch.bool)
+    for b in range(B):
+        start = int(torch.randint(0, T - 1, (1,), generator=g))
+        stop = int(torch.randint(start + 1, T + 1, (1,), generator=g))
+        mask[b, start:stop] = True
+    return torch.randn(B, T, generator=g), torch.randn(B, T, generator=g), mask
+
+
+# --- Bradley-Terry ---
+
+
+def test_the_reward_loss_worked_by_hand():
+    """-log sigmoid(1) = 0.3133, with a margin of 1 ln 2; its slope is -(1 - p)."""
+    chosen = torch.tensor([1.0, 1.0], requires_grad=True)
+    loss = reward_loss(chosen, torch.zeros(2), torch.tensor([0.0, 1.0]))
+    assert loss.tolist() == pytest.approx([0.313262, math.log(2)], abs=1e-6)
+    loss.sum().backward()
+    assert chosen.grad.tolist() == pytest.approx([1 / (1 + math.e ** -1) - 1, -0.5], abs=1e-6)
+    far = reward_loss(torch.tensor([-1000.0]), torch.tensor([1000.0]))
+    assert far.item() == 2000.0  # no overflow on the way
+
+
+def test_a_ranking_is_the_mean_of_its_pairs_and_every_prompt_counts_once():
+    """Catches ties that carry a pair, answers that are missing, prompts weighed by their pairs."""
+    torch.manual_seed(0)
+    scores, ranks = torch.randn(40, 4), torch.randint(0, 4, (40, 4))
+    means = []
+    for row, rank in zip(scores, ranks):
+        pairs = [reward_loss(row[i], row[j]).item() for i in range(4) for j in range(4)
+                 if 0 < rank[i] < rank[j]]
+        means += [sum(pairs) / len(pairs)] if pairs else []
+    assert 20 < len(means) < 40
+    assert ranking_loss(scores, ranks).item() == pytest.approx(sum(means) / len(means), abs=1e-6)
+    two = torch.tensor([[0.3, -0.4]])
+    assert ranking_loss(two, torch.tensor([[1, 2]])).item() == pytest.approx(
+        reward_loss(two[:, 0], two[:, 1]).item())
+
+
+def test_a_prompt_without_a_pair_gets_no_gradient_and_all_ties_are_refused():
+    """Catches a NaN out of an empty mean."""
+    scores = torch.zeros(2, 3, requires_grad=True)
+    ranking_loss(scores, torch.tensor([[1, 2, 3], [1, 1, 0]])).backward()
+    assert scores.grad[0].abs().sum() > 0 and scores.grad[1].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="all are ties"):
+        ranking_loss(scores, torch.ones(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="differ"):
+        ranking_loss(scores, torch.ones(2, 2, dtype=torch.long))
+
+
+# --- KL ---
+
+
+def test_the_estimates_of_kl_agree_with_the_exact_one():
+    """Catches a sign and a direction: E[k1] = E[k3] = KL within 4 sigma, over 50 tokens."""
+    g = torch.Generator().manual_seed(0)
+    policy = torch.randn(50, generator=g).log_softmax(0)
+    ref = (policy + 0.3 * torch.randn(50, generator=g)).log_softmax(0)
+    exact = (policy.exp() * (policy - ref)).sum().item()
+    drawn = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=g)
+    logp, ref_logp = policy[drawn], ref[drawn]
+    for kind in ("k1", "k3"):
+        k = kl_estimate(logp, ref_logp, kind)
+        assert abs(k.mean().item() - exact) < 4 * k.std().item() / len(k) ** 0.5
+    assert kl_estimate(logp, ref_logp, "k3").min() >= 0
+    assert kl_estimate(logp, ref_logp, "k3").std() < kl_estimate(logp, ref_logp).std()
+
+
+def test_the_estimates_of_kl_worked_by_hand():
+    """log ratio 1: k1 = 1, k2 = 1/2, k3 = 1/e - 1 + 1; all 0 where both agree."""
+    zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+    want = {"k1": 1.0, "k2": 0.5, "k3": math.exp(-1)}
+    for kind, value in want.items():
+        assert kl_estimate(zero, -one, kind).item() == pytest.approx(value, abs=1e-6)
+        assert kl_estimate(one, one, kind).item() == 0
+    with pytest.raises(ValueError, match="'kl' is not one of k1, k2, k3"):
+        kl_estimate(zero, one, "kl")
+
+
+# --- rewards and advantages ---
+
+
+def test_the_score_comes_at_the_last_real_token():
+    """Catches a score on a pad, and a KL that is paid for the prompt."""
+    mask = torch.tensor([[False, True, True, False], [True, False, False, False]])
+    kl = torch.tensor([[9.0, 1.0, 2.0, 9.0], [3.0, 9.0, 9.0, 9.0]])
+    rewards = kl_rewards(torch.tensor([5.0, 7.0]), kl, mask, 0.1)
+    assert torch.allclose(rewards, torch.tensor([[0, -0.1, 4.8, 0], [6.7, 0, 0, 0]]))
+    assert last_true(mask).tolist() == [2, 0]
+    with pytest.raises(ValueError, match="a row has no token of an answer"):
+        kl_rewards(torch.zeros(1), torch.zeros(1, 2), torch.zeros(1, 2).bool(), 0.1)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
+def test_advantages_are_the_discounted_sum_of_errors(gamma, lam):
+    """Catches a value taken from a pad, a recursion across the mask, lam and gamma swapped."""
+    rewards, values, mask = ragged(30, 12)
+    advs, returns = gae(rewards, values, mask, gamma, lam)
+    for b in range(30):
+        at = [t for t in range(12) if mask[b, t]]
+        n = len(at)
+        r, v = rewards[b, at].tolist(), values[b, at].tolist() + [0.0]
+        delta = [r[i] + gamma * v[i + 1] - v[i] for i in range(n)]
+        for i in range(n):
+            want = sum((gamma * lam) ** (j - i) * delta[j] for j in range(i, n))
+            assert advs[b, at[i]].item() == pytest.approx(want, abs=1e-5)
+            if lam == 1:  # the discounted rewards themselves
+                rest = sum(gamma ** (j - i) * r[j] for j in range(i, n))
+                assert returns[b, at[i]].item() == pytest.approx(rest, abs=1e-5)
+    assert not advs[~mask].any() and not returns[~mask].any()
+
+
+def test_what_stands_outside_of_the_answer_changes_nothing():
+    """Catches pads and prompts in advantages, whitening, losses."""
+    rewards, values, mask = ragged(8, 10)
+    junk = torch.where(mask, 0.0, 1e3)
+    for a, b in zip(gae(rewards, values, mask, 1, 0.95),
+                    gae(rewards + junk, values - junk, mask, 1, 0.95)):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(whiten(rewards, mask), whiten(rewards + junk, mask))
+    a = ppo_policy_loss(rewards, values, rewards, mask, 0.2)[0]
+    b = ppo_policy_loss(rewards + junk, values - junk, rewards + junk, mask, 0.2)[0]
+    torch.testing.assert_close(a, b)
+    a = ppo_value_loss(rewards, values, rewards - 1, mask, 0.2)
+    b = ppo_value_loss(rewards + junk, values - junk, rewards - 1, mask, 0.2)
+    torch.testing.assert_close(a, b)
+
+
+def test_whitened_values_have_mean_0_and_variance_1():
+    """Catches the biased variance, and a mean that is shifted where it shall stay."""
+    x, _, mask = ragged(6, 9, seed=1)
+    for shift in (True, False):
+        seen = whiten(3 * x + 5, mask, shift)[mask]
+        assert seen.var().item() == pytest.approx(1, abs=1e-5)
+        want = 0 if shift else (3 * x + 5)[mask].mean().item()
+        assert seen.mean().item() == pytest.approx(want, abs=1e-4)
+    with pytest.raises(ValueError, match="1 positions have no variance"):
+        whiten(torch.ones(1, 2), torch.tensor([[True, False]]))
+
+
+# --- PPO ---
+
+
+def test_at_ratio_1_the_policy_loss_is_minus_the_mean_advantage():
+    """Catches a sign; its gradient is that of the policy gradient, -adv / n."""
+    _, advs, mask = ragged(5, 7)
+    logp = torch.randn(5, 7, requires_grad=True)
+    loss, clipped = ppo_policy_loss(logp, logp.detach(), advs, mask, 0.2)
+    assert loss.item() == pytest.approx(-advs[mask].mean().item(), abs=1e-6) and clipped == 0
+    loss.backward()
+    torch.testing.assert_close(logp.grad, -advs * mask / mask.sum())
+
+
+@pytest.mark.parametrize("log_ratio, adv, want, moves", [
+    (math.log(1.5), 1.0, -1.2, False), (math.log(1.5), -1.0, 1.5, True),
+    (math.log(0.5), 1.0, -0.5, True), (math.log(0.5), -1.0, 0.8, False),
+    (math.log(1.1), 1.0, -1.1, True),
+])
+def test_the_clip_holds_only_what_has_gone_far_enough(log_ratio, adv, want, moves):
+    """Catches a clip on the wrong side: a token that must come back is never held."""
+    logp = torch.tensor([[log_ratio]], requires_grad=True)
+    one = torch.ones(1, 1)
+    loss, clipped = ppo_policy_loss(logp, 0 * one, adv * one, one.bool(), 0.2)
+    loss.backward()
+    assert loss.item() == pytest.approx(want, abs=1e-6)
+    assert bool(logp.grad.any()) == moves and clipped.item() == (not moves)
+
+
+def test_the_value_loss_worked_by_hand():
+    """Old 0, return 1: a value of 0.5 held at 0.2 costs (0.8)^2 / 2 and gets no gradient."""
+    one = torch.ones(1, 1)
+    for value, want in ((0.1, 0.9 ** 2 / 2), (0.5, 0.8 ** 2 / 2), (-0.5, 1.5 ** 2 / 2)):
+        values = (value * one).requires_grad_()
+        loss = ppo_value_loss(values, 0 * one, one, one.bool(), 0.2)
+        loss.backward()
+        assert loss.item() == pytest.approx(want, abs=1e-6)
+        assert bool(values.grad.any()) == (value != 0.5)
+
+
+def test_a_mask_of_nothing_is_refused():
+    """Catches a NaN."""
+    with pytest.raises(ValueError, match="nothing counts"):
+        masked_mean(torch.ones(1, 2), torch.zeros(1, 2).bool())
+
+
+# --- controllers ---
+
+
+def test_the_adaptive_coefficient_follows_its_rule_for_100_updates():
+    """Catches an error that is not clipped, and a target that is not the fixed point."""
+    control, want = AdaptiveKL(0.2, 6.0, 10000), 0.2
+    for i in range(100):
+        kl = 3 + 0.1 * i
+        want *= 1 + max(-0.2, min(0.2, kl / 6 - 1)) * 64 / 10000
+        control.update(kl, 64)
+        assert control.kl_coef == pytest.approx(want, rel=1e-12)
+    before = control.kl_coef
+    control.update(6.0, 64)
+    assert control.kl_coef == before
+    fixed = FixedKL(0.1)
+    fixed.update(100.0, 64)
+    assert fixed.kl_coef == 0.1
