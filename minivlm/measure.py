@@ -208,7 +208,7 @@ def is_right(answer: str, q: dict, phrases: dict[str, str]) -> bool | None:
     """
     if q["expect"]:
         return metrics.answer_ok(answer, q["expect"], q["wrong"])
-    if q["names"]:
+    if q["names"] and phrases:
         said = set(metrics.mentions(answer, phrases))
         return set(q["names"]) <= said <= {*q["names"], *q["may"]}
     if is_due(q) or q["kind"] == "harmless":

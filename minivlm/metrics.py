@@ -215,7 +215,7 @@ def mentions(text: str, phrases: dict[str, str]) -> list[str]:
     >>> mentions("Two red circles and a red ring.", phrases)
     ['red circle', 'red ring']
     """
-    longest = max(len(p.split()) for p in phrases)
+    longest = max((len(p.split()) for p in phrases), default=0)
     said, out, i = words_of(text).split(), [], 0
     while i < len(said):
         for n in range(longest, 0, -1):

@@ -8,7 +8,7 @@ All of it is (B, T); a mask is True at the tokens of the answer, which stand tog
 the prompt before and pads behind. Nothing here has gradients.
 
 Source: Ziegler et al. 2019, arXiv:1909.08593, section 2; Ouyang et al. 2022, arXiv:2203.02155.
-Used by: train_ppo.py.
+Used by: the stages after SFT, which come next.
 """
 
 from dataclasses import dataclass

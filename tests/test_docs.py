@@ -19,6 +19,7 @@ SCRIPTS = (
     "train_lm", "train_clip", "train_caption", "train_align", "train_sft", "evaluate", "chat",
     "data.shapes.prepare", "data.nlvr.prepare", "data.coco.prepare", "data.cifar10.prepare",
     "data.webdata.prepare", "data.llava.prepare", "data.capfilt", "data.instruct", "data.quiz",
+    "data.preferences",
 )
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
 OPTIONAL = {"pycocoevalcap", "transformers"}  # compared with where installed, by tests only

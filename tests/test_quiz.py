@@ -204,6 +204,9 @@ def test_a_right_answer_in_the_wrong_form_does_not_follow(tmp_path):
     assert figures["followed/form"] == pytest.approx(2 / 5)          # a and e
     assert figures["followed/all"] == pytest.approx(1 / 4)           # a; of e nothing is known
     assert figures["answers/b"] == figures["answers/c"] == figures["answers/d"] == 1
+    described = measure.UNSET | {"kind": "detail", "names": ["dog"]}
+    assert measure.is_right("A cat.", described, {"dog": "dog"}) is False
+    assert measure.is_right("A cat.", described, {}) is None         # no name can be read
 
 
 def test_deep_questions_count_nothing_hidden():

@@ -1,0 +1,119 @@
+"""data/preferences.py: rankings and pairs, from a model's answers or from people's files."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from data import preferences
+from minivlm import checkpoint
+from test_instruct import read, scene
+
+GOOD = {"question": "What?", "responses": ["a", "b", "c"], "ranking": [2, 1, 2]}
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({}, ""), ({"ranking": [1, 1, 1]}, "all ties"),
+    ({"responses": ["a", " ", "c"]}, "empty answer"),
+    ({"responses": ["a", "b", "a"]}, "answer equal to another"),
+    ({"ranking": [1, 2]}, "as many ranks as answers are needed"),
+    ({"ranking": [0, 1, 2]}, "rank that is no number from 1"),
+    ({"ranking": [1.5, 1, 2]}, "rank that is no number from 1"),
+])
+def test_a_ranking_that_cannot_be_used_says_why(changes, reason):
+    """Catches a reward model that learns from nothing, or from an answer against itself."""
+    assert preferences.check_ranking(GOOD | changes) == reason
+
+
+def test_every_ordered_pair_is_made_and_ties_carry_none():
+    """Catches a pair turned round or doubled; the gap is the difference of the mean ratings."""
+    ratings = [dict.fromkeys(("helpfulness", "faithfulness", "ethics"), v) for v in (3, 5, 2)]
+    r = GOOD | {"id": "q", "image": "x", "rater": "file", "ratings": ratings, "ranking": [2, 1, 3]}
+    pairs = preferences.pairs_of(r)
+    assert [(p["chosen"], p["rejected"], p["gap"]) for p in pairs] == [
+        ("a", "c", 1), ("b", "a", 2), ("b", "c", 3)]
+    assert pairs[0]["conversations"] == [{"from": "human", "value": "<image>\nWhat?"}]
+    assert len(preferences.pairs_of(GOOD | {"id": "q", "image": "x", "rater": "file"})) == 2
+    made = preferences.trl_of(pairs[0])
+    assert made["images"] == ["x"] and made["chosen"][0]["content"][0]["text"] == "a"
+    assert [c["type"] for c in made["prompt"][0]["content"]] == ["image", "text"]
+
+
+def test_published_layouts_are_read(tmp_path):
+    """Catches LLaVA-RLHF's second answer taken for the first, and RLHF-V's JSON inside JSON."""
+    talk = [{"from": "human", "value": "<image>\nHow many?"}]
+    lines = [
+        {"id": "1", "image": "a.jpg", "conversations": talk, "output_1": {"value": "One."},
+         "output_2": {"value": "Two."}, "preference": 2},
+        {"idx": 7, "image": "b.jpg", "text": json.dumps(
+            {"question": "Why?", "chosen": "So.", "rejected": "Thus."})},
+        GOOD | {"id": "3", "image": "c.jpg"}]
+    path = tmp_path / "ranked.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    a, b, c = preferences.read_ranked(path)
+    assert (a["question"], a["responses"], a["ranking"]) == ("How many?", ["One.", "Two."], [2, 1])
+    assert (b["id"], b["question"], b["ranking"]) == ("7", "Why?", [1, 2])
+    assert c["ranking"] == [2, 1, 2]
+    for bad in ({"a": 1}, {**lines[0], "preference": 3}, [1]):
+        path.write_text(json.dumps(lines[2]) + "\n" + json.dumps(bad))
+        with pytest.raises(ValueError, match="ranked.jsonl:2 is no ranking"):
+            preferences.read_ranked(path)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"rater": "me"}, "rater 'me' is not one of"), ({"rater": "file"}, "needs --ranked"),
+    ({"k": 1}, "expected k >= 2"), ({"temperature": 0}, "expected temperature > 0"),
+])
+def test_wrong_options_are_refused(changes, message):
+    """Catches an option that fails after the sampling."""
+    with pytest.raises(ValueError, match=message):
+        preferences.Config(**changes)
+
+
+def folder(path):
+    """Twelve scenes as pictures of 16 pixels, a question about each."""
+    records = [scene(i) | {"id": f"s{i}"} for i in range(12)]
+    np.save(path / "train.npy", np.zeros((12, 16, 16, 3), np.uint8))
+    asked = [{"id": f"q{i}", "image": f"train.npy#{i}", "kind": "color", "question": "What color?",
+              "expect": ["red"], "wrong": ["blue"]} for i in range(12)]
+    for name, rows in (("train", records), ("quiz", asked)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (path / "meta.json").write_text(json.dumps({"name": "t", "image_size": 16}))
+
+
+def test_a_model_is_sampled_rated_and_ranked_the_same_each_time(tmp_path, vlm, tokenizer):
+    """Catches equal answers, a picture on both sides, other answers the second time."""
+    folder(tmp_path)
+    checkpoint.save([tmp_path / "ckpt.pt"], stage="sft",
+                    configs={"model": dataclasses.asdict(vlm.config)}, model=vlm,
+                    tokenizer=tokenizer, step=1, best=0.0)
+    cfg = preferences.Config(run=str(tmp_path), data=str(tmp_path), n=12, n_val=4, k=3,
+                             max_new_tokens=4, batch_size=5, tie=0.0, trl=True)
+    counts = preferences.main(cfg)
+    rows, held_out = read(tmp_path / "preferences.jsonl"), read(tmp_path / "preferences_val.jsonl")
+    assert len(rows) + len(held_out) + counts["skipped"] == 12 and rows and held_out
+    assert not {r["image"] for r in rows} & {r["image"] for r in held_out}
+    for r in rows + held_out:
+        assert preferences.check_ranking(r) == "" and 2 <= len(r["responses"]) <= 3
+        assert len(r["ratings"]) == len(r["responses"]) and r["rater"] == "human-sim"
+    pairs = read(tmp_path / "pairs.jsonl")
+    assert len(pairs) == counts["pairs"] == len(read(tmp_path / "pairs.trl.jsonl"))
+    before = (tmp_path / "preferences.jsonl").read_bytes()
+    preferences.main(cfg)
+    assert (tmp_path / "preferences.jsonl").read_bytes() == before
+
+
+def test_peoples_rankings_are_taken_and_what_cannot_be_used_is_counted(tmp_path):
+    """Catches a ranking about a picture that nobody has, and one dropped in silence."""
+    folder(tmp_path)
+    lines = [GOOD | {"id": f"s{i}"} for i in range(6)] + [
+        GOOD | {"id": "nobody"}, GOOD | {"id": "s7", "ranking": [1, 1, 1]}]
+    (tmp_path / "people.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    cfg = preferences.Config(data=str(tmp_path), rater="file", n_val=1,
+                             ranked=f"{tmp_path}/people.jsonl")
+    counts = preferences.main(cfg)
+    assert counts == {"rankings": 5, "pairs": 10, "rankings_val": 1, "pairs_val": 2, "skipped": 2}
+    (tmp_path / "people.jsonl").write_text(json.dumps(lines[-1]))
+    with pytest.raises(ValueError, match="nothing can be ranked; left out: {'all ties': 1}"):
+        preferences.main(cfg)
