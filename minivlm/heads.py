@@ -4,7 +4,8 @@
     values = head(hidden at every token)                             ValueModel, (B, T)
 
 Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; initial weights of the heads
-as in Ziegler et al. 2019 (openai/lm-human-preferences). Used by: the stages after SFT, which come next.
+as in Ziegler et al. 2019 (openai/lm-human-preferences). Used by: the stages after SFT, which come
+next.
 """
 
 import copy
