@@ -183,9 +183,9 @@ def holds(
         size and no place.
     """
     what, *args = claim
+    amounts = _amounts(args[0]) if what == "there" else {}
     phrases = {
-        "more": args[1:], "count": args[1:], "there": list(_amounts(args[0])), "kind": args,
-        "only": args,
+        "more": args[1:], "count": args[1:], "there": list(amounts), "kind": args, "only": args,
         "same": args[:2], "beside": args[::2], "size": args[::2],
     }.get(what, args[:1])
     if not all(known(p, things, names) for p in phrases):
@@ -199,7 +199,7 @@ def holds(
             return None if args[0] != "no" else False
         return len(found) == NUMBERS.index(args[0])
     if what == "there":
-        return all(len(named_by(p, things)) >= n for p, n in _amounts(args[0]).items())
+        return all(len(named_by(p, things)) >= n for p, n in amounts.items())
     places = {*PLACES, *(t.place for t in things)}
     subjects = named_by(args[0], things)
     if what in ("at", "there at"):
@@ -234,9 +234,10 @@ def _amounts(phrase: str) -> Counter[str]:
     out: Counter[str] = Counter()
     for part in re.split(rf", | and (?={SOME}$)", phrase):
         first, _, rest = part.partition(" ")
-        known_number = first in NUMBERS
-        out[rest if known_number or first in ("a", "an") else part] += (
-            NUMBERS.index(first) if known_number else 1)
+        if first in NUMBERS:
+            out[rest] += NUMBERS.index(first)
+        else:
+            out[rest if first in ("a", "an") else part] += 1
     return out
 
 

@@ -34,10 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.raters import AXES, SimulatedHuman, overall, true_ratings  # noqa: E402
 from minivlm import checkpoint, run  # noqa: E402
-from minivlm.conversation import IMAGE_MARK, render  # noqa: E402
+from minivlm.conversation import IMAGE_MARK  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
 from minivlm.generate import generate  # noqa: E402
 from minivlm.images import Pictures  # noqa: E402
+from minivlm.measure import prompt_of  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 from minivlm.vlm import VLM  # noqa: E402
 
@@ -94,8 +95,7 @@ def sample(
     generator = torch.Generator(device).manual_seed(cfg.seed)
     for start in tqdm(range(0, len(questions), cfg.batch_size), desc="sampling", disable=None):
         part = questions[start:start + cfg.batch_size]
-        turns = [[{"from": "human", "value": f"{IMAGE_MARK}\n{q['question']}"}] for q in part]
-        prompts = [render(t, tokenizer, model.config.vit.n_tokens)[0] for t in turns]
+        prompts = [prompt_of(q["question"], model, tokenizer) for q in part]
         images = pictures.get([q["image"] for q in part])
         copies = 2 * cfg.k
         made = generate(

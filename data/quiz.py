@@ -28,7 +28,7 @@ from data.facts import NUMBERS, OPPOSITE, PLACES, SIZES, Thing  # noqa: E402
 from data.facts import beside, named_by, things_of  # noqa: E402
 from data.phrasings import asker, harmless  # noqa: E402
 from data.template import DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Answered  # noqa: E402
-from data.template import names_of, world_of  # noqa: E402
+from data.template import in_style, names_of, world_of  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 
@@ -185,8 +185,7 @@ def questions_of(
         kind, words, word, full = question
         if kind == "count" and named_by(words["x"], every) != named_by(words["x"], clear):
             continue
-        style = "" if style == "word" and not word else style
-        answer = word.capitalize() if style == "word" else full
+        style, answer = in_style(style, word, full)
         form = form_of(kind, words, style, values)
         out.append(Question(kind, words, style, answer, *judged(question, clear, world), form))
     names, may = ([(phrases or {}).get(t.name, t.name) for t in some] for some in (clear, every))

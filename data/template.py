@@ -317,10 +317,10 @@ def topic(made: Answered) -> str:
     return f"{'exist' if kind == 'negation' else kind} {sorted(words.items())}"
 
 
-def style_of(word: str, rng: random.Random) -> str:
-    """The style to ask for: in half of the cases one word, where one will do; a sentence; none."""
-    style = rng.choice(("", "word", "word", "sentence"))
-    return "" if style == "word" and not word else style
+def in_style(style: str, word: str, full: str) -> tuple[str, str]:
+    """The answer in a style, and the style, which is none where one word will not do."""
+    style = "" if style == "word" and not word else style
+    return style, word.capitalize() if style == "word" else full
 
 
 def conversation(things, rng, world, ask: Ask) -> list[Round]:
@@ -340,8 +340,8 @@ def conversation(things, rng, world, ask: Ask) -> list[Round]:
         made = choose(SIMPLE, things, rng, world) if len(rounds) < n else None
         if made and topic(made) not in asked:
             kind, words, word, full = made
-            style = style_of(word, rng)
-            answer = word.capitalize() if style == "word" else full
+            style = rng.choice(("", "word", "word", "sentence"))     # half of them one word
+            style, answer = in_style(style, word, full)
             rounds.append((ask(kind, words, style), answer))
             asked.add(topic(made))
     rng.shuffle(rounds)

@@ -142,10 +142,10 @@ def zero_shot(model: CLIP, data: HeldOut, log: list[dict]) -> dict[str, float]:
 # --- a VLM ---
 
 
-def prompt_of(question: str, model: VLM, data: HeldOut) -> list[int]:
+def prompt_of(question: str, model: VLM, tokenizer: Tokenizer) -> list[int]:
     """A question about a picture as the chatbot reads it."""
     turns = [{"from": "human", "value": "<image>\n" + question}]
-    return render(turns, data.tokenizer, model.config.vit.n_tokens)[0]
+    return render(turns, tokenizer, model.config.vit.n_tokens)[0]
 
 
 Ask = Callable[[list[tuple[str, str]]], list[str]]  # [(image, question), ...] -> answers
@@ -160,7 +160,7 @@ def make_answerer(
     """
 
     def ask(pairs: list[tuple[str, str]]) -> list[str]:
-        prompts = [prompt_of(q, model, data) for _, q in pairs]
+        prompts = [prompt_of(q, model, data.tokenizer) for _, q in pairs]
         order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
         answers = [""] * len(pairs)
         desc = "blind" if data.blind else "asking"
@@ -246,9 +246,10 @@ def answers(
         if q["style"]:
             style[q["style"]].append(metrics.style_ok(a, q["style"]))
         if q["kind"] != "hidden":  # whose "right" answer asserts what cannot be seen
-            form[q["kind"]].append(follows(a, q))
+            obeys = follows(a, q)
+            form[q["kind"]].append(obeys)
             if true is not None:
-                good[q["kind"]].append(follows(a, q) and true)
+                good[q["kind"]].append(obeys and true)
         log.append({
             "image": q["image"], "kind": q["kind"], "question": q["question"],
             "answer": a, "expected": q["answer"],
@@ -279,7 +280,7 @@ def ranked(
     for kind, questions in sorted(by_kind.items()):
         candidates = sorted({q["answer"] for q in questions})
         answers = [data.tokenizer.encode(a) + [stop] for a in candidates]
-        prompts = [prompt_of(q["question"], model, data) for q in questions]
+        prompts = [prompt_of(q["question"], model, data.tokenizer) for q in questions]
         images = data.look([q["image"] for q in questions])
         best = answer_logprobs(model, images, prompts, answers, data.tokenizer.pad).argmax(1)
         hits = [candidates[b] == q["answer"] for b, q in zip(best.tolist(), questions)]
