@@ -4,7 +4,8 @@
     python chat.py --image scene.png --ask "How many circles are there?"
 
 In the conversation: an empty line or Ctrl-D ends it, /new forgets the turns so far, /image PATH
-takes another picture. Reads: a run folder of train_align.py or train_sft.py.
+takes another picture. Reads: a run folder of train_sft.py, train_ppo.py,
+train_align.py or train_caption.py.
 """
 
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def main(cfg: Config) -> dict[str, float]:
     """Load the run, then answer once or talk until the user stops."""
     run.seed_everything(cfg.seed, cfg.threads)
     device = run.pick_device(cfg.device)
-    state = checkpoint.load(cfg.run, ("sft", "align", "caption"), device)
+    state = checkpoint.load(cfg.run, ("sft", "ppo", "align", "caption"), device)
     tokenizer, model = (
         Tokenizer.from_text(state["tokenizer"]), VLM.from_checkpoint(state).to(device).eval()
     )

@@ -76,7 +76,7 @@ def main(cfg: Config) -> dict[str, float]:
     began = time.time()
     run.seed_everything(cfg.seed, cfg.threads)
     device, meta = run.pick_device(cfg.device), load_meta(cfg.data)
-    state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft"))
+    state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft", "ppo"))
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     model = (CLIP if state["stage"] == "clip" else VLM).from_checkpoint(state).to(device).eval()
     asked = Path(cfg.data) / f"{cfg.questions}.jsonl"

@@ -24,11 +24,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 # the checkout, so that this runs as a script
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,7 +35,7 @@ from data.checks import faults, parse  # noqa: E402
 from data.facts import things_of  # noqa: E402
 from data.phrasings import asker  # noqa: E402
 from data.teachers import LocalTeacher, OpenAITeacher, Request, Teacher  # noqa: E402
-from data.teachers import TemplateTeacher  # noqa: E402
+from data.teachers import TemplateTeacher, ask, journal  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 
@@ -180,35 +177,7 @@ def with_messages(requests: Iterable[Request], prompts: dict, cfg: Config) -> It
         yield r
 
 
-# --- the files ---
-
-
-def journal(path: Path, header: dict) -> dict[str, dict]:
-    """The replies that earlier runs have left, by key; a half-written last line is cut off.
-
-    A new journal begins with `header`: who writes, and what it is told.
-
-    Raises:
-        ValueError: if the journal is another teacher's, or a line before the last is no JSON.
-    """
-    if not path.is_file():
-        path.write_text(json.dumps(header) + "\n")
-        return {}
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):  # killed while writing
-        with path.open("r+b") as f:
-            f.truncate(whole)
-    try:
-        first, *lines = map(json.loads, content[:whole].decode().splitlines())
-        replies = {line["key"]: line for line in lines}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); --fresh begins anew") from None
-    if first != header:
-        raise ValueError(
-            f"{path} holds replies by {first}, not {header}; use another --out, or --fresh"
-        )
-    return replies
+# --- asking ---
 
 
 def make_teacher(cfg: Config, meta: dict) -> Teacher:
@@ -221,29 +190,6 @@ def make_teacher(cfg: Config, meta: dict) -> Teacher:
             cfg.max_tokens,
         )
     return LocalTeacher(cfg.run, cfg.temperature, cfg.max_tokens, cfg.seed, cfg.device)
-
-
-def ask(
-    teacher: Teacher, requests: Iterable[Request], n: int, path: Path | None
-) -> dict[str, dict]:
-    """The replies by key, each written to `path` as it arrives; those with an error are left out.
-
-    So the next run asks these again.
-    """
-    replies = {}
-    with path.open("a", encoding="utf-8") if path else nullcontext() as f:
-        for request, reply in tqdm(teacher.write(requests), desc="asking", total=n, disable=None):
-            if reply.error and path:
-                tqdm.write(f"{request.key}: {reply.error}")
-                continue
-            replies[request.key] = line = {
-                "key": request.key, "kind": request.kind, "raw": reply.text, "error": reply.error,
-                "cut": reply.cut, "tokens": list(reply.tokens),
-            }
-            if f:  # what was paid for must not lie in a buffer
-                f.write(json.dumps(line) + "\n")
-                f.flush()
-    return replies
 
 
 def main(cfg: Config) -> dict[str, float]:

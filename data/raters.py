@@ -21,11 +21,6 @@ AXES = ("helpfulness", "faithfulness", "ethics")
 Ratings = dict[str, float]
 
 
-def overall(ratings: Ratings) -> float:
-    """What answers are compared by: the mean of the three, as Silkie has it."""
-    return sum(ratings[axis] for axis in AXES) / len(AXES)
-
-
 # --- the truth ---
 
 
@@ -33,15 +28,19 @@ def false_share(answer: str, record: dict, phrases: dict[str, str]) -> float:
     """Share of what an answer says of the picture that is not so, by what can be seen.
 
     Counted are sentences that facts.py can read, and objects that the others mention; 0 if none.
+    What is not there at all weighs twice as much as what is there and is told wrongly: an invented
+    object is a worse fault than a wrong size.
     """
     things = [t for t in things_of(record) if not t.hidden]
     names = frozenset(phrases.values())
     here = {phrases.get(t.name, t.name) for t in things}
     read, other = claims(answer)
-    verdicts = [v for v in (holds(c, things, names) for c in read) if v is not None]
+    verdicts = [(c, v) for c in read if (v := holds(c, things, names)) is not None]
+    wrong = sum(0.5 if set(mentions(" ".join(c), phrases)) <= here else 1.0
+                for c, true in verdicts if not true)
     named = [name for sentence in other for name in mentions(sentence, phrases)]
+    wrong += sum(name not in here for name in named)
     total = len(verdicts) + len(named)
-    wrong = verdicts.count(False) + sum(name not in here for name in named)
     return wrong / total if total else 0.0
 
 

@@ -6,16 +6,21 @@
 the OpenAI chat protocol; `local` lets a GPT of ours continue the prompt. Replies come in any order;
 one that failed for good carries its error instead of a text.
 
-Used by: instruct.py.
+Used by: instruct.py; its judge, preferences.py.
 """
 
+import json
 import os
 import random
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
 
 from data import template
 
@@ -27,7 +32,7 @@ class Request:
     key: str
     kind: str
     record: dict
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -207,6 +212,60 @@ class LocalTeacher:
                            tokens=(len(ids), len(made)))
 
 
-def prompt_of(messages: list[dict[str, str]]) -> str:
+def prompt_of(messages: list[dict[str, Any]]) -> str:
     """Messages as one text, for a model without a chat format of its own."""
     return "".join(f"{m['role']}:\n{m['content']}\n\n" for m in messages) + "assistant:\n"
+
+
+# --- replies that were paid for ---
+
+
+def journal(path: Path, header: dict) -> dict[str, dict]:
+    """The replies that earlier runs have left, by key; a half-written last line is cut off.
+
+    A new journal begins with `header`: who writes, and what it is told.
+
+    Raises:
+        ValueError: if the journal is another teacher's, or a line before the last is no JSON.
+    """
+    if not path.is_file():
+        path.write_text(json.dumps(header) + "\n")
+        return {}
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):  # killed while writing
+        with path.open("r+b") as f:
+            f.truncate(whole)
+    try:
+        first, *lines = map(json.loads, content[:whole].decode().splitlines())
+        replies = {line["key"]: line for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); --fresh begins anew") from None
+    if first != header:
+        raise ValueError(
+            f"{path} holds replies by {first}, not {header}; use another --out, or --fresh"
+        )
+    return replies
+
+
+def ask(
+    teacher: Teacher, requests: Iterable[Request], n: int, path: Path | None
+) -> dict[str, dict]:
+    """The replies by key, each written to `path` as it arrives; those with an error are left out.
+
+    So the next run asks these again.
+    """
+    replies = {}
+    with path.open("a", encoding="utf-8") if path else nullcontext() as f:
+        for request, reply in tqdm(teacher.write(requests), desc="asking", total=n, disable=None):
+            if reply.error and path:
+                tqdm.write(f"{request.key}: {reply.error}")
+                continue
+            replies[request.key] = line = {
+                "key": request.key, "kind": request.kind, "raw": reply.text, "error": reply.error,
+                "cut": reply.cut, "tokens": list(reply.tokens),
+            }
+            if f:  # what was paid for must not lie in a buffer
+                f.write(json.dumps(line) + "\n")
+                f.flush()
+    return replies

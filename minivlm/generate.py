@@ -224,9 +224,12 @@ def stream(
 
 
 def generate(
-    model: nn.Module, images: Tensor | None, prompts: list[list[int]], **options
+    model: nn.Module, images: Tensor | None, prompts: list[list[int]], keep_stop: bool = False,
+    **options,
 ) -> list[list[int]]:
-    """The whole answers of all rows, without the stop token; options as `stream` takes them.
+    """The whole answers of all rows; options as `stream` takes them.
+
+    keep_stop: leave the stop token at the end of the rows that wrote it.
 
     >>> from minivlm.gpt import GPT, GPTConfig
     >>> gpt = GPT(GPTConfig(vocab_size=8, block_size=16, n_layer=1, n_head=1, n_embd=8))
@@ -236,7 +239,7 @@ def generate(
     out: list[list[int]] = [[] for _ in prompts]
     for tokens in stream(model, images, prompts, **options):
         for row, token in zip(out, tokens):
-            if token is not None and token != options["stop"]:
+            if token is not None and (keep_stop or token != options["stop"]):
                 row.append(token)
     return out
 

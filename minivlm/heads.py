@@ -3,9 +3,10 @@
     score = head(hidden at the last token of the answer)             RewardModel, (B,)
     values = head(hidden at every token)                             ValueModel, (B, T)
 
+A Learner holds what PPO trains, so that one checkpoint has it all.
+
 Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; initial weights of the heads
-as in Ziegler et al. 2019 (openai/lm-human-preferences). Used by: the stages after SFT, which come
-next.
+as in Ziegler et al. 2019 (openai/lm-human-preferences). Used by: train_reward.py, train_ppo.py.
 """
 
 import copy
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.transformer import last_only
-from minivlm.vlm import VLM
+from minivlm.vlm import VLM, VLMConfig
 
 
 class RewardModel(nn.Module):
     """Scores whole answers; higher is better.
 
+        score = (raw - mean) / std
+
     `mean` and `std` are those of the raw scores on answers of the SFT model, so that a score of 0
-    is an answer as that model gives it, whatever the head's scale.
+    is an answer as that model gives it, whatever the head's scale. They are kept in the checkpoint.
     """
 
     def __init__(self, vlm: VLM):
@@ -34,11 +37,18 @@ class RewardModel(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 
-    def forward(
+    @classmethod
+    def from_checkpoint(cls, state: dict) -> "RewardModel":
+        """Rebuild the reward model of a checkpoint, its normalization included."""
+        model = cls(VLM(VLMConfig.from_dict(state["configs"]["model"])))
+        model.load_state_dict(state["model"])
+        return model
+
+    def raw(
         self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,
         img_emb: Tensor | None = None,
     ) -> Tensor:
-        """Score dialogues at their last token.
+        """Score dialogues at their last token, as the head has it; this is what training compares.
 
         Args:
             idx: (B, T) ids, padded right, each row up to the end token of the answer in question.
@@ -50,21 +60,25 @@ class RewardModel(nn.Module):
         """
         at = last_only(lengths, idx.shape[1])                        # (B, T)
         hidden = self.vlm.hidden(idx, images, img_emb, at=at)        # (B, C)
-        return (self.head(hidden)[:, 0].float() - self.mean) / self.std
+        return self.head(hidden)[:, 0].float()
+
+    def forward(self, idx: Tensor, lengths: Tensor, *pictures, **more) -> Tensor:
+        """Score dialogues at their last token, normalized; everything as `raw` takes it. (B,)."""
+        return (self.raw(idx, lengths, *pictures, **more) - self.mean) / self.std
 
     @torch.no_grad()
-    def normalize(self, scores: Tensor) -> None:
-        """Make these scores, (n,), given by this model, have mean 0 and standard deviation 1.
+    def normalize(self, raw: Tensor) -> None:
+        """From now on, let scores whose raw values are these, (n,), have mean 0 and deviation 1.
 
         Raises:
             ValueError: if they are all equal, or not finite.
         """
-        std = scores.std(correction=min(1, len(scores) - 1))
+        std = raw.std(correction=min(1, len(raw) - 1))
         if not bool(torch.isfinite(std)) or not bool(std > 0):
-            raise ValueError(f"{len(scores)} scores with a standard deviation of {std:.3g}: "
+            raise ValueError(f"{len(raw)} scores with a standard deviation of {std:.3g}: "
                              "cannot be brought to one of 1")
-        self.mean += self.std * scores.mean()
-        self.std *= std
+        self.mean.copy_(raw.mean())
+        self.std.copy_(std)
 
 
 class ValueModel(nn.Module):
@@ -87,3 +101,13 @@ class ValueModel(nn.Module):
     ) -> Tensor:
         """(B, T) ids and pictures -> (B, T); position t knows nothing of what comes after it."""
         return self.head(self.vlm.hidden(idx, images, img_emb))[..., 0].float()
+
+
+class Learner(nn.Module):
+    """The policy, its value model, and how hard the KL to the reference pulls at present."""
+
+    def __init__(self, policy: VLM, value_model: ValueModel, kl_coef: float):
+        super().__init__()
+        self.vlm = policy
+        self.value_model = value_model
+        self.register_buffer("kl_coef", torch.tensor(kl_coef, dtype=torch.float64))

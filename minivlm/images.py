@@ -5,13 +5,14 @@ row 17 of train.npy, (n, S, S, 3) uint8. Used by: every script that sees; chat.p
 """
 
 import io
+import textwrap
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, openai/CLIP clip/clip.py
@@ -127,7 +128,11 @@ class Pictures:
         self.packs: dict[str, np.ndarray] = {}
 
     def get(self, names: list[str]) -> Tensor:
-        """Load pictures by name: (n, 3, S, S).
+        """Load pictures by name, as models take them: (n, 3, S, S); see `pixels`."""
+        return to_tensor(self.pixels(names))
+
+    def pixels(self, names: list[str]) -> np.ndarray:
+        """Load pictures by name: (n, S, S, 3) uint8.
 
         Raises:
             FileNotFoundError, ValueError: as `open_image`; or for a packed picture of another size.
@@ -146,7 +151,7 @@ class Pictures:
                     f"there is no {row!r}"
                 )
             out[i] = self.packs[pack][int(row)]
-        return to_tensor(out)
+        return out
 
     def _open(self, pack: str) -> np.ndarray:
         path = self.folder / pack
@@ -159,6 +164,31 @@ class Pictures:
             raise ValueError(f"{path} holds pictures {pixels.shape[1:]} of {pixels.dtype}, "
                              f"the model takes ({self.size}, {self.size}, 3) of uint8")
         return pixels
+
+
+def contact_sheet(
+    pictures: np.ndarray, texts: list[list[str]], columns: int = 4, side: int = 240,
+    n_lines: int = 10,
+) -> Image.Image:
+    """Pictures, enlarged, in rows of `columns`, with a few lines of text below each.
+
+    Args:
+        pictures: (n, S, S, 3) uint8.
+        texts: for each picture its paragraphs; each is wrapped, and all is cut after n_lines.
+        side: pixels of a picture's side on the sheet.
+    """
+    font, below, gap = ImageFont.load_default(14), 17 * n_lines, 16
+    rows = -(-len(pictures) // columns)
+    size = (columns * (side + gap) + gap, rows * (side + below) + gap)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (pixels, paragraphs) in enumerate(zip(pictures, texts)):
+        x, y = gap + i % columns * (side + gap), gap + i // columns * (side + below)
+        large = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(large, (x, y))
+        lines = [line for text in paragraphs for line in textwrap.wrap(text, side // 8)]
+        draw.multiline_text((x, y + side + 4), "\n".join(lines[:n_lines]), fill="black", font=font)
+    return sheet
 
 
 def save_samples(folder: Path, n: int = 12) -> None:

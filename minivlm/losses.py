@@ -171,10 +171,10 @@ def reward_loss(
     return -F.logsigmoid(at_least_float32(chosen_score - rejected_score - margin))
 
 
-def ranking_loss(scores: Tensor, ranks: Tensor) -> Tensor:
+def ranking_loss(scores: Tensor, ranks: Tensor, margin: Tensor | float = 0.0) -> Tensor:
     """Bradley-Terry over all pairs of a ranked list, weighted together per prompt.
 
-        loss = mean_b  mean_{i, j: ranks_bi < ranks_bj}  -log sigmoid(scores_bi - scores_bj)
+        loss = mean_b mean_{i, j: ranks_bi < ranks_bj} -log sigmoid(scores_bi - scores_bj - margin)
 
     The pairs of one prompt share its answers, so a prompt counts once however many pairs it has:
     a pair as its own batch element would be overfitted in one epoch.
@@ -182,6 +182,7 @@ def ranking_loss(scores: Tensor, ranks: Tensor) -> Tensor:
     Args:
         scores: (B, K).
         ranks: (B, K) integers, 1 is best; equals carry no pair; 0 marks an answer that is missing.
+        margin: () or (B, K, K), how much better i must be than j, see `reward_loss`.
 
     Returns:
         () nats, the mean over prompts that have a pair.
@@ -202,7 +203,7 @@ def ranking_loss(scores: Tensor, ranks: Tensor) -> Tensor:
     n_pairs = better.sum((1, 2))                                     # (B,)
     if not bool(n_pairs.any()):
         raise ValueError("no prompt has two answers of different rank: all are ties")
-    loss = reward_loss(scores[:, :, None], scores[:, None, :])       # (B, K, K)
+    loss = reward_loss(scores[:, :, None], scores[:, None, :], margin)   # (B, K, K)
     per_prompt = loss.masked_fill(~better, 0.0).sum((1, 2)) / n_pairs.clamp(min=1)
     return per_prompt[n_pairs > 0].mean()
 

@@ -9,7 +9,7 @@ Each function returns its figures by name, "group/figure" -> value. The formulas
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,9 +142,15 @@ def zero_shot(model: CLIP, data: HeldOut, log: list[dict]) -> dict[str, float]:
 # --- a VLM ---
 
 
-def prompt_of(question: str, model: VLM, tokenizer: Tokenizer) -> list[int]:
-    """A question about a picture as the chatbot reads it."""
-    turns = [{"from": "human", "value": "<image>\n" + question}]
+def prompt_of(
+    question: str, model: VLM, tokenizer: Tokenizer, facts: Sequence[str] = ()
+) -> list[int]:
+    """A question about a picture as the chatbot reads it.
+
+    `facts`, true captions, stand before it: what a reward model is told so that it need not guess
+    (factually augmented RLHF, LLaVA-RLHF, arXiv:2309.14525, section 3.2).
+    """
+    turns = [{"from": "human", "value": "\n".join(["<image>", *facts, question])}]
     return render(turns, tokenizer, model.config.vit.n_tokens)[0]
 
 

@@ -165,6 +165,26 @@ class Optimizer:
             part.load_state_dict(state)
 
 
+class Together:
+    """Several Optimizers stepped as one, each with its own rates and its own clipping."""
+
+    def __init__(self, *optimizers: Optimizer):
+        self.optimizers = optimizers
+
+    def step(self, scale: float, clip: float) -> float:
+        """Step all; return the first one's norm."""
+        return [optimizer.step(scale, clip) for optimizer in self.optimizers][0]
+
+    def state_dict(self) -> list[list[dict]]:
+        """The states of all."""
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def load_state_dict(self, states: list[list[dict]]) -> None:
+        """Restore what state_dict gave."""
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
 def lr_scale(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
     """Rise linearly over `warmup` steps, then fall along a cosine to `floor`; a share of the peak.
 

@@ -5,10 +5,11 @@
     advs = whiten(advs, mask)
 
 All of it is (B, T); a mask is True at the tokens of the answer, which stand together in a row, with
-the prompt before and pads behind. Nothing here has gradients.
+the prompt before and pads behind. Position t holds what belongs to the choice of token t + 1, as
+targets do: its log-probability, its reward, and the value of what was known before it.
 
 Source: Ziegler et al. 2019, arXiv:1909.08593, section 2; Ouyang et al. 2022, arXiv:2203.02155.
-Used by: the stages after SFT, which come next.
+Used by: train_ppo.py.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from minivlm.losses import masked_mean
+
+# --- rewards and advantages ---
 
 
 def last_true(mask: Tensor) -> Tensor:
@@ -109,6 +112,21 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     variance = masked_mean((x - mean).square(), mask) * n / (n - 1)
     out = (x - mean) * (variance + 1e-8).rsqrt() + (0 if shift_mean else mean)
     return out.masked_fill(~mask, 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Share of the returns' variance that the values foresaw: 1 all, 0 none, below 0 worse.
+
+        1 - Var(returns - values) / Var(returns)          0 where the returns do not vary
+
+    Args:
+        values, returns, mask: (B, T).
+    """
+    spread = returns[mask].var()
+    return float(1 - (returns - values)[mask].var() / spread) if spread > 0 else 0.0
+
+
+# --- the pull ---
 
 
 @dataclass

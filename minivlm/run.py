@@ -29,11 +29,14 @@ LEAST = {
     "lr": 0, "muon_lr": 0, "weight_decay": 0, "grad_clip": 0,
     "threads": 0, "workers": 0, "seed": 0, "n_texts": 0, "shift": 0,
     "n_layer": 1, "n_embd": 32, "patch_size": 1, "block_size": 2,
+    "epochs": 1, "minibatches": 1, "kl_coef": 0, "kl_target": 0, "kl_horizon": 1, "clip_eps": 0,
+    "value_clip": 0, "vf_coef": 0, "gamma": 0, "lam": 0, "max_kl": 0, "margin": 0, "center": 0,
+    "value_lr": 0, "vit_rate": 0, "n_val": 1,
     "n_images": 1, "n_questions": 1, "n_describe": 1, "max_new_tokens": 1, "n_beams": 1,
 }
 CHOICES = {"dtype": ("auto", "float32", "bfloat16"), "projector": ("mlp", "linear"),
-           "objective": ("lm", "prefix_lm", "blip")}
-SOURCES = ("init", "clip", "lm")  # options that name the run to start from
+           "objective": ("lm", "prefix_lm", "blip"), "kl": ("k1", "k2", "k3")}
+SOURCES = ("init", "clip", "lm", "reward")  # options that name the run to start from
 FREE = ("out", "resume", "steps", "eval_every", "device", "dtype", "compile", "threads", "workers")
 
 
@@ -88,10 +91,10 @@ def check(cfg) -> None:
             raise ValueError(
                 f"{f.name} and out are both {value}; the run would overwrite what it starts from"
             )
-    if hasattr(cfg, "grad_accum") and cfg.grad_accum > cfg.batch_size:
-        raise ValueError(
-            f"grad_accum {cfg.grad_accum} is more than the batch_size of {cfg.batch_size} rows"
-        )
+    parts = getattr(cfg, "grad_accum", 1) * getattr(cfg, "minibatches", 1)
+    if parts > getattr(cfg, "batch_size", parts):
+        name = "grad_accum" if parts == cfg.grad_accum else "minibatches times grad_accum,"
+        raise ValueError(f"{name} {parts} is more than the batch_size of {cfg.batch_size} rows")
 
 
 def settings(cfg) -> dict:

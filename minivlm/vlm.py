@@ -48,10 +48,10 @@ class VLM(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, state: dict) -> "VLM":
-        """Rebuild the model of a checkpoint, weights and all; of a captioner, the VLM in it."""
+        """Rebuild the model of a checkpoint, weights and all; where others are in it, the VLM."""
         model = cls(VLMConfig.from_dict(state["configs"]["model"]))
         weights = state["model"]
-        if state.get("stage") == "caption":
+        if state.get("stage") in ("caption", "ppo"):
             weights = {
                 k.removeprefix("vlm."): v for k, v in weights.items() if k.startswith("vlm.")
             }
@@ -91,12 +91,14 @@ class VLM(nn.Module):
             img_emb = self.projector(self.vit.features(images))      # (n, N, C)
         return emb.masked_scatter(here[..., None], img_emb.to(emb.dtype))
 
-    def forward(self, idx: Tensor, images: Tensor | None = None, **options) -> Tensor:
+    def forward(
+        self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None, **options
+    ) -> Tensor:
         """Score the next token at every position: (B, T) ids and pictures -> (B, T, V) logits.
 
         `at`, `prefix`, `cache` and `positions` are those of GPT.hidden.
         """
-        return self.gpt(emb=self.embed(idx, images), **options)
+        return self.gpt(emb=self.embed(idx, images, img_emb), **options)
 
     def hidden(
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None, **options

@@ -85,6 +85,26 @@ DIALOGUES = {
     "answers/one_more": "answers: how many with one more?",
     "answers/unknowable": "answers: not sure, where nobody could be",
 }
+REWARD = {
+    "accuracy/gap_1-": "agrees with people, where true ratings differ by 1 or more",
+    "accuracy/gap_0.5-1": "agrees with people, where they differ by .5 to 1",
+    "accuracy/gap_0-0.5": "agrees with people, where they differ by less",
+    "truth/all": "agrees with the true ratings",
+    "calibration/error": "calibration error",
+    "length/model": "prefers the longer answer",
+    "length/people": "people prefer the longer answer",
+    "accuracy/all": "agrees with people, all pairs",
+    "accuracy/ceiling": "true ratings agree with people, all pairs (the noise ceiling)",
+}
+PREFERENCES = {"sft": "SFT", "ppo": "PPO"}
+NOT_PPO = {"ppo": "PPO", "no_kl": "no KL penalty", "no_kl_facts": "no KL penalty, facts",
+           "caption": "PPO of a captioner"}
+SKILLS = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/exist", "answers/color",
+          "answers/count", "answers/position", "followed/form", "followed/all", "refused/due",
+          "refused/harmless")
+MORE_SKILLS = ("answers/shape", "answers/size", "answers/relation", "answers/unknowable",
+               "answers/hidden", "style/word", "style/sentence", "style/list", "chair/chair_s",
+               "pope_adversarial/f1")
 AMOUNTS = {str(n): f"{n:,}" for n in (1000, 3000, 10000, 30000)}
 LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
@@ -333,11 +353,54 @@ def joined(*parts: list[str]) -> str:
     return "\n\n".join("\n".join(p) for p in parts if p)
 
 
+def best_rows(name: str) -> list[dict[str, float]]:
+    """Of each seed's log the row of the checkpoint that is used later, the lowest held-out loss."""
+    return [min((row for row in log if "val_loss" in row), key=lambda row: row["val_loss"])
+            for log in logs_of("preferences", name)]
+
+
+def reward_table() -> list[str]:
+    """Reward models beside the noise that their labels have, with and without facts."""
+    models = {"reward": "pictures alone", "reward_facts": "and true captions (--facts)"}
+    rows = {label: best_rows(name) for name, label in models.items() if best_rows(name)}
+    if not rows:
+        return []
+    lines = ["| held-out answers, pair by pair | " + " | ".join(
+        f"{label}, {len(r)} seed{'s' * (len(r) > 1)}" for label, r in rows.items()) + " |",
+        "|---" * (len(rows) + 1) + "|"]
+    for key, label in REWARD.items():
+        cells = [cell([row[key] for row in r]) for r in rows.values()]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    shares = [cell([row["accuracy/all"] / row["accuracy/ceiling"] for row in r])
+              for r in rows.values()]
+    return [*lines, f"| agrees with people, as a share of that | {' | '.join(shares)} |"]
+
+
+def preference_table(keys: tuple[str, ...]) -> list[str]:
+    """The chatbot before and after PPO."""
+    return side_by_side("Before and after PPO", named("preferences", PREFERENCES), keys)
+
+
+def preference_tables() -> list[list[str]]:
+    """Reward models, PPO, PPO without its KL, PPO of a model that never learned to chat."""
+    out = [reward_table(), preference_table((*SKILLS, *MORE_SKILLS)), side_by_side(
+        "What the penalty and SFT are for", named("preferences", NOT_PPO),
+        (*SKILLS, *MORE_SKILLS))]
+    path = HERE / "preferences" / "rollouts.json"
+    if path.is_file():
+        f = json.loads(path.read_text())["figures"]
+        out.append([f"128 answers of 64 tokens: {f['cache_seconds']:.1f} s with the KV cache, "
+                    f"{f['no_cache_seconds']:.1f} s without, {f['times_faster']:.1f} times as long."
+                    ])
+    if any(out):
+        out.append(["![scores over KL](preferences/overoptimization.png)"])
+    return out if any(out) else []
+
+
 def block() -> str:
-    """The tables that stand in the README: the default world, and the captioning objectives."""
-    return joined(main_table("shapes", PAGE_ONLY), objectives_table(
-        ("captions/cider", "captions/chair_i", "match")),
-        engine_line(), amounts_table())
+    """The tables that stand in the README: the default world, the data engine, preferences."""
+    return joined(main_table("shapes", PAGE_ONLY), engine_line(), reward_table(),
+                  preference_table(SKILLS))
 
 
 def section(title: str, *tables: list[str]) -> list[list[str]]:
@@ -356,6 +419,7 @@ def page() -> str:
         *section("The default world", main_table("shapes"), stage_table("shapes")),
         *section("Captioning", *caption_tables()), *section("Without a stage", ablation_table()),
         *section("The data engine", *dialogue_tables()),
+        *section("Preferences", *preference_tables()),
         *section("NLVR", main_table("nlvr")), *section("CIFAR-10", cifar_table()),
     )
     return joined(*parts) + "\n"

@@ -3,12 +3,22 @@
 import random
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import train_align
+import train_caption
+import train_clip
+import train_lm
+import train_ppo
+import train_reward
+import train_sft
+from data import preferences
+from data.shapes import prepare
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.tokenizer import Tokenizer
@@ -121,3 +131,42 @@ def clip(clip_config: CLIPConfig) -> nn.Module:
 def vlm(vlm_config: VLMConfig) -> nn.Module:
     """A stirred VLM."""
     return stir(VLM(vlm_config))
+
+
+# --- every stage on a tiny data set, trained once for all tests ---
+
+SMALL = {"eval_every": 2, "seed": 3}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A prepared shapes data set of a few hundred pictures."""
+    out = tmp_path_factory.mktemp("prepared")
+    sizes = {"n_train": 200, "n_val": 40, "n_web": 20, "n_text": 300, "n_zeroshot": 1}
+    prepare.main(prepare.Config(str(out), **sizes, workers=1))
+    return out
+
+
+@pytest.fixture(scope="session")
+def runs(folder, tmp_path_factory) -> Path:
+    """Every stage trained for a few steps, one from the other."""
+    out = tmp_path_factory.mktemp("runs")
+    small = {"data": str(folder), "steps": 4, **SMALL}
+    train_lm.main(train_lm.Config(out=f"{out}/lm", n_layer=2, n_embd=32, batch_size=8, **small))
+    train_clip.main(
+        train_clip.Config(out=f"{out}/clip", n_layer=2, n_embd=32, batch_size=16, **small)
+    )
+    towers = {"clip": f"{out}/clip", "lm": f"{out}/lm"}
+    train_caption.main(
+        train_caption.Config(out=f"{out}/caption", **towers, batch_size=8, **small)
+    )
+    train_align.main(train_align.Config(out=f"{out}/align", **towers, batch_size=8, **small))
+    train_sft.main(train_sft.Config(out=f"{out}/sft", init=f"{out}/align", batch_size=8, **small))
+    preferences.main(preferences.Config(
+        run=f"{out}/sft", data=str(folder), n=24, n_val=6, k=3, max_new_tokens=6, tie=0.0, seed=3))
+    train_reward.main(
+        train_reward.Config(init=f"{out}/sft", out=f"{out}/reward", batch_size=6, **small))
+    train_ppo.main(train_ppo.Config(
+        init=f"{out}/sft", reward=f"{out}/reward", out=f"{out}/ppo", batch_size=6, minibatches=1,
+        epochs=1, n_val=6, max_new_tokens=6, kl_target=1.0, kl_horizon=20, **small))
+    return out

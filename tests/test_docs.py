@@ -16,7 +16,8 @@ from minivlm.run import parse_args
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SCRIPTS = (
-    "train_lm", "train_clip", "train_caption", "train_align", "train_sft", "evaluate", "chat",
+    "train_lm", "train_clip", "train_caption", "train_align", "train_sft", "train_reward",
+    "train_ppo", "evaluate", "chat",
     "data.shapes.prepare", "data.nlvr.prepare", "data.coco.prepare", "data.cifar10.prepare",
     "data.webdata.prepare", "data.llava.prepare", "data.capfilt", "data.instruct", "data.quiz",
     "data.preferences",
@@ -143,7 +144,7 @@ def test_nothing_is_printed_or_seeded_on_import():
 
 def test_scripts_do_not_import_each_other_and_share_their_banners():
     """Catches scripts that stop being alike: equal banners in equal order, each file on its own."""
-    for name in SCRIPTS[:5]:
+    for name in SCRIPTS[:7]:
         text = (ROOT / f"{name}.py").read_text()
         banners = re.findall(r"^ *# --- (\w+) ---$", text, flags=re.MULTILINE)
         assert banners[:3] == ["config", "evaluate", "run"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from data import checks, instruct, template
+from data import checks, instruct, teachers, template
 from data.facts import claims, holds, things_of
 from data.phrasings import KINDS, STYLES, patterns, spelled
 from data.shapes import world
@@ -375,13 +375,13 @@ def test_rejects_are_kept_with_reason_and_text(tmp_path, monkeypatch):
 def test_a_half_written_reply_is_cut_off_and_a_damaged_file_is_named(tmp_path):
     """Catches a killed run that loses its whole journal, or goes on behind half a line."""
     path, header = tmp_path / "raw.jsonl", {"teacher": "openai"}
-    assert instruct.journal(path, header) == {}
+    assert teachers.journal(path, header) == {}
     whole = path.read_bytes() + b'{"key": "a"}\n'
     path.write_bytes(whole + b'{"key": "b", "ra')
-    assert list(instruct.journal(path, header)) == ["a"] and path.read_bytes() == whole
+    assert list(teachers.journal(path, header)) == ["a"] and path.read_bytes() == whole
     path.write_bytes(whole + b'{"key": \n{"key": "b"}\n')
     with pytest.raises(ValueError, match="is damaged .*--fresh"):
-        instruct.journal(path, header)
+        teachers.journal(path, header)
 
 
 def test_a_journal_belongs_to_one_teacher_and_outlives_all_else(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from data.raters import SimulatedHuman, false_share, overall, ranks_of, true_ratings
+from data.raters import SimulatedHuman, false_share, ranks_of, true_ratings
+from minivlm.rankings import rating_of
 
 PHRASES = {n: n for n in ("red circle", "blue ring", "green square", "red ring")}
 RECORD = {"id": "a", "objects": [
@@ -36,7 +37,7 @@ def test_ratings_worked_by_hand(q, answer, want):
     ratings = true_ratings(answer, q, RECORD, PHRASES)
     assert tuple(ratings.values()) == want or tuple(
         ratings[a] for a in ("helpfulness", "faithfulness", "ethics")) == want
-    assert overall(ratings) == pytest.approx(sum(want) / 3)
+    assert rating_of(ratings) == pytest.approx(sum(want) / 3)
 
 
 def test_what_an_answer_gets_wrong_is_counted_by_what_can_be_seen():

@@ -416,7 +416,7 @@ def test_equal_arguments_give_equal_bytes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "SHARD", 7)
     again = contents(make(tmp_path / "b"))
     assert again == contents(folder)
-    names = {f"{s}.jsonl" for s in SPLITS} | {
+    names = {f"{s}.jsonl" for s in (*SPLITS, "prompts", "prompts_val")} | {
         f"{s}.npy" for s in ("train", "val", "web", "zeroshot")
     }
     names |= {"meta.json", "tokenizer.tiktoken"} | {f"samples/{i}.png" for i in range(12)}

@@ -18,46 +18,20 @@ import train_align
 import train_caption
 import train_clip
 import train_lm
+import train_ppo
+import train_reward
 import train_sft
-from data.shapes import prepare
+from conftest import SMALL
 from minivlm import checkpoint
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"eval_every": 2, "seed": 3}
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    """A prepared shapes data set of a few hundred pictures."""
-    out = tmp_path_factory.mktemp("prepared")
-    sizes = {"n_train": 200, "n_val": 40, "n_web": 20, "n_text": 300, "n_zeroshot": 1}
-    prepare.main(prepare.Config(str(out), **sizes, workers=1))
-    return out
-
-
-@pytest.fixture(scope="session")
-def runs(folder, tmp_path_factory) -> Path:
-    """Every stage trained for a few steps, one from the other."""
-    out = tmp_path_factory.mktemp("runs")
-    small = {"data": str(folder), "steps": 4, **SMALL}
-    train_lm.main(train_lm.Config(out=f"{out}/lm", n_layer=2, n_embd=32, batch_size=8, **small))
-    train_clip.main(
-        train_clip.Config(out=f"{out}/clip", n_layer=2, n_embd=32, batch_size=16, **small)
-    )
-    towers = {"clip": f"{out}/clip", "lm": f"{out}/lm"}
-    train_caption.main(
-        train_caption.Config(out=f"{out}/caption", **towers, batch_size=8, **small)
-    )
-    train_align.main(train_align.Config(out=f"{out}/align", **towers, batch_size=8, **small))
-    train_sft.main(train_sft.Config(out=f"{out}/sft", init=f"{out}/align", batch_size=8, **small))
-    return out
 
 
 def config_of(stage: str, folder: Path, runs: Path, **changes):
     """The stage's script and the Config its run was made with, some fields changed."""
     script = {
         "lm": train_lm, "clip": train_clip, "caption": train_caption, "align": train_align,
-        "sft": train_sft,
+        "sft": train_sft, "reward": train_reward, "ppo": train_ppo,
     }[stage]
     made = json.loads((runs / stage / "config.json").read_text())
     return script, script.Config(**(made | changes))
@@ -72,7 +46,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         ]
 
 
-STAGES = ("lm", "clip", "caption", "align", "sft")
+STAGES = ("lm", "clip", "caption", "align", "sft", "reward", "ppo")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -103,7 +77,8 @@ def test_resuming_in_the_middle_gives_the_same_bits_as_going_through(stage, runs
     """Catches forgotten state: moments, data order, generators, the best figure, the log's rows."""
     script, cfg = config_of(stage, folder, runs, out=str(tmp_path / "half"))
     calls = {"n": 0}
-    whole_step = script.Optimizer.step
+    optimizer = getattr(script, "Together", script.Optimizer)
+    whole_step = optimizer.step
 
     class Stop(Exception):
         pass
@@ -114,12 +89,12 @@ def test_resuming_in_the_middle_gives_the_same_bits_as_going_through(stage, runs
         calls["n"] += 1
         return whole_step(self, *args)
 
-    script.Optimizer.step = step
+    optimizer.step = step
     try:
         with pytest.raises(Stop):
             script.main(cfg)
     finally:
-        script.Optimizer.step = whole_step
+        optimizer.step = whole_step
     torch.randn(7)  # whatever the new process did to the global generator must not matter
     _, cfg = config_of(stage, folder, runs, out=str(tmp_path / "half"), resume=True)
     script.main(cfg)
@@ -140,7 +115,7 @@ def test_evaluating_more_often_does_not_change_the_weights(runs, folder, tmp_pat
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("stage", ("lm", "clip", "caption", "align", "sft"))
+@pytest.mark.parametrize("stage", STAGES)
 def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path):
     """Catches micro-batches averaged as if each supervised equally many tokens, and contrasts
     within parts only. BLIP's contrast is within a part, so captioning is tested without it.
@@ -151,9 +126,10 @@ def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path
     script, once = config_of(stage, folder, runs, out=str(tmp_path / "once"), **same)
     script.main(once)
     a, b = (rows_of(f / "metrics.csv")[1] for f in (tmp_path, tmp_path / "once"))
-    assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), abs=1e-4)
+    after = "val_score" if stage == "ppo" else "val_loss"
+    assert float(a[after]) == pytest.approx(float(b[after]), abs=1e-4)
     for key in ("loss", "grad"):  # a step's size hides the gradient's: Muon and AdamW normalize
-        assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4)
+        assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4, abs=1e-6)
 
 
 def test_only_the_projector_changes_in_stage_3a(runs):
@@ -229,7 +205,7 @@ def test_the_language_model_learns_on_its_tiny_corpus(folder, tmp_path):
     assert row["val_loss"] < 3
 
 
-@pytest.mark.parametrize("stage", ("clip", "caption", "sft"))
+@pytest.mark.parametrize("stage", ("clip", "caption", "sft", "ppo"))
 def test_evaluation_writes_figures_beside_a_blind_baseline(stage, runs, folder, tmp_path):
     """Catches an evaluation that cannot run on a weak model, or whose blind side sees."""
     out = tmp_path / "figures.json"
@@ -246,7 +222,7 @@ def test_evaluation_writes_figures_beside_a_blind_baseline(stage, runs, folder, 
     assert all(0 <= v <= (10 if k == "captions/cider" else 2.5 if "clip_score" in k else 1)
                for k, v in figures.items())
     for group, stages in {"captions/clip_score": ("caption",), "zero_shot/": ("clip",),
-                          "ranked/": ("caption", "align", "sft")}.items():
+                          "ranked/": ("caption", "align", "sft", "ppo")}.items():
         assert any(k.startswith(group) for k in figures) == (stage in stages)
 
 
@@ -332,6 +308,14 @@ def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys):
     ("sft", {"eval_every": 0}, "eval_every is 0"), ("sft", {"dtype": "fp16"}, "dtype 'fp16'"),
     ("sft", {"device": "cuda:77"}, "not usable"), ("sft", {"init": "clip"}, "stage 'clip'"),
     ("sft", {"init": "OUT"}, "would overwrite"), ("sft", {"muon_lr": -1.0}, "muon_lr is -1"),
+    ("reward", {"split": "nothing"}, "data/preferences.py first"),
+    ("reward", {"init": "clip"}, "stage 'clip'"), ("reward", {"margin": -1.0}, "margin is -1"),
+    ("ppo", {"init": "lm"}, "stage 'lm'"), ("ppo", {"kl": "k4"}, "kl 'k4'"),
+    ("ppo", {"temperature": 0.0}, "expected temperature > 0"),
+    ("ppo", {"max_new_tokens": 250}, "more than the context"),
+    ("ppo", {"split": "nothing"}, "no data at"), ("ppo", {"records": "val"}, "no picture train"),
+    ("ppo", {"reward": "nowhere"}, "train_reward.py"), ("ppo", {"batch_size": 9999}, "larger than"),
+    ("ppo", {"minibatches": 7}, "minibatches times grad_accum, 7 is more than"),
 ])
 def test_a_mistake_in_the_options_does_not_cost_the_run_there_is(
     stage, flags, words, runs, folder, tmp_path

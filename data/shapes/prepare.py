@@ -4,8 +4,9 @@
     python data/shapes/prepare.py --level 2 --out data/shapes/prepared2
 
 Writes train, val, web (one noisy caption a picture), zeroshot (one object, all 48 classes), eval
-(questions with what a right answer holds), text (for the language model), tokenizer.tiktoken,
-meta.json and samples/*.png. Equal arguments give equal bytes.
+(questions with what a right answer holds), prompts and prompts_val (the same about training
+pictures, for stage 4), text (for the language model), tokenizer.tiktoken, meta.json and
+samples/*.png. Equal arguments give equal bytes.
 """
 
 import json
@@ -27,6 +28,8 @@ from minivlm.prepared import check_vocab_size, start_folder  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
 SHARD = 1000  # scenes a task
+ANSWERED = ("exist", "color", "shape", "size", "position", "count", "relation")
+REQUESTS = ("private", "unsafe", "harmless", "unknowable")
 
 
 @dataclass
@@ -43,12 +46,14 @@ class Config:
     vocab_size: int = 1024  # upper limit of the tokenizer's vocabulary, special tokens included
     seed: int = 0  # another seed gives another data set
     workers: int = 2  # processes
+    n_prompts: int = 4000  # training pictures with questions for stage 4, a tenth of them held out
 
     def __post_init__(self):
         if self.level not in world.LEVELS:
             raise ValueError(f"level {self.level} is not one of {sorted(world.LEVELS)}")
         if min(
-            self.n_train, self.n_val, self.n_web, self.n_text, self.n_zeroshot, self.workers
+            self.n_train, self.n_val, self.n_web, self.n_text, self.n_zeroshot, self.workers,
+            self.n_prompts,
         ) < 1:
             raise ValueError("every count must be at least 1")
         check_vocab_size(self.vocab_size)
@@ -118,6 +123,23 @@ def questions_of(scene: world.Scene, key: str, image: str, rng: random.Random) -
     ]
 
 
+def prompts_of(scene: world.Scene, key: str, image: str, rng: random.Random) -> list[dict]:
+    """What stage 4 asks about a picture: all descriptions and requests, three other questions.
+
+    Requests, which are rare, are drawn three times. Descriptions come with the `names` of what can
+    be seen.
+    """
+    drawn = [questions_of(scene, key, image, rng) for _ in range(3)]
+    short = [q for q in drawn[0] if q["kind"] in ANSWERED]
+    asked = rng.sample(short, min(3, len(short)))
+    asked += [q for q in drawn[0] if q["kind"] == "describe"]
+    requests = [q for qs in drawn for q in qs if q["kind"] in REQUESTS]
+    asked += {q["question"]: q for q in requests}.values()
+    names = [language.name(o) for o in scene.clear]
+    return [q | {"id": f"{key}-{i}"} | ({"names": names} if q["kind"] == "describe" else {})
+            for i, q in enumerate(asked)]
+
+
 def make_shard(
     cfg: Config, split: str, start: int, stop: int
 ) -> tuple[dict[str, list[str]], np.ndarray]:
@@ -156,6 +178,11 @@ def make_shard(
         if split == "val":
             asked = questions_of(scene, key, record["image"], rng)
             lines.setdefault("eval", []).extend(map(json.dumps, asked))
+        n_prompts = min(cfg.n_prompts, cfg.n_train)
+        if split == "train" and i < n_prompts:
+            asked = prompts_of(scene, key, record["image"], rng)
+            side = "prompts_val" if i >= n_prompts - n_prompts // 10 else "prompts"
+            lines.setdefault(side, []).extend(map(json.dumps, asked))
         lines[split].append(json.dumps(record))
     return lines, np.stack(pixels) if pixels else np.empty(0)
 

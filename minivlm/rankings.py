@@ -1,0 +1,156 @@
+"""Ranked answers: read from a file and checked, shown to a reward model, and its scores judged.
+
+A ranking is one JSON object: a question about a picture, K different answers, and a rank for each
+(1 is best, equals alike). Where it has ratings too, their mean over the axes is an answer's rating.
+
+Used by: train_reward.py, train_ppo.py, data/preferences.py.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minivlm.data import load_records
+
+# --- reading ---
+
+
+def check_ranking(r: dict) -> str:
+    """Why a ranking cannot be used, or ""."""
+    answers, ranks = r["responses"], r["ranking"]
+    if not isinstance(answers, list) or not isinstance(ranks, list) or len(answers) != len(ranks):
+        return "as many ranks as answers are needed"
+    if any(not isinstance(a, str) or not a.strip() for a in answers):
+        return "empty answer"
+    if len(set(answers)) < len(answers):
+        return "answer equal to another"
+    if any(type(rank) is not int or rank < 1 for rank in ranks):
+        return "rank that is no number from 1"
+    if len(set(ranks)) < 2:
+        return "all ties"
+    return ""
+
+
+def load_rankings(folder: str | Path, split: str) -> list[dict]:
+    """Read `<folder>/<split>.jsonl`; the answers have one rank each, and not all the same.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a ranking that nothing can be learned from, with its id.
+    """
+    path = Path(folder) / f"{split}.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"no rankings at {path}; run data/preferences.py first")
+    rankings = load_records(folder, split, need=("image", "question", "responses", "ranking"))
+    for r in rankings:
+        reason = check_ranking(r)
+        if reason:
+            raise ValueError(f"{path}, record {r['id']}: {reason}")
+    return rankings
+
+
+def read_row(prompt: list[int], answer: list[int], end: int) -> tuple[list[int], list[bool]]:
+    """A row for `collate` whose ids reach to the answer's very last token, where it is scored.
+
+    `collate` reads one token less than a row has, so one more is put behind, which nobody reads.
+    """
+    return prompt + answer + [end], [False] * len(prompt) + [True] * len(answer) + [False]
+
+
+# --- judging a reward model ---
+
+
+def rating_of(ratings: dict[str, float]) -> float:
+    """What answers are compared by: the mean over the axes, as Silkie has it (arXiv:2312.10665)."""
+    return sum(ratings.values()) / len(ratings)
+
+
+def win_share(scores: list[float], better: list[tuple[int, int]]) -> float:
+    """Share of the pairs (i, j) whose i scores higher than j; equal scores count half.
+
+    >>> win_share([2.0, 1.0, 1.0], [(0, 1), (1, 2)])
+    0.75
+    """
+    won = [(scores[i] > scores[j]) + (scores[i] == scores[j]) / 2 for i, j in better]
+    return sum(won) / len(won)
+
+
+def calibration_error(p: Tensor, came: Tensor, n_bins: int = 10) -> float:
+    """How far shares of what came true lie from what was foretold: the expected calibration error.
+
+        sum over bins of P's range: (pairs in it / pairs) |mean P - share that came true|
+
+    Args:
+        p: (n,) probabilities; came: (n,) bool.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
+
+    >>> round(calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, False])), 4)
+    0.4
+    """
+    place, out = (p * n_bins).long().clamp(max=n_bins - 1), 0.0
+    for b in place.unique():
+        here = place == b
+        out += float(here.sum() / len(p) * (p[here].mean() - came[here].float().mean()).abs())
+    return out
+
+
+GAPS = ((0.0, 0.5, "0-0.5"), (0.5, 1.0, "0.5-1"), (1.0, float("inf"), "1-"))
+
+
+def judge_scores(rankings: list[dict], scores: list[list[float]]) -> dict[str, float]:
+    """How a reward model's scores agree with rankings, and with the ratings behind them.
+
+        accuracy/all          pairs that people ranked whose better answer scores higher
+        accuracy/gap_1-       of these, those whose ratings differ by 1 or more; other gaps likewise
+        accuracy/ceiling      what the ratings themselves would reach: people's noise is the rest
+        truth/all             pairs of different rating that are scored in their order
+        calibration/error     of P(i before j) = sigmoid(score_i - score_j), see calibration_error
+        length/model          pairs of different length whose longer answer scores higher
+        length/people, truth  the same for people's ranks and for ratings: the bias is the rest
+
+    Args:
+        scores: for each ranking its answers' raw scores: their differences are log-odds.
+
+    What the rankings hold no ratings for is left out.
+    """
+    rated = all(r.get("ratings") for r in rankings)
+    flat = [s for row in scores for s in row]
+    true = [rating_of(x) for r in rankings for x in r["ratings"]] if rated else [0.0] * len(flat)
+    length = [len(a) for r in rankings for a in r["responses"]]
+    rank = [-x for r in rankings for x in r["ranking"]]
+    pairs, first = [], 0
+    for r in rankings:
+        K = len(r["responses"])
+        pairs += [(first + i, first + j) for i in range(K) for j in range(i + 1, K)]
+        first += K
+
+    def ordered(values: list[float], among: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The pairs of different value, the larger first."""
+        return [(i, j) if values[i] > values[j] else (j, i) for i, j in among
+                if values[i] != values[j]]
+
+    ranked, longer = ordered(rank, pairs), ordered(length, pairs)
+    out = {"accuracy/all": win_share(flat, ranked)}
+    if rated:
+        groups = defaultdict(list)
+        for i, j in ranked:
+            gap = abs(true[i] - true[j]) + 1e-9  # a third of a point has no exact float
+            groups[next(name for low, high, name in GAPS if low <= gap < high)].append((i, j))
+        for name, among in sorted(groups.items()):
+            out |= {f"accuracy/gap_{name}": win_share(flat, among), f"pairs/gap_{name}": len(among)}
+        out["accuracy/ceiling"] = win_share(true, ranked)
+        different = ordered(true, pairs)
+        if different:
+            out["truth/all"] = win_share(flat, different)
+    # neither order may know who won: by place in the list, not by rank
+    by_place = [(min(i, j), max(i, j)) for i, j in ranked]
+    p = torch.tensor([flat[i] - flat[j] for i, j in by_place]).sigmoid()
+    came = torch.tensor([rank[i] > rank[j] for i, j in by_place])
+    out["calibration/error"] = calibration_error(p, came)
+    if longer:
+        out |= {"length/model": win_share(flat, longer), "length/people": win_share(rank, longer)}
+        out |= {"length/truth": win_share(true, longer)} if rated else {}
+    return out

@@ -1,0 +1,247 @@
+"""Rollouts: questions about pictures, a policy's answers to them, and what other models make of it.
+
+    prompts = Prompts(folder, "train", policy, tokenizer, facts)
+    batch = prompts.batch(questions, seed)
+    rollout = roll_out(policy, ref, reward_model, value_model, batch, tokenizer, ...)
+
+Used by: train_ppo.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from minivlm.data import collate, load_meta, load_records
+from minivlm.generate import generate
+from minivlm.heads import RewardModel, ValueModel
+from minivlm.images import Pictures, contact_sheet
+from minivlm.losses import IGNORE_INDEX, token_logprobs
+from minivlm.measure import prompt_of
+from minivlm.rankings import rating_of, read_row
+from minivlm.tokenizer import Tokenizer
+from minivlm.vlm import VLM
+
+# --- questions ---
+
+
+@dataclass
+class PromptBatch:
+    """B questions, their pictures (B, 3, S, S), and ids: what the policy reads, what the judge.
+
+    seed: of the draws that answer them.
+    """
+
+    questions: list[dict]
+    images: Tensor
+    prompts: list[list[int]]
+    judged: list[list[int]]
+    seed: int
+
+
+class Prompts:
+    """Questions of a data folder, with the records of the pictures that they are about.
+
+    Args:
+        folder: the data folder.
+        split: which file of it holds the pictures' records.
+        policy: who is asked.
+        tokenizer: the policy's and the reward model's.
+        facts: let the reward model read the pictures' true captions, in random order.
+    """
+
+    def __init__(
+        self, folder: str | Path, split: str, policy: VLM, tokenizer: Tokenizer, facts: bool
+    ):
+        self.folder, self.split, self.facts = folder, split, facts
+        self.policy, self.tokenizer = policy, tokenizer
+        self.records = {r.get("image"): r for r in load_records(folder, split)}
+        self.pictures = Pictures(folder, policy.config.vit.image_size)
+        self.phrases = load_meta(folder).get("phrases", {})
+
+    def load(self, split: str, max_new_tokens: int) -> list[dict]:
+        """Read `<folder>/<split>.jsonl`, questions that leave room for their answers.
+
+        Raises:
+            ValueError: if a question is about an unknown picture, or one without captions where
+                facts are needed, or is too long; with its id.
+        """
+        questions, room = load_records(self.folder, split, ("image", "question", "kind")), 0
+        room = self.policy.gpt.config.block_size - max_new_tokens
+        for q in questions:
+            if q["image"] not in self.records:
+                raise ValueError(
+                    f"{split}, record {q['id']}: no picture {q['image']} in {self.split}")
+            if self.facts and not self.records[q["image"]].get("captions"):
+                raise ValueError(f"{split}, record {q['id']}: no captions to serve as facts")
+            n = len(self.judged(q, torch.Generator()))
+            if n > room:
+                raise ValueError(
+                    f"{split}, record {q['id']}: {n} tokens and an answer of {max_new_tokens} are "
+                    f"more than the context of {self.policy.gpt.config.block_size}")
+        return questions
+
+    def judged(self, q: dict, generator: torch.Generator) -> list[int]:
+        """What the reward model reads before an answer."""
+        captions = self.records[q["image"]]["captions"] if self.facts else []
+        order = torch.randperm(len(captions), generator=generator).tolist()
+        facts = [captions[i] for i in order]
+        return prompt_of(q["question"], self.policy, self.tokenizer, facts)
+
+    def batch(self, questions: list[dict], seed: int) -> PromptBatch:
+        """Render questions and load their pictures; equal seeds give equal batches and answers."""
+        generator = torch.Generator().manual_seed(seed)
+        return PromptBatch(
+            questions, self.pictures.get([q["image"] for q in questions]),
+            [prompt_of(q["question"], self.policy, self.tokenizer) for q in questions],
+            [self.judged(q, generator) for q in questions], seed)
+
+    def true_scores(
+        self, questions: list[dict], said: list[str], rate: Callable[..., dict[str, float]]
+    ) -> list[float]:
+        """How good answers are by what is known of the pictures; [] where nobody knows.
+
+        Nothing may learn from it: it is what the reward model stands in for.
+
+        Args:
+            rate: (answer, question, record, phrases) -> ratings, data/raters.py's true_ratings.
+        """
+        scenes = [self.records[q["image"]] for q in questions]
+        if not self.phrases or not all(scene.get("objects") for scene in scenes):
+            return []
+        return [rating_of(rate(*x, self.phrases)) for x in zip(said, questions, scenes)]
+
+    def sheet(
+        self, questions: list[dict], said: list[str], rollout: "Rollout", n: int = 12
+    ) -> Image.Image:
+        """The first n pictures with question, answer and score below, to be looked at."""
+        texts = [[q["question"], *(f"> {line}" for line in a.splitlines()), f"score {s:.2f}"]
+                 for q, a, s in zip(questions[:n], said, rollout.score.tolist())]
+        return contact_sheet(self.pictures.pixels([q["image"] for q in questions[:n]]), texts)
+
+
+# --- answers ---
+
+
+def share_vit(first: VLM, others: Sequence[VLM]) -> None:
+    """Let VLMs whose ViT equals the first one's use that very one: one copy in memory, one look."""
+    ours = first.vit.state_dict()
+    for vlm in others:
+        theirs = vlm.vit.state_dict()
+        same = first.vit.config == vlm.vit.config
+        if same and all(torch.equal(ours[k], theirs[k]) for k in ours):
+            vlm.vit = first.vit
+
+
+def logprobs(
+    model: nn.Module, image_id: int, idx: Tensor, targets: Tensor, img_emb: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token of the answers, and the entropy of what it was drawn from.
+
+        p = softmax(logits / temperature), a picture's placeholder being no word
+
+    This is the distribution that `generate` draws from at this temperature, so that a policy that
+    has not moved since gives the ratio 1.
+
+    Args:
+        model: a VLM, or one compiled.
+        idx, targets: (B, T), -100 outside of the answers.
+        img_emb: (B, N, C) of that model.
+
+    Returns:
+        (B, T) nats each, 0 outside of the answers.
+    """
+    at = targets != IGNORE_INDEX                                     # (B, T)
+    logits = model(idx, img_emb=img_emb, at=at).float()              # (M, V)
+    no_word = torch.arange(logits.shape[-1], device=logits.device) == image_id
+    logits = (logits / temperature).masked_fill(no_word, -torch.inf)
+    logp, entropy = torch.zeros(2, *at.shape, device=logits.device)  # (B, T)
+    said = token_logprobs(logits[None], targets[at][None])[0]        # (M,)
+    spread = torch.special.entr(logits.detach().softmax(-1)).sum(-1)
+    return logp.masked_scatter(at, said), entropy.masked_scatter(at, spread)
+
+
+@dataclass
+class Rollout:
+    """B answers that a policy drew, and all that PPO needs to know of them.
+
+    idx, targets: (B, T) dialogues as `collate` makes them; logp, ref_logp, entropy, values: (B, T);
+    feats, value_feats: (B, N, Cv), what the ViTs of policy and value model see; score: (B,); ended:
+    (B,) bool, whether the end token was written; answers: their ids, without it.
+    """
+
+    idx: Tensor
+    targets: Tensor
+    logp: Tensor
+    ref_logp: Tensor
+    entropy: Tensor
+    values: Tensor
+    feats: Tensor
+    value_feats: Tensor
+    score: Tensor
+    ended: Tensor
+    answers: list[list[int]]
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T) bool, True where a token of the answer is chosen."""
+        return self.targets != IGNORE_INDEX
+
+
+@torch.no_grad()
+def roll_out(
+    policy: VLM, ref: VLM, reward_model: RewardModel, value_model: ValueModel, batch: PromptBatch,
+    tokenizer: Tokenizer, max_new_tokens: int, temperature: float, use_cache: bool = True,
+) -> Rollout:
+    """Let the policy answer, and the other models read its answers.
+
+    The reward model reads `batch.judged`, all others `batch.prompts`.
+
+    Args:
+        temperature: of drawing, above 0; log-probabilities are of the same distribution.
+        use_cache: as `generate` takes it.
+
+    Raises:
+        ValueError: if a score is no finite number, or as `generate` and `collate`.
+    """
+    device = next(policy.parameters()).device
+    end, pad, images = tokenizer.end, tokenizer.pad, batch.images.to(device)
+    drawn = generate(
+        policy, images, batch.prompts, keep_stop=True, max_new_tokens=max_new_tokens, stop=end,
+        temperature=temperature, use_cache=use_cache,
+        generator=torch.Generator(device).manual_seed(batch.seed),
+    )
+    ended = torch.tensor([ids[-1] == end for ids in drawn], device=device)
+    rows = [
+        (p + ids, [False] * len(p) + [True] * len(ids)) for p, ids in zip(batch.prompts, drawn)
+    ]
+    seen = collate(rows, pad, policy.gpt.config.block_size).to(device)
+    # the reward model scores at the last token of the answer, so it reads one token more
+    rows = [read_row(p, ids, end) for p, ids in zip(batch.judged, drawn)]
+    whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size).to(device)
+
+    feats = policy.vit.features(images)                              # (B, N, Cv)
+    seen_by = {id(policy.vit): feats}
+
+    def look(vlm: VLM) -> Tensor:
+        if id(vlm.vit) not in seen_by:
+            seen_by[id(vlm.vit)] = vlm.vit.features(images)
+        return vlm.projector(seen_by[id(vlm.vit)])                   # (B, N, C)
+
+    image_id = tokenizer.image
+    logp, entropy = logprobs(policy, image_id, seen.idx, seen.targets, look(policy), temperature)
+    ref_logp, _ = logprobs(ref, image_id, seen.idx, seen.targets, look(ref), temperature)
+    score = reward_model(whole.idx, whole.lengths, img_emb=look(reward_model.vlm))
+    if not bool(score.isfinite().all()):
+        said = tokenizer.decode(drawn[int(score.isfinite().int().argmin())])
+        raise ValueError(f"the reward model's score of {said!r} is no finite number")
+    values = value_model(seen.idx, img_emb=look(value_model.vlm))
+    return Rollout(
+        idx=seen.idx, targets=seen.targets, logp=logp, ref_logp=ref_logp, entropy=entropy,
+        values=values, feats=feats, value_feats=seen_by[id(value_model.vlm.vit)], score=score,
+        ended=ended, answers=[ids[: len(ids) - (ids[-1] == end)] for ids in drawn],
+    )

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Stage 4 (3 seeds): rankings by a simulated human, reward model, PPO; then, with seed 0, what happens
+# without the KL penalty, with facts, from a captioner that never was taught to chat. About 75
+# minutes on two CPU cores; writes results/preferences/. Needs data/shapes/prepared and the runs of
+# results/make.sh (runs/seed0/sft, ..., runs/seed0/caption).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source venv.sh
+data=data/shapes/prepared out=results/preferences
+mkdir -p $out
+
+measure() {  # run, name of the result
+    $python evaluate.py --run "$1" --no-blind --out "$out/$2.json"
+    mv "$out/$2.answers.jsonl" "$1/eval.answers.jsonl"
+}
+reward() {  # name, seed, options
+    $python train_reward.py --split preferences_seed$2 --val_split preferences_seed${2}_val \
+        --init runs/seed$2/sft --out "runs/seed$2/$1" --seed "$2" "${@:3}"
+    cp "runs/seed$2/$1/metrics.csv" "$out/$1-seed$2.csv"
+}
+ppo() {  # name, seed, options
+    $python train_ppo.py --init runs/seed$2/sft --reward runs/seed$2/reward --out "runs/seed$2/$1" \
+        --seed "$2" --eval_every 10 "${@:3}"
+    cp "runs/seed$2/$1/metrics.csv" "$out/$1-seed$2.csv"
+    measure "runs/seed$2/$1" "$1-seed$2"
+}
+
+for seed in ${SEEDS:-0 1 2}; do
+    $python data/preferences.py --run runs/seed$seed/sft --seed $seed \
+        --out $data/preferences_seed$seed.jsonl
+    reward reward $seed
+    ppo ppo $seed
+    measure runs/seed$seed/sft sft-seed$seed
+done
+if [ -n "${MORE:-yes}" ]; then
+    ppo no_kl 0 --kl_coef 0
+    reward reward_facts 0 --facts
+    ppo no_kl_facts 0 --kl_coef 0 --reward runs/seed0/reward_facts
+    ppo caption 0 --init runs/seed0/caption
+    $python results/rollouts.py runs/seed0/sft
+fi
+$python results/overoptimization.py

@@ -1,0 +1,179 @@
+"""minivlm/rollout.py: what is drawn, what it was worth, and that nothing has moved yet."""
+
+import copy
+import json
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from minivlm.heads import RewardModel, ValueModel
+from minivlm.losses import IGNORE_INDEX, kl_estimate
+from minivlm.measure import prompt_of
+from minivlm.rl import explained_variance
+from minivlm.rollout import PromptBatch, Prompts, logprobs, roll_out, share_vit
+
+QUESTIONS = ("Is it?", "A", "How so?")
+
+
+@pytest.fixture
+def models(vlm):
+    """Policy, reference, reward model and value model, as train_ppo.py makes them of one VLM."""
+    reward_model = RewardModel(copy.deepcopy(vlm)).eval()
+    value_model = ValueModel.from_reward_model(reward_model).eval()
+    torch.nn.init.normal_(value_model.head.weight)
+    return vlm.eval(), copy.deepcopy(vlm), reward_model, value_model
+
+
+def roll(models, tokenizer, temperature=0.7, n=3, max_new_tokens=8, judged=None, **options):
+    """A rollout over n questions about random pictures."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(n, 3, 16, 16, generator=generator)
+    prompts = [prompt_of(QUESTIONS[i % 3], models[0], tokenizer) for i in range(n)]
+    batch = PromptBatch([], images, prompts, judged or prompts, seed=1)
+    return images, prompts, roll_out(
+        *models, batch, tokenizer, max_new_tokens, temperature, **options)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
+def test_before_the_first_update_the_ratio_is_1_and_the_kl_0(models, tokenizer, temperature):
+    """Catches log-probabilities of another temperature, shift or mask than at the rollout."""
+    policy, *_ = models
+    _, _, r = roll(models, tokenizer, temperature)
+    assert r.mask.any(1).all()
+    for rows in ([0, 1, 2], [2], [1, 0]):                            # minibatches of any make-up
+        logp, _ = logprobs(policy, tokenizer.image, r.idx[rows], r.targets[rows],
+                           policy.projector(r.feats[rows]), temperature)
+        assert ((logp - r.logp[rows]).exp() - 1).abs().max() < 1e-5
+    for kind in ("k1", "k2", "k3"):
+        assert not kl_estimate(r.logp, r.ref_logp, kind).any()
+
+
+def test_logprobs_are_those_of_a_softmax_by_hand(models, tokenizer):
+    """Catches a placeholder that counts as a word, a temperature used once, a wrong position."""
+    policy, *_ = models
+    images, _, r = roll(models, tokenizer)
+    logp, entropy = logprobs(policy, tokenizer.image, r.idx, r.targets, policy.projector(r.feats),
+                             0.7)
+    logits = policy(r.idx, images).detach() / 0.7
+    logits[..., tokenizer.image] = -torch.inf
+    p = logits.softmax(-1)
+    for b, t in r.mask.nonzero().tolist():
+        assert logp[b, t].item() == pytest.approx(p[b, t, r.targets[b, t]].log().item(), abs=1e-4)
+        want = -sum(float(x * x.log()) for x in p[b, t] if x > 0)
+        assert entropy[b, t].item() == pytest.approx(want, abs=1e-3)
+    assert not logp[~r.mask].any() and not entropy[~r.mask].any()
+
+
+def test_answers_are_drawn_with_the_probabilities_that_are_reported(models, tokenizer):
+    """Catches a sampler and a logprobs that disagree: 3000 first tokens, 5 sigma."""
+    policy, n = models[0], 3000
+    prompt, temperature = prompt_of("A", policy, tokenizer), 1.3
+    images = torch.zeros(n, 3, 16, 16)
+    batch = PromptBatch([], images, [prompt] * n, [prompt] * n, seed=0)
+    r = roll_out(*models, batch, tokenizer, 1, temperature)
+    drawn = Counter(int(t) for t in r.targets[r.mask])
+    p = {int(t): float(x.exp()) for t, x in zip(r.targets[r.mask], r.logp[r.mask])}
+    for token, count in drawn.most_common(5):
+        assert abs(count / n - p[token]) < 5 * (p[token] * (1 - p[token]) / n) ** 0.5 + 1e-3
+    assert sum(p.values()) == pytest.approx(1, abs=0.1) and tokenizer.image not in drawn
+
+
+def test_scores_values_and_ends_belong_to_their_answers(models, tokenizer):
+    """Catches a score read before the end token, values one place off, an end that is not told."""
+    policy, _, reward_model, value_model = models
+    with torch.no_grad():  # make the end likely, so that both kinds of row occur
+        policy.gpt.head.weight[tokenizer.end] *= 3
+    judged = [prompt_of("Other?", policy, tokenizer)] * 8
+    images, prompts, r = roll(models, tokenizer, 1.6, n=8, max_new_tokens=5, judged=judged)
+    assert 0 < r.ended.sum() < 8
+    for b in range(8):
+        ids = r.answers[b] + [tokenizer.end] * bool(r.ended[b])
+        assert tokenizer.end not in r.answers[b] and r.targets[b][r.mask[b]].tolist() == ids
+        whole = torch.tensor([judged[b] + ids])
+        score = reward_model(whole, torch.tensor([whole.shape[1]]), images[b:b + 1])
+        assert r.score[b].item() == pytest.approx(score.item(), abs=1e-4)
+        seen = torch.tensor([prompts[b] + ids[:-1]])
+        values = value_model(seen, images[b:b + 1])[0, len(prompts[b]) - 1:]
+        torch.testing.assert_close(r.values[b][r.mask[b]], values, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cache_changes_nothing(models, tokenizer):
+    """Catches rollouts that depend on how they were computed."""
+    _, _, a = roll(models, tokenizer)
+    _, _, b = roll(models, tokenizer, use_cache=False)
+    assert a.answers == b.answers and (a.targets == b.targets).all()
+    torch.testing.assert_close(a.logp, b.logp)
+
+
+def test_a_score_that_is_no_number_stops_the_rollout(models, tokenizer):
+    """Catches a NaN that poisons every weight at the next update."""
+    models[2].head.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the reward model's score of .* is no finite number"):
+        roll(models, tokenizer)
+
+
+def test_equal_vits_become_one_and_others_stay(models):
+    """Catches a second copy in memory, and a reward model that loses eyes of its own."""
+    policy, ref, reward_model, value_model = models
+    with torch.no_grad():
+        next(reward_model.vlm.vit.parameters()).add_(1)
+    other = reward_model.vlm.vit
+    share_vit(policy, [ref, reward_model.vlm, value_model.vlm])
+    assert ref.vit is policy.vit and value_model.vlm.vit is policy.vit
+    assert reward_model.vlm.vit is other
+
+
+def test_a_reward_model_with_its_own_eyes_looks_with_them(models, tokenizer):
+    """Catches the policy's features read by a projector that was trained on others."""
+    share_vit(models[0], [models[1], models[3].vlm])
+    with torch.no_grad():
+        for p in models[2].vlm.vit.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    images, prompts, r = roll(models, tokenizer)
+    ids = r.answers[0] + [tokenizer.end] * bool(r.ended[0])
+    whole = torch.tensor([prompts[0] + ids])
+    score = models[2](whole, torch.tensor([whole.shape[1]]), images[:1])
+    assert r.score[0].item() == pytest.approx(score.item(), abs=1e-4)
+
+
+def test_facts_are_for_the_judge_alone_and_in_random_order(tmp_path, vlm, tokenizer):
+    """Catches a policy that is told what it should see, and captions always in one order."""
+    captions = ["One.", "Two!", "Three?"]
+    record = {"id": "s", "image": "train.npy#0", "captions": captions}
+    asked = [{"id": f"q{i}", "image": "train.npy#0", "kind": "k", "question": "A"}
+             for i in range(40)]
+    np.save(tmp_path / "train.npy", np.zeros((1, 16, 16, 3), np.uint8))
+    for name, rows in (("train", [record]), ("prompts", asked)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "meta.json").write_text(json.dumps({"name": "t", "image_size": 16}))
+    prompts = Prompts(tmp_path, "train", vlm, tokenizer, facts=True)
+    batch = prompts.batch(prompts.load("prompts", 2), seed=3)
+    plain = prompt_of("A", vlm, tokenizer)
+    assert batch.prompts == [plain] * 40 and batch.images.shape == (40, 3, 16, 16)
+    orders = {"\n".join([*order, "A"]) for order in permutations(captions)}
+    assert {tokenizer.decode(ids[5:-1]) for ids in batch.judged} == orders
+    assert batch.judged == prompts.batch(batch.questions, seed=3).judged
+    bare = Prompts(tmp_path, "train", vlm, tokenizer, facts=False)
+    assert bare.batch(asked, seed=3).judged == [plain] * 40
+    with pytest.raises(ValueError, match="record q0: 24 tokens and an answer of 11 are more than"):
+        prompts.load("prompts", 11)
+    for changes, words in (({"image": "train.npy#7"}, "record q0: no picture train.npy#7 in train"),
+                           ({}, "record q0: no captions to serve as facts")):
+        (tmp_path / "train.jsonl").write_text(json.dumps(record | {"captions": []}))
+        (tmp_path / "prompts.jsonl").write_text(json.dumps(asked[0] | changes))
+        with pytest.raises(ValueError, match=words):
+            Prompts(tmp_path, "train", vlm, tokenizer, facts=True).load("prompts", 2)
+
+
+def test_explained_variance_worked_by_hand():
+    """Catches a share of the wrong variance, and pads that count."""
+    returns = torch.tensor([[1.0, 3.0, 9.0]])
+    mask = torch.tensor([[True, True, False]])
+    assert explained_variance(returns, returns, mask) == 1
+    assert explained_variance(torch.zeros(1, 3), returns, mask) == 0
+    assert explained_variance(-returns, returns, mask) == pytest.approx(-3)  # Var doubles twice
+    assert explained_variance(returns, torch.ones(1, 3), mask) == 0
+    assert IGNORE_INDEX == -100

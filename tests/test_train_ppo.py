@@ -1,0 +1,203 @@
+"""train_reward.py and train_ppo.py on tiny models: what must stay, what must move, what stops them.
+
+That they run, log, resume bit for bit and accumulate gradients is in test_train_scripts.py.
+"""
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import train_ppo
+from minivlm import checkpoint
+from minivlm.rankings import load_rankings
+from test_train_scripts import ROOT, config_of, rows_of
+
+
+def weights(run):
+    """A run's model, by name."""
+    return torch.load(run / "ckpt.pt", weights_only=True)["model"]
+
+
+def test_the_models_that_judge_are_bit_identical_after_training(
+        runs, folder, tmp_path, monkeypatch):
+    """Catches a reference that follows the policy, a reward model or a ViT that learns."""
+    seen, whole = {}, train_ppo.roll_out
+
+    def spy(policy, ref, reward_model, value_model, *args, **options):
+        frozen = {"ref": ref, "reward": reward_model, "vit": policy.vit}
+        seen.setdefault("before", copy.deepcopy({k: m.state_dict() for k, m in frozen.items()}))
+        seen["after"] = {k: m.state_dict() for k, m in frozen.items()}
+        return whole(policy, ref, reward_model, value_model, *args, **options)
+
+    monkeypatch.setattr(train_ppo, "roll_out", spy)
+    _, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "ppo"))
+    train_ppo.main(cfg)
+    for name, before in seen["before"].items():
+        assert all(torch.equal(before[k], seen["after"][name][k]) for k in before), name
+    after, sft = weights(tmp_path / "ppo"), weights(runs / "sft")
+    for part in ("gpt.wte.weight", "gpt.blocks.0.mlp.0.weight", "projector.0.weight"):
+        if f"vlm.{part}" in after:
+            assert not torch.equal(after[f"vlm.{part}"], sft[part]), part
+    assert after["value_model.head.weight"].any()  # it began at 0
+
+
+def test_step_0_and_every_first_update_are_where_theory_says(runs):
+    """Catches a KL between equal models, and log-probabilities that changed since the rollout."""
+    first, *others = rows_of(runs / "ppo" / "metrics.csv")
+    assert abs(float(first["val_kl_answer"])) < 1e-5 and abs(float(first["val_kl_token"])) < 1e-6
+    assert all(float(r["first_ratio_off"]) < 1e-5 for r in others)
+    assert float(others[0]["kl_coef"]) != float(first["kl_coef"])  # the adaptive one moves
+    assert 1 <= float(first["val_true_score"]) <= 5
+    assert (runs / "ppo" / "samples_0.png").stat().st_size > 5000
+
+
+def test_a_higher_score_is_learned(runs, folder, tmp_path):
+    """Catches a sign turned round between score and weights, and a penalty that does not hold."""
+    ends = {}
+    for kl_coef in (0.0, 5.0):
+        out = tmp_path / str(kl_coef)
+        _, cfg = config_of("ppo", folder, runs, out=str(out), steps=30, batch_size=24, epochs=2,
+                           muon_lr=2e-3, lr=1e-3, kl_target=0.0, kl_coef=kl_coef, n_val=20)
+        ends[kl_coef] = train_ppo.main(cfg)
+        first = float(rows_of(out / "metrics.csv")[0]["val_score"])
+        if not kl_coef:
+            assert ends[0.0]["val_score"] > first + 0.3
+    assert ends[0.0]["val_kl_answer"] > 0.05
+    assert ends[5.0]["val_kl_answer"] < ends[0.0]["val_kl_answer"] / 3
+
+
+@pytest.mark.parametrize("changes", [
+    {"whiten_rewards": True}, {"kl": "k3"}, {"length_penalty": 2.0}, {"end_penalty": 5.0},
+    {"gamma": 0.9}, {"lam": 0.5}, {"clip_eps": 1e-4}, {"value_clip": 1e-4}, {"temperature": 0.7},
+    {"kl_coef": 1.0}, {"value_lr": 0.05}, {"max_kl": 1e-9}, {"minibatches": 2},
+])
+def test_every_choice_reaches_the_weights(changes, runs, folder, tmp_path):
+    """Catches a flag that is read and has no effect."""
+    script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "a"), kl_target=0.0, epochs=3)
+    script.main(cfg)
+    script, cfg = config_of(
+        "ppo", folder, runs, out=str(tmp_path / "b"), kl_target=0.0, epochs=3, **changes)
+    script.main(cfg)
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+
+
+def test_early_stopping_ends_the_updates_of_a_rollout(runs, folder, tmp_path):
+    """Catches a stop that never comes: after the first moved minibatch nothing more is learned."""
+    script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "a"), max_kl=1e-12, epochs=4)
+    script.main(cfg)
+    # the first minibatch finds the policy where it was, the second moved: then it ends
+    assert [float(r["updates"]) for r in rows_of(tmp_path / "a" / "metrics.csv")[1:]] == [2, 2]
+
+
+def test_the_reward_model_learns_who_is_preferred(runs, folder, tmp_path):
+    """Catches ranks turned round: overfitted on six rankings, all of their pairs come right."""
+    few = load_rankings(folder, "preferences")[:6]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(r) + "\n" for r in few))
+    for name in ("train.npy", "meta.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    script, cfg = config_of(
+        "reward", folder, runs, data=str(tmp_path), split="few", val_split="few",
+        out=str(tmp_path / "out"), steps=60, eval_every=60, warmup=2, center=0.0, seed=0)
+    row = script.main(cfg)
+    assert row["accuracy/all"] == 1 and row["val_loss"] < 0.3
+
+
+def test_scores_are_normalized_on_the_answers_it_was_measured_with(runs, folder):
+    """Catches a normalization that is not in the checkpoint."""
+    state = checkpoint.load(runs / "reward" / "ckpt.pt", ("reward",))["model"]
+    assert state["std"] > 0 and state["std"] != 1 and state["mean"] != 0
+
+
+@pytest.mark.parametrize("changes", [{"facts": True}, {"margin": 1.0}, {"center": 3.0},
+                                     {"vit_rate": 1.0}])
+def test_every_choice_reaches_the_reward_model(changes, runs, folder, tmp_path):
+    """Catches a flag of train_reward.py without effect."""
+    script, cfg = config_of("reward", folder, runs, out=str(tmp_path / "a"), **changes)
+    script.main(cfg)
+    a, b = weights(tmp_path / "a"), weights(runs / "reward")
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+    vit, sft = "vlm.vit.patch.weight", weights(runs / "sft")["vit.patch.weight"]
+    assert torch.equal(a[vit], sft) == (changes != {"vit_rate": 1.0})
+    if "facts" in changes:  # and it is shown them in PPO too
+        script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "p"), max_new_tokens=40,
+                                reward=str(tmp_path / "a"), steps=1, eval_every=1)
+        script.main(cfg)
+
+
+# --- what stops them ---
+
+
+def test_a_reward_model_with_another_tokenizer_is_refused(runs, folder, tmp_path):
+    """Catches ids that mean other words to the judge."""
+    state = torch.load(runs / "reward" / "best.pt", weights_only=True)
+    state["configs"]["tokenizer"] = "another"
+    (tmp_path / "reward").mkdir()
+    torch.save(state, tmp_path / "reward" / "best.pt")
+    script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "o"),
+                            reward=str(tmp_path / "reward"))
+    with pytest.raises(ValueError, match="have different tokenizers"):
+        script.main(cfg)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_score_that_is_no_number_stops_ppo_and_the_checkpoint_stays(
+        runs, folder, tmp_path):
+    """Catches a NaN that reaches the weights."""
+    state = torch.load(runs / "reward" / "best.pt", weights_only=True)
+    state["model"]["head.weight"][:] = float("nan")
+    (tmp_path / "reward").mkdir()
+    torch.save(state, tmp_path / "reward" / "best.pt")
+    script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "o"),
+                            reward=str(tmp_path / "reward"))
+    with pytest.raises(ValueError, match="no finite number"):
+        script.main(cfg)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"ranking": [1, 1, 1]}, "all ties"), ({"responses": ["a", "a", "b"]}, "equal to another"),
+    ({"responses": ["a", "", "b"]}, "empty answer"), ({"image": "train.npy#99999"}, "no '99999'"),
+])
+def test_a_ranking_that_teaches_nothing_is_named(
+        changes, words, runs, folder, tmp_path):
+    """Catches a bad line that costs a run, or is skipped in silence."""
+    rows = load_rankings(folder, "preferences")[:8]
+    full = next(r for r in rows if len(r["responses"]) == 3)
+    lines = [*rows, full | {"id": "bad-1", "ranking": [1, 2, 3]} | changes]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    for name in ("train.npy", "meta.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    script, cfg = config_of("reward", folder, runs, data=str(tmp_path), split="few",
+                            val_split="few", out=str(tmp_path / "o"))
+    with pytest.raises(ValueError, match=words):
+        script.main(cfg)
+    assert not (tmp_path / "o").exists()
+
+
+def test_killed_in_the_middle_ppo_resumes_to_the_same_weights(runs, folder, tmp_path):
+    """Catches state that lives in the process alone: SIGKILL, --resume, compare bit by bit."""
+    flags = {"steps": 6, "eval_every": 2, "seed": 3, "data": folder, "init": runs / "sft",
+             "reward": runs / "reward", "batch_size": 6, "minibatches": 1, "n_val": 6,
+             "max_new_tokens": 6, "kl_target": 1.0, "threads": 1}
+    command = [sys.executable, "train_ppo.py"]
+    command += [str(x) for name, value in flags.items() for x in (f"--{name}", value)]
+    half, through = tmp_path / "half", tmp_path / "through"
+    log = half / "metrics.csv"
+    with subprocess.Popen([*command, "--out", half], cwd=ROOT, stderr=subprocess.PIPE) as going:
+        while not log.is_file() or len(log.read_text().splitlines()) < 3:  # step 2 is logged
+            assert going.poll() is None, going.stderr.read().decode()
+            time.sleep(0.01)
+        going.send_signal(signal.SIGKILL)
+    if not (half / "ckpt.pt").is_file():
+        pytest.fail("nothing was saved before the kill")
+    subprocess.run([*command, "--out", half, "--resume"], cwd=ROOT, check=True)
+    subprocess.run([*command, "--out", through], cwd=ROOT, check=True)
+    a, b = weights(half), weights(through)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert rows_of(half / "metrics.csv") == rows_of(through / "metrics.csv")
