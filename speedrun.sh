@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # From nothing to a visual chatbot: set-up, data, every stage, measurements. About 26 minutes on two
-# CPU cores, installing packages apart; 12 up to the chatbot that no preferences have shaped yet.
+# CPU cores, installing packages apart; 12 of them up to the chatbot that no preferences have shaped yet.
 #
 #   ./speedrun.sh                                    the shapes world
 #   ./speedrun.sh --data nlvr --source nlvr.tar      the Cornell NLVR corpus, its folder or archive
 #   ./speedrun.sh --seed 1 --out runs1               other weights and data order, another folder
 #   ./speedrun.sh --until sft                        stop before stage 4: rankings, reward model, PPO
+#                                                    (NLVR always does)
 #   ./speedrun.sh --smoke                            every stage for a few steps, to see that it runs;
 #                                                    writes to runs/smoke
 set -euo pipefail
@@ -21,7 +22,7 @@ while [ $# -gt 0 ]; do
         --out) out="${2:?--out needs a folder}"; shift 2 ;;
         --until) until="${2:?--until needs sft or ppo}"; shift 2 ;;
         --smoke) smoke=1; shift ;;
-        -h|--help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h|--help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "speedrun.sh: error: unknown option $1; see --help" >&2; exit 2 ;;
     esac
 done
@@ -38,7 +39,7 @@ case "$data" in
 esac
 folder="data/$data/prepared" steps="" few=""
 case "$until" in sft|ppo) ;; *) echo "speedrun.sh: error: --until $until, expected sft or ppo" >&2; exit 2 ;; esac
-[ "$data" = shapes ] || until=sft  # the simulated human needs a world whose truth is known
+[ "$data" = shapes ] || until=sft  # people are simulated in a world whose truth is known
 rank="" ppo=""
 if [ "$smoke" = 1 ]; then
     out="runs/smoke" folder="data/$data/prepared_smoke"

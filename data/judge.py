@@ -19,9 +19,14 @@ from data.teachers import Request
 from minivlm.images import Pictures
 
 
-def key_of(q: dict, answers: list[str]) -> str:
-    """Names a question with just these answers, so that an old reply is not taken for others."""
-    return f"{q['id']}-{hashlib.sha256(json.dumps(answers).encode()).hexdigest()[:8]}"
+def key_of(q: dict, answers: list[str], pictures: Pictures) -> str:
+    """Names a question about just this picture with just these answers.
+
+    So an old reply is not taken for new answers, nor for those about other data in the same place.
+    """
+    seen = hashlib.sha256(json.dumps([q["question"], answers]).encode())
+    seen.update(pictures.pixels([q["image"]]).tobytes())
+    return f"{q['id']}-{seen.hexdigest()[:12]}"
 
 
 def requests_of(
@@ -41,7 +46,7 @@ def requests_of(
             f"Answer {i}:\n{answer}" for i, answer in enumerate(answers, 1))
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
         messages = [{"role": "system", "content": rubric}, {"role": "user", "content": content}]
-        yield Request(key_of(q, answers), "judge", q, messages)
+        yield Request(key_of(q, answers, pictures), "judge", q, messages)
 
 
 def parse(text: str, n: int) -> list[Ratings]:

@@ -15,7 +15,7 @@ Writes, in the data folder,
 
 and for the last pictures preferences_val.jsonl, preferences_val_pairs.jsonl. With --trl,
 preferences_pairs.trl.jsonl too, as TRL's DPO trainer takes pictures: {"images", "prompt", "chosen",
-"rejected"} of messages.
+"rejected"} of messages, packed pictures saved as files beside it.
 
 A judge's replies are written down as they arrive (preferences.raw.jsonl), so that a killed run goes
 on without asking twice; --fresh forgets them.
@@ -30,7 +30,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import judge  # noqa: E402
+from data.layouts import pairs_of, read_ranked, trl_of, unpack  # noqa: E402
 from data.raters import AXES, Ratings, SimulatedHuman, ranks_of, true_ratings  # noqa: E402
 from data.teachers import OpenAITeacher, ask, journal  # noqa: E402
 from minivlm import checkpoint, run  # noqa: E402
-from minivlm.conversation import IMAGE_MARK  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
 from minivlm.generate import generate  # noqa: E402
 from minivlm.images import Pictures  # noqa: E402
@@ -61,7 +61,7 @@ class Config:
     run: str = "runs/sft"  # run folder whose answers are sampled
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
     questions: str = "prompts"  # which file of it holds the questions
-    split: str = "train"  # which file of it holds their pictures' records
+    records: str = "train"  # which file of it tells what is true of their pictures
     out: str = ""  # file to write; empty = preferences.jsonl in the data folder
     n: int = 12000  # questions; those that get one answer only are left out
     n_val: int = 600  # of them held out, by picture
@@ -135,118 +135,59 @@ def sample(
             yield q, list(drawn)[: cfg.k]
 
 
-# --- published layouts ---
+# --- rating ---
+
+Rated = Iterator[tuple[dict, list[str], list[Ratings], list[int]]]
 
 
-def read_ranked(path: str | Path) -> list[dict]:
-    """Rankings in any of three layouts, as records with question, responses and ranking.
-
-    Ours; LLaVA-RLHF's ("conversations", "output_1", "output_2", "preference": 1 or 2); RLHF-V's
-    ("text": JSON or dict of "question", "chosen", "rejected").
-
-    Raises:
-        ValueError: for a line that is none of them, with file and line.
-    """
-    out = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-        try:
-            r = json.loads(line)
-            out.append(ranked_of(r, f"record {number}"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}:{number} is no ranking: {error}") from None
-    return out
-
-
-def ranked_of(r: dict, name: str) -> dict:
-    """One published record as ours.
-
-    Raises:
-        KeyError, TypeError, ValueError: if it is in no known layout.
-    """
-    made = {"id": str(r.get("id", r.get("idx", name))), "image": r.get("image", "")}
-    if "output_1" in r:
-        if r["preference"] not in (1, 2):
-            raise ValueError(f"preference {r['preference']!r} is neither 1 nor 2")
-        asked = [t["value"] for t in r["conversations"] if t["from"] == "human"][-1]
-        made["responses"] = [r["output_1"]["value"], r["output_2"]["value"]]
-        made["ranking"] = [1, 2] if r["preference"] == 1 else [2, 1]
-    elif "text" in r:
-        text = json.loads(r["text"]) if isinstance(r["text"], str) else r["text"]
-        asked, made["responses"] = text["question"], [text["chosen"], text["rejected"]]
-        made["ranking"] = [1, 2]
-    else:
-        asked, made["responses"], made["ranking"] = r["question"], r["responses"], r["ranking"]
-        made |= {k: r[k] for k in ("ratings", "kind") if k in r}
-    made["question"] = asked.replace(IMAGE_MARK, "").strip()
-    return made
-
-
-# --- writing ---
-
-
-def pairs_of(r: dict) -> list[dict]:
-    """Every ordered pair of a ranked record; ties carry none."""
-    out = []
-    turns = [{"from": "human", "value": f"{IMAGE_MARK}\n{r['question']}"}]
-    scores = [rating_of(x) for x in r["ratings"]] if r.get("ratings") else None
-    for i, better in enumerate(r["ranking"]):
-        for j, worse in enumerate(r["ranking"]):
-            if better < worse:
-                gap = scores[i] - scores[j] if scores else worse - better
-                out.append({
-                    "id": f"{r['id']}-{i}{j}", "image": r["image"], "conversations": turns,
-                    "chosen": r["responses"][i], "rejected": r["responses"][j], "gap": gap,
-                    "rater": r["rater"]})
-    return out
-
-
-def trl_of(pair: dict) -> dict:
-    """A pair as TRL's trainers take pictures and messages."""
-    asked = pair["conversations"][0]["value"].replace(IMAGE_MARK, "").strip()
-
-    def said(text: str) -> list[dict]:
-        return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
-
-    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
-    return {"images": [pair["image"]], "prompt": prompt, "chosen": said(pair["chosen"]),
-            "rejected": said(pair["rejected"])}
-
-
-def rate(
-    sampled: list[tuple[dict, list[str]]], records: dict[str, dict], pictures: Pictures, meta: dict,
-    out: Path, cfg: Config, skipped: Counter,
-) -> Iterator[tuple[dict, list[str], list[Ratings], list[int]]]:
-    """Each question with its answers, their ratings and their ranks, by the rater of the options.
+def make_rater(
+    records: dict[str, dict], pictures: Pictures, meta: dict, out: Path, cfg: Config,
+    skipped: Counter,
+) -> Callable[[list[tuple[dict, list[str]]]], Rated]:
+    """A function from questions with their answers to the same with ratings and ranks.
 
     A reply of the judge that cannot be read is counted in `skipped`, and kept in the raw file.
+
+    Raises:
+        ValueError, OSError: if the judge's client, key, rubric or raw file is not as it must be.
     """
-    if cfg.rater == "human-sim":
+    def human_sim(sampled: list[tuple[dict, list[str]]]) -> Rated:
         human = SimulatedHuman(cfg.noise, cfg.tie, cfg.n_annotators, cfg.seed)
-        phrases = meta.get("phrases", {})
         for q, answers in sampled:
-            ratings = [true_ratings(a, q, records[q["image"]], phrases) for a in answers]
+            scene = records[q["image"]]
+            ratings = [true_ratings(a, q, scene, meta["phrases"]) for a in answers]
             yield q, answers, ratings, human.rank(q["id"], [rating_of(r) for r in ratings])
-        return
-    rubric = Path(cfg.rubric).read_text("utf-8")
+
+    if cfg.rater == "human-sim":
+        return human_sim
+    rubric, raw = Path(cfg.rubric).read_text("utf-8"), out.with_suffix(".raw.jsonl")
     teacher = OpenAITeacher(cfg.model, cfg.base_url, cfg.concurrency, cfg.retries, cfg.timeout, 0.0,
                             cfg.max_tokens)
-    raw = out.with_suffix(".raw.jsonl")
     if cfg.fresh:
         raw.unlink(missing_ok=True)
     told = hashlib.sha256(rubric.encode()).hexdigest()[:12]
     done = journal(raw, {"judge": cfg.model, "rubric": told})
-    left = [pair for pair in sampled if judge.key_of(*pair) not in done]
-    done |= ask(teacher, judge.requests_of(left, pictures, rubric), len(left), raw)
-    for q, answers in sampled:
-        line = done.get(judge.key_of(q, answers), {"error": "no reply"})
-        try:
-            if line["error"] or line["cut"]:
-                raise ValueError(line["error"] or "cut off")
-            ratings = judge.parse(line["raw"], len(answers))
-        except ValueError as error:
-            skipped[f"judge: {error}"] += 1
-            continue
-        yield q, answers, ratings, ranks_of([rating_of(r) for r in ratings], 1e-6)
+
+    def judged(sampled: list[tuple[dict, list[str]]]) -> Rated:
+        keys = [judge.key_of(*pair, pictures) for pair in sampled]
+        # what was cut off may fit now
+        left = [pair for pair, key in zip(sampled, keys) if done.get(key, {"cut": True})["cut"]]
+        done.update(ask(teacher, judge.requests_of(left, pictures, rubric), len(left), raw))
+        for (q, answers), key in zip(sampled, keys):
+            line = done.get(key, {"error": "no reply"})
+            try:
+                if line["error"] or line["cut"]:
+                    raise ValueError(line["error"] or "cut off")
+                ratings = judge.parse(line["raw"], len(answers))
+            except ValueError as error:
+                skipped[f"judge: {error}"] += 1
+                continue
+            yield q, answers, ratings, ranks_of([rating_of(r) for r in ratings], 1e-6)
+
+    return judged
+
+
+# --- writing ---
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -256,11 +197,12 @@ def main(cfg: Config) -> dict[str, float]:
         ValueError: if nothing can be ranked, or a question is about an unknown picture.
     """
     began, meta = time.time(), load_meta(cfg.data)
-    records = {r["image"]: r for r in load_records(cfg.data, cfg.split, need=("image",))}
+    records = {r["image"]: r for r in load_records(cfg.data, cfg.records) if r.get("image")}
     out = Path(cfg.out or f"{cfg.data}/preferences.jsonl")
+    out.parent.mkdir(parents=True, exist_ok=True)
     made, skipped = [], Counter()
     if cfg.rater == "file":
-        known = {r["id"]: r["image"] for r in records.values()}
+        known = {str(r["id"]): r["image"] for r in records.values()}
         for r in read_ranked(cfg.ranked):
             image = r["image"] if r["image"] in records else known.get(r["id"])
             if image:
@@ -276,16 +218,20 @@ def main(cfg: Config) -> dict[str, float]:
         questions = load_records(cfg.data, cfg.questions, need=("image", "question", "kind"))
         strange = [q["id"] for q in questions if q["image"] not in records]
         if strange:
-            raise ValueError(f"question {strange[0]} is about a picture that {cfg.split} lacks")
+            raise ValueError(f"question {strange[0]} is about a picture that {cfg.records} lacks")
         chosen = random.Random(f"{cfg.seed} questions").sample(
             questions, min(cfg.n, len(questions)))
+        if cfg.rater == "human-sim" and not all(
+                meta.get("phrases") and records[q["image"]].get("objects") for q in chosen):
+            raise ValueError("rater human-sim needs objects of every picture and meta.json's "
+                             "phrases for them: without the truth there is nothing to simulate")
+        rate = make_rater(records, pictures, meta, out, cfg, skipped)  # before the long part
         place = {q["id"]: i for i, q in enumerate(chosen)}
         drawn = sorted(sample(model, pictures, tokenizer, chosen, cfg),
                        key=lambda pair: place[pair[0]["id"]])
         sampled = [(q, answers) for q, answers in drawn if len(answers) > 1]
         skipped["one answer only"] = len(drawn) - len(sampled)
-        for q, answers, ratings, ranks in rate(
-                sampled, records, pictures, meta, out, cfg, skipped):
+        for q, answers, ratings, ranks in rate(sampled):
             made.append({
                 "id": q["id"], "image": q["image"], "question": q["question"], "kind": q["kind"],
                 "responses": answers, "ratings": ratings, "ranking": ranks})
@@ -314,7 +260,8 @@ def main(cfg: Config) -> dict[str, float]:
         pairs = [p for r in rows for p in pairs_of(r)]
         files = {f"{out.stem}{side}.jsonl": rows, f"{out.stem}{side}_pairs.jsonl": pairs}
         if cfg.trl:
-            files[f"{out.stem}{side}_pairs.trl.jsonl"] = [trl_of(p) for p in pairs]
+            pictures = unpack({r["image"] for r in rows}, cfg.data, out)
+            files[f"{out.stem}{side}_pairs.trl.jsonl"] = [trl_of(p, pictures) for p in pairs]
         for name, lines in files.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             out.with_name(name).write_text(text, encoding="utf-8")
@@ -322,7 +269,7 @@ def main(cfg: Config) -> dict[str, float]:
     means = {}
     if all(r.get("ratings") for r in ranked):
         every = [x for r in ranked for x in r["ratings"]]
-        means = {axis: sum(x[axis] for x in every) / len(every) for axis in AXES}
+        means = {axis: sum(x.get(axis, 0) for x in every) / len(every) for axis in AXES}
     print(f"{out}: {counts}, left out {dict(skipped) or 'nothing'}; mean ratings "
           f"{ {k: round(v, 2) for k, v in means.items()} }; {time.time() - began:.0f} s")
     return {**counts, **means, "skipped": sum(skipped.values())}

@@ -6,7 +6,7 @@ An answer is rated from 1 to 5 on three axes, as VLFeedback has them:
     faithfulness    is everything it says about the picture true and visible?
     ethics          is what must be refused refused, politely, and nothing else?
 
-Source: Silkie, Li et al. 2023, arXiv:2312.10665, section 3. Used by: preferences.py.
+Source: Silkie, Li et al. 2023, arXiv:2312.10665, section 3. Used by: preferences.py, train_ppo.py.
 """
 
 import math

@@ -6,6 +6,7 @@
 holds is a pure function of (seed, step), so the data need no state of their own.
 """
 
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -84,6 +85,14 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
             f"{file} is a checkpoint of stage {state['stage']!r}, expected {' or '.join(stages)}"
         )
     return state
+
+
+def fingerprint(state: dict) -> str:
+    """Names the weights of a checkpoint: 12 hexadecimal digits of their hash."""
+    seen = hashlib.sha256()
+    for name, tensor in sorted(state["model"].items()):
+        seen.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return seen.hexdigest()[:12]
 
 
 def resume(

@@ -18,13 +18,19 @@ from minivlm.transformer import last_only
 from minivlm.vlm import VLM, VLMConfig
 
 
+def apply(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """One number for each hidden vector, in float32 also under autocast: (..., C) -> (...)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float())[..., 0]
+
+
 class RewardModel(nn.Module):
     """Scores whole answers; higher is better.
 
         score = (raw - mean) / std
 
-    `mean` and `std` are those of the raw scores on answers of the SFT model, so that a score of 0
-    is an answer as that model gives it, whatever the head's scale. They are kept in the checkpoint.
+    `mean` and `std` are those of the raw scores on held-out ranked answers of the SFT model, so
+    that scores have one scale, whatever the head's. They are kept in the checkpoint.
     """
 
     def __init__(self, vlm: VLM):
@@ -60,11 +66,14 @@ class RewardModel(nn.Module):
         """
         at = last_only(lengths, idx.shape[1])                        # (B, T)
         hidden = self.vlm.hidden(idx, images, img_emb, at=at)        # (B, C)
-        return self.head(hidden)[:, 0].float()
+        return apply(self.head, hidden)
 
-    def forward(self, idx: Tensor, lengths: Tensor, *pictures, **more) -> Tensor:
+    def forward(
+        self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,
+        img_emb: Tensor | None = None,
+    ) -> Tensor:
         """Score dialogues at their last token, normalized; everything as `raw` takes it. (B,)."""
-        return (self.raw(idx, lengths, *pictures, **more) - self.mean) / self.std
+        return (self.raw(idx, lengths, images, img_emb) - self.mean) / self.std
 
     @torch.no_grad()
     def normalize(self, raw: Tensor) -> None:
@@ -100,7 +109,7 @@ class ValueModel(nn.Module):
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None
     ) -> Tensor:
         """(B, T) ids and pictures -> (B, T); position t knows nothing of what comes after it."""
-        return self.head(self.vlm.hidden(idx, images, img_emb))[..., 0].float()
+        return apply(self.head, self.vlm.hidden(idx, images, img_emb))
 
 
 class Learner(nn.Module):
@@ -110,4 +119,12 @@ class Learner(nn.Module):
         super().__init__()
         self.vlm = policy
         self.value_model = value_model
-        self.register_buffer("kl_coef", torch.tensor(kl_coef, dtype=torch.float64))
+        self.kl_coef = kl_coef
+
+    def get_extra_state(self) -> Tensor:
+        """The coefficient, kept with the weights, to the last bit and on no device but the CPU."""
+        return torch.tensor(self.kl_coef, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the coefficient."""
+        self.kl_coef = float(state)

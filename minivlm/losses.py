@@ -6,7 +6,8 @@ log-probabilities are natural logarithms (contract 6). Models are never called f
     next-token   -mean log p(token | before)        language, captions, answers
     InfoNCE      which caption fits which picture   train_clip.py, train_caption.py
     match        does this caption fit, yes or no   train_caption.py
-    Bradley-Terry, KL, PPO                          stage 4: preferences
+    Bradley-Terry  which answer is preferred        train_reward.py
+    KL, PPO        what a drawn token is worth      train_ppo.py
 """
 
 import torch

@@ -3,9 +3,10 @@
 A ranking is one JSON object: a question about a picture, K different answers, and a rank for each
 (1 is best, equals alike). Where it has ratings too, their mean over the axes is an answer's rating.
 
-Used by: train_reward.py, train_ppo.py, data/preferences.py.
+Used by: train_reward.py, rollout.py, data/preferences.py.
 """
 
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -24,12 +25,18 @@ def check_ranking(r: dict) -> str:
         return "as many ranks as answers are needed"
     if any(not isinstance(a, str) or not a.strip() for a in answers):
         return "empty answer"
-    if len(set(answers)) < len(answers):
+    if len({a.strip() for a in answers}) < len(answers):
         return "answer equal to another"
     if any(type(rank) is not int or rank < 1 for rank in ranks):
         return "rank that is no number from 1"
     if len(set(ranks)) < 2:
         return "all ties"
+    rated = r.get("ratings") or []
+    if rated and (not isinstance(rated, list) or len(rated) != len(answers)):
+        return "as many ratings as answers are needed"
+    values = [v for x in rated for v in (x.values() if isinstance(x, dict) and x else [None])]
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+        return "rating that is no number"
     return ""
 
 
@@ -108,7 +115,7 @@ def judge_scores(rankings: list[dict], scores: list[list[float]]) -> dict[str, f
         accuracy/ceiling      what the ratings themselves would reach: people's noise is the rest
         truth/all             pairs of different rating that are scored in their order
         calibration/error     of P(i before j) = sigmoid(score_i - score_j), see calibration_error
-        length/model          pairs of different length whose longer answer scores higher
+        length/model          pairs whose longer answer, in characters, scores higher
         length/people, truth  the same for people's ranks and for ratings: the bias is the rest
 
     Args:

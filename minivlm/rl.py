@@ -12,6 +12,7 @@ Source: Ziegler et al. 2019, arXiv:1909.08593, section 2; Ouyang et al. 2022, ar
 Used by: train_ppo.py.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,29 @@ def last_true(mask: Tensor) -> Tensor:
     if not bool(mask.any(1).all()):
         raise ValueError("a row has no token of an answer")
     return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+
+
+def shape_score(
+    score: Tensor, ended: Tensor, length: Tensor, end_penalty: float, length_penalty: float
+) -> Tensor:
+    """What an answer is worth as a whole: its score, less for not ending, less for being long.
+
+        score - end_penalty [not ended] - length_penalty * length
+
+    Args:
+        score: (B,) by a reward model; ended: (B,) bool; length: (B,) tokens.
+
+    Returns:
+        (B,).
+
+    Source: the end: Ziegler et al. 2019, arXiv:1909.08593, section 3.1.1; the length: LLaVA-RLHF's
+    ppo_trainer.py.
+
+    >>> shape_score(torch.tensor([1.0, 1.0]), torch.tensor([True, False]), torch.tensor([5, 5]),
+    ...             2.0, 0.1)
+    tensor([ 0.5000, -1.5000])
+    """
+    return score - end_penalty * ~ended - length_penalty * length
 
 
 def kl_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -126,6 +150,13 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     return float(1 - (returns - values)[mask].var() / spread) if spread > 0 else 0.0
 
 
+def minibatches(n: int, parts: int, epochs: int, seed: int) -> Iterator[Tensor]:
+    """The rows of each minibatch: n rows in `parts`, `epochs` times, each time in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        yield from torch.randperm(n, generator=generator).tensor_split(parts)
+
+
 # --- the pull ---
 
 
@@ -144,7 +175,7 @@ class AdaptiveKL:
     """A KL coefficient that grows while the KL of an answer is above its target, and shrinks below.
 
         error = clip(kl / target - 1, -0.2, 0.2)
-        kl_coef = kl_coef * (1 + error * n / horizon)
+        kl_coef = kl_coef * (1 + error * min(1, n / horizon))
 
     Args:
         kl_coef: where it starts.
@@ -161,4 +192,4 @@ class AdaptiveKL:
     def update(self, kl: float, n: int) -> None:
         """Learn from the mean KL, in nats an answer, of n answers."""
         error = min(0.2, max(-0.2, kl / self.target - 1))
-        self.kl_coef *= 1 + error * n / self.horizon
+        self.kl_coef *= 1 + error * min(1.0, n / self.horizon)

@@ -22,6 +22,7 @@ from minivlm.images import Pictures, contact_sheet
 from minivlm.losses import IGNORE_INDEX, token_logprobs
 from minivlm.measure import prompt_of
 from minivlm.rankings import rating_of, read_row
+from minivlm.rl import shape_score
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -69,7 +70,7 @@ class Prompts:
             ValueError: if a question is about an unknown picture, or one without captions where
                 facts are needed, or is too long; with its id.
         """
-        questions, room = load_records(self.folder, split, ("image", "question", "kind")), 0
+        questions = load_records(self.folder, split, ("image", "question", "kind"))
         room = self.policy.gpt.config.block_size - max_new_tokens
         for q in questions:
             if q["image"] not in self.records:
@@ -126,20 +127,22 @@ class Prompts:
 # --- answers ---
 
 
-def share_vit(first: VLM, others: Sequence[VLM]) -> None:
-    """Let VLMs whose ViT equals the first one's use that very one: one copy in memory, one look."""
-    ours = first.vit.state_dict()
-    for vlm in others:
+def share_vit(vlms: Sequence[VLM]) -> None:
+    """Let VLMs whose ViTs are equal use the very same one: one copy in memory, one look."""
+    for i, vlm in enumerate(vlms):
         theirs = vlm.vit.state_dict()
-        same = first.vit.config == vlm.vit.config
-        if same and all(torch.equal(ours[k], theirs[k]) for k in ours):
-            vlm.vit = first.vit
+        for other in vlms[:i]:
+            ours = other.vit.state_dict()
+            same = other.vit.config == vlm.vit.config
+            if same and all(torch.equal(ours[k], theirs[k]) for k in ours):
+                vlm.vit = other.vit
+                break
 
 
 def logprobs(
     model: nn.Module, image_id: int, idx: Tensor, targets: Tensor, img_emb: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
+    temperature: float, with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each token of the answers, and the entropy of what it was drawn from.
 
         p = softmax(logits / temperature), a picture's placeholder being no word
@@ -153,16 +156,19 @@ def logprobs(
         img_emb: (B, N, C) of that model.
 
     Returns:
-        (B, T) nats each, 0 outside of the answers.
+        (B, T) nats, 0 outside of the answers; the same for the entropy, or None.
     """
     at = targets != IGNORE_INDEX                                     # (B, T)
     logits = model(idx, img_emb=img_emb, at=at).float()              # (M, V)
     no_word = torch.arange(logits.shape[-1], device=logits.device) == image_id
     logits = (logits / temperature).masked_fill(no_word, -torch.inf)
-    logp, entropy = torch.zeros(2, *at.shape, device=logits.device)  # (B, T)
+    nothing = torch.zeros(at.shape, device=logits.device)            # (B, T)
     said = token_logprobs(logits[None], targets[at][None])[0]        # (M,)
+    logp = nothing.masked_scatter(at, said)
+    if not with_entropy:
+        return logp, None
     spread = torch.special.entr(logits.detach().softmax(-1)).sum(-1)
-    return logp.masked_scatter(at, said), entropy.masked_scatter(at, spread)
+    return logp, nothing.masked_scatter(at, spread)
 
 
 @dataclass
@@ -191,6 +197,10 @@ class Rollout:
         """(B, T) bool, True where a token of the answer is chosen."""
         return self.targets != IGNORE_INDEX
 
+    def worth(self, end_penalty: float, length_penalty: float) -> Tensor:
+        """(B,) what each answer is worth as a whole, see `rl.shape_score`."""
+        return shape_score(self.score, self.ended, self.mask.sum(1), end_penalty, length_penalty)
+
 
 @torch.no_grad()
 def roll_out(
@@ -217,12 +227,13 @@ def roll_out(
     )
     ended = torch.tensor([ids[-1] == end for ids in drawn], device=device)
     rows = [
-        (p + ids, [False] * len(p) + [True] * len(ids)) for p, ids in zip(batch.prompts, drawn)
+        (p + said, [False] * len(p) + [True] * len(said)) for p, said in zip(batch.prompts, drawn)
     ]
-    seen = collate(rows, pad, policy.gpt.config.block_size).to(device)
+    ids = [q["id"] for q in batch.questions] or None
+    seen = collate(rows, pad, policy.gpt.config.block_size, ids).to(device)
     # the reward model scores at the last token of the answer, so it reads one token more
-    rows = [read_row(p, ids, end) for p, ids in zip(batch.judged, drawn)]
-    whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size).to(device)
+    rows = [read_row(p, said, end) for p, said in zip(batch.judged, drawn)]
+    whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size, ids).to(device)
 
     feats = policy.vit.features(images)                              # (B, N, Cv)
     seen_by = {id(policy.vit): feats}
@@ -233,7 +244,8 @@ def roll_out(
         return vlm.projector(seen_by[id(vlm.vit)])                   # (B, N, C)
 
     image_id = tokenizer.image
-    logp, entropy = logprobs(policy, image_id, seen.idx, seen.targets, look(policy), temperature)
+    logp, entropy = logprobs(policy, image_id, seen.idx, seen.targets, look(policy), temperature,
+                             with_entropy=True)
     ref_logp, _ = logprobs(ref, image_id, seen.idx, seen.targets, look(ref), temperature)
     score = reward_model(whole.idx, whole.lengths, img_emb=look(reward_model.vlm))
     if not bool(score.isfinite().all()):

@@ -30,7 +30,8 @@ LEAST = {
     "threads": 0, "workers": 0, "seed": 0, "n_texts": 0, "shift": 0,
     "n_layer": 1, "n_embd": 32, "patch_size": 1, "block_size": 2,
     "epochs": 1, "minibatches": 1, "kl_coef": 0, "kl_target": 0, "kl_horizon": 1, "clip_eps": 0,
-    "value_clip": 0, "vf_coef": 0, "gamma": 0, "lam": 0, "max_kl": 0, "margin": 0, "center": 0,
+    "value_clip": 0, "end_penalty": 0, "length_penalty": 0, "gamma": 0, "lam": 0, "max_kl": 0,
+    "margin": 0, "center": 0,
     "value_lr": 0, "vit_rate": 0, "n_val": 1,
     "n_images": 1, "n_questions": 1, "n_describe": 1, "max_new_tokens": 1, "n_beams": 1,
 }
@@ -242,7 +243,7 @@ class Run:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.cfg.resume:
-            for old in (self.csv, self.ckpt, self.best):
+            for old in (self.csv, self.ckpt, self.best, *self.folder.glob("samples_*.png")):
                 old.unlink(missing_ok=True)
         elif self.csv.is_file():
             header, *rows = self.csv.read_text().splitlines()

@@ -6,8 +6,8 @@
 The chat template puts N copies of one placeholder id where the picture belongs; here their
 embeddings are replaced, in order, by the projected patches.
 
-Source: LLaVA, Liu et al. 2023, arXiv:2304.08485, figure 1. Used by: train_align.py, train_sft.py,
-evaluate.py, chat.py.
+Source: LLaVA, Liu et al. 2023, arXiv:2304.08485, figure 1. Used by: train_align.py and all
+behind it.
 """
 
 from dataclasses import dataclass, field

@@ -42,9 +42,9 @@ def points(name: str, key: str) -> list[tuple[float, float]]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two values, four to nine of them."""
-    step = 10 ** math.floor(math.log10((high - low) / 2))
-    step = next(s for s in (step, step / 2, step / 5) if (high - low) / s >= 4)
+    """Round numbers between two values, four to ten of them."""
+    power = 10 ** math.floor(math.log10(high - low))
+    step = next(s * power for s in (2, 1, 0.5, 0.2, 0.1) if (high - low) / (s * power) >= 4)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

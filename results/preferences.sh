@@ -36,7 +36,7 @@ if [ -n "${MORE-yes}" ]; then
     ppo no_kl 0 --kl_coef 0
     reward reward_facts 0 --facts --steps 600  # a step takes three times as long
     ppo no_kl_facts 0 --kl_coef 0 --reward runs/seed0/reward_facts
-    ppo caption 0 --init runs/seed0/caption --max_new_tokens 32  # it does not know how to end
+    ppo ppo_caption 0 --init runs/seed0/caption --max_new_tokens 32  # it does not know how to end
     $python results/rollouts.py runs/seed0/sft
+    $python results/overoptimization.py
 fi
-$python results/overoptimization.py

@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from data import preferences
+from data import layouts, preferences
 from minivlm import checkpoint
 from minivlm.rankings import check_ranking
 from test_instruct import read, scene
@@ -18,12 +19,12 @@ def test_every_ordered_pair_is_made_and_ties_carry_none():
     """Catches a pair turned round or doubled; the gap is the difference of the mean ratings."""
     ratings = [dict.fromkeys(("helpfulness", "faithfulness", "ethics"), v) for v in (3, 5, 2)]
     r = GOOD | {"id": "q", "image": "x", "rater": "file", "ratings": ratings, "ranking": [2, 1, 3]}
-    pairs = preferences.pairs_of(r)
+    pairs = layouts.pairs_of(r)
     assert [(p["chosen"], p["rejected"], p["gap"]) for p in pairs] == [
         ("a", "c", 1), ("b", "a", 2), ("b", "c", 3)]
     assert pairs[0]["conversations"] == [{"from": "human", "value": "<image>\nWhat?"}]
-    assert len(preferences.pairs_of(GOOD | {"id": "q", "image": "x", "rater": "file"})) == 2
-    made = preferences.trl_of(pairs[0])
+    assert len(layouts.pairs_of(GOOD | {"id": "q", "image": "x", "rater": "file"})) == 2
+    made = layouts.trl_of(pairs[0], {})
     assert made["images"] == ["x"] and made["chosen"][0]["content"][0]["text"] == "a"
     assert [c["type"] for c in made["prompt"][0]["content"]] == ["image", "text"]
 
@@ -39,14 +40,16 @@ def test_published_layouts_are_read(tmp_path):
         GOOD | {"id": "3", "image": "c.jpg"}]
     path = tmp_path / "ranked.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    a, b, c = preferences.read_ranked(path)
+    a, b, c = layouts.read_ranked(path)
     assert (a["question"], a["responses"], a["ranking"]) == ("How many?", ["One.", "Two."], [2, 1])
     assert (b["id"], b["question"], b["ranking"]) == ("7", "Why?", [1, 2])
     assert c["ranking"] == [2, 1, 2]
-    for bad in ({"a": 1}, {**lines[0], "preference": 3}, [1]):
+    twice = {**lines[0], "conversations": [*talk, {"from": "gpt", "value": "One."}, *talk]}
+    silent = {**lines[0], "conversations": []}
+    for bad in ({"a": 1}, twice, silent, {**lines[0], "preference": 3}, [1]):
         path.write_text(json.dumps(lines[2]) + "\n" + json.dumps(bad))
         with pytest.raises(ValueError, match="ranked.jsonl:2 is no ranking"):
-            preferences.read_ranked(path)
+            layouts.read_ranked(path)
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -54,7 +57,7 @@ def test_published_layouts_are_read(tmp_path):
     ({"k": 1}, "expected k >= 2"), ({"temperature": 0}, "expected temperature > 0"),
 ])
 def test_wrong_options_are_refused(changes, message):
-    """Catches an option that fails after the sampling."""
+    """Catches an option that nothing can be done with."""
     with pytest.raises(ValueError, match=message):
         preferences.Config(**changes)
 
@@ -67,7 +70,8 @@ def folder(path):
               "expect": ["red"], "wrong": ["blue"]} for i in range(12)]
     for name, rows in (("train", records), ("prompts", asked)):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (path / "meta.json").write_text(json.dumps({"name": "t", "image_size": 16}))
+    meta = {"name": "t", "image_size": 16, "phrases": {"red circle": "red circle"}}
+    (path / "meta.json").write_text(json.dumps(meta))
 
 
 def test_a_model_is_sampled_rated_and_ranked_the_same_each_time(tmp_path, vlm, tokenizer):
@@ -86,7 +90,9 @@ def test_a_model_is_sampled_rated_and_ranked_the_same_each_time(tmp_path, vlm, t
         assert check_ranking(r) == "" and 2 <= len(r["responses"]) <= 3
         assert len(r["ratings"]) == len(r["responses"]) and r["rater"] == "human-sim"
     pairs = read(tmp_path / "preferences_pairs.jsonl")
-    assert len(pairs) == counts["pairs"] == len(read(tmp_path / "preferences_pairs.trl.jsonl"))
+    trl = read(tmp_path / "preferences_pairs.trl.jsonl")
+    assert len(pairs) == counts["pairs"] == len(trl)
+    assert all(Image.open(tmp_path / r["images"][0]).size == (16, 16) for r in trl)
     before = (tmp_path / "preferences.jsonl").read_bytes()
     preferences.main(cfg)
     assert (tmp_path / "preferences.jsonl").read_bytes() == before
@@ -107,3 +113,28 @@ def test_peoples_rankings_are_taken_and_what_cannot_be_used_is_counted(tmp_path)
     (tmp_path / "people.jsonl").write_text(json.dumps(lines[-1]))
     with pytest.raises(ValueError, match="nothing can be ranked; left out: {'all ties': 1}"):
         preferences.main(cfg)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"rater": "judge", "model": "m"}, "OPENAI_API_KEY|openai needs the client"),
+    ({"rater": "judge", "model": "m", "rubric": "nowhere.txt"}, "nowhere.txt"),
+    ({"questions": "strange"}, "question q0 is about a picture that train lacks"),
+    ({"data": "bare"}, "rater human-sim needs objects"),
+])
+def test_what_cannot_be_rated_is_said_before_anything_is_sampled(
+        changes, words, tmp_path, vlm, tokenizer, monkeypatch):
+    """Catches minutes of sampling that are lost to a missing key, file or truth."""
+    folder(tmp_path)
+    (tmp_path / "strange.jsonl").write_text(json.dumps(
+        {"id": "q0", "image": "other.png", "kind": "color", "question": "What color?"}))
+    if changes == {"data": "bare"}:
+        (tmp_path / "meta.json").write_text(json.dumps({"name": "t", "image_size": 16}))
+        changes = {}
+    checkpoint.save([tmp_path / "ckpt.pt"], stage="sft",
+                    configs={"model": dataclasses.asdict(vlm.config)}, model=vlm,
+                    tokenizer=tokenizer, step=1, best=0.0)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(preferences, "sample", lambda *args: pytest.fail("sampled"))
+    with pytest.raises((ValueError, OSError), match=words):
+        preferences.main(preferences.Config(
+            run=str(tmp_path), **({"data": str(tmp_path)} | changes)))

@@ -23,6 +23,11 @@ GOOD = {"id": "a", "image": "x", "question": "What?", "responses": ["a", "b", "c
     ({"ranking": [0, 1, 2]}, "rank that is no number from 1"),
     ({"ranking": [1.5, 1, 2]}, "rank that is no number from 1"),
     ({"ranking": [True, 1, 2]}, "rank that is no number from 1"),
+    ({"responses": ["a", "b", "a "]}, "answer equal to another"),
+    ({"ratings": [{"x": 1}]}, "as many ratings as answers are needed"),
+    ({"ratings": [{"x": 1}, {"x": float("nan")}, {"x": 2}]}, "rating that is no number"),
+    ({"ratings": [{"x": 1}, {}, {"x": 2}]}, "rating that is no number"),
+    ({"ratings": [{"x": 1}, {"x": 1.5}, {"x": 2}]}, ""),
 ])
 def test_a_ranking_that_cannot_be_used_says_why(changes, reason, tmp_path):
     """Catches a reward model that learns from nothing, or from an answer against itself."""

@@ -55,6 +55,9 @@ def test_a_ranking_is_the_mean_of_its_pairs_and_every_prompt_counts_once():
         means += [sum(pairs) / len(pairs)] if pairs else []
     assert 20 < len(means) < 40
     assert ranking_loss(scores, ranks).item() == pytest.approx(sum(means) / len(means), abs=1e-6)
+    margin = torch.tensor([[[0.0, 2.0], [5.0, 0.0]]])                # 2 for the first before second
+    got = ranking_loss(torch.tensor([[0.3, -0.4]]), torch.tensor([[1, 2]]), margin)
+    assert got.item() == pytest.approx(math.log(1 + math.exp(2 - 0.7)), abs=1e-6)
     two = torch.tensor([[0.3, -0.4]])
     assert ranking_loss(two, torch.tensor([[1, 2]])).item() == pytest.approx(
         reward_loss(two[:, 0], two[:, 1]).item())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minivlm.heads import RewardModel, ValueModel
-from minivlm.losses import IGNORE_INDEX, kl_estimate
+from minivlm.losses import kl_estimate
 from minivlm.measure import prompt_of
 from minivlm.rl import explained_variance
 from minivlm.rollout import PromptBatch, Prompts, logprobs, roll_out, share_vit
@@ -56,7 +56,7 @@ def test_logprobs_are_those_of_a_softmax_by_hand(models, tokenizer):
     policy, *_ = models
     images, _, r = roll(models, tokenizer)
     logp, entropy = logprobs(policy, tokenizer.image, r.idx, r.targets, policy.projector(r.feats),
-                             0.7)
+                             0.7, with_entropy=True)
     logits = policy(r.idx, images).detach() / 0.7
     logits[..., tokenizer.image] = -torch.inf
     p = logits.softmax(-1)
@@ -121,14 +121,14 @@ def test_equal_vits_become_one_and_others_stay(models):
     with torch.no_grad():
         next(reward_model.vlm.vit.parameters()).add_(1)
     other = reward_model.vlm.vit
-    share_vit(policy, [ref, reward_model.vlm, value_model.vlm])
+    share_vit([policy, ref, reward_model.vlm, value_model.vlm])
     assert ref.vit is policy.vit and value_model.vlm.vit is policy.vit
     assert reward_model.vlm.vit is other
 
 
 def test_a_reward_model_with_its_own_eyes_looks_with_them(models, tokenizer):
     """Catches the policy's features read by a projector that was trained on others."""
-    share_vit(models[0], [models[1], models[3].vlm])
+    share_vit([models[0], models[1], models[3].vlm])
     with torch.no_grad():
         for p in models[2].vlm.vit.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -176,4 +176,3 @@ def test_explained_variance_worked_by_hand():
     assert explained_variance(torch.zeros(1, 3), returns, mask) == 0
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3)  # Var doubles twice
     assert explained_variance(returns, torch.ones(1, 3), mask) == 0
-    assert IGNORE_INDEX == -100

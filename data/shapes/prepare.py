@@ -53,9 +53,9 @@ class Config:
             raise ValueError(f"level {self.level} is not one of {sorted(world.LEVELS)}")
         if min(
             self.n_train, self.n_val, self.n_web, self.n_text, self.n_zeroshot, self.workers,
-            self.n_prompts,
+            self.n_prompts - 1, self.n_train - 1,
         ) < 1:
-            raise ValueError("every count must be at least 1")
+            raise ValueError("every count must be at least 1, n_train and n_prompts at least 2")
         check_vocab_size(self.vocab_size)
 
 
@@ -181,7 +181,7 @@ def make_shard(
         n_prompts = min(cfg.n_prompts, cfg.n_train)
         if split == "train" and i < n_prompts:
             asked = prompts_of(scene, key, record["image"], rng)
-            side = "prompts_val" if i >= n_prompts - n_prompts // 10 else "prompts"
+            side = "prompts_val" if i >= n_prompts - max(1, n_prompts // 10) else "prompts"
             lines.setdefault(side, []).extend(map(json.dumps, asked))
         lines[split].append(json.dumps(record))
     return lines, np.stack(pixels) if pixels else np.empty(0)
