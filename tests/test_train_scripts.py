@@ -112,7 +112,9 @@ def test_evaluating_more_often_does_not_change_the_weights(stage, runs, folder, 
     """Catches validation that draws from training's generators or leaves the model in eval mode."""
     script, cfg = config_of(stage, folder, runs, out=str(tmp_path), eval_every=1)
     script.main(cfg)
-    a, b = (torch.load(f / "ckpt.pt", weights_only=True)["model"] for f in (runs / stage, tmp_path))
+    a, b = (
+        torch.load(f / "ckpt.pt", weights_only=True)["model"] for f in (runs / stage, tmp_path)
+    )
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -130,7 +132,8 @@ def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path
     after = "val_score" if stage == "ppo" else "val_loss"
     assert float(a[after]) == pytest.approx(float(b[after]), abs=1e-4)
     value = ("value_loss",) if stage == "ppo" else ()
-    for key in ("loss", "grad", *value):  # a step's size hides the gradient's: Muon and AdamW normalize
+    # a step's size hides the gradient's: Muon and AdamW normalize
+    for key in ("loss", "grad", *value):
         assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4, abs=1e-6)
 
 
