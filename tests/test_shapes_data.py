@@ -499,3 +499,20 @@ def test_a_thousand_scenes_a_second_are_made_on_one_core():
         if rate >= 1000:
             return
     pytest.fail(f"only {rate:.0f} scenes a second")
+
+
+def test_prompts_ask_everything_but_what_is_hidden_held_out_by_picture(folder):
+    """Catches a kind that the reward model never meets, names of what cannot be seen, a leak."""
+    train = {r["image"]: r for r in load_records(folder, "train")}
+    prompts, held_out = (load_records(folder, s) for s in ("prompts", "prompts_val"))
+    images = {q["image"] for q in prompts}, {q["image"] for q in held_out}
+    assert images[0] | images[1] <= train.keys() and not images[0] & images[1]
+    asked = prompts + held_out
+    assert len({q["id"] for q in asked}) == len(asked)
+    kinds = {q["kind"] for q in asked}
+    assert {"exist", "color", "count", "position", "describe"} <= kinds and "hidden" not in kinds
+    for q in asked:
+        seen = [f"{o['attributes']['color']} {o['name']}" for o in train[q["image"]]["objects"]
+                if not o["hidden"]]
+        assert q.get("names", []) == (seen if q["kind"] == "describe" else [])
+        assert (train[q["image"]]["border"] == "private") <= (q["kind"] in ("private", "unsafe"))
