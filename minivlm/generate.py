@@ -167,6 +167,19 @@ class Reader:
         if self.cache is not None:
             self.cache.k, self.cache.v = self.cache.k[:, rows], self.cache.v[:, rows]
 
+    def keep(self, rows: Tensor) -> None:
+        """Read on for some rows only, (n,) in rising order; what the others hold is forgotten."""
+        if "images" in self.pictures:
+            n_images = (self.idx == self.image_id).sum(1) // self.model.config.vit.n_tokens
+            owner = self.rows.repeat_interleave(n_images)            # (n pictures,)
+            self.pictures["images"] = self.pictures["images"][torch.isin(owner, rows)]
+        self.prefix = {k: v[rows] for k, v in self.prefix.items()}
+        self.idx, self.lengths, self.logits = self.idx[rows], self.lengths[rows], self.logits[rows]
+        self.rows = self.rows[: len(rows)]
+        if self.cache is not None:
+            self.cache.k, self.cache.v = self.cache.k[:, rows], self.cache.v[:, rows]
+            self.cache.rows = self.cache.rows[: len(rows)]
+
     def _score(self, idx: Tensor, **options) -> None:
         logits = self.model(idx, **options)  # (B, V), or (B, 1, V) of one position
         self.logits = logits.view(len(self.rows), -1).float()
@@ -206,19 +219,23 @@ def stream(
     try:
         reader = Reader(model, images, prompts, max_new_tokens, use_cache)
         said = torch.zeros_like(reader.logits, dtype=torch.bool)     # (B, V)
-        alive = [True] * len(prompts)
+        alive, who = [True] * len(prompts), list(range(len(prompts)))            # rows still read
         for _ in range(reader.steps):
             logits = penalize(reader.logits, said, repetition_penalty)
-            token = pick(logits, temperature, top_k, top_p, generator)           # (B,)
+            token = pick(logits, temperature, top_k, top_p, generator)           # (rows read,)
             said[reader.rows, token] = True
-            given = [
-                int(t) if a and r else None for t, a, r in zip(token, alive, reader.room.tolist())
-            ]
+            given: list[int | None] = [None] * len(prompts)
+            for b, t, room in zip(who, token.tolist(), reader.room.tolist()):
+                given[b] = t if alive[b] and room else None
             alive = [t is not None and t != stop for t in given]
             yield given
             if not any(alive):
                 break
             reader.push(token)
+            going = [i for i, b in enumerate(who) if alive[b]]
+            if len(going) <= len(who) / 2:  # most have stopped: cheaper without them
+                reader.keep(torch.tensor(going, device=token.device))
+                said, who = said[going], [who[i] for i in going]
     finally:  # also when the caller stops listening
         model.train(was_training)
 

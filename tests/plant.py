@@ -113,6 +113,8 @@ BUGS = [
      'finish_reason", "") == "long"', "tests/test_teachers.py"),
     ("reward read at the last column", "minivlm/heads.py", "last_only(lengths, idx.shape[1])",
      "last_only(lengths * 0 + idx.shape[1], idx.shape[1])", "tests/test_heads.py"),
+    ("pictures of rows that have stopped", "minivlm/generate.py",
+     "torch.isin(owner, rows)]", "rows]", "tests/test_generate.py"),
     ("rows scored before their end", "minivlm/rankings.py", "prompt + answer + [end]",
      "prompt + answer", "tests/test_rankings.py"),
     ("gaps by rank", "minivlm/rankings.py", "abs(true[i] - true[j]) + 1e-9",

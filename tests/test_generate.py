@@ -115,6 +115,26 @@ def test_the_stop_token_ends_its_row_and_the_others_go_on(talker, images, use_ca
         ) == want
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_rows_that_have_stopped_are_no_longer_read(talker, images, use_cache, monkeypatch):
+    """Catches: a batch that costs as much as its longest answer for every row."""
+    free, read = generate(talker, images, PROMPTS, max_new_tokens=12, stop=NEVER), []
+    whole = type(talker).forward
+
+    def spy(self, idx, *args, **options):
+        read.append(len(idx))
+        return whole(self, idx, *args, **options)
+
+    monkeypatch.setattr(type(talker), "forward", spy)
+    for stop in {token for row in free for token in row}:
+        read.clear()
+        ends = sorted(row.index(stop) + 1 if stop in row else 12 for row in free)
+        generate(talker, images, PROMPTS, max_new_tokens=12, stop=stop, use_cache=use_cache)
+        # before each of its tokens a row is read; half of them at most are read in vain
+        going = [sum(end > step for end in ends) for step in range(max(ends))]
+        assert len(read) >= max(ends) and all(n < 2 * g for n, g in zip(read, going))
+
+
 def test_a_stream_yields_the_stop_token_once_and_then_none(talker, images):
     """Catches: a chat that never learns that the answer ended; steps after the last row has."""
     free = generate(talker, images, PROMPTS, max_new_tokens=12, stop=NEVER)
