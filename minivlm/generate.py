@@ -231,11 +231,11 @@ def stream(
             yield given
             if not any(alive):
                 break
-            reader.push(token)
             going = [i for i, b in enumerate(who) if alive[b]]
             if len(going) <= len(who) / 2:  # most have stopped: cheaper without them
                 reader.keep(torch.tensor(going, device=token.device))
-                said, who = said[going], [who[i] for i in going]
+                said, token, who = said[going], token[going], [who[i] for i in going]
+            reader.push(token)
     finally:  # also when the caller stops listening
         model.train(was_training)
 
