@@ -63,7 +63,7 @@ class Config:
     questions: str = "prompts"  # which file of it holds the questions
     records: str = "train"  # which file of it tells what is true of their pictures
     out: str = ""  # file to write; empty = preferences.jsonl in the data folder
-    n: int = 20000  # questions; those that get one answer only are left out
+    n: int = 12000  # questions; those that get one answer only are left out
     n_val: int = 600  # of them held out, by picture
     k: int = 4  # different answers to each
     temperature: float = 1.0  # of half of the draws; 1 = the model's own distribution

@@ -28,6 +28,7 @@ from minivlm.prepared import check_vocab_size, start_folder  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 
 SHARD = 1000  # scenes a task
+ANSWERED = ("exist", "color", "shape", "size", "position", "count", "relation")
 REQUESTS = ("private", "unsafe", "harmless", "unknowable")
 
 
@@ -123,13 +124,15 @@ def questions_of(scene: world.Scene, key: str, image: str, rng: random.Random) -
 
 
 def prompts_of(scene: world.Scene, key: str, image: str, rng: random.Random) -> list[dict]:
-    """What stage 4 asks about a picture: every kind of question but those about what is hidden.
+    """What stage 4 asks about a picture: all descriptions and requests, three other questions.
 
     Requests, which are rare, are drawn three times. Descriptions come with the `names` of what can
     be seen.
     """
     drawn = [questions_of(scene, key, image, rng) for _ in range(3)]
-    asked = [q for q in drawn[0] if q["kind"] not in (*REQUESTS, "hidden")]
+    short = [q for q in drawn[0] if q["kind"] in ANSWERED]
+    asked = rng.sample(short, min(3, len(short)))
+    asked += [q for q in drawn[0] if q["kind"] == "describe"]
     requests = [q for qs in drawn for q in qs if q["kind"] in REQUESTS]
     asked += {q["question"]: q for q in requests}.values()
     names = [language.name(o) for o in scene.clear]
