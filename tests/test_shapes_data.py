@@ -501,7 +501,7 @@ def test_a_thousand_scenes_a_second_are_made_on_one_core():
     pytest.fail(f"only {rate:.0f} scenes a second")
 
 
-def test_prompts_ask_everything_but_what_is_hidden_held_out_by_picture(folder):
+def test_prompts_ask_all_but_what_is_hidden_and_are_held_out_by_picture(folder):
     """Catches a kind that the reward model never meets, names of what cannot be seen, a leak."""
     train = {r["image"]: r for r in load_records(folder, "train")}
     prompts, held_out = (load_records(folder, s) for s in ("prompts", "prompts_val"))
