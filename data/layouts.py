@@ -11,10 +11,10 @@ formats. Used by: preferences.py.
 import json
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from minivlm.conversation import IMAGE_MARK
+from minivlm.images import Pictures
 from minivlm.rankings import rating_of
 
 # --- reading ---
@@ -96,7 +96,7 @@ def trl_of(pair: dict, files: dict[str, str]) -> dict:
             "chosen": said(pair["chosen"]), "rejected": said(pair["rejected"])}
 
 
-def unpack(images: set[str], folder: str, out: Path) -> dict[str, str]:
+def unpack(images: set[str], pictures: Pictures, out: Path) -> dict[str, str]:
     """Save packed pictures as PNG beside `out`, for programs that know files only.
 
     Returns:
@@ -108,7 +108,6 @@ def unpack(images: set[str], folder: str, out: Path) -> dict[str, str]:
         if packed:
             name = f"{out.stem}_pictures/{pack}_{row}.png"
             (out.parent / name).parent.mkdir(exist_ok=True)
-            pixels = np.load(Path(folder) / f"{pack}.npy", mmap_mode="r")[int(row)]
-            Image.fromarray(pixels).save(out.parent / name)
+            Image.fromarray(pictures.pixels([image])[0]).save(out.parent / name)
             files[image] = name
     return files

@@ -260,8 +260,9 @@ def main(cfg: Config) -> dict[str, float]:
         pairs = [p for r in rows for p in pairs_of(r)]
         files = {f"{out.stem}{side}.jsonl": rows, f"{out.stem}{side}_pairs.jsonl": pairs}
         if cfg.trl:
-            pictures = unpack({r["image"] for r in rows}, cfg.data, out)
-            files[f"{out.stem}{side}_pairs.trl.jsonl"] = [trl_of(p, pictures) for p in pairs]
+            packed = Pictures(cfg.data, meta["image_size"])
+            unpacked = unpack({r["image"] for r in rows}, packed, out)
+            files[f"{out.stem}{side}_pairs.trl.jsonl"] = [trl_of(p, unpacked) for p in pairs]
         for name, lines in files.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             out.with_name(name).write_text(text, encoding="utf-8")

@@ -174,10 +174,9 @@ class Reader:
             owner = self.rows.repeat_interleave(n_images)            # (n pictures,)
             self.pictures["images"] = self.pictures["images"][torch.isin(owner, rows)]
         self.prefix = {k: v[rows] for k, v in self.prefix.items()}
-        self.idx, self.lengths, self.logits = self.idx[rows], self.lengths[rows], self.logits[rows]
+        self.reorder(rows)
         self.rows = self.rows[: len(rows)]
         if self.cache is not None:
-            self.cache.k, self.cache.v = self.cache.k[:, rows], self.cache.v[:, rows]
             self.cache.rows = self.cache.rows[: len(rows)]
 
     def _score(self, idx: Tensor, **options) -> None:

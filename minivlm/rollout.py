@@ -94,11 +94,12 @@ class Prompts:
 
     def batch(self, questions: list[dict], seed: int) -> PromptBatch:
         """Render questions and load their pictures; equal seeds give equal batches and answers."""
-        generator = torch.Generator().manual_seed(seed)
-        return PromptBatch(
-            questions, self.pictures.get([q["image"] for q in questions]),
-            [prompt_of(q["question"], self.policy, self.tokenizer) for q in questions],
-            [self.judged(q, generator) for q in questions], seed)
+        prompts = [prompt_of(q["question"], self.policy, self.tokenizer) for q in questions]
+        judged, generator = prompts, torch.Generator().manual_seed(seed)
+        if self.facts:
+            judged = [self.judged(q, generator) for q in questions]
+        images = self.pictures.get([q["image"] for q in questions])
+        return PromptBatch(questions, images, prompts, judged, seed)
 
     def true_scores(
         self, questions: list[dict], said: list[str], rate: Callable[..., dict[str, float]]

@@ -163,14 +163,21 @@ def test_every_choice_reaches_the_reward_model(changes, runs, folder, tmp_path):
 # --- what stops them ---
 
 
+def changed(run, folder, change):
+    """A copy of a run's checkpoint in `folder`, after `change` has seen its state."""
+    state = torch.load(run / "best.pt", weights_only=True)
+    change(state)
+    out = folder / run.name
+    out.mkdir()
+    torch.save(state, out / "best.pt")
+    return str(out)
+
+
 def test_a_reward_model_with_another_tokenizer_is_refused(runs, folder, tmp_path):
     """Catches ids that mean other words to the judge."""
-    state = torch.load(runs / "reward" / "best.pt", weights_only=True)
-    state["configs"]["tokenizer"] = "another"
-    (tmp_path / "reward").mkdir()
-    torch.save(state, tmp_path / "reward" / "best.pt")
-    script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "o"),
-                            reward=str(tmp_path / "reward"))
+    other = changed(runs / "reward", tmp_path,
+                    lambda state: state["configs"].update(tokenizer="another"))
+    script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "o"), reward=other)
     with pytest.raises(ValueError, match="have different tokenizers"):
         script.main(cfg)
     assert not (tmp_path / "o").exists()
@@ -178,12 +185,9 @@ def test_a_reward_model_with_another_tokenizer_is_refused(runs, folder, tmp_path
 
 def test_a_score_that_is_no_number_stops_ppo_before_anything_is_lost(runs, folder, tmp_path):
     """Catches a NaN that reaches the weights, and a run folder emptied for it."""
-    state = torch.load(runs / "reward" / "best.pt", weights_only=True)
-    state["model"]["head.weight"][:] = float("nan")
-    (tmp_path / "reward").mkdir()
-    torch.save(state, tmp_path / "reward" / "best.pt")
-    script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "o"),
-                            reward=str(tmp_path / "reward"))
+    broken = changed(runs / "reward", tmp_path,
+                     lambda state: state["model"]["head.weight"].fill_(float("nan")))
+    script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "o"), reward=broken)
     with pytest.raises(ValueError, match="no finite number"):
         script.main(cfg)
     assert not (tmp_path / "o").exists()
@@ -193,13 +197,11 @@ def test_a_score_that_is_no_number_stops_ppo_before_anything_is_lost(runs, folde
 def test_resuming_with_another_judge_or_reference_is_refused(stage, runs, folder, tmp_path):
     """Catches a run whose second half was measured against other weights."""
     shutil.copytree(runs / "ppo", tmp_path / "ppo")
-    state = torch.load(runs / stage / "best.pt", weights_only=True)
-    next(iter(state["model"].values())).view(-1)[0] += 1
-    (tmp_path / stage).mkdir()
-    torch.save(state, tmp_path / stage / "best.pt")
+    other = changed(runs / stage, tmp_path,
+                    lambda state: next(iter(state["model"].values())).view(-1)[0].add_(1))
     option = {"sft": "init", "reward": "reward"}[stage]
     script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "ppo"), resume=True, steps=6,
-                            **{option: str(tmp_path / stage)})
+                            **{option: other})
     with pytest.raises(ValueError, match=f"other settings of {option}"):
         script.main(cfg)
 
