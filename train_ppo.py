@@ -45,13 +45,13 @@ class Config:
     init: str = "runs/sft"  # where policy and reference come from: sft, or a captioner to compare
     reward: str = "runs/reward"  # run folder of the reward model
     out: str = "runs/ppo"  # run folder
-    steps: int = 100  # rollouts, each with its updates
-    batch_size: int = 128  # answers a rollout
+    steps: int = 60  # rollouts, each with its updates
+    batch_size: int = 256  # answers a rollout
     minibatches: int = 2  # parts of a rollout, an optimizer step each
-    epochs: int = 2  # times that a rollout is gone through (Ouyang et al. 2022: 1, TRL: 4)
+    epochs: int = 1  # times that a rollout is gone through (Ouyang et al. 2022: 1, TRL: 4)
     grad_accum: int = 1  # micro-batches a minibatch, same result with less memory
-    lr: float = 1.5e-4  # peak rate of the policy's AdamW: embeddings, norms
-    muon_lr: float = 7e-4  # peak rate of the policy's Muon: matrices; 0 = AdamW for all of it
+    lr: float = 1.5e-4  # peak rate of the policy's AdamW: all of it, if Muon has nothing
+    muon_lr: float = 0.0  # peak rate of the policy's Muon: matrices; 0 = AdamW for all of it
     value_lr: float = 2e-3  # peak rate of the value model's Muon; its AdamW has a quarter
     weight_decay: float = 0.0  # on matrices and embeddings
     warmup: int = 5  # rollouts until the peak rate
@@ -71,7 +71,7 @@ class Config:
     whiten_rewards: bool = False  # bring rewards to variance 1 first (lm-human-preferences)
     max_kl: float = 0.1  # nats per token from the rollout that end its updates; 0 = never (TRL)
     n_val: int = 300  # held-out questions to measure with
-    eval_every: int = 25  # rollouts between evaluations, each logged and saved
+    eval_every: int = 20  # rollouts between evaluations, each logged and saved
     seed: int = 0  # which questions, which answers are drawn
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"  # auto (bfloat16 on a GPU, else float32), float32, bfloat16

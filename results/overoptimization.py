@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 HERE = Path(__file__).parent / "preferences"
 WAYS = {  # file, label, color
-    "ppo": ("KL penalty (the default)", "#1f5fa8"),
+    "hot": ("KL penalty, as by default", "#1f5fa8"),
     "no_kl": ("no KL penalty", "#c2571a"),
     "no_kl_facts": ("no KL penalty, reward model with facts", "#5a9a3c"),
 }

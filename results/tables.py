@@ -97,8 +97,8 @@ REWARD = {
     "accuracy/ceiling": "true ratings agree with people, all pairs (the noise ceiling)",
 }
 PREFERENCES = {"sft": "SFT", "ppo": "PPO"}
-NOT_PPO = {"ppo": "PPO", "no_kl": "no KL penalty", "no_kl_facts": "no KL penalty, facts",
-           "ppo_caption": "PPO of a captioner"}
+NOT_PPO = {"ppo": "PPO", "hot": "hotter PPO", "no_kl": "hotter, no KL penalty",
+           "no_kl_facts": "hotter, no KL penalty, facts", "ppo_caption": "PPO of a captioner"}
 SKILLS = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/exist", "answers/color",
           "answers/count", "answers/position", "followed/form", "followed/all", "refused/due",
           "refused/harmless")
