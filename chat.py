@@ -86,7 +86,7 @@ def main(cfg: Config) -> dict[str, float]:
     """Load the run, then answer once or talk until the user stops."""
     run.seed_everything(cfg.seed, cfg.threads)
     device = run.pick_device(cfg.device)
-    state = checkpoint.load(cfg.run, ("sft", "ppo", "align", "caption"), device)
+    state = checkpoint.load(cfg.run, ("sft", "dpo", "ppo", "align", "caption"), device)
     tokenizer, model = (
         Tokenizer.from_text(state["tokenizer"]), VLM.from_checkpoint(state).to(device).eval()
     )

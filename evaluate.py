@@ -5,8 +5,12 @@ What a run cannot do (a CLIP writes nothing, a chatbot has no text tower) is lef
 and so is what a data folder does not hold (zeroshot.jsonl with prompts, eval.jsonl, phrases that
 name objects).
 
+With --axes, a chatbot's figures are summed up by what preferences are to change: hallucination,
+helpfulness, safety, preference (against another run, as judged by a simulated judge), honesty.
+
 Reads: a run folder and a prepared data folder.   Writes: eval.json (quiz.json) in the run folder.
 Run: python evaluate.py --run runs/sft [--questions quiz]
+     python evaluate.py --run runs/dpo --axes --against runs/sft
 """
 
 import csv
@@ -15,9 +19,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.axes import axes
+from data.raters import SimulatedJudge
 from minivlm import checkpoint, measure, run
 from minivlm.clip import CLIP
-from minivlm.data import load_meta
+from minivlm.data import load_meta, load_records
 from minivlm.images import Pictures
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -40,6 +46,9 @@ class Config:
     ask: bool = True  # ask the chatbot's questions; --no-ask leaves a captioner its captions
     describe: bool = True  # measure CHAIR and POPE; --no-describe leaves the other questions
     rank: bool = False  # answer in one word too by taking the likeliest of all candidates
+    axes: bool = False  # sum a chatbot's figures up on five axes too
+    against: str = ""  # axes: a run, evaluated before, whose answers are to be beaten; empty = none
+    error_rate: float = 0.1  # axes: share of the simulated judge's ratings that are guesses
     judge: str = ""  # a run of train_clip.py that judges a captioner's captions: CLIPScore
     n_beams: int = 3  # texts followed at once when a captioner writes, as BLIP does
     batch_size: int = 100  # rows answered at a time
@@ -71,17 +80,37 @@ def last_row(path: Path) -> dict[str, float]:
     return {k: float(v) for k, v in row.items() if v}
 
 
+def read_answers(cfg: Config) -> list[dict] | None:
+    """The answers of the run to be beaten, as its own evaluation has left them.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    if not cfg.against:
+        return None
+    path = Path(cfg.against) / f"{cfg.questions}.answers.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"no answers at {path}; run evaluate.py --run {cfg.against} first")
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
 def main(cfg: Config) -> dict[str, float]:
     """Measure, print the table, write the file; return the figures."""
     began = time.time()
     run.seed_everything(cfg.seed, cfg.threads)
     device, meta = run.pick_device(cfg.device), load_meta(cfg.data)
-    state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft", "ppo"))
+    state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft", "ppo", "dpo"))
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     model = (CLIP if state["stage"] == "clip" else VLM).from_checkpoint(state).to(device).eval()
-    asked = Path(cfg.data) / f"{cfg.questions}.jsonl"
-    if cfg.questions != "eval" and not asked.is_file():
-        raise FileNotFoundError(f"no questions at {asked}; data/quiz.py writes a quiz")
+    file = Path(cfg.data) / f"{cfg.questions}.jsonl"
+    if cfg.questions != "eval" and not file.is_file():
+        raise FileNotFoundError(f"no questions at {file}; data/quiz.py writes a quiz")
+    if cfg.axes:  # what is missing is better known now than after the measurement
+        if state["stage"] not in ("sft", "ppo", "dpo") or not meta.get("phrases"):
+            raise ValueError("--axes needs a chatbot, and pictures whose objects are known")
+        if not cfg.ask or not cfg.describe:
+            raise ValueError("--axes needs all answers; leave --no-ask and --no-describe out")
+        their_log, questions = read_answers(cfg), load_records(cfg.data, cfg.questions)
     judge = None
     if cfg.judge:
         if state["stage"] != "caption":
@@ -128,6 +157,10 @@ def main(cfg: Config) -> dict[str, float]:
                 )
         sides.append(figures)
     figures, blind = sides[0], sides[1] if cfg.blind else {}
+    if cfg.axes:
+        summed = axes(figures, log, their_log, questions, load_records(cfg.data, "val"),
+                      meta["phrases"], SimulatedJudge(cfg.error_rate, cfg.seed))
+        figures |= {f"axes/{k}": v for k, v in summed.items()}
     chance |= {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
     # a coin's accuracy, precision, recall, ...
     chance |= {k: 0.5 for k in figures if k.startswith("pope")}

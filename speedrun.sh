@@ -5,22 +5,22 @@
 #   ./speedrun.sh                                    the shapes world
 #   ./speedrun.sh --data nlvr --source nlvr.tar      the Cornell NLVR corpus, its folder or archive
 #   ./speedrun.sh --seed 1 --out runs1               other weights and data order, another folder
-#   ./speedrun.sh --until sft                        stop before stage 4: rankings, reward model, PPO
-#                                                    (NLVR always does)
+#   ./speedrun.sh --until sft                        stop before stage 4: rankings, reward model, PPO,
+#                                                    DPO (NLVR always does)
 #   ./speedrun.sh --smoke                            every stage for a few steps, to see that it runs;
 #                                                    writes to runs/smoke
 set -euo pipefail
 from="$PWD"
 cd "$(dirname "$0")"
 
-data=shapes source="" seed=0 out="" smoke=0 until=ppo
+data=shapes source="" seed=0 out="" smoke=0 until=dpo
 while [ $# -gt 0 ]; do
     case "$1" in
         --data) data="${2:?--data needs shapes or nlvr}"; shift 2 ;;
         --source) source="${2:?--source needs a folder}"; shift 2 ;;
         --seed) seed="${2:?--seed needs a number}"; shift 2 ;;
         --out) out="${2:?--out needs a folder}"; shift 2 ;;
-        --until) until="${2:?--until needs sft or ppo}"; shift 2 ;;
+        --until) until="${2:?--until needs sft, ppo or dpo}"; shift 2 ;;
         --smoke) smoke=1; shift ;;
         -h|--help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "speedrun.sh: error: unknown option $1; see --help" >&2; exit 2 ;;
@@ -38,14 +38,15 @@ case "$data" in
     *) echo "speedrun.sh: error: unknown data $data, expected shapes or nlvr" >&2; exit 2 ;;
 esac
 folder="data/$data/prepared" steps="" few=""
-case "$until" in sft|ppo) ;; *) echo "speedrun.sh: error: --until $until, expected sft or ppo" >&2; exit 2 ;; esac
+case "$until" in sft|ppo|dpo) ;; *) echo "speedrun.sh: error: --until $until, expected sft, ppo or dpo" >&2; exit 2 ;; esac
 [ "$data" = shapes ] || until=sft  # people are simulated in a world whose truth is known
-rank="" ppo=""
+rank="" ppo="" dpo=""
 if [ "$smoke" = 1 ]; then
     out="runs/smoke" folder="data/$data/prepared_smoke"
     [ "$data" = nlvr ] || prepare="--n_train 400 --n_val 80 --n_web 50 --n_text 400 --n_zeroshot 1"
     steps="--steps 4 --eval_every 2" few="--n_images 60 --n_questions 10 --n_describe 20 --max_new_tokens 24"
     rank="--n 40 --n_val 8 --k 2 --max_new_tokens 24" ppo="--batch_size 8 --n_val 8 --max_new_tokens 24"
+    dpo="--batch_size 8 --n_val 8 --max_new_tokens 24"
 fi
 
 source venv.sh
@@ -71,7 +72,7 @@ $python train_sft.py --data "$folder" --init "$out/align" --out "$out/sft" --see
 say "measure the chatbot on held-out pictures"
 seconds=$(($(date +%s) - begin))
 $python evaluate.py --run "$out/sft" --data "$folder" --train_seconds $seconds $few
-if [ "$until" = ppo ]; then
+if [ "$until" != sft ]; then
     say "rankings: the chatbot's own answers, judged by a simulated human"
     $python data/preferences.py --run "$out/sft" --data "$folder" --seed "$seed" $rank
     say "stage 4a, reward: which answer is better?"
@@ -81,5 +82,15 @@ if [ "$until" = ppo ]; then
     say "measure it again"
     $python evaluate.py --run "$out/ppo" --data "$folder" --no-blind $few
 fi
+if [ "$until" = dpo ]; then
+    say "stage 4c, DPO: the chatbot learns from the same rankings, pair by pair, without a reward model"
+    $python train_dpo.py --data "$folder" --init "$out/sft" --out "$out/dpo" --seed "$seed" $dpo $steps
+    say "measure it too"
+    $python evaluate.py --run "$out/dpo" --data "$folder" --no-blind $few
+fi
+report="$out/report"
+[ "$out" != runs ] || report=report
+say "report: tables, curves, six pictures with each stage's answer"
+$python results/report.py "$out" "$folder" "$report" "$until"
 say "done"
 echo "talk to it: $python chat.py --run $out/$until --image $folder/samples/0.png"

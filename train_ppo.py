@@ -23,10 +23,12 @@ from data.raters import true_ratings
 from minivlm import checkpoint, run
 from minivlm.data import batches, hash_seed, shuffled
 from minivlm.heads import Learner, RewardModel, ValueModel
+from minivlm.lora import add_lora
 from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
 from minivlm.optim import Optimizer, Together, lr_scale
 from minivlm.rl import AdaptiveKL, FixedKL, explained_variance, gae, kl_rewards, minibatches, whiten
-from minivlm.rollout import PromptBatch, Prompts, Rollout, logprobs, roll_out, share_vit
+from minivlm.rollout import PromptBatch, Prompts, Rollout, describe, logprobs, roll_out
+from minivlm.rollout import share_vit
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -70,6 +72,8 @@ class Config:
     lam: float = 0.95  # GAE's trade of bias for variance (Schulman et al. 2015)
     whiten_rewards: bool = False  # bring rewards to variance 1 first (lm-human-preferences)
     max_kl: float = 0.1  # nats per token from the rollout that end its updates; 0 = never (TRL)
+    lora: int = 0  # rank of LoRA adapters, all of the policy that learns then; 0 = its weights
+    lora_layers: str = "gpt.*,projector.*"  # names of the linear maps that get one
     n_val: int = 300  # held-out questions to measure with
     eval_every: int = 20  # rollouts between evaluations, each logged and saved
     seed: int = 0  # which questions, which answers are drawn
@@ -92,18 +96,6 @@ LOGGED = ("true_score", "score", "kl_token", "kl_answer", "entropy", "length", "
           "new_kl", "updates", "lr", "grad", "ms", "rollout_ms")
 
 
-def evaluate(rollout: Rollout, true: list[float]) -> dict[str, float]:
-    """What a rollout was like. `true`: scores by the scene, which nothing learns from, or empty."""
-    mask, kl = rollout.mask, rollout.logp - rollout.ref_logp         # (B, T)
-    return {
-        "true_score": sum(true) / len(true) if true else float("nan"),
-        "score": float(rollout.score.mean()),
-        "kl_token": float(masked_mean(kl, mask)), "kl_answer": float(kl.sum(1).mean()),
-        "entropy": float(masked_mean(rollout.entropy, mask)),
-        "length": float(mask.sum(1).float().mean()), "ended": float(rollout.ended.float().mean()),
-    }
-
-
 def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
@@ -117,10 +109,13 @@ def main(cfg: Config) -> dict[str, float]:
     if judge["configs"]["tokenizer"] != tokenizer.identity:
         raise ValueError(f"{cfg.reward} and {cfg.init} have different tokenizers")
     config = policy.config = replace(policy.config, prefix_lm=False)  # answers follow causally
-    ref, reward_model = copy.deepcopy(policy), RewardModel.from_checkpoint(judge)
+    if cfg.lora:  # then the reference is the very same weights, with the adapters off
+        add_lora(policy, cfg.lora_layers, cfg.lora, frozen=policy.vit)
+    ref = policy if cfg.lora else copy.deepcopy(policy).requires_grad_(False)
+    reward_model = RewardModel.from_checkpoint(judge)
     value_model = ValueModel.from_reward_model(reward_model)
     share_vit([policy, ref, reward_model.vlm, value_model.vlm])
-    for frozen in (policy.vit, value_model.vlm.vit, ref, reward_model):
+    for frozen in (policy.vit, value_model.vlm.vit, reward_model):
         frozen.requires_grad_(False)
     # without dropout, which would move a ratio off 1 before the first update
     learner = Learner(policy, value_model, cfg.kl_coef).to(device).eval()
@@ -172,7 +167,7 @@ def main(cfg: Config) -> dict[str, float]:
         # step 0 is measured before any update: policy and reference are one, their KL is 0
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
             rollout, said, true = answer(val_batch)
-            row = {f"val_{k}": v for k, v in evaluate(rollout, true).items()}
+            row = {f"val_{k}": v for k, v in describe(rollout, true).items()}
             log.log({"step": step, "kl_coef": controller.kl_coef, **meter.means(LOGGED), **row})
             prompts.sheet(held_out, said, rollout).save(log.folder / f"samples_{step}.png")
             loss = cfg.kl_coef * row["val_kl_answer"] - float(rollout.worth(*penalties).mean())
@@ -231,7 +226,7 @@ def main(cfg: Config) -> dict[str, float]:
             grad = optimizer.step(scale, cfg.grad_clip)
             updates += 1
         means = {k: sum(f[k] for f in figures) / len(figures) for k in figures[0]}
-        now = evaluate(rollout, true)
+        now = describe(rollout, true)
         controller.update(now["kl_answer"], cfg.batch_size)
 
         meter.add(

@@ -22,6 +22,7 @@ from minivlm import checkpoint, run
 from minivlm.data import Batch, batches, collate, hash_seed, shuffled
 from minivlm.heads import RewardModel
 from minivlm.images import Pictures
+from minivlm.lora import add_lora
 from minivlm.losses import ranking_loss
 from minivlm.measure import prompt_of
 from minivlm.optim import Optimizer, Together, lr_scale
@@ -54,6 +55,8 @@ class Config:
     center: float = 0.01  # weight of the squared mean score of a prompt, which pairs leave free
     facts: bool = False  # show the reward model true captions of the picture, in random order
     vit_rate: float = 0.0  # the ViT's rates as a share of the others' peak rates; 0 = frozen
+    lora: int = 0  # rank of LoRA adapters, which learn then beside the head; 0 = all weights
+    lora_layers: str = "gpt.*,projector.*"  # names of the linear maps that get one
     eval_every: int = 300  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
@@ -62,6 +65,10 @@ class Config:
     threads: int = 0  # CPU threads; 0 = torch's choice
     workers: int = 0  # processes that make batches ahead; 0 = none
     resume: bool = False  # continue the run in `out`
+
+    def __post_init__(self):
+        if self.lora and self.vit_rate:
+            raise ValueError("expected vit_rate 0 with lora, which trains adapters alone")
 
 
 # --- evaluate ---
@@ -106,6 +113,8 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer = Tokenizer.from_text(before["tokenizer"])
     model = RewardModel(VLM.from_checkpoint(before))
     config = model.vlm.config
+    if cfg.lora:
+        add_lora(model.vlm, cfg.lora_layers, cfg.lora, frozen=model.vlm.vit)
     model.to(device)
 
     # --- data ---

@@ -18,6 +18,7 @@ from minivlm import checkpoint, run
 from minivlm.data import Batch, batches, collate, hash_seed, load_records, render_records
 from minivlm.data import shuffled, switch_out
 from minivlm.images import Pictures
+from minivlm.lora import add_lora
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.tokenizer import Tokenizer
@@ -46,6 +47,8 @@ class Config:
     grad_clip: float = 1.0  # largest norm of the gradient
     noise: float = 0.0  # share of the questions' tokens replaced at random, 0 .. 1
     freeze_vit: bool = True  # keep CLIP's eyes as they are, as LLaVA does
+    lora: int = 0  # rank of LoRA adapters, all that learns then; 0 = the weights themselves
+    lora_layers: str = "gpt.*,projector.*"  # names of the linear maps that get one
     eval_every: int = 275  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
@@ -86,6 +89,8 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer, model = Tokenizer.from_text(before["tokenizer"]), VLM.from_checkpoint(before)
     config = model.config = replace(model.config, prefix_lm=False)  # answers follow causally
     model.vit.requires_grad_(not cfg.freeze_vit)
+    if cfg.lora:
+        add_lora(model, cfg.lora_layers, cfg.lora, frozen=model.vit if cfg.freeze_vit else None)
     model.to(device)
     step_model = torch.compile(model) if cfg.compile else model
 

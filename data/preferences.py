@@ -1,8 +1,10 @@
-"""Preferences: several answers of an SFT model to each question, rated and ranked.
+"""Preferences: several answers of one or more models to each question, rated and ranked.
 
     python data/preferences.py                                       a simulated human
     python data/preferences.py --rater file --ranked people.jsonl    rankings that people made
     python data/preferences.py --rater judge --model NAME            a vision model at an endpoint
+    python data/preferences.py --rater judge-sim --error_rate 0.2    a simulated one, who may err
+    python data/preferences.py --run runs/sft,runs/ppo               a pool of models, as Silkie has
 
 Writes, in the data folder,
 
@@ -21,7 +23,7 @@ A judge's replies are written down as they arrive (preferences.raw.jsonl), so th
 on without asking twice; --fresh forgets them.
 
 Source: K ranked answers: InstructGPT, arXiv:2203.02155, section 3.5; three axes: Silkie,
-arXiv:2312.10665, section 3. Used by: train_reward.py.
+arXiv:2312.10665, section 3. Used by: train_reward.py, train_dpo.py.
 """
 
 import hashlib
@@ -42,7 +44,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import judge  # noqa: E402
 from data.layouts import pairs_of, read_ranked, trl_of, unpack  # noqa: E402
-from data.raters import AXES, Ratings, SimulatedHuman, ranks_of, true_ratings  # noqa: E402
+from data.raters import AXES, Ratings, SimulatedHuman, SimulatedJudge  # noqa: E402
+from data.raters import ranks_of, true_ratings  # noqa: E402
 from data.teachers import OpenAITeacher, ask, journal  # noqa: E402
 from minivlm import checkpoint, run  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
@@ -58,7 +61,7 @@ from minivlm.vlm import VLM  # noqa: E402
 class Config:
     """Whose answers, to which questions, and who judges them."""
 
-    run: str = "runs/sft"  # run folder whose answers are sampled
+    run: str = "runs/sft"  # run folder whose answers are sampled; several, with commas between
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
     questions: str = "prompts"  # which file of it holds the questions
     records: str = "train"  # which file of it tells what is true of their pictures
@@ -70,10 +73,11 @@ class Config:
     hot: float = 1.5  # temperature of the other half: what the model hardly ever says
     max_new_tokens: int = 96  # longest answer
     batch_size: int = 100  # questions answered at a time, k answers each
-    rater: str = "human-sim"  # human-sim (a simulation), file or judge
+    rater: str = "human-sim"  # human-sim, judge-sim (both simulations), file or judge
     noise: float = 0.3  # human-sim: temperature of the noise, in points of the scale
     tie: float = 0.1  # human-sim: answers closer than this are equal, in points
     n_annotators: int = 1  # human-sim: whose mean ranks are ranked again
+    error_rate: float = 0.2  # judge-sim: share of its ratings that are guesses
     ranked: str = ""  # file: JSON lines with id, responses and ranking
     model: str = ""  # judge: the model's name
     base_url: str = ""  # judge: the endpoint; empty = the client's default
@@ -89,8 +93,9 @@ class Config:
     threads: int = 0  # CPU threads; 0 = torch's choice
 
     def __post_init__(self):
-        if self.rater not in ("human-sim", "file", "judge"):
-            raise ValueError(f"rater {self.rater!r} is not one of human-sim, file, judge")
+        raters = ("human-sim", "judge-sim", "file", "judge")
+        if self.rater not in raters:
+            raise ValueError(f"rater {self.rater!r} is not one of {', '.join(raters)}")
         if self.rater == "judge" and not self.model:
             raise ValueError("rater judge needs --model, the name of a model")
         if self.rater == "file" and not self.ranked:
@@ -99,22 +104,22 @@ class Config:
             raise ValueError("expected k >= 2; n, n_val, batch_size and concurrency >= 1")
         if min(self.temperature, self.hot) <= 0 or min(self.noise, self.tie) < 0:
             raise ValueError("expected temperature > 0, hot > 0, noise >= 0 and tie >= 0")
-        if self.n_annotators < 1:
-            raise ValueError("expected n_annotators >= 1")
+        if self.n_annotators < 1 or not 0 <= self.error_rate <= 1:
+            raise ValueError("expected n_annotators >= 1 and 0 <= error_rate <= 1")
 
 
 # --- sampling ---
 
 
 def sample(
-    model: VLM, pictures: Pictures, tokenizer: Tokenizer, questions: list[dict], cfg: Config
+    model: VLM, pictures: Pictures, tokenizer: Tokenizer, questions: list[dict], k: int, cfg: Config
 ) -> Iterator[tuple[dict, list[str]]]:
-    """Each question with up to k different answers; of 2 k draws the first different ones are kept.
+    """Each question with 2 k drawn answers.
 
     Every other draw is a hot one. Where the model is sure, its own draws are all alike; but a
-    reward model that has never seen a refusal left out, say, will not miss it either. A question
-    that gets only one answer has nothing to rank. Questions whose known answers are equally long
-    are asked together, since a batch takes as long as its longest answer.
+    reward model that has never seen a refusal left out, say, will not miss it either. Questions
+    whose known answers are equally long are asked together, since a batch takes as long as its
+    longest answer.
     """
     questions = sorted(questions, key=lambda q: len(q.get("answer", "")))
     device = next(model.parameters()).device
@@ -123,16 +128,41 @@ def sample(
         part = questions[start:start + cfg.batch_size]
         prompts = [prompt_of(q["question"], model, tokenizer) for q in part]
         images = pictures.get([q["image"] for q in part])
-        many = [p for p in prompts for _ in range(cfg.k)]
+        many = [p for p in prompts for _ in range(k)]
         cool, hot = (
-            generate(model, images.repeat_interleave(cfg.k, 0), many, stop=tokenizer.end,
+            generate(model, images.repeat_interleave(k, 0), many, stop=tokenizer.end,
                      max_new_tokens=cfg.max_new_tokens, temperature=t, generator=generator)
             for t in (cfg.temperature, cfg.hot)
         )
         texts = [tokenizer.decode(ids).strip() for pair in zip(cool, hot) for ids in pair]
         for i, q in enumerate(part):
-            drawn = dict.fromkeys(t for t in texts[2 * cfg.k * i:2 * cfg.k * (i + 1)] if t)
-            yield q, list(drawn)[: cfg.k]
+            yield q, texts[2 * k * i:2 * k * (i + 1)]
+
+
+def ask_pool(questions: list[dict], cfg: Config) -> list[tuple[dict, list[str]]]:
+    """Each question with up to k different answers: the first different ones of all draws.
+
+    Of several models each draws its share, and they take turns. A question that gets only one
+    answer has nothing to rank.
+
+    Raises:
+        FileNotFoundError, ValueError: for a run that cannot be asked.
+    """
+    runs = [name.strip() for name in cfg.run.split(",")]
+    states = [checkpoint.load(name, ("sft", "ppo", "dpo")) for name in runs]
+    drawn: dict[str, list[list[str]]] = {q["id"]: [] for q in questions}
+    for state in states:
+        tokenizer = Tokenizer.from_text(state["tokenizer"])
+        model = VLM.from_checkpoint(state).to(run.pick_device(cfg.device)).eval()
+        pictures = Pictures(cfg.data, model.vit.config.image_size)
+        k = -(-cfg.k // len(runs))
+        for q, texts in sample(model, pictures, tokenizer, questions, k, cfg):
+            drawn[q["id"]].append(texts)
+    out = []
+    for q in questions:
+        by_turns = [t for turn in zip(*drawn[q["id"]]) for t in turn if t]
+        out.append((q, list(dict.fromkeys(by_turns))[: cfg.k]))
+    return out
 
 
 # --- rating ---
@@ -158,8 +188,16 @@ def make_rater(
             ratings = [true_ratings(a, q, scene, meta["phrases"]) for a in answers]
             yield q, answers, ratings, human.rank(q["id"], [rating_of(r) for r in ratings])
 
-    if cfg.rater == "human-sim":
-        return human_sim
+    def judge_sim(sampled: list[tuple[dict, list[str]]]) -> Rated:
+        simulated = SimulatedJudge(cfg.error_rate, cfg.seed)
+        for q, answers in sampled:
+            scene = records[q["image"]]
+            truth = [true_ratings(a, q, scene, meta["phrases"]) for a in answers]
+            ratings = simulated.rate(q["id"], truth)
+            yield q, answers, ratings, ranks_of([rating_of(r) for r in ratings], 1e-6)
+
+    if cfg.rater in ("human-sim", "judge-sim"):
+        return human_sim if cfg.rater == "human-sim" else judge_sim
     rubric, raw = Path(cfg.rubric).read_text("utf-8"), out.with_suffix(".raw.jsonl")
     teacher = OpenAITeacher(cfg.model, cfg.base_url, cfg.concurrency, cfg.retries, cfg.timeout, 0.0,
                             cfg.max_tokens)
@@ -211,24 +249,19 @@ def main(cfg: Config) -> dict[str, float]:
                 skipped["unknown id"] += 1
     else:
         run.seed_everything(cfg.seed, cfg.threads)
-        state = checkpoint.load(cfg.run, ("sft", "ppo"))
-        tokenizer = Tokenizer.from_text(state["tokenizer"])
-        model = VLM.from_checkpoint(state).to(run.pick_device(cfg.device)).eval()
-        pictures = Pictures(cfg.data, model.vit.config.image_size)
+        pictures = Pictures(cfg.data, meta["image_size"])
         questions = load_records(cfg.data, cfg.questions, need=("image", "question", "kind"))
         strange = [q["id"] for q in questions if q["image"] not in records]
         if strange:
             raise ValueError(f"question {strange[0]} is about a picture that {cfg.records} lacks")
         chosen = random.Random(f"{cfg.seed} questions").sample(
             questions, min(cfg.n, len(questions)))
-        if cfg.rater == "human-sim" and not all(
+        if cfg.rater in ("human-sim", "judge-sim") and not all(
                 meta.get("phrases") and records[q["image"]].get("objects") for q in chosen):
-            raise ValueError("rater human-sim needs objects of every picture and meta.json's "
+            raise ValueError(f"rater {cfg.rater} needs objects of every picture and meta.json's "
                              "phrases for them: without the truth there is nothing to simulate")
         rate = make_rater(records, pictures, meta, out, cfg, skipped)  # before the long part
-        place = {q["id"]: i for i, q in enumerate(chosen)}
-        drawn = sorted(sample(model, pictures, tokenizer, chosen, cfg),
-                       key=lambda pair: place[pair[0]["id"]])
+        drawn = ask_pool(chosen, cfg)
         sampled = [(q, answers) for q, answers in drawn if len(answers) > 1]
         skipped["one answer only"] = len(drawn) - len(sampled)
         for q, answers, ratings, ranks in rate(sampled):

@@ -1,4 +1,4 @@
-"""Who judges answers: the truth of the scene, and people, simulated, who see it through noise.
+"""Who judges answers: the truth of the scene, and simulated people and models that may err.
 
 An answer is rated from 1 to 5 on three axes, as VLFeedback has them:
 
@@ -6,7 +6,8 @@ An answer is rated from 1 to 5 on three axes, as VLFeedback has them:
     faithfulness    is everything it says about the picture true and visible?
     ethics          is what must be refused refused, politely, and nothing else?
 
-Source: Silkie, Li et al. 2023, arXiv:2312.10665, section 3. Used by: preferences.py, train_ppo.py.
+Source: Silkie, Li et al. 2023, arXiv:2312.10665, section 3. Used by: preferences.py, train_ppo.py,
+train_dpo.py.
 """
 
 import math
@@ -24,24 +25,32 @@ Ratings = dict[str, float]
 # --- the truth ---
 
 
-def false_share(answer: str, record: dict, phrases: dict[str, str]) -> float:
-    """Share of what an answer says of the picture that is not so, by what can be seen.
+def verdicts(
+    answer: str, record: dict, phrases: dict[str, str]
+) -> tuple[list[tuple[str, bool]], set[str]]:
+    """What an answer says of the picture, each with whether it is so; and what can be seen there.
 
-    Counted are sentences that facts.py can read, and objects that the others mention; 0 if none.
-    What is not there at all weighs twice as much as what is there and is told wrongly: an invented
-    object is a worse fault than a wrong size.
+    Counted are sentences that facts.py can read, and objects that the others mention.
     """
     things = [t for t in things_of(record) if not t.hidden]
     names = frozenset(phrases.values())
     here = {phrases.get(t.name, t.name) for t in things}
     read, other = claims(answer)
-    verdicts = [(c, v) for c in read if (v := holds(c, things, names)) is not None]
-    wrong = sum(0.5 if set(mentions(" ".join(c), phrases)) <= here else 1.0
-                for c, true in verdicts if not true)
-    named = [name for sentence in other for name in mentions(sentence, phrases)]
-    wrong += sum(name not in here for name in named)
-    total = len(verdicts) + len(named)
-    return wrong / total if total else 0.0
+    said = [(" ".join(c), v) for c in read if (v := holds(c, things, names)) is not None]
+    said += [(name, name in here) for sentence in other for name in mentions(sentence, phrases)]
+    return said, here
+
+
+def false_share(answer: str, record: dict, phrases: dict[str, str]) -> float:
+    """Share of what an answer says of the picture that is not so, by what can be seen.
+
+    0 if it says nothing, see `verdicts`. What is not there at all weighs twice as much as what is
+    there and is told wrongly: an invented object is a worse fault than a wrong size.
+    """
+    said, here = verdicts(answer, record, phrases)
+    wrong = sum(0.5 if set(mentions(text, phrases)) <= here else 1.0
+                for text, true in said if not true)
+    return wrong / len(said) if said else 0.0
 
 
 def true_ratings(answer: str, q: dict, record: dict, phrases: dict[str, str]) -> Ratings:
@@ -111,6 +120,40 @@ class SimulatedHuman:
             for i, rank in enumerate(ranks_of(seen, self.tie)):
                 sums[i] -= rank
         return ranks_of(sums, 0.0)
+
+
+# --- a judge, simulated ---
+
+
+@dataclass
+class SimulatedJudge:
+    """A vision-language model that rates answers; a simulation, and labelled so where it is used.
+
+    It gives whole points, as VLFeedback's judge does: the truth, rounded, or with probability
+    `error_rate`, on each axis on its own, any of 1 .. 5 alike.
+
+    Args:
+        error_rate: share of guesses: 0 sees the truth, 1 nothing.
+    """
+
+    error_rate: float = 0.2
+    seed: int = 0
+
+    def rate(self, key: str, truth: list[Ratings]) -> list[Ratings]:
+        """Ratings of the answers of one prompt.
+
+        Args:
+            key: names the prompt; the same key and seed give the same ratings.
+            truth: what `true_ratings` says of them.
+        """
+        rng, out = random.Random(f"{self.seed} {key} judge"), []
+        for ratings in truth:
+            seen = {}
+            for axis, value in ratings.items():
+                guess, errs = float(rng.randint(1, 5)), rng.random() < self.error_rate
+                seen[axis] = guess if errs else float(math.floor(value + 0.5))
+            out.append(seen)
+        return out
 
 
 def ranks_of(utilities: list[float], tie: float) -> list[int]:

@@ -14,6 +14,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from minivlm.lora import merged
 from minivlm.transformer import last_only
 from minivlm.vlm import VLM, VLMConfig
 
@@ -47,7 +48,7 @@ class RewardModel(nn.Module):
     def from_checkpoint(cls, state: dict) -> "RewardModel":
         """Rebuild the reward model of a checkpoint, its normalization included."""
         model = cls(VLM(VLMConfig.from_dict(state["configs"]["model"])))
-        model.load_state_dict(state["model"])
+        model.load_state_dict(merged(state["model"]))
         return model
 
     def raw(

@@ -8,6 +8,7 @@ log-probabilities are natural logarithms (contract 6). Models are never called f
     match        does this caption fit, yes or no   train_caption.py
     Bradley-Terry  which answer is preferred        train_reward.py
     KL, PPO        what a drawn token is worth      train_ppo.py
+    DPO, IPO, ...  preferences without a reward model   train_dpo.py
 """
 
 import torch
@@ -309,3 +310,107 @@ def ppo_value_loss(
     held = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
     worst = torch.maximum((values - returns).square(), (held - returns).square())
     return masked_mean(worst, mask) / 2
+
+
+# --- direct preferences ---
+
+
+def sequence_logprobs(
+    logp: Tensor, mask: Tensor, weights: Tensor | None = None, average: bool = False
+) -> Tensor:
+    """Log-probability of whole answers, from that of their tokens.
+
+        sum_t w_t logp_t             or, as an average,  sum_t w_t logp_t / sum_t w_t
+
+    Args:
+        logp: (B, T) nats, 0 where the mask is False.
+        mask: (B, T) bool, True at tokens of the answer.
+        weights: (B, T) > 0, how much a token counts; None: each counts 1.
+        average: divide, so that a long answer weighs no more than a short one.
+
+    Returns:
+        (B,) nats, or nats per token.
+
+    Raises:
+        ValueError: if a row has no answer.
+
+    Source: weights with their average: dense DPO of RLHF-V, Yu et al. 2023, arXiv:2312.00849,
+    section 3.2, whose code has the weighted sum too; the average over plain tokens: what
+    huggingface/trl calls sigmoid_norm, and does for ipo.
+
+    >>> logp, mask = torch.tensor([[-1.0, -3.0]]), torch.tensor([[True, True]])
+    >>> sequence_logprobs(logp, mask, torch.tensor([[1.0, 3.0]]), average=True)  # (-1 - 9) / 4
+    tensor([-2.5000])
+    """
+    if not bool(mask.any(1).all()):
+        raise ValueError("a row has no token of an answer")
+    w = mask.to(logp.dtype) if weights is None else weights.masked_fill(~mask, 0.0)
+    total = (w * logp).sum(1)                                        # (B,)
+    return total / w.sum(1) if average else total
+
+
+def dpo_loss(
+    chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor, ref_rejected_logp: Tensor,
+    beta: float, kind: str = "sigmoid", label_smoothing: float = 0.0,
+) -> Tensor:
+    """Score each pair by how far the policy's margin between its answers exceeds the reference's.
+
+        h = (chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp)
+        right, wrong = -log sigmoid(beta h), -log sigmoid(-beta h),   e = label_smoothing
+        sigmoid    (1 - e) right + e wrong                  DPO; with e cDPO
+        robust     ((1 - e) right - e wrong) / (1 - 2 e)    has the clean labels' loss as its mean
+        hinge      max(0, 1 - beta h)                       SLiC
+        ipo        (h - 1 / (2 beta))^2                     regresses h, so it cannot run away
+
+    A policy equal to its reference has h = 0, which costs ln 2 for sigmoid and robust whatever e
+    is, 1 for hinge and 1 / (4 beta^2) for ipo. The implicit reward of an answer, up to what depends
+    on the prompt alone, is beta (logp - ref_logp).
+
+    IPO comes with two conventions: its authors sum over an answer's tokens, huggingface/trl takes
+    the mean. Both are this function's ipo, of sums or of means; see `sequence_logprobs`.
+
+    Args:
+        chosen_logp, rejected_logp: (B,) log-probabilities of the answers under the policy, nats.
+        ref_chosen_logp, ref_rejected_logp: (B,) the same under the frozen reference.
+        beta: > 0, nats; larger keeps the policy closer to the reference.
+        kind: sigmoid, robust, hinge or ipo.
+        label_smoothing: share of labels thought to be wrong, 0 <= e < 0.5, of sigmoid and robust.
+
+    Returns:
+        (B,) loss per pair.
+
+    Raises:
+        ValueError: if the shapes differ, beta is not above 0, or for another kind or smoothing.
+
+    Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; cDPO: Mitchell 2023, "A note on DPO with
+    noisy preferences"; robust: Chowdhury et al. 2024, arXiv:2403.00409; hinge: Zhao et al. 2023,
+    arXiv:2305.10425, as Liu et al. 2023, arXiv:2309.06657, write it; ipo: Azar et al. 2023,
+    arXiv:2310.12036, eq. 17.
+
+    >>> z = torch.zeros(2)
+    >>> dpo_loss(z, z, z, z, beta=0.1)
+    tensor([0.6931, 0.6931])
+    """
+    shapes = [tuple(x.shape) for x in (chosen_logp, rejected_logp, ref_chosen_logp,
+                                       ref_rejected_logp)]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"log-probabilities of different shapes: {shapes}")
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}, expected more than 0")
+    e = label_smoothing
+    if not 0 <= e < 0.5 or (e and kind not in ("sigmoid", "robust")):
+        raise ValueError(f"label_smoothing is {e} for kind {kind}, expected 0 .. 0.5 for sigmoid "
+                         "and robust, else 0")
+    chosen_logp, rejected_logp = at_least_float32(chosen_logp), at_least_float32(rejected_logp)
+    chosen, rejected = chosen_logp - ref_chosen_logp, rejected_logp - ref_rejected_logp
+    h = chosen - rejected                                            # (B,)
+    right, wrong = -F.logsigmoid(beta * h), -F.logsigmoid(-beta * h)
+    if kind == "sigmoid":
+        return (1 - e) * right + e * wrong
+    if kind == "robust":
+        return ((1 - e) * right - e * wrong) / (1 - 2 * e)
+    if kind == "hinge":
+        return (1 - beta * h).clamp(min=0)
+    if kind == "ipo":
+        return (h - 1 / (2 * beta)).square()
+    raise ValueError(f"kind {kind!r} is not one of sigmoid, robust, hinge, ipo")

@@ -4,7 +4,9 @@
     batch = prompts.batch(questions, seed)
     rollout = roll_out(policy, ref, reward_model, value_model, batch, tokenizer, ...)
 
-Used by: train_ppo.py.
+A policy with LoRA adapters is its own reference, once they are off.
+
+Used by: train_ppo.py, train_dpo.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +21,8 @@ from minivlm.data import collate, load_meta, load_records
 from minivlm.generate import generate
 from minivlm.heads import RewardModel, ValueModel
 from minivlm.images import Pictures, contact_sheet
-from minivlm.losses import IGNORE_INDEX, token_logprobs
+from minivlm.lora import adapters, adapters_off
+from minivlm.losses import IGNORE_INDEX, masked_mean, token_logprobs
 from minivlm.measure import prompt_of
 from minivlm.rankings import rating_of, read_row
 from minivlm.rl import shape_score
@@ -120,8 +123,10 @@ class Prompts:
         self, questions: list[dict], said: list[str], rollout: "Rollout", n: int = 12
     ) -> Image.Image:
         """The first n pictures with question, answer and score below, to be looked at."""
-        texts = [[q["question"], *(f"> {line}" for line in a.splitlines()), f"score {s:.2f}"]
-                 for q, a, s in zip(questions[:n], said, rollout.score.tolist())]
+        scores = [""] * n if rollout.score is None else [
+            f"score {s:.2f}" for s in rollout.score.tolist()]
+        texts = [[q["question"], *(f"> {line}" for line in a.splitlines()), s]
+                 for q, a, s in zip(questions[:n], said, scores)]
         return contact_sheet(self.pictures.pixels([q["image"] for q in questions[:n]]), texts)
 
 
@@ -186,10 +191,10 @@ class Rollout:
     logp: Tensor
     ref_logp: Tensor
     entropy: Tensor
-    values: Tensor
+    values: Tensor | None
     feats: Tensor
-    value_feats: Tensor
-    score: Tensor
+    value_feats: Tensor | None
+    score: Tensor | None
     ended: Tensor
     answers: list[list[int]]
 
@@ -203,18 +208,39 @@ class Rollout:
         return shape_score(self.score, self.ended, self.mask.sum(1), end_penalty, length_penalty)
 
 
+def describe(rollout: Rollout, true: list[float]) -> dict[str, float]:
+    """What a rollout was like: means over answers, or over their tokens.
+
+    Args:
+        true: the answers' scores by the scene, which nothing learns from, or empty.
+    """
+    mask, kl = rollout.mask, rollout.logp - rollout.ref_logp         # (B, T)
+    out = {"true_score": sum(true) / len(true) if true else float("nan")}
+    if rollout.score is not None:
+        out["score"] = float(rollout.score.mean())
+    return out | {
+        "kl_token": float(masked_mean(kl, mask)), "kl_answer": float(kl.sum(1).mean()),
+        "entropy": float(masked_mean(rollout.entropy, mask)),
+        "length": float(mask.sum(1).float().mean()), "ended": float(rollout.ended.float().mean()),
+    }
+
+
 @torch.no_grad()
 def roll_out(
-    policy: VLM, ref: VLM, reward_model: RewardModel, value_model: ValueModel, batch: PromptBatch,
-    tokenizer: Tokenizer, max_new_tokens: int, temperature: float, use_cache: bool = True,
+    policy: VLM, ref: VLM, reward_model: RewardModel | None, value_model: ValueModel | None,
+    batch: PromptBatch, tokenizer: Tokenizer, max_new_tokens: int, temperature: float,
+    use_cache: bool = True,
 ) -> Rollout:
     """Let the policy answer, and the other models read its answers.
 
     The reward model reads `batch.judged`, all others `batch.prompts`.
 
     Args:
+        ref: another model, or the policy itself, which then is read without its adapters.
         temperature: of drawing, above 0; log-probabilities are of the same distribution.
         use_cache: as `generate` takes it.
+
+        reward_model, value_model: or None, where nobody wants to know.
 
     Raises:
         ValueError: if a score is no finite number, or as `generate` and `collate`.
@@ -232,29 +258,34 @@ def roll_out(
     ]
     ids = [q["id"] for q in batch.questions] or None
     seen = collate(rows, pad, policy.gpt.config.block_size, ids).to(device)
-    # the reward model scores at the last token of the answer, so it reads one token more
-    rows = [read_row(p, said, end) for p, said in zip(batch.judged, drawn)]
-    whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size, ids).to(device)
-
-    feats = policy.vit.features(images)                              # (B, N, Cv)
-    seen_by = {id(policy.vit): feats}
+    seen_by: dict[tuple[int, bool], Tensor] = {}                     # (B, N, Cv) each
 
     def look(vlm: VLM) -> Tensor:
-        if id(vlm.vit) not in seen_by:
-            seen_by[id(vlm.vit)] = vlm.vit.features(images)
-        return vlm.projector(seen_by[id(vlm.vit)])                   # (B, N, C)
+        key = id(vlm.vit), any(m.on for _, m in adapters(vlm.vit))   # equal ViTs look once
+        if key not in seen_by:
+            seen_by[key] = vlm.vit.features(images)
+        return vlm.projector(seen_by[key])                           # (B, N, C)
 
     image_id = tokenizer.image
     logp, entropy = logprobs(policy, image_id, seen.idx, seen.targets, look(policy), temperature,
                              with_entropy=True)
-    ref_logp, _ = logprobs(ref, image_id, seen.idx, seen.targets, look(ref), temperature)
-    score = reward_model(whole.idx, whole.lengths, img_emb=look(reward_model.vlm))
-    if not bool(score.isfinite().all()):
-        said = tokenizer.decode(drawn[int(score.isfinite().int().argmin())])
-        raise ValueError(f"the reward model's score of {said!r} is no finite number")
-    values = value_model(seen.idx, img_emb=look(value_model.vlm))
+    feats, = seen_by.values()
+    with adapters_off(ref):
+        ref_logp, _ = logprobs(ref, image_id, seen.idx, seen.targets, look(ref), temperature)
+    score = values = value_feats = None
+    if reward_model is not None:
+        # it scores at the last token of the answer, so it reads one token more
+        rows = [read_row(p, said, end) for p, said in zip(batch.judged, drawn)]
+        whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size, ids).to(device)
+        score = reward_model(whole.idx, whole.lengths, img_emb=look(reward_model.vlm))
+        if not bool(score.isfinite().all()):
+            said = tokenizer.decode(drawn[int(score.isfinite().int().argmin())])
+            raise ValueError(f"the reward model's score of {said!r} is no finite number")
+    if value_model is not None:
+        values = value_model(seen.idx, img_emb=look(value_model.vlm))
+        value_feats = seen_by[id(value_model.vlm.vit), False]
     return Rollout(
         idx=seen.idx, targets=seen.targets, logp=logp, ref_logp=ref_logp, entropy=entropy,
-        values=values, feats=feats, value_feats=seen_by[id(value_model.vlm.vit)], score=score,
-        ended=ended, answers=[ids[: len(ids) - (ids[-1] == end)] for ids in drawn],
+        values=values, feats=feats, value_feats=value_feats, score=score, ended=ended,
+        answers=[ids[: len(ids) - (ids[-1] == end)] for ids in drawn],
     )

@@ -32,13 +32,16 @@ LEAST = {
     "epochs": 1, "minibatches": 1, "kl_coef": 0, "kl_target": 0, "kl_horizon": 1, "clip_eps": 0,
     "value_clip": 0, "end_penalty": 0, "length_penalty": 0, "gamma": 0, "lam": 0, "max_kl": 0,
     "margin": 0, "center": 0,
-    "value_lr": 0, "vit_rate": 0, "n_val": 1,
+    "value_lr": 0, "vit_rate": 0, "n_val": 1, "n_pairs": 0, "n_val_pairs": 0, "sft_coef": 0,
+    "changed": 0.01, "lora": 0,
     "n_images": 1, "n_questions": 1, "n_describe": 1, "max_new_tokens": 1, "n_beams": 1,
 }
 CHOICES = {"dtype": ("auto", "float32", "bfloat16"), "projector": ("mlp", "linear"),
-           "objective": ("lm", "prefix_lm", "blip"), "kl": ("k1", "k2", "k3")}
+           "objective": ("lm", "prefix_lm", "blip"), "kl": ("k1", "k2", "k3"),
+           "kind": ("sigmoid", "robust", "hinge", "ipo")}
 SOURCES = ("init", "clip", "lm", "reward")  # options that name the run to start from
-FREE = ("out", "resume", "steps", "eval_every", "device", "dtype", "compile", "threads", "workers")
+FREE = ("out", "resume", "steps", "eval_every", "device", "dtype", "compile", "threads", "workers",
+        "ref_logps")
 
 
 def parse_args(cls, argv: list[str] | None = None):
@@ -142,15 +145,20 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def autocast(device: torch.device, dtype: str):
-    """Compute context: "auto" is bfloat16 on a GPU, float32 on a CPU (few CPUs have fast bfloat16).
+def is_bfloat16(device: torch.device, dtype: str) -> bool:
+    """"auto" is bfloat16 on a GPU, float32 on a CPU (few CPUs have fast bfloat16).
 
     Raises:
         ValueError: for another name than auto, float32, bfloat16.
     """
     if dtype not in CHOICES["dtype"]:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(CHOICES['dtype'])}")
-    if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda"):
+    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+
+
+def autocast(device: torch.device, dtype: str):
+    """Compute context of `is_bfloat16`'s choice, which raises as that does."""
+    if is_bfloat16(device, dtype):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 

@@ -140,7 +140,7 @@ class Tokenizer:
 
         A captioner or a language model has never seen <|end|> end anything.
         """
-        return self.end if stage in ("sft", "ppo") else self.endoftext
+        return self.end if stage in ("sft", "ppo", "dpo") else self.endoftext
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 1024) -> "Tokenizer":

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from minivlm.gpt import GPT, GPTConfig
+from minivlm.lora import merged
 from minivlm.projector import Projector
 from minivlm.transformer import KVCache
 from minivlm.vit import ViT, ViTConfig
@@ -48,14 +49,14 @@ class VLM(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, state: dict) -> "VLM":
-        """Rebuild the model of a checkpoint, weights and all; where others are in it, the VLM."""
+        """Rebuild the model of a checkpoint, LoRA merged; of several models in it, the VLM."""
         model = cls(VLMConfig.from_dict(state["configs"]["model"]))
         weights = state["model"]
         if state.get("stage") in ("caption", "ppo"):
             weights = {
                 k.removeprefix("vlm."): v for k, v in weights.items() if k.startswith("vlm.")
             }
-        model.load_state_dict(weights)
+        model.load_state_dict(merged(weights))
         return model
 
     def embed(

@@ -13,6 +13,7 @@ from torch import nn
 import train_align
 import train_caption
 import train_clip
+import train_dpo
 import train_lm
 import train_ppo
 import train_reward
@@ -169,4 +170,6 @@ def runs(folder, tmp_path_factory) -> Path:
     train_ppo.main(train_ppo.Config(
         init=f"{out}/sft", reward=f"{out}/reward", out=f"{out}/ppo", batch_size=6, minibatches=1,
         epochs=1, n_val=6, max_new_tokens=6, kl_target=1.0, kl_horizon=20, **small))
+    train_dpo.main(train_dpo.Config(
+        init=f"{out}/sft", out=f"{out}/dpo", batch_size=6, n_val=6, max_new_tokens=6, **small))
     return out

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data import layouts, preferences
@@ -54,6 +55,7 @@ def test_published_layouts_are_read(tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
     ({"rater": "me"}, "rater 'me' is not one of"), ({"rater": "file"}, "needs --ranked"),
+    ({"error_rate": 1.5}, "error_rate <= 1"),
     ({"k": 1}, "expected k >= 2"), ({"temperature": 0}, "expected temperature > 0"),
 ])
 def test_wrong_options_are_refused(changes, message):
@@ -98,6 +100,38 @@ def test_a_model_is_sampled_rated_and_ranked_the_same_each_time(tmp_path, vlm, t
     assert (tmp_path / "preferences.jsonl").read_bytes() == before
 
 
+def test_a_pool_of_models_takes_turns_and_a_simulated_judge_drops_ties(tmp_path, vlm, tokenizer):
+    """Catches answers of the first model only, ratings that are the truth, a tie that is a pair."""
+    folder(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        checkpoint.save([tmp_path / name / "ckpt.pt"], stage="sft",
+                        configs={"model": dataclasses.asdict(vlm.config)}, model=vlm,
+                        tokenizer=tokenizer, step=1, best=0.0)
+        with torch.no_grad():
+            vlm.gpt.wte.weight.mul_(-1)
+    pool = preferences.Config(
+        run=f"{tmp_path}/a, {tmp_path}/b", data=str(tmp_path), n=12, n_val=4, k=4,
+        max_new_tokens=4, rater="judge-sim", error_rate=1.0)
+    asked = read(tmp_path / "prompts.jsonl")
+    both = dict((q["id"], answers) for q, answers in preferences.ask_pool(asked, pool))
+    one, other = (
+        {q["id"]: set(answers) for q, answers in preferences.ask_pool(
+            asked, dataclasses.replace(pool, run=f"{tmp_path}/{name}", k=2))} for name in "ab")
+    assert both.keys() == one.keys() and all(both[i] for i in both)
+    for mine, theirs in ((one, other), (other, one)):
+        assert any(set(both[i]) & (mine[i] - theirs[i]) for i in both)
+    preferences.main(pool)
+    rows = read(tmp_path / "preferences.jsonl")
+    assert rows and {r["rater"] for r in rows} == {"judge-sim"}
+    for r in rows:
+        means = [sum(x.values()) / 3 for x in r["ratings"]]
+        assert all((means[i] > means[j]) == (r["ranking"][i] < r["ranking"][j])
+                   for i in range(len(means)) for j in range(len(means)))
+    assert len({v for r in rows for x in r["ratings"] for v in x.values()}) == 5
+    assert all(p["gap"] > 0 for p in read(tmp_path / "preferences_pairs.jsonl"))
+
+
 def test_peoples_rankings_are_taken_and_what_cannot_be_used_is_counted(tmp_path):
     """Catches a ranking about a picture that nobody has, and one dropped in silence."""
     folder(tmp_path)
@@ -134,7 +168,7 @@ def test_what_cannot_be_rated_is_said_before_anything_is_sampled(
                     configs={"model": dataclasses.asdict(vlm.config)}, model=vlm,
                     tokenizer=tokenizer, step=1, best=0.0)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(preferences, "sample", lambda *args: pytest.fail("sampled"))
+    monkeypatch.setattr(preferences, "ask_pool", lambda *args: pytest.fail("sampled"))
     with pytest.raises((ValueError, OSError), match=words):
         preferences.main(preferences.Config(
             run=str(tmp_path), **({"data": str(tmp_path)} | changes)))

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from data.raters import SimulatedHuman, false_share, ranks_of, true_ratings
+from data.raters import SimulatedHuman, SimulatedJudge, false_share, ranks_of, true_ratings
 from minivlm.rankings import rating_of
 
 PHRASES = {n: n for n in ("red circle", "blue ring", "green square", "red ring")}
@@ -81,3 +81,18 @@ def test_several_annotators_are_nearer_to_the_truth():
 
     one, five = share(1), share(5)
     assert 0.65 < one < 0.73 and five > one + 0.08
+
+
+def test_a_simulated_judge_errs_as_often_as_it_says():
+    """Catches errors on whole answers or never on the right value; 4 sigma: a guess hits 1 in 5."""
+    truth, n = {"helpfulness": 3.6, "faithfulness": 5.0, "ethics": 1.0}, 4000
+    assert SimulatedJudge(0.0).rate("a", [truth, truth]) == [
+        {"helpfulness": 4.0, "faithfulness": 5.0, "ethics": 1.0}] * 2
+    judge = SimulatedJudge(0.3, seed=2)
+    assert judge.rate("k", [truth] * 5) == judge.rate("k", [truth] * 5)
+    rated = [judge.rate(str(i), [truth])[0] for i in range(n)]
+    wrong = [r[axis] != math.floor(v + 0.5) for r in rated for axis, v in truth.items()]
+    p = 0.3 * 4 / 5
+    assert abs(sum(wrong) / len(wrong) - p) < 4 * math.sqrt(p * (1 - p) / len(wrong))
+    all_three = sum(all(wrong[3 * i:3 * i + 3]) for i in range(n)) / n
+    assert all_three < 3 * p ** 3  # the axes err on their own

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minivlm.heads import RewardModel, ValueModel
+from minivlm.lora import add_lora
 from minivlm.losses import kl_estimate
 from minivlm.measure import prompt_of
 from minivlm.rl import explained_variance
@@ -49,6 +50,20 @@ def test_before_the_first_update_the_ratio_is_1_and_the_kl_0(models, tokenizer, 
         assert ((logp - r.logp[rows]).exp() - 1).abs().max() < 1e-5
     for kind in ("k1", "k2", "k3"):
         assert not kl_estimate(r.logp, r.ref_logp, kind).any()
+
+
+def test_a_policy_with_adapters_is_its_own_reference(models, tokenizer):
+    """Catches a reference that is read with the adapters on: its KL to the policy would be 0."""
+    policy, _, reward_model, value_model = models
+    add_lora(policy, "gpt.*,projector.*", rank=2)
+    plain = copy.deepcopy(policy)
+    policy.load_state_dict({k: v + 0.3 * torch.randn_like(v) if "lora_B" in k else v
+                            for k, v in policy.state_dict().items()})
+    _, _, own = roll((policy, policy, reward_model, value_model), tokenizer)
+    _, _, other = roll((policy, plain, None, None), tokenizer)
+    assert own.answers == other.answers and (own.logp - own.ref_logp).abs().max() > 0.1
+    torch.testing.assert_close(own.ref_logp, other.ref_logp)
+    assert other.score is None and other.values is None and other.value_feats is None
 
 
 def test_logprobs_are_those_of_a_softmax_by_hand(models, tokenizer):

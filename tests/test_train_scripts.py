@@ -17,6 +17,7 @@ import evaluate
 import train_align
 import train_caption
 import train_clip
+import train_dpo
 import train_lm
 import train_ppo
 import train_reward
@@ -31,7 +32,7 @@ def config_of(stage: str, folder: Path, runs: Path, **changes):
     """The stage's script and the Config its run was made with, some fields changed."""
     script = {
         "lm": train_lm, "clip": train_clip, "caption": train_caption, "align": train_align,
-        "sft": train_sft, "reward": train_reward, "ppo": train_ppo,
+        "sft": train_sft, "reward": train_reward, "ppo": train_ppo, "dpo": train_dpo,
     }[stage]
     made = json.loads((runs / stage / "config.json").read_text())
     return script, script.Config(**(made | changes))
@@ -46,7 +47,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         ]
 
 
-STAGES = ("lm", "clip", "caption", "align", "sft", "reward", "ppo")
+STAGES = ("lm", "clip", "caption", "align", "sft", "reward", "ppo", "dpo")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -107,7 +108,7 @@ def test_resuming_in_the_middle_gives_the_same_bits_as_going_through(stage, runs
     assert rows_of(runs / stage / "metrics.csv") == rows_of(tmp_path / "half" / "metrics.csv")
 
 
-@pytest.mark.parametrize("stage", ("sft", "reward", "ppo"))
+@pytest.mark.parametrize("stage", ("sft", "reward", "ppo", "dpo"))
 def test_evaluating_more_often_does_not_change_the_weights(stage, runs, folder, tmp_path):
     """Catches validation that draws from training's generators or leaves the model in eval mode."""
     script, cfg = config_of(stage, folder, runs, out=str(tmp_path), eval_every=1)
@@ -123,7 +124,8 @@ def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path
     """Catches micro-batches averaged as if each supervised equally many tokens, and contrasts
     within parts only. BLIP's contrast is within a part, so captioning is tested without it.
     """
-    same = {"steps": 1, "eval_every": 1} | ({"objective": "lm"} if stage == "caption" else {})
+    same = {"steps": 1, "eval_every": 1} | {
+        "caption": {"objective": "lm"}, "dpo": {"sft_coef": 1.0}}.get(stage, {})
     script, cfg = config_of(stage, folder, runs, out=str(tmp_path), grad_accum=3, **same)
     script.main(cfg)
     script, once = config_of(stage, folder, runs, out=str(tmp_path / "once"), **same)
@@ -210,7 +212,7 @@ def test_the_language_model_learns_on_its_tiny_corpus(folder, tmp_path):
     assert row["val_loss"] < 3
 
 
-@pytest.mark.parametrize("stage", ("clip", "caption", "sft", "ppo"))
+@pytest.mark.parametrize("stage", ("clip", "caption", "sft", "ppo", "dpo"))
 def test_evaluation_writes_figures_beside_a_blind_baseline(stage, runs, folder, tmp_path):
     """Catches an evaluation that cannot run on a weak model, or whose blind side sees."""
     out = tmp_path / "figures.json"
@@ -227,7 +229,7 @@ def test_evaluation_writes_figures_beside_a_blind_baseline(stage, runs, folder, 
     assert all(0 <= v <= (10 if k == "captions/cider" else 2.5 if "clip_score" in k else 1)
                for k, v in figures.items())
     for group, stages in {"captions/clip_score": ("caption",), "zero_shot/": ("clip",),
-                          "ranked/": ("caption", "align", "sft", "ppo")}.items():
+                          "ranked/": ("caption", "align", "sft", "ppo", "dpo")}.items():
         assert any(k.startswith(group) for k in figures) == (stage in stages)
 
 
@@ -321,6 +323,11 @@ def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys):
     ("ppo", {"split": "nothing"}, "no data at"), ("ppo", {"records": "val"}, "no picture train"),
     ("ppo", {"reward": "nowhere"}, "train_reward.py"), ("ppo", {"batch_size": 9999}, "larger than"),
     ("ppo", {"minibatches": 7}, "minibatches times grad_accum, 7 is more than"),
+    ("dpo", {"init": "clip"}, "stage 'clip'"), ("dpo", {"kind": "kto"}, "kind 'kto'"),
+    ("dpo", {"beta": 0.0}, "beta is 0.0"), ("dpo", {"split": "nothing"}, "no pairs at"),
+    ("dpo", {"kind": "ipo", "label_smoothing": 0.1}, "label_smoothing is 0.1 for kind ipo"),
+    ("dpo", {"batch_size": 9999}, "larger than"),
+    ("dpo", {"lora": 2, "lora_layers": "gtp.*"}, "no linear map is called 'gtp"),
 ])
 def test_a_mistake_in_the_options_does_not_cost_the_run_there_is(
     stage, flags, words, runs, folder, tmp_path

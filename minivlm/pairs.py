@@ -1,0 +1,253 @@
+"""Pairs of answers, one preferred to the other: read, made into rows, scored by a reference.
+
+    {"id", "image" (or none), "conversations": turns up to the question, "chosen", "rejected"}
+
+`chosen` and `rejected` are texts, or lists of turns that begin alike and end in the two answers.
+
+    B pairs     rows 0 .. B-1 chosen, B .. 2B-1 rejected, so that both are read in one forward
+                pictures 0 .. B-1, looked at once
+
+Used by: train_dpo.py.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minivlm.conversation import Turn, count_images, render
+from minivlm.data import Batch, collate, load_records
+from minivlm.images import Pictures
+from minivlm.lora import adapters_off
+from minivlm.losses import IGNORE_INDEX, sequence_logprobs
+from minivlm.rollout import logprobs
+from minivlm.tokenizer import Tokenizer
+from minivlm.vlm import VLM
+
+# --- reading ---
+
+
+def split_pair(r: dict) -> tuple[list[Turn], str, str]:
+    """The turns up to the question, the chosen answer, the rejected answer.
+
+    Raises:
+        ValueError: if an answer is missing or empty, both are equal, or the prompts differ.
+    """
+    turns, chosen, rejected = r.get("conversations") or [], r["chosen"], r["rejected"]
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        if chosen[:-1] != rejected[:-1]:
+            raise ValueError("chosen and rejected answer different prompts")
+        turns = turns + chosen[:-1]
+        chosen, rejected = (side[-1].get("value") for side in (chosen, rejected))
+    if not all(isinstance(a, str) and a.strip() for a in (chosen, rejected)):
+        raise ValueError("an answer is empty or no text")
+    if chosen.strip() == rejected.strip():
+        raise ValueError("chosen and rejected are equal")
+    if not turns or turns[-1].get("from") != "human":
+        raise ValueError("no question comes before the answers")
+    return turns, chosen.strip(), rejected.strip()
+
+
+def load_pairs(folder: str | Path, split: str) -> list[dict]:
+    """Read `<folder>/<split>.jsonl`; each pair as `split_pair` wants it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a pair that nothing can be learned from, with its id.
+    """
+    path = Path(folder) / f"{split}.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"no pairs at {path}; run data/preferences.py first")
+    pairs = load_records(folder, split, need=("chosen", "rejected"))
+    for r in pairs:
+        try:
+            split_pair(r)
+        except ValueError as error:
+            raise ValueError(f"{path}, record {r['id']}: {error}") from None
+        except (TypeError, AttributeError):
+            raise ValueError(f"{path}, record {r['id']}: a turn is not {{from, value}}") from None
+    return pairs
+
+
+# --- rows ---
+
+
+def changed_tokens(a: list[int], b: list[int], least: int = 3) -> tuple[list[bool], list[bool]]:
+    """Which tokens of two answers are not in a piece of text, `least` tokens or longer, of both.
+
+    RLHF-V's code (RLAIF-V, utils/diff_lib.py) wants changes that have tokens on both sides. Here a
+    piece that is only added counts as well, since an added object is the very thing to unlearn.
+
+    Source: the corrected segments of RLHF-V, arXiv:2312.00849, section 3.2.
+
+    >>> changed_tokens([1, 2, 3, 7], [1, 2, 3, 8, 9])
+    ([False, False, False, True], [False, False, False, True, True])
+    """
+    in_a, in_b = [True] * len(a), [True] * len(b)
+    for i, j, n in difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
+        if n >= least:
+            in_a[i:i + n], in_b[j:j + n] = [False] * n, [False] * n
+    return in_a, in_b
+
+
+@dataclass
+class PairBatch:
+    """B pairs: a Batch of 2B rows and B pictures, and (2B, T) how much each target counts."""
+
+    rows: Batch
+    weights: Tensor
+
+    def to(self, device: torch.device) -> "PairBatch":
+        """The same on another device."""
+        return replace(self, rows=self.rows.to(device), weights=self.weights.to(device))
+
+
+class PairMaker:
+    """Makes batches of pairs.
+
+    Args:
+        folder: the data folder, for its pictures.
+        vlm: whose picture tokens and context the rows must fit.
+        changed: how much a token counts that one answer has and the other has not, see
+            `changed_tokens`; what both have counts 1.
+    """
+
+    def __init__(self, folder: str | Path, vlm: VLM, tokenizer: Tokenizer, changed: float = 1.0):
+        self.vit, self.block_size = vlm.config.vit, vlm.config.gpt.block_size
+        self.tokenizer, self.changed = tokenizer, changed
+        self.pictures = Pictures(folder, self.vit.image_size)
+
+    def rows(self, r: dict) -> tuple[list[int], list[int], list[int]]:
+        """Ids of the prompt, of the chosen answer and of the rejected one, both with their end."""
+        turns, *answers = split_pair(r)
+        prompt, _ = render(turns, self.tokenizer, self.vit.n_tokens)
+        chosen, rejected = (self.tokenizer.encode(a) + [self.tokenizer.end] for a in answers)
+        return prompt, chosen, rejected
+
+    def length(self, r: dict) -> int:
+        """Tokens of a pair's longer row.
+
+        Raises:
+            ValueError: with the record's id, if they are more than the context holds, if the turns
+                are not as `render` wants them, or if they have another number of <image> marks than
+                the record has pictures.
+        """
+        try:
+            prompt, *answers = self.rows(r)
+            marks, n_images = count_images(split_pair(r)[0]), int(bool(r.get("image")))
+            if marks != n_images:
+                raise ValueError(f"{marks} <image> marks and {n_images} pictures")
+        except ValueError as error:
+            raise ValueError(f"record {r['id']}: {error}") from None
+        n = len(prompt) + max(map(len, answers)) - 1
+        if n > self.block_size:
+            raise ValueError(f"record {r['id']} has {n} tokens, the context holds "
+                             f"{self.block_size}; shorten it")
+        return n
+
+    def batch(self, pairs: list[dict]) -> PairBatch:
+        """Render pairs and load their pictures."""
+        made = [self.rows(r) for r in pairs]
+        answers = [m[1] for m in made] + [m[2] for m in made]
+        prompts = [m[0] for m in made] * 2
+        rows = [(p + a, [False] * len(p) + [True] * len(a)) for p, a in zip(prompts, answers)]
+        images = [r["image"] for r in pairs if r.get("image")]
+        batch = collate(
+            rows, self.tokenizer.pad, self.block_size, [r["id"] for r in pairs] * 2,
+            self.pictures.get(images) if images else None)
+        weights = torch.ones(batch.idx.shape)
+        if self.changed != 1:
+            marks = [changed_tokens(chosen, rejected) for _, chosen, rejected in made]
+            for row, p, mark in zip(weights, prompts, [m for side in zip(*marks) for m in side]):
+                row[len(p) - 1:len(p) - 1 + len(mark)][torch.tensor(mark)] = self.changed
+        return PairBatch(batch, weights)
+
+
+def pair_logprobs(
+    vlm: VLM, batch: PairBatch, average: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the chosen and of the rejected answers, in one forward.
+
+    Args:
+        average: as `losses.sequence_logprobs` takes it.
+
+    Returns:
+        chosen (B,) and rejected (B,), weighted as the batch says; (2B, T) of tokens, unweighted.
+    """
+    rows, img_emb = batch.rows, None
+    if rows.images is not None:
+        img_emb = vlm.projector(vlm.vit.features(rows.images))       # (B, N, C)
+        img_emb = torch.cat([img_emb, img_emb])                      # (2B, N, C)
+    logp, _ = logprobs(vlm, vlm.config.image_id, rows.idx, rows.targets, img_emb, temperature=1.0)
+    mask = rows.targets != IGNORE_INDEX                              # (2B, T)
+    chosen, rejected = sequence_logprobs(logp, mask, batch.weights, average).chunk(2)
+    return chosen, rejected, logp
+
+
+# --- the reference, asked once ---
+
+
+class ReferenceCache:
+    """A reference's log-probabilities of all pairs, computed once and kept in a file.
+
+    Args:
+        path: the file.
+        key: what they were made from: names -> fingerprints, or settings.
+        overwrite: let a file with another key, or a damaged one, be replaced; else it is refused.
+
+    Raises:
+        ValueError: if there is a file with another key, naming what differs, or a damaged one.
+        FileNotFoundError: if there is no folder to keep the file in.
+    """
+
+    def __init__(self, path: Path, key: dict, overwrite: bool):
+        self.path, self.key, self.logp = Path(path), key, None
+        if not self.path.is_file():
+            if not overwrite and not self.path.parent.is_dir():
+                raise FileNotFoundError(f"no folder {self.path.parent} to keep {self.path.name} in")
+            return
+        try:
+            state = torch.load(self.path, weights_only=True)
+            theirs, logp = state["key"], state["logp"]
+        except Exception:  # a damaged archive can break anywhere inside torch's reader
+            if overwrite:
+                return
+            raise ValueError(f"{path} is damaged; delete it, or name another file") from None
+        differ = sorted(k for k in key | theirs if theirs.get(k) != key.get(k))
+        if not differ:
+            self.logp = logp
+        elif not overwrite:
+            raise ValueError(f"{path} holds log-probabilities of other {', '.join(differ)}; "
+                             "delete it, or name another file")
+
+    @torch.no_grad()
+    def fill(self, ref: VLM, maker: PairMaker, pairs: list[dict], lengths: Tensor, average: bool,
+             device: torch.device) -> Tensor:
+        """The log-probabilities (n, 2), chosen and rejected; from the file where it has them.
+
+        Args:
+            lengths: (n,) of the pairs, which are read in batches of about equal ones.
+        """
+        if self.logp is None:
+            self.logp = torch.empty(len(pairs), 2)
+            for part in tqdm(lengths.argsort().split(64), desc="reference", disable=None):
+                batch = maker.batch([pairs[i] for i in part.tolist()]).to(device)
+                with adapters_off(ref):
+                    both = pair_logprobs(ref, batch, average)[:2]
+                self.logp[part] = torch.stack(both, 1).cpu()
+            temporary = self.path.with_suffix(".tmp")
+            torch.save({"key": self.key, "logp": self.logp}, temporary)
+            os.replace(temporary, self.path)
+        return self.logp
+
+
+def fingerprint_of(pairs: list[dict]) -> str:
+    """Names pairs, in their order: 12 hexadecimal digits of the hash of their texts."""
+    text = "\n".join(json.dumps(r, sort_keys=True) for r in pairs)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

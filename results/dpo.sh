@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Stage 4 by DPO, beside PPO (3 seeds): plain DPO, Silkie's way (a pool of chatbots, a judge), PPO with a
+# reward model that is told facts (LLaVA-RLHF's way), each on five axes; then, with seed 0, the judge's
+# error rate, the losses of the family, further rounds, and LoRA. Needs what results/preferences.sh
+# leaves behind; writes results/dpo/. About 90 minutes on two CPU cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source venv.sh
+data=data/shapes/prepared out=results/dpo
+mkdir -p $out
+
+measure() {  # run, name of the result, seed
+    $python evaluate.py --run "$1" --no-blind --axes ${4:-} --out "$1/eval.json"
+    cp "$1/eval.json" "$out/$2-seed$3.json"
+}
+beside() { measure "runs/seed$2/$1" "$1" "$2" "--against runs/seed$2/sft"; }
+dpo() {  # name, seed, options
+    $python train_dpo.py --init runs/seed$2/sft --out "runs/seed$2/$1" --seed "$2" \
+        --split preferences_seed${2}_pairs --val_split preferences_seed${2}_val_pairs "${@:3}"
+    cp "runs/seed$2/$1/metrics.csv" "$out/$1-seed$2.csv"
+    beside "$1" "$2"
+}
+rank() {  # name, runs, seed, options
+    $python data/preferences.py --run "$2" --seed "$3" --out "$data/$1_seed$3.jsonl" "${@:4}"
+}
+on() { echo "--split $1_seed${2}_pairs --val_split $1_seed${2}_val_pairs"; }
+
+for seed in ${SEEDS:-0 1 2}; do
+    measure runs/seed$seed/sft sft $seed
+    beside ppo $seed
+    dpo dpo $seed
+    # a pool: the chatbot of this seed, of another, and this one after PPO
+    other=$(((seed + 1) % 3))
+    rank silkie runs/seed$seed/sft,runs/seed$other/sft,runs/seed$seed/ppo $seed --rater judge-sim
+    dpo silkie $seed $(on silkie $seed)
+    $python train_reward.py --facts --steps 600 --split preferences_seed$seed \
+        --val_split preferences_seed${seed}_val --init runs/seed$seed/sft \
+        --out runs/seed$seed/reward_facts --seed $seed
+    $python train_ppo.py --init runs/seed$seed/sft --reward runs/seed$seed/reward_facts \
+        --out runs/seed$seed/ppo_facts --seed $seed
+    cp runs/seed$seed/ppo_facts/metrics.csv $out/ppo_facts-seed$seed.csv
+    beside ppo_facts $seed
+done
+if [ -n "${MORE-yes}" ]; then
+    for error in 0 2 4 8; do  # tenths
+        rank judge$error runs/seed0/sft 0 --rater judge-sim --error_rate 0.$error
+        dpo judge$error 0 $(on judge$error 0)
+    done
+    dpo cdpo 0 --label_smoothing 0.2
+    dpo ipo 0 --kind ipo --average --beta 0.5
+    dpo dense 0 --changed 5 --average --beta 1
+    dpo lora 0 --lora 8 --lr 1e-3
+    for round in 2 3; do
+        before=$([ $round = 2 ] && echo dpo || echo dpo2)
+        rank round$round runs/seed0/$before 0
+        dpo dpo$round 0 --init runs/seed0/$before $(on round$round 0)
+    done
+fi
