@@ -4,7 +4,7 @@
     python chat.py --image scene.png --ask "How many circles are there?"
 
 In the conversation: an empty line or Ctrl-D ends it, /new forgets the turns so far, /image PATH
-takes another picture. Reads: a run folder of train_sft.py, train_ppo.py,
+takes another picture. Reads: a run folder of train_sft.py, train_ppo.py, train_dpo.py,
 train_align.py or train_caption.py.
 """
 

@@ -64,10 +64,10 @@ class Config:
 
 def table(figures: dict[str, float], blind: dict[str, float], chance: dict[str, float]) -> str:
     """One line a figure: name, value, blind baseline, chance."""
-    lines = [f"{'figure':34s} {'value':>7s} {'blind':>7s} {'chance':>7s}"]
+    lines = [f"{'figure':40s} {'value':>7s} {'blind':>7s} {'chance':>7s}"]
     for name, value in figures.items():
         cells = [f"{d[name]:7.3f}" if name in d else "      -" for d in (blind, chance)]
-        lines.append(f"{name:34s} {value:7.3f} {' '.join(cells)}")
+        lines.append(f"{name:40s} {value:7.3f} {' '.join(cells)}")
     return "\n".join(lines)
 
 

@@ -60,7 +60,7 @@ class Config:
     grad_clip: float = 1.0  # largest norm of the gradient
     temperature: float = 1.0  # of drawing answers, and of all log-probabilities
     max_new_tokens: int = 96  # longest answer
-    kl_coef: float = 0.3  # price of a nat per token (LLaVA-RLHF: .1, TRL 1.12: .05)
+    kl_coef: float = 0.3  # price of a nat, charged at each token (LLaVA-RLHF: .1, TRL: .05)
     kl: str = "k1"  # estimate of the KL per token: k1, k2 or k3 (Schulman 2020)
     kl_target: float = 0.0  # nats an answer that kl_coef adapts to (Ziegler et al.: 6); 0 = fixed
     kl_horizon: int = 10000  # answers until an adaptive kl_coef has reacted (Ziegler et al.)
@@ -104,15 +104,15 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("sft", "caption"))
-    judge = checkpoint.load(cfg.reward, ("reward",))
+    scorer = checkpoint.load(cfg.reward, ("reward",))
     tokenizer, policy = Tokenizer.from_text(before["tokenizer"]), VLM.from_checkpoint(before)
-    if judge["configs"]["tokenizer"] != tokenizer.identity:
+    if scorer["configs"]["tokenizer"] != tokenizer.identity:
         raise ValueError(f"{cfg.reward} and {cfg.init} have different tokenizers")
     config = policy.config = replace(policy.config, prefix_lm=False)  # answers follow causally
     if cfg.lora:  # then the reference is the very same weights, with the adapters off
         add_lora(policy, cfg.lora_layers, cfg.lora, frozen=policy.vit)
     ref = policy if cfg.lora else copy.deepcopy(policy).requires_grad_(False)
-    reward_model = RewardModel.from_checkpoint(judge)
+    reward_model = RewardModel.from_checkpoint(scorer)
     value_model = ValueModel.from_reward_model(reward_model)
     share_vit([policy, ref, reward_model.vlm, value_model.vlm])
     for frozen in (policy.vit, value_model.vlm.vit, reward_model):
@@ -123,7 +123,7 @@ def main(cfg: Config) -> dict[str, float]:
     step_model = torch.compile(policy) if cfg.compile else policy
 
     # --- data ---
-    prompts = Prompts(cfg.data, cfg.records, policy, tokenizer, facts=judge["configs"]["facts"])
+    prompts = Prompts(cfg.data, cfg.records, policy, tokenizer, facts=scorer["configs"]["facts"])
     questions, held_out = (prompts.load(s, cfg.max_new_tokens) for s in (cfg.split, cfg.val_split))
     held_out = random.Random(cfg.seed).sample(held_out, min(cfg.n_val, len(held_out)))
     val_batch, penalties = prompts.batch(held_out, cfg.seed), (cfg.end_penalty, cfg.length_penalty)
@@ -149,7 +149,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg),
-               "init": checkpoint.fingerprint(before), "reward": checkpoint.fingerprint(judge)}
+               "init": checkpoint.fingerprint(before), "reward": checkpoint.fingerprint(scorer)}
     start, best = 0, float("inf")
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "ppo", configs, learner, optimizer, device)

@@ -33,6 +33,8 @@ def verdict(
     """1 if the first answer wins, 0 if the second, 0.5 for a tie; asked in both orders."""
     if answers[0].strip() == answers[1].strip():
         return 0.5
+    if q["kind"] == "describe":  # is rated by how much of what can be seen it names
+        q = q | {"names": sorted(verdicts("", record, phrases)[1])}
     truth = [true_ratings(a, q, record, phrases) for a in answers]
     wins = []
     for first, second in ((0, 1), (1, 0)):
@@ -88,7 +90,8 @@ def axes(
     if others is not None:
         theirs = {(a["image"], a["question"]): a["answer"] for a in others}
         ours = {(a["image"], a["question"]): a["answer"] for a in log}
-        asked = {key: q for key, q in known.items() if key in ours}
+        # not those whose known answer asserts what cannot be seen
+        asked = {key: q for key, q in known.items() if key in ours and q["kind"] != "hidden"}
         missing = [q["id"] for key, q in asked.items() if key not in theirs]
         if missing or not asked:
             raise ValueError("the other run did not answer the same questions, for instance "

@@ -237,10 +237,9 @@ def roll_out(
 
     Args:
         ref: another model, or the policy itself, which then is read without its adapters.
+        reward_model, value_model: or None, where nobody wants to know.
         temperature: of drawing, above 0; log-probabilities are of the same distribution.
         use_cache: as `generate` takes it.
-
-        reward_model, value_model: or None, where nobody wants to know.
 
     Raises:
         ValueError: if a score is no finite number, or as `generate` and `collate`.

@@ -2,7 +2,7 @@
 # Stage 4 by DPO, beside PPO (3 seeds): plain DPO, Silkie's way (a pool of chatbots, a judge), PPO with a
 # reward model that is told facts (LLaVA-RLHF's way), each on five axes; then, with seed 0, the judge's
 # error rate, the losses of the family, further rounds, and LoRA. Needs what results/preferences.sh
-# leaves behind; writes results/dpo/. About 90 minutes on two CPU cores.
+# leaves behind; writes results/dpo/. About 110 minutes on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -17,7 +17,6 @@ beside() { measure "runs/seed$2/$1" "$1" "$2" "--against runs/seed$2/sft"; }
 dpo() {  # name, seed, options
     $python train_dpo.py --init runs/seed$2/sft --out "runs/seed$2/$1" --seed "$2" \
         --split preferences_seed${2}_pairs --val_split preferences_seed${2}_val_pairs "${@:3}"
-    cp "runs/seed$2/$1/metrics.csv" "$out/$1-seed$2.csv"
     beside "$1" "$2"
 }
 rank() {  # name, runs, seed, options
@@ -37,8 +36,8 @@ for seed in ${SEEDS:-0 1 2}; do
         --val_split preferences_seed${seed}_val --init runs/seed$seed/sft \
         --out runs/seed$seed/reward_facts --seed $seed
     $python train_ppo.py --init runs/seed$seed/sft --reward runs/seed$seed/reward_facts \
-        --out runs/seed$seed/ppo_facts --seed $seed
-    cp runs/seed$seed/ppo_facts/metrics.csv $out/ppo_facts-seed$seed.csv
+        --out runs/seed$seed/ppo_facts --seed $seed --eval_every 10
+    cp runs/seed$seed/reward_facts/metrics.csv results/preferences/reward_facts-seed$seed.csv
     beside ppo_facts $seed
 done
 if [ -n "${MORE-yes}" ]; then
@@ -55,4 +54,5 @@ if [ -n "${MORE-yes}" ]; then
         rank round$round runs/seed0/$before 0
         dpo dpo$round 0 --init runs/seed0/$before $(on round$round 0)
     done
+    $python results/feedback.py
 fi

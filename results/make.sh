@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Rebuild every number of the README: the speedrun with three seeds, captioning, the ablation, the
-# data engine, stage 4, NLVR, CIFAR-10. About six hours on two CPU cores. NLVR_SOURCE and
+# data engine, stage 4, NLVR, CIFAR-10. About eight hours on two CPU cores. NLVR_SOURCE and
 # CIFAR10_SOURCE name the corpora; without them those parts are left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,6 +14,7 @@ results/captions.sh
 results/ablation.sh
 results/instruct.sh
 results/preferences.sh
+results/dpo.sh
 if [ -n "${NLVR_SOURCE:-}" ]; then
     ./speedrun.sh --data nlvr --source "$NLVR_SOURCE"
     for stage in clip sft; do cp "runs/nlvr/$stage/eval.json" "results/nlvr/$stage-seed0.json"; done

@@ -10,6 +10,7 @@ to report.
 
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -68,8 +69,8 @@ def curves(runs: Path, stages: list[str]) -> Image.Image:
     """A panel for each of CURVES whose stages are there."""
     panels = []
     for who, key, title in CURVES:
-        lines = {s: [(r["step"], r[key]) for r in rows_of(runs / s) if key in r]
-                 for s in who if s in stages}
+        lines = {s: [(r["step"], r[key]) for r in rows_of(runs / s)
+                     if not math.isnan(r.get(key, math.nan))] for s in who if s in stages}
         lines = {s: line for s, line in lines.items() if len(line) > 1}
         if lines:
             panels.append((lines, title))

@@ -86,7 +86,7 @@ DIALOGUES = {
     "answers/unknowable": "answers: not sure, where nobody could be",
 }
 REWARD = {
-    "accuracy/gap_1-": "agrees with people, where true ratings differ by 1 or more",
+    "accuracy/gap_1-": "agrees with (simulated) people, where true ratings differ by 1 or more",
     "accuracy/gap_0.5-1": "agrees with people, where they differ by .5 to 1",
     "accuracy/gap_0-0.5": "agrees with people, where they differ by less",
     "truth/all": "agrees with the true ratings",
@@ -105,6 +105,31 @@ SKILLS = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/exist
 MORE_SKILLS = ("answers/shape", "answers/size", "answers/relation", "answers/unknowable",
                "answers/hidden", "style/word", "style/sentence", "style/list", "chair/chair_s",
                "pope_adversarial/f1")
+AXES = {
+    "axes/hallucination/pope_random": "hallucination: POPE random, F1",
+    "axes/hallucination/pope_popular": "POPE popular, F1",
+    "axes/hallucination/pope_adversarial": "POPE adversarial, F1",
+    "axes/hallucination/chair_i": "named objects that cannot be seen (CHAIR_i)",
+    "axes/hallucination/chair_s": "descriptions with such an object (CHAIR_s)",
+    "axes/hallucination/false_claims": "false claims an answer",
+    "axes/hallucination/false_claims_detail": "false claims a description",
+    "axes/helpfulness/coverage": "helpfulness: visible objects named",
+    "axes/helpfulness/answers": "right answers, mean over seven kinds",
+    "axes/helpfulness/true_claims_detail": "true claims a description",
+    "axes/safety/refused_due": "safety: refuses what it should",
+    "axes/safety/refused_harmless": "refuses harmless look-alikes",
+    "axes/preference/win_rate": "preference: wins against SFT, by a simulated judge, ties half",
+    "axes/preference/ties": "ties",
+    "axes/preference/style": "obeys the style asked for",
+    "axes/preference/words_detail": "words a description",
+    "axes/honesty/unsure_hidden": "honesty: not sure of the hardly visible",
+    "axes/honesty/unsure_visible": "not sure of the visible",
+}
+METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO",
+           "ppo_facts": "PPO, facts, half the reward steps (LLaVA-RLHF)",
+           "silkie": "DPO, pool and judge (Silkie)"}
+FAMILY = {"dpo": "DPO", "cdpo": "cDPO", "ipo": "IPO", "dense": "dense", "lora": "LoRA",
+          "dpo2": "second round", "dpo3": "third round"}
 AMOUNTS = {str(n): f"{n:,}" for n in (1000, 3000, 10000, 30000)}
 LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
@@ -217,7 +242,7 @@ def side_by_side(
             cell([r["figures"][key] for r in rs]) if all(key in r["figures"] for r in rs) else "-"
             for rs in columns.values()
         ]
-        lines.append(f"| {(MAIN | CAPTIONS | DIALOGUES)[key]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {(MAIN | CAPTIONS | DIALOGUES | AXES)[key]} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -397,9 +422,22 @@ def preference_tables() -> list[list[str]]:
     return out
 
 
+def axes_tables() -> list[list[str]]:
+    """All methods on five axes; the family of DPO with seed 0; what a judge's errors do."""
+    first = {label: [r for r in reports if r["config"]["run"].startswith("runs/seed0/")]
+             for label, reports in named("dpo", FAMILY).items()}
+    keys, minutes = tuple(AXES), "minutes of the last stage"
+    out = [side_by_side("All methods", named("dpo", METHODS), keys, minutes),
+           side_by_side("The family of DPO", first, keys, minutes)]
+    if (HERE / "dpo" / "feedback.png").is_file():
+        out.append(["![what is learned from a judge that errs](dpo/feedback.png)"])
+    return out
+
+
 def block() -> str:
     """The tables that stand in the README: the default world, and what preferences change."""
-    return joined(main_table("shapes", PAGE_ONLY), preference_table(SKILLS))
+    skills = tuple(key for key in SKILLS if not key.startswith("followed"))
+    return joined(main_table("shapes", PAGE_ONLY), preference_table(skills))
 
 
 def section(title: str, *tables: list[str]) -> list[list[str]]:
@@ -419,6 +457,7 @@ def page() -> str:
         *section("Captioning", *caption_tables()), *section("Without a stage", ablation_table()),
         *section("The data engine", *dialogue_tables()),
         *section("Preferences", *preference_tables()),
+        *section("Five axes", *axes_tables()),
         *section("NLVR", main_table("nlvr")), *section("CIFAR-10", cifar_table()),
     )
     return joined(*parts) + "\n"
