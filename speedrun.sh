@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 26 minutes on two
-# CPU cores, installing packages apart; 12 of them up to the chatbot that no preferences have shaped yet.
+# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 24 minutes on two
+# CPU cores, installing packages apart; 11 of them up to the chatbot that no preferences have shaped yet.
 #
 #   ./speedrun.sh                                    the shapes world
 #   ./speedrun.sh --data nlvr --source nlvr.tar      the Cornell NLVR corpus, its folder or archive
