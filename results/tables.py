@@ -402,8 +402,9 @@ def reward_table() -> list[str]:
 
 
 def preference_table(keys: tuple[str, ...]) -> list[str]:
-    """The chatbot before and after PPO."""
-    return side_by_side("Before and after PPO", named("preferences", PREFERENCES), keys)
+    """The chatbot before and after PPO and DPO."""
+    columns = named("preferences", PREFERENCES) | named("dpo", {"dpo": "DPO"})
+    return side_by_side("Before and after preferences", columns, keys)
 
 
 def preference_tables() -> list[list[str]]:
