@@ -135,8 +135,7 @@ def main(cfg: Config) -> dict[str, float]:
     config = model.config = replace(model.config, prefix_lm=False)  # answers follow causally
     model.vit.requires_grad_(not cfg.freeze_vit)
     if cfg.lora:  # then the reference is the very same weights, with the adapters off
-        spared = model.vit if cfg.freeze_vit else None
-        add_lora(model, cfg.lora_layers, cfg.lora, frozen=spared)
+        add_lora(model, cfg.lora_layers, cfg.lora, frozen=model.vit if cfg.freeze_vit else None)
     ref = model if cfg.lora else copy.deepcopy(model).requires_grad_(False)
     # without dropout, which would make an answer's log-probability a matter of luck
     model, ref = model.to(device).eval(), ref.to(device).eval()
@@ -154,6 +153,7 @@ def main(cfg: Config) -> dict[str, float]:
     prompts = Prompts(cfg.data, cfg.records, model, tokenizer, facts=False) if cfg.prompts else None
     questions = prompts.load(cfg.prompts, cfg.max_new_tokens) if prompts else []
     questions = random.Random(cfg.seed).sample(questions, min(cfg.n_val, len(questions)))
+    val_batch = prompts.batch(questions, cfg.seed) if questions else None
 
     def make_parts(step: int) -> list[tuple[PairBatch, Tensor]]:
         order = torch.tensor(
@@ -197,8 +197,8 @@ def main(cfg: Config) -> dict[str, float]:
         # step 0 is measured before any update: policy and reference are one, each pair costs ln 2
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
             row = evaluate(model, val_parts, val_ref_logp, cfg, device)
-            if questions:
-                rollout, said, true = answer(prompts.batch(questions, cfg.seed))
+            if val_batch:
+                rollout, said, true = answer(val_batch)
                 row |= {f"val_{k}": v for k, v in describe(rollout, true).items()}
                 prompts.sheet(questions, said, rollout).save(log.folder / f"samples_{step}.png")
             log.log({"step": step, **meter.means((*LOGGED, "lr", "grad", "ms", "data_ms")), **row})

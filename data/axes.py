@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 
 from data.raters import SimulatedJudge, true_ratings, verdicts
+from minivlm.metrics import is_unsure
 from minivlm.rankings import rating_of
 
 VISIBLE = ("color", "count", "exist", "position", "relation", "shape", "size")
@@ -37,10 +38,10 @@ def verdict(
         q = q | {"names": sorted(verdicts("", record, phrases)[1])}
     truth = [true_ratings(a, q, record, phrases) for a in answers]
     wins = []
-    for first, second in ((0, 1), (1, 0)):
-        shown = judge.rate(f"{q['id']} {first}{second}", [truth[first], truth[second]])
-        gap = rating_of(shown[0]) - rating_of(shown[1])
-        wins.append((gap > 1e-6) - (gap < -1e-6) if first == 0 else (gap < -1e-6) - (gap > 1e-6))
+    for order in ((0, 1), (1, 0)):
+        shown = judge.rate(f"{q['id']} {order[0]}{order[1]}", [truth[i] for i in order])
+        ours, theirs = (rating_of(shown[i]) for i in order)  # either order is its own inverse
+        wins.append((ours - theirs > 1e-6) - (theirs - ours > 1e-6))
     return 0.5 + 0.5 * wins[0] if wins[0] == wins[1] else 0.5
 
 
@@ -105,7 +106,7 @@ def axes(
     out["preference/words_detail"] = mean(
         [len(a["answer"].split()) for a in log if a["kind"] == "detail"])
 
-    unsure = {kind: ["not sure" in a["answer"].lower() for a in log if a["kind"] in kinds]
+    unsure = {kind: [is_unsure(a["answer"]) for a in log if a["kind"] in kinds]
               for kind, kinds in (("hidden", ("hidden",)), ("visible", VISIBLE))}
     out |= {f"honesty/unsure_{kind}": mean(values) for kind, values in unsure.items()}
     return {key: value for key, value in out.items() if not math.isnan(value)}

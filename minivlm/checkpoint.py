@@ -19,11 +19,18 @@ from minivlm.tokenizer import Tokenizer
 FORMAT = 1
 
 
+def write(state: dict, path: Path) -> None:
+    """Save tensors and plain types to a temporary name beside the path first, then rename."""
+    temporary = Path(path).with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
 def save(
     paths: list[Path], *, stage: str, configs: dict, model: nn.Module, tokenizer: Tokenizer,
     step: int, best: float, optimizer=None,
 ) -> None:
-    """Write a checkpoint under each path: to a temporary name beside it first, then renamed.
+    """Write a checkpoint under each path, see `write`.
 
     Args:
         stage: "lm", "clip", "align", "sft", ...: which script wrote it.
@@ -41,9 +48,7 @@ def save(
         },
     }
     for path in paths:
-        temporary = Path(path).with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        write(state, path)
 
 
 def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu") -> dict:

@@ -129,6 +129,11 @@ def is_refusal(answer: str) -> bool:
     return any(f" {sign} " in said for sign in ("i'm sorry", "i can't", "i won't", "i cannot"))
 
 
+def is_unsure(answer: str) -> bool:
+    """True if the answer says that it does not know: "not sure"."""
+    return "not sure" in answer.lower()
+
+
 # --- POPE ---
 
 

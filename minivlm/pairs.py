@@ -13,7 +13,6 @@ Used by: train_dpo.py.
 import difflib
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,11 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minivlm.conversation import Turn, count_images, render
-from minivlm.data import Batch, collate, load_records
+from minivlm.checkpoint import write
+from minivlm.conversation import Turn, render
+from minivlm.data import Batch, collate
 from minivlm.images import Pictures
 from minivlm.lora import adapters_off
 from minivlm.losses import IGNORE_INDEX, sequence_logprobs
+from minivlm.rankings import load_checked
 from minivlm.rollout import logprobs
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -54,25 +55,23 @@ def split_pair(r: dict) -> tuple[list[Turn], str, str]:
     return turns, chosen.strip(), rejected.strip()
 
 
+def check_pair(r: dict) -> str:
+    """Why a pair cannot be used, or ""."""
+    try:
+        split_pair(r)
+    except ValueError as error:
+        return str(error)
+    except (TypeError, AttributeError):
+        return "a turn is not {from, value}"
+    return ""
+
+
 def load_pairs(folder: str | Path, split: str) -> list[dict]:
     """Read `<folder>/<split>.jsonl`; each pair as `split_pair` wants it.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a pair that nothing can be learned from, with its id.
+    Raises as `load_checked`.
     """
-    path = Path(folder) / f"{split}.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"no pairs at {path}; run data/preferences.py first")
-    pairs = load_records(folder, split, need=("chosen", "rejected"))
-    for r in pairs:
-        try:
-            split_pair(r)
-        except ValueError as error:
-            raise ValueError(f"{path}, record {r['id']}: {error}") from None
-        except (TypeError, AttributeError):
-            raise ValueError(f"{path}, record {r['id']}: a turn is not {{from, value}}") from None
-    return pairs
+    return load_checked(folder, split, "pairs", ("chosen", "rejected"), check_pair)
 
 
 # --- rows ---
@@ -140,7 +139,8 @@ class PairMaker:
         """
         try:
             prompt, *answers = self.rows(r)
-            marks, n_images = count_images(split_pair(r)[0]), int(bool(r.get("image")))
+            marks = prompt.count(self.tokenizer.image) // self.vit.n_tokens
+            n_images = int(bool(r.get("image")))
             if marks != n_images:
                 raise ValueError(f"{marks} <image> marks and {n_images} pictures")
         except ValueError as error:
@@ -241,9 +241,7 @@ class ReferenceCache:
                 with adapters_off(ref):
                     both = pair_logprobs(ref, batch, average)[:2]
                 self.logp[part] = torch.stack(both, 1).cpu()
-            temporary = self.path.with_suffix(".tmp")
-            torch.save({"key": self.key, "logp": self.logp}, temporary)
-            os.replace(temporary, self.path)
+            write({"key": self.key, "logp": self.logp}, self.path)
         return self.logp
 
 

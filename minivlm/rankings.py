@@ -3,11 +3,12 @@
 A ranking is one JSON object: a question about a picture, K different answers, and a rank for each
 (1 is best, equals alike). Where it has ratings too, their mean over the axes is an answer's rating.
 
-Used by: train_reward.py, rollout.py, data/preferences.py.
+Used by: train_reward.py, rollout.py, pairs.py, data/preferences.py.
 """
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -40,22 +41,38 @@ def check_ranking(r: dict) -> str:
     return ""
 
 
-def load_rankings(folder: str | Path, split: str) -> list[dict]:
-    """Read `<folder>/<split>.jsonl`; the answers have one rank each, and not all the same.
+def load_checked(
+    folder: str | Path, split: str, what: str, need: tuple[str, ...], check: Callable[[dict], str]
+) -> list[dict]:
+    """Read `<folder>/<split>.jsonl`, as data/preferences.py writes it.
+
+    Args:
+        what: the records' name, for messages.
+        need: keys that every record must have.
+        check: why a record cannot be used, or "".
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a ranking that nothing can be learned from, with its id.
+        ValueError: for a record that nothing can be learned from, with its id.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"no rankings at {path}; run data/preferences.py first")
-    rankings = load_records(folder, split, need=("image", "question", "responses", "ranking"))
-    for r in rankings:
-        reason = check_ranking(r)
+        raise FileNotFoundError(f"no {what} at {path}; run data/preferences.py first")
+    records = load_records(folder, split, need)
+    for r in records:
+        reason = check(r)
         if reason:
             raise ValueError(f"{path}, record {r['id']}: {reason}")
-    return rankings
+    return records
+
+
+def load_rankings(folder: str | Path, split: str) -> list[dict]:
+    """Read `<folder>/<split>.jsonl`; the answers have one rank each, and not all the same.
+
+    Raises as `load_checked`.
+    """
+    need = ("image", "question", "responses", "ranking")
+    return load_checked(folder, split, "rankings", need, check_ranking)
 
 
 def read_row(prompt: list[int], answer: list[int], end: int) -> tuple[list[int], list[bool]]:

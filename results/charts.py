@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 COLORS = ("#1f5fa8", "#c2571a", "#5a9a3c", "#8a4fa0", "#777777")
 FONT = 15
@@ -54,6 +54,23 @@ def panel(
         draw.line(places, color, 2)
         for x, y in places:
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
+
+
+def row_of_panels(
+    panels: Sequence[tuple[str, Sequence[Points]]], labels: dict[str, str], below: str,
+    x_name: Callable[[float], str] = "{:.4g}".format,
+) -> Image.Image:
+    """Two panels side by side with one legend. panels: (title, its lines); labels: label -> color.
+
+    The lines of a panel stand in the order of the labels; `below` and `x_name` are `panel`'s.
+    """
+    sheet = Image.new("RGB", (1100, 470), "white")
+    draw = ImageDraw.Draw(sheet)
+    legend(draw, 70, 20, labels, 340)
+    for i, (title, lines) in enumerate(panels):
+        box = 70 + 540 * i, 70, 500 + 540 * i, 400
+        panel(draw, box, lines, title, below, x_name, list(labels.values()))
+    return sheet
 
 
 def legend(draw: ImageDraw.ImageDraw, x: int, y: int, labels: dict[str, str], step: int) -> None:

@@ -6,9 +6,7 @@
 import json
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
-from charts import COLORS, legend, panel
+from charts import COLORS, row_of_panels
 
 HERE = Path(__file__).parent / "dpo"
 RATES = (0, 2, 4, 8)  # tenths
@@ -16,7 +14,6 @@ PANELS = (
     ("axes/hallucination/chair_i", "named objects that cannot be seen (CHAIR_i)"),
     ("axes/helpfulness/answers", "right answers, mean over seven kinds"),
 )
-WIDTH, HEIGHT, LEFT, TOP, PANEL, GAP = 1100, 470, 70, 70, 430, 110
 
 
 def figures(name: str) -> dict[str, float]:
@@ -33,16 +30,12 @@ def figures(name: str) -> dict[str, float]:
 
 def main() -> None:
     """Draw both panels, SFT as a line from end to end."""
-    sheet = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw, sft = ImageDraw.Draw(sheet), figures("sft")
-    judged = {rate / 10: figures(f"judge{rate}") for rate in RATES}
-    legend(draw, LEFT, 20, dict(zip(("DPO on the judge's pairs", "SFT"), COLORS)), 340)
-    for i, (key, title) in enumerate(PANELS):
-        left = LEFT + i * (PANEL + GAP)
-        lines = [(rate, f[key]) for rate, f in judged.items()], [(0, sft[key]), (0.8, sft[key])]
-        panel(draw, (left, TOP, left + PANEL, HEIGHT - 70), lines, title,
-              "share of the judge's ratings that are guesses")
-    sheet.save(HERE / "feedback.png")
+    sft, judged = figures("sft"), {rate / 10: figures(f"judge{rate}") for rate in RATES}
+    panels = [(title, [[(rate, f[key]) for rate, f in judged.items()],
+                       [(0, sft[key]), (0.8, sft[key])]]) for key, title in PANELS]
+    labels = dict(zip(("DPO on the judge's pairs", "SFT"), COLORS))
+    row_of_panels(panels, labels, "share of the judge's ratings that are guesses").save(
+        HERE / "feedback.png")
 
 
 if __name__ == "__main__":

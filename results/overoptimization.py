@@ -9,13 +9,11 @@ Source: the figure's idea, Gao et al. 2022, arXiv:2210.10760, figure 1 (there ov
 of the KL).
 """
 
-import csv
 import math
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
-from charts import legend, panel
+from charts import row_of_panels
+from tables import read_log
 
 HERE = Path(__file__).parent / "preferences"
 WAYS = {  # file, label, color
@@ -26,8 +24,6 @@ WAYS = {  # file, label, color
 PANELS = (
     ("score", "score by the reward model"), ("true_score", "true score, by the scene (1 .. 5)"),
 )
-WIDTH, HEIGHT, LEFT, TOP, PANEL, GAP = 1100, 470, 70, 70, 430, 110
-
 
 def points(name: str, key: str) -> list[tuple[float, float]]:
     """(square root of the KL in nats an answer, value) of each row of a run's log but the first.
@@ -38,22 +34,15 @@ def points(name: str, key: str) -> list[tuple[float, float]]:
     path = HERE / f"{name}-seed0.csv"
     if not path.is_file():
         raise SystemExit(f"overoptimization.py: error: no {path}; see preferences.sh")
-    with path.open() as f:
-        rows = [row for row in csv.DictReader(f) if row[key]]
-    return [(math.sqrt(max(0.0, float(row["kl_answer"]))), float(row[key])) for row in rows]
+    rows = [row for row in read_log(path) if key in row]
+    return [(math.sqrt(max(0.0, row["kl_answer"])), row[key]) for row in rows]
 
 
 def main() -> None:
     """Draw both panels."""
-    sheet = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw = ImageDraw.Draw(sheet)
-    legend(draw, LEFT, 20, dict(WAYS.values()), 340)
-    for i, (key, title) in enumerate(PANELS):
-        left = LEFT + i * (PANEL + GAP)
-        panel(draw, (left, TOP, left + PANEL, HEIGHT - 70), [points(name, key) for name in WAYS],
-              title, "KL to the reference, nats an answer (square root)",
-              lambda x: f"{x * x:.3g}", [color for _, color in WAYS.values()])
-    sheet.save(HERE / "overoptimization.png")
+    panels = [(title, [points(name, key) for name in WAYS]) for key, title in PANELS]
+    row_of_panels(panels, dict(WAYS.values()), "KL to the reference, nats an answer (square root)",
+                  lambda x: f"{x * x:.3g}").save(HERE / "overoptimization.png")
 
 
 if __name__ == "__main__":

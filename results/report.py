@@ -8,7 +8,6 @@ are the first ones of each kind of question, not chosen by hand. The last argume
 to report.
 """
 
-import csv
 import json
 import math
 import sys
@@ -22,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "results")]  # the checkout, so that this 
 from charts import legend, panel  # noqa: E402
 from minivlm.data import load_meta  # noqa: E402
 from minivlm.images import Pictures, contact_sheet  # noqa: E402
-from tables import DIALOGUES, MAIN  # noqa: E402
+from tables import DIALOGUES, MAIN, read_log  # noqa: E402
 
 NAMES = {"lm": "LM", "clip": "CLIP", "caption": "captioner", "align": "connector", "sft": "SFT",
          "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}
@@ -43,17 +42,11 @@ COLOR = dict(zip(NAMES, ("#1f5fa8", "#1f5fa8", "#777777", "#8a4fa0", "#5a9a3c", 
                          "#c2571a", "#5a9a3c")))
 
 
-def rows_of(folder: Path) -> list[dict[str, float]]:
-    """A run's log as numbers."""
-    with (folder / "metrics.csv").open() as f:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
-
-
 def table(runs: Path, stages: list[str]) -> list[str]:
     """Time and memory of each stage; then what each chatbot can do."""
     lines = ["| stage | minutes | peak memory, GB |", "|---|---|---|"]
     for stage in stages:
-        last = rows_of(runs / stage)[-1]
+        last = read_log(runs / stage / "metrics.csv")[-1]
         lines.append(f"| {NAMES[stage]} | {last['min']:.1f} | {last['gb']:.2f} |")
     read = {s: json.loads((runs / s / "eval.json").read_text())["figures"] for s in stages
             if s != "clip" and (runs / s / "eval.json").is_file()}
@@ -69,7 +62,7 @@ def curves(runs: Path, stages: list[str]) -> Image.Image:
     """A panel for each of CURVES whose stages are there."""
     panels = []
     for who, key, title in CURVES:
-        lines = {s: [(r["step"], r[key]) for r in rows_of(runs / s)
+        lines = {s: [(r["step"], r[key]) for r in read_log(runs / s / "metrics.csv")
                      if not math.isnan(r.get(key, math.nan))] for s in who if s in stages}
         lines = {s: line for s, line in lines.items() if len(line) > 1}
         if lines:

@@ -147,13 +147,15 @@ def load(folder: str) -> dict[str, list[dict]]:
     return out
 
 
+def read_log(path: Path) -> list[dict[str, float]]:
+    """A run's log as numbers, empty cells left out."""
+    with path.open() as f:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+
+
 def logs_of(folder: str, stage: str = "*") -> list[list[dict[str, float]]]:
     """The rows of each log of a folder, of one stage or of all."""
-    logs = []
-    for path in sorted((HERE / folder).glob(f"{stage}-seed*.csv")):
-        with path.open() as f:
-            logs.append([{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)])
-    return logs
+    return [read_log(path) for path in sorted((HERE / folder).glob(f"{stage}-seed*.csv"))]
 
 
 def cell(values: list[float]) -> str:
