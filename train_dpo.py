@@ -1,13 +1,16 @@
 """DPO: the policy learns from pairs which answer is preferred; no reward model, no rollouts.
 
    h = log (policy / reference)(chosen) - log (policy / reference)(rejected)
-   loss = - log sigmoid(beta h)        and its family: cDPO, robust, hinge, IPO, averages, weights
+   loss = - log sigmoid(beta h)        and its family: cDPO, robust, hinge, IPO
 
-Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; with pictures: Silkie, arXiv:2312.10665,
-section 4; dense, by segments: RLHF-V, arXiv:2312.00849.
+Log-probabilities of answers are means over tokens, those that differ weighing more: RLHF-V's dense
+DPO. --no-average --changed 1 takes sums, as first published.
+
+Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; dense: RLHF-V, arXiv:2312.00849, section 3.2;
+with pictures: Silkie, arXiv:2312.10665, section 4.
 Reads: runs/sft, preferences_pairs.jsonl (data/preferences.py).   Writes: runs/dpo, samples_*.png.
 Expect (2 CPU cores): 1.8 min, loss .69 -> .61, true score 4.72 -> 4.80 (seed 0)
-Run: python train_dpo.py [--kind ipo --average]
+Run: python train_dpo.py [--kind ipo]
 """
 
 import copy
@@ -26,8 +29,8 @@ from minivlm.data import batches, shuffled
 from minivlm.lora import add_lora
 from minivlm.losses import IGNORE_INDEX, dpo_loss, sequence_logprobs
 from minivlm.optim import Optimizer, lr_scale
-from minivlm.pairs import PairBatch, PairMaker, ReferenceCache, fingerprint_of, load_pairs
-from minivlm.pairs import pair_logprobs
+from minivlm.pairs import PairBatch, PairMaker, ReferenceCache, at_most, fingerprint_of
+from minivlm.pairs import load_pairs, pair_logprobs
 from minivlm.rollout import PromptBatch, Prompts, Rollout, describe, roll_out
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -48,7 +51,7 @@ class Config:
     init: str = "runs/sft"  # where policy and reference come from: sft, or dpo, ppo to go on
     ref_logps: str = ""  # file of the reference's log-probabilities; empty = one in the run folder
     out: str = "runs/dpo"  # run folder
-    n_pairs: int = 12800  # pairs to learn from, at random; 0 = all
+    per_question: int = 1  # pairs of a question to learn from at most, at random; 0 = all
     n_val_pairs: int = 640  # pairs to measure with, at random; 0 = all
     steps: int = 200  # optimizer steps
     batch_size: int = 64  # pairs a step
@@ -59,10 +62,10 @@ class Config:
     warmup: int = 10  # steps until the peak rate
     grad_clip: float = 1.0  # largest norm of the gradient
     kind: str = "sigmoid"  # sigmoid (DPO), robust, hinge or ipo
-    beta: float = 0.3  # what a nat off the reference is worth (Rafailov et al., Silkie: .1)
+    beta: float = 5.0  # what a nat a token off the reference is worth (of sums, Silkie: .1)
     label_smoothing: float = 0.0  # share of wrong labels, of sigmoid (cDPO) and robust
-    average: bool = False  # an answer's mean over tokens in place of its sum (TRL's ipo)
-    changed: float = 1.0  # weight of tokens that only one of both answers has (RLHF-V: 5)
+    average: bool = True  # an answer's mean over its tokens (RLHF-V, TRL's ipo), else its sum
+    changed: float = 5.0  # weight of tokens that only one of both answers has (RLHF-V: 5)
     sft_coef: float = 0.0  # weight of the next-token loss of chosen answers (RPO)
     freeze_vit: bool = True  # keep the ViT as it is
     lora: int = 0  # rank of LoRA adapters, all that learns then; 0 = the weights themselves
@@ -98,8 +101,8 @@ def read_pairs(
     loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, cfg.beta, cfg.kind,
                     cfg.label_smoothing).mean()
     if cfg.sft_coef:
-        said = batch.rows.targets[: len(chosen)] != IGNORE_INDEX
-        mean_logp = sequence_logprobs(logp[: len(chosen)], said, average=True)   # (B,)
+        said = (batch.rows.targets != IGNORE_INDEX) & (batch.rows.segments == 1)
+        mean_logp = sequence_logprobs(logp, said, average=True)                  # (B,)
         loss = loss - cfg.sft_coef * mean_logp.mean()
     # the rewards that the policy implies, up to what depends on the prompt alone
     good, bad = cfg.beta * (chosen - ref_chosen), cfg.beta * (rejected - ref_rejected)
@@ -142,10 +145,9 @@ def main(cfg: Config) -> dict[str, float]:
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
-    pairs, held_out = (
-        random.Random(cfg.seed).sample(found, min(n or len(found), len(found)))
-        for n, found in ((cfg.n_pairs, load_pairs(cfg.data, cfg.split)),
-                         (cfg.n_val_pairs, load_pairs(cfg.data, cfg.val_split))))
+    pairs, held_out = (load_pairs(cfg.data, s) for s in (cfg.split, cfg.val_split))
+    pairs = at_most(cfg.per_question, pairs, cfg.seed)
+    held_out = at_most(0, held_out, cfg.seed)[: cfg.n_val_pairs or None]
     maker = PairMaker(cfg.data, model, tokenizer, cfg.changed)
     lengths = torch.tensor([maker.length(r) for r in pairs + held_out])
     places = torch.arange(len(held_out)).split(64)
@@ -222,7 +224,7 @@ def main(cfg: Config) -> dict[str, float]:
             share = len(place) / cfg.batch_size
             (loss * share).backward()
             sums = {name: sums[name] + float(x) * share for name, x in figures.items()}
-            ids += batch.rows.ids[: len(place)]
+            ids += batch.rows.ids
         log.check(sums["loss"], step, ids)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)

@@ -27,8 +27,8 @@ from minivlm.lora import add_lora
 from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
 from minivlm.optim import Optimizer, Together, lr_scale
 from minivlm.rl import AdaptiveKL, FixedKL, explained_variance, gae, kl_rewards, minibatches, whiten
-from minivlm.rollout import PromptBatch, Prompts, Rollout, describe, logprobs, roll_out
-from minivlm.rollout import share_vit
+from minivlm.rollout import PromptBatch, Prompts, Rollout, by_length, describe, logprobs
+from minivlm.rollout import roll_out, share_vit
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -47,12 +47,12 @@ class Config:
     init: str = "runs/sft"  # where policy and reference come from: sft, or a captioner to compare
     reward: str = "runs/reward"  # run folder of the reward model
     out: str = "runs/ppo"  # run folder
-    steps: int = 80  # rollouts, each with its updates
+    steps: int = 60  # rollouts, each with its updates
     batch_size: int = 256  # answers a rollout
     minibatches: int = 2  # parts of a rollout, an optimizer step each
     epochs: int = 1  # times that a rollout is gone through (Ouyang et al. 2022: 1, TRL: 4)
-    grad_accum: int = 1  # micro-batches a minibatch, same result with less memory
-    lr: float = 1.7e-4  # peak rate of the policy's AdamW: all of it, if Muon has nothing
+    grad_accum: int = 4  # micro-batches a minibatch, of like length: same result with less memory
+    lr: float = 2.4e-4  # peak rate of the policy's AdamW: all of it, if Muon has nothing
     muon_lr: float = 0.0  # peak rate of the policy's Muon: matrices; 0 = AdamW for all of it
     value_lr: float = 2e-3  # peak rate of the value model's Muon; its AdamW has a quarter
     weight_decay: float = 0.0  # on matrices and embeddings
@@ -200,17 +200,19 @@ def main(cfg: Config) -> dict[str, float]:
         order = hash_seed(cfg.seed, step, 2)
         for rows in minibatches(cfg.batch_size, cfg.minibatches, cfg.epochs, order):
             figures.append(defaultdict(float))
-            for part in rows.tensor_split(cfg.grad_accum):
-                idx, m, old_logp = rollout.idx[part], mask[part], rollout.logp[part]   # (b, T)
+            for part in by_length(rows, rollout.lengths, cfg.grad_accum):
+                T = int(rollout.lengths[part].max())
+                idx, targets, m, old_logp, old_values, adv, target = (           # (b, T)
+                    x[part, :T] for x in (rollout.idx, rollout.targets, mask, rollout.logp,
+                                          rollout.values, advs, returns))
                 with run.autocast(device, cfg.dtype):
                     img_emb = policy.projector(rollout.feats[part])  # (b, N, C)
-                    logp, _ = logprobs(step_model, config.image_id, idx, rollout.targets[part],
-                                       img_emb, cfg.temperature)     # (b, T)
+                    logp, _ = logprobs(
+                        step_model, config.image_id, idx, targets, img_emb, cfg.temperature)
                     img_emb = value_model.vlm.projector(rollout.value_feats[part])
                     values = value_model(idx, img_emb=img_emb)       # (b, T)
-                loss, clip = ppo_policy_loss(logp, old_logp, advs[part], m, cfg.clip_eps)
-                value_loss = ppo_value_loss(
-                    values, rollout.values[part], returns[part], m, cfg.value_clip)
+                loss, clip = ppo_policy_loss(logp, old_logp, adv, m, cfg.clip_eps)
+                value_loss = ppo_value_loss(values, old_values, target, m, cfg.value_clip)
                 share = m.sum() / mask[rows].sum()
                 ((loss + value_loss) * share).backward()
                 new_kl = masked_mean(kl_estimate(old_logp, logp.detach(), "k3"), m)

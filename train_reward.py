@@ -19,14 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minivlm import checkpoint, run
-from minivlm.data import Batch, batches, collate, hash_seed, shuffled
+from minivlm.data import Batch, batches, collate, hash_seed, pack, shuffled
 from minivlm.heads import RewardModel
 from minivlm.images import Pictures
 from minivlm.lora import add_lora
 from minivlm.losses import ranking_loss
 from minivlm.measure import prompt_of
 from minivlm.optim import Optimizer, Together, lr_scale
-from minivlm.rankings import judge_scores, load_rankings, rating_of, read_row
+from minivlm.rankings import judge_scores, load_rankings, rating_of
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -43,7 +43,7 @@ class Config:
     val_split: str = "preferences_val"  # which file of it holds those to measure with
     init: str = "runs/sft"  # where the VLM comes from: sft
     out: str = "runs/reward"  # run folder
-    steps: int = 1200  # optimizer steps
+    steps: int = 900  # optimizer steps
     batch_size: int = 16  # prompts a step, each with all its answers
     grad_accum: int = 1  # micro-batches a step, same result with less memory
     lr: float = 5e-4  # peak rate of AdamW: embeddings, norms, head
@@ -76,11 +76,13 @@ class Config:
 Part = tuple[Batch, Tensor, Tensor]  # rows with one picture a prompt; ranks (B, K); ratings (B, K)
 
 
-def score(model: RewardModel, batch: Batch, K: int) -> Tensor:
-    """Raw scores of B prompts with K answers each, whose picture is looked at once: (B, K)."""
-    img_emb = model.vlm.projector(model.vlm.vit.features(batch.images))          # (B, N, C)
-    img_emb = img_emb.repeat_interleave(K, 0)                                    # (BK, N, C)
-    return model.raw(batch.idx, batch.lengths, img_emb=img_emb).view(-1, K)      # (B, K)
+def score(model: RewardModel, batch: Batch, ranks: Tensor) -> Tensor:
+    """Raw scores of B prompts with up to K answers each, (B, K); 0 where a rank is 0.
+
+    Picture and prompt are read once for all answers.
+    """
+    raw = model.raw(batch.idx, batch.lengths, batch.images, segments=batch.segments)     # (M,)
+    return torch.zeros(ranks.shape, device=raw.device).masked_scatter(ranks > 0, raw)    # (B, K)
 
 
 @torch.no_grad()
@@ -94,7 +96,7 @@ def evaluate(
     model.eval()
     loss, scores = 0.0, []
     for batch, ranks, _ in val_parts:
-        made = score(model, batch.to(device), ranks.shape[1]).cpu()  # (B, K)
+        made = score(model, batch.to(device), ranks.to(device)).cpu()            # (B, K)
         loss += float(ranking_loss(made, ranks)) * len(ranks)
         scores += [row[there].tolist() for row, there in zip(made, ranks > 0)]
     model.train()
@@ -133,19 +135,22 @@ def main(cfg: Config) -> dict[str, float]:
 
     def make(records: list[dict], generator: torch.Generator) -> Part:
         rows, ranks, ratings = [], torch.zeros(len(records), K).long(), torch.zeros(len(records), K)
+        segments = []
         for b, r in enumerate(records):
             order = torch.randperm(len(r.get("captions", [])), generator=generator)
             facts = [r["captions"][i] for i in order] if cfg.facts else []
             prompt, n = prompt_of(r["question"], model.vlm, tokenizer, facts), len(r["responses"])
-            for k in range(K):  # an answer that is missing is a copy without a rank
-                answer = tokenizer.encode(r["responses"][k % n].strip()) + [tokenizer.end]
-                rows.append(read_row(prompt, answer, tokenizer.end))
+            answers = [tokenizer.encode(a.strip()) + [tokenizer.end] for a in r["responses"]]
+            # one token more, which nobody reads: an answer is scored at its very last one
+            answers[-1] = answers[-1] + [tokenizer.end]
+            *row, of_answers = pack(prompt, answers)
+            rows.append(row)
+            segments.append(of_answers)
             ranks[b, :n] = torch.tensor(r["ranking"])
             if r.get("ratings"):
                 ratings[b, :n] = torch.tensor([rating_of(x) for x in r["ratings"]])
-        ids = [r["id"] for r in records for _ in range(K)]
-        batch = collate(rows, tokenizer.pad, config.gpt.block_size, ids,
-                        pictures.get([r["image"] for r in records]))
+        batch = collate(rows, tokenizer.pad, config.gpt.block_size, [r["id"] for r in records],
+                        pictures.get([r["image"] for r in records]), segments=segments)
         return batch, ranks, ratings
 
     def make_parts(step: int) -> list[Part]:
@@ -154,7 +159,7 @@ def main(cfg: Config) -> dict[str, float]:
         return [make([rankings[i] for i in part.tolist()], generator)
                 for part in torch.tensor(chosen).tensor_split(cfg.grad_accum)]
 
-    lengths = torch.tensor([max(map(len, r["responses"])) for r in rankings])
+    lengths = torch.tensor([sum(map(len, r["responses"])) for r in rankings])
     generator = torch.Generator().manual_seed(0)
     val_parts = [make(held_out[i:i + 16], generator) for i in range(0, len(held_out), 16)]
 
@@ -206,12 +211,12 @@ def main(cfg: Config) -> dict[str, float]:
             batch, ranks, ratings = batch.to(device), ranks.to(device), ratings.to(device)
             margin = cfg.margin * (ratings[:, :, None] - ratings[:, None]).clamp(min=0)
             with run.autocast(device, cfg.dtype):
-                scores = step_score(model, batch, K)                 # (B, K)
+                scores = step_score(model, batch, ranks)             # (B, K)
             mean = scores.masked_fill(ranks == 0, 0).sum(1) / (ranks > 0).sum(1)
             part_loss = ranking_loss(scores, ranks, margin) + cfg.center * mean.square().mean()
             part_loss = part_loss * len(ranks) / cfg.batch_size
             part_loss.backward()
-            loss, ids = loss + part_loss.item(), ids + batch.ids[::K]
+            loss, ids = loss + part_loss.item(), ids + batch.ids
         log.check(loss, step, ids)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)

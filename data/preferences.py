@@ -5,6 +5,8 @@
     python data/preferences.py --rater judge --model NAME            a vision model at an endpoint
     python data/preferences.py --rater judge-sim --error_rate 0.2    a simulated one, who may err
     python data/preferences.py --run runs/sft,runs/ppo               a pool of models, as Silkie has
+    python data/preferences.py --answers data/shapes/prepared/preferences.jsonl --out again.jsonl \
+        --rater judge-sim                                            the same answers, rated anew
 
 Writes, in the data folder,
 
@@ -36,25 +38,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
 # the checkout, so that this runs as a script
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import judge  # noqa: E402
 from data.layouts import pairs_of, read_ranked, trl_of, unpack  # noqa: E402
+from data.pool import answered, ask_pool  # noqa: E402
 from data.raters import AXES, Ratings, SimulatedHuman, SimulatedJudge  # noqa: E402
 from data.raters import ranks_of, true_ratings  # noqa: E402
 from data.teachers import OpenAITeacher, ask, journal  # noqa: E402
-from minivlm import checkpoint, run  # noqa: E402
+from minivlm import run  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
-from minivlm.generate import generate  # noqa: E402
 from minivlm.images import Pictures  # noqa: E402
-from minivlm.measure import prompt_of  # noqa: E402
 from minivlm.rankings import check_ranking, rating_of  # noqa: E402
-from minivlm.tokenizer import Tokenizer  # noqa: E402
-from minivlm.vlm import VLM  # noqa: E402
 
 
 @dataclass
@@ -63,6 +59,7 @@ class Config:
 
     run: str = "runs/sft"  # run folder whose answers are sampled; several, with commas between
     data: str = "data/shapes/prepared"  # folder made by a prepare.py
+    answers: str = ""  # file of rankings whose answers are rated again, none drawn; or empty
     questions: str = "prompts"  # which file of it holds the questions
     records: str = "train"  # which file of it tells what is true of their pictures
     out: str = ""  # file to write; empty = preferences.jsonl in the data folder
@@ -106,63 +103,6 @@ class Config:
             raise ValueError("expected temperature > 0, hot > 0, noise >= 0 and tie >= 0")
         if self.n_annotators < 1 or not 0 <= self.error_rate <= 1:
             raise ValueError("expected n_annotators >= 1 and 0 <= error_rate <= 1")
-
-
-# --- sampling ---
-
-
-def sample(
-    model: VLM, pictures: Pictures, tokenizer: Tokenizer, questions: list[dict], k: int, cfg: Config
-) -> Iterator[tuple[dict, list[str]]]:
-    """Each question with 2 k drawn answers.
-
-    Every other draw is a hot one. Where the model is sure, its own draws are all alike; but a
-    reward model that has never seen a refusal left out, say, will not miss it either. Questions
-    whose known answers are equally long are asked together, since a batch takes as long as its
-    longest answer.
-    """
-    questions = sorted(questions, key=lambda q: len(q.get("answer", "")))
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    for start in tqdm(range(0, len(questions), cfg.batch_size), desc="sampling", disable=None):
-        part = questions[start:start + cfg.batch_size]
-        prompts = [prompt_of(q["question"], model, tokenizer) for q in part]
-        images = pictures.get([q["image"] for q in part])
-        many = [p for p in prompts for _ in range(k)]
-        cool, hot = (
-            generate(model, images.repeat_interleave(k, 0), many, stop=tokenizer.end,
-                     max_new_tokens=cfg.max_new_tokens, temperature=t, generator=generator)
-            for t in (cfg.temperature, cfg.hot)
-        )
-        texts = [tokenizer.decode(ids).strip() for pair in zip(cool, hot) for ids in pair]
-        for i, q in enumerate(part):
-            yield q, texts[2 * k * i:2 * k * (i + 1)]
-
-
-def ask_pool(questions: list[dict], cfg: Config) -> list[tuple[dict, list[str]]]:
-    """Each question with up to k different answers: the first different ones of all draws.
-
-    Of several models each draws its share, and they take turns. A question that gets only one
-    answer has nothing to rank.
-
-    Raises:
-        FileNotFoundError, ValueError: for a run that cannot be asked.
-    """
-    runs = [name.strip() for name in cfg.run.split(",")]
-    states = [checkpoint.load(name, ("sft", "ppo", "dpo")) for name in runs]
-    drawn: dict[str, list[list[str]]] = {q["id"]: [] for q in questions}
-    for state in states:
-        tokenizer = Tokenizer.from_text(state["tokenizer"])
-        model = VLM.from_checkpoint(state).to(run.pick_device(cfg.device)).eval()
-        pictures = Pictures(cfg.data, model.vit.config.image_size)
-        k = -(-cfg.k // len(runs))
-        for q, texts in sample(model, pictures, tokenizer, questions, k, cfg):
-            drawn[q["id"]].append(texts)
-    out = []
-    for q in questions:
-        by_turns = [t for turn in zip(*drawn[q["id"]]) for t in turn if t]
-        out.append((q, list(dict.fromkeys(by_turns))[: cfg.k]))
-    return out
 
 
 # --- rating ---
@@ -261,7 +201,9 @@ def main(cfg: Config) -> dict[str, float]:
             raise ValueError(f"rater {cfg.rater} needs objects of every picture and meta.json's "
                              "phrases for them: without the truth there is nothing to simulate")
         rate = make_rater(records, pictures, meta, out, cfg, skipped)  # before the long part
-        drawn = ask_pool(chosen, cfg)
+        drawn = answered(chosen, Path(cfg.answers)) if cfg.answers else ask_pool(
+            chosen, cfg.run.split(","), cfg.data, cfg.k, (cfg.temperature, cfg.hot),
+            cfg.max_new_tokens, cfg.batch_size, run.pick_device(cfg.device), cfg.seed)
         sampled = [(q, answers) for q, answers in drawn if len(answers) > 1]
         skipped["one answer only"] = len(drawn) - len(sampled)
         for q, answers, ratings, ranks in rate(sampled):

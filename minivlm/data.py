@@ -95,7 +95,8 @@ class Batch:
     """B rows of text with their pictures.
 
     idx, targets: (B, T), shifted, padded right; lengths: (B,); images: (n, 3, S, S) or None, in the
-    order of the rows; n_images: pictures of each row; ids: the records' names, for error messages.
+    order of the rows; n_images: pictures of each row; ids: the records' names, for error messages;
+    segments: (B, T) of packed rows, see `pack`, or None.
     """
 
     idx: Tensor
@@ -104,6 +105,7 @@ class Batch:
     images: Tensor | None
     n_images: list[int]
     ids: list[str] = field(default_factory=list)
+    segments: Tensor | None = None
 
     def split(self, n: int) -> list["Batch"]:
         """Cut into n micro-batches of rows, as equal as can be, for gradient accumulation.
@@ -122,20 +124,46 @@ class Batch:
             count = sum(self.n_images[rows])
             images = self.images[seen:seen + count] if count else None
             seen += count
+            segments = None if self.segments is None else self.segments[rows]
             parts.append(Batch(self.idx[rows], self.targets[rows], self.lengths[rows], images,
-                               self.n_images[rows], self.ids[rows]))
+                               self.n_images[rows], self.ids[rows], segments))
         return parts
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         images = None if self.images is None else self.images.to(device, non_blocking=True)
+        segments = None if self.segments is None else self.segments.to(device)
         return Batch(self.idx.to(device), self.targets.to(device), self.lengths.to(device), images,
-                     self.n_images, self.ids)
+                     self.n_images, self.ids, segments)
+
+
+def pack(
+    prompt: list[int], answers: list[list[int]]
+) -> tuple[list[int], list[bool], list[int]]:
+    """A row for `collate` that holds a prompt once and several answers to it, and its segments.
+
+        ids       prompt, but its last token | that token, answer 1 | that token, answer 2 | ...
+        segments  0                          | 1                    | 2                    | ...
+
+    The prompt's last token stands before each answer, for there its first token is predicted.
+
+    Source: Wang and Hegde 2024, arXiv:2410.20305 (for pairs). Used by: train_reward.py, pairs.py.
+
+    >>> pack([7, 8], [[1, 2], [3]])
+    ([7, 8, 1, 2, 8, 3], [False, False, True, True, False, True], [0, 1, 1, 1, 2, 2])
+    """
+    ids, is_answer, segments = prompt[:-1], [False] * (len(prompt) - 1), [0] * (len(prompt) - 1)
+    for k, answer in enumerate(answers, 1):
+        ids = ids + prompt[-1:] + answer
+        is_answer = is_answer + [False] + [True] * len(answer)
+        segments = segments + [k] * (1 + len(answer))
+    return ids, is_answer, segments
 
 
 def collate(
     rows: list[tuple[list[int], list[bool]]], pad: int, block_size: int,
     ids: list[str] | None = None, images: Tensor | None = None, n_images: list[int] | None = None,
+    segments: list[list[int]] | None = None,
 ) -> Batch:
     """Pad rows on the right and shift the targets, here and nowhere else (contracts 1 to 3).
 
@@ -145,16 +173,20 @@ def collate(
         rows: (ids, is_answer) of each row, at least two tokens, as `render` makes them.
         pad: the id that fills short rows.
         block_size: the model's context; a longer row is an error, never cut.
+        segments: of rows that `pack` made; then each answer, behind its prompt, must fit.
 
     Raises:
         ValueError: if a row is too long, too short, or has no answer token.
     """
     names = ids or [str(i) for i in range(len(rows))]
-    for name, (row, answer) in zip(names, rows):
-        if len(row) - 1 > block_size:
+    for b, (name, (row, answer)) in enumerate(zip(names, rows)):
+        n = len(row) - 1
+        if segments:
+            shared, *each = torch.tensor(segments[b]).bincount().tolist()
+            n = shared + max(each) - 1
+        if n > block_size:
             raise ValueError(
-                f"record {name} has {len(row) - 1} tokens, "
-                f"the context holds {block_size}; shorten it"
+                f"record {name} has {n} tokens, the context holds {block_size}; shorten it"
             )
         if len(row) < 2 or not any(answer[1:]):
             raise ValueError(f"record {name} has no answer to learn from")
@@ -166,7 +198,12 @@ def collate(
         idx[b, :n] = row_t[:-1]
         targets[b, :n] = torch.where(torch.tensor(answer[1:]), row_t[1:], IGNORE_INDEX)
     lengths = torch.tensor([len(row) - 1 for row, _ in rows])
-    return Batch(idx, targets, lengths, images, n_images or [0] * len(rows), names)
+    of_answers = None
+    if segments:
+        of_answers = torch.full((len(rows), T), -1)
+        for b, row in enumerate(segments):
+            of_answers[b, : len(row) - 1] = torch.tensor(row[:-1])
+    return Batch(idx, targets, lengths, images, n_images or [0] * len(rows), names, of_answers)
 
 
 def shuffled(

@@ -101,17 +101,21 @@ class Reader:
         prompts: B lists of ids, of any lengths.
         max_new_tokens: at most so many tokens a row; a row also ends where the context is full.
         use_cache: keep keys and values; False reads everything again at every step.
+        n_copies: rows of each prompt, side by side; it is read once for all of them.
 
     Raises:
-        ValueError: if there is no prompt, one is empty, or one leaves no room for an answer.
+        ValueError: if there is no prompt, one is empty, or one leaves no room for an answer; if
+            n_copies < 1.
     """
 
     def __init__(
         self, model: nn.Module, images: Tensor | None, prompts: list[list[int]],
-        max_new_tokens: int, use_cache: bool = True,
+        max_new_tokens: int, use_cache: bool = True, n_copies: int = 1,
     ):
         if not prompts or not all(prompts):
             raise ValueError("every row needs a prompt of at least one token")
+        if n_copies < 1:
+            raise ValueError(f"{n_copies} rows of each prompt are below 1")
         block_size = (model.gpt if hasattr(model, "gpt") else model).config.block_size
         longest = max(map(len, prompts))
         if longest >= block_size:
@@ -140,6 +144,8 @@ class Reader:
             self.idx[:, :longest], at=last_only(self.lengths, longest), cache=self.cache,
             positions=positions, **self.pictures, **self.prefix,
         )
+        if n_copies > 1:
+            self.select(self.rows.repeat_interleave(n_copies))
 
     @property
     def room(self) -> Tensor:
@@ -161,23 +167,18 @@ class Reader:
             newest = self.idx[self.rows, self.lengths - 1]           # (B,)
             self._score(newest[:, None], cache=self.cache, positions=self.lengths[:, None] - 1)
 
-    def reorder(self, rows: Tensor) -> None:
-        """Let row b go on as a copy of row rows[b], (B,); rows must keep their pictures."""
-        self.idx, self.lengths, self.logits = self.idx[rows], self.lengths[rows], self.logits[rows]
+    def select(self, rows: Tensor) -> None:
+        """Go on with rows[b], (n,), as row b: any of them, in any order, as often as named."""
         if self.cache is not None:
             self.cache.k, self.cache.v = self.cache.k[:, rows], self.cache.v[:, rows]
-
-    def keep(self, rows: Tensor) -> None:
-        """Read on for some rows only, (n,) in rising order; what the others hold is forgotten."""
-        if "images" in self.pictures:
+            self.cache.rows = torch.arange(len(rows), device=rows.device)[:, None]
+        elif self.pictures:  # they will be looked at again
             n_images = (self.idx == self.image_id).sum(1) // self.model.config.vit.n_tokens
-            owner = self.rows.repeat_interleave(n_images)            # (n pictures,)
-            self.pictures["images"] = self.pictures["images"][torch.isin(owner, rows)]
+            of_row = self.pictures["images"].split(n_images.tolist())
+            self.pictures["images"] = torch.cat([of_row[b] for b in rows.tolist()])
         self.prefix = {k: v[rows] for k, v in self.prefix.items()}
-        self.reorder(rows)
-        self.rows = self.rows[: len(rows)]
-        if self.cache is not None:
-            self.cache.rows = self.cache.rows[: len(rows)]
+        self.idx, self.lengths, self.logits = self.idx[rows], self.lengths[rows], self.logits[rows]
+        self.rows = torch.arange(len(rows), device=rows.device)
 
     def _score(self, idx: Tensor, **options) -> None:
         logits = self.model(idx, **options)  # (B, V), or (B, 1, V) of one position
@@ -200,30 +201,31 @@ def stream(
     repetition_penalty: float = 1.0,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
+    n_copies: int = 1,
 ) -> Iterator[list[int | None]]:
     """Yield the next token of every row, step by step; None for a row that has stopped.
 
     Args:
-        model, images, prompts, max_new_tokens, use_cache: as `Reader` takes them.
+        model, images, prompts, max_new_tokens, use_cache, n_copies: as `Reader` takes them.
         stop: the id that ends a row; it is yielded, then None.
         temperature: 0 is greedy.
         top_k, top_p: as `filter_logits` takes them.
         repetition_penalty: as `penalize` takes it, for what the row itself has written.
 
-    Raises:
-        ValueError: if there is no prompt, one is empty, or one leaves no room for an answer.
+    Raises as `Reader`.
     """
     was_training = model.training
     model.eval()
     try:
-        reader = Reader(model, images, prompts, max_new_tokens, use_cache)
+        reader = Reader(model, images, prompts, max_new_tokens, use_cache, n_copies)
         said = torch.zeros_like(reader.logits, dtype=torch.bool)     # (B, V)
-        alive, who = [True] * len(prompts), list(range(len(prompts)))            # rows still read
+        n = len(said)
+        alive, who = [True] * n, list(range(n))                      # rows still read
         for _ in range(reader.steps):
             logits = penalize(reader.logits, said, repetition_penalty)
             token = pick(logits, temperature, top_k, top_p, generator)           # (rows read,)
             said[reader.rows, token] = True
-            given: list[int | None] = [None] * len(prompts)
+            given: list[int | None] = [None] * n
             for b, t, room in zip(who, token.tolist(), reader.room.tolist()):
                 given[b] = t if alive[b] and room else None
             alive = [t is not None and t != stop for t in given]
@@ -232,7 +234,7 @@ def stream(
                 break
             going = [i for i, b in enumerate(who) if alive[b]]
             if len(going) <= len(who) / 2:  # most have stopped: cheaper without them
-                reader.keep(torch.tensor(going, device=token.device))
+                reader.select(torch.tensor(going, device=token.device))
                 said, token, who = said[going], token[going], [who[i] for i in going]
             reader.push(token)
     finally:  # also when the caller stops listening
@@ -245,6 +247,8 @@ def generate(
 ) -> list[list[int]]:
     """The whole answers of all rows; options as `stream` takes them.
 
+    With n_copies=n, n answers to the first prompt come first, then n to the second.
+
     keep_stop: leave the stop token at the end of the rows that wrote it.
 
     >>> from minivlm.gpt import GPT, GPTConfig
@@ -252,7 +256,7 @@ def generate(
     >>> [len(row) for row in generate(gpt, None, [[1], [1, 2, 3]], max_new_tokens=4, stop=-1)]
     [4, 4]
     """
-    out: list[list[int]] = [[] for _ in prompts]
+    out: list[list[int]] = [[] for _ in prompts for _ in range(options.get("n_copies", 1))]
     for tokens in stream(model, images, prompts, **options):
         for row, token in zip(out, tokens):
             if token is not None and (keep_stop or token != options["stop"]):
@@ -285,15 +289,14 @@ def beam_search(
     What has not ended after max_new_tokens counts as finished there.
 
     Args:
-        model, images, prompts, max_new_tokens, use_cache: as `Reader` takes them; every row holds
-            the same number of pictures.
+        model, images, prompts, max_new_tokens, use_cache: as `Reader` takes them.
         length_penalty: 0 compares sums, 1 means; larger favors longer texts.
 
     Returns:
         for each row, ids without the stop token, and the score in nats.
 
     Raises:
-        ValueError: if n_beams < 1, if pictures do not divide among the rows, or as `Reader`.
+        ValueError: if n_beams < 1, or as `Reader`.
 
     Source: the procedure is huggingface/transformers' with early_stopping=False, which BLIP's
     captions were made with (3 beams); length_penalty as in Wu et al. 2016, arXiv:1609.08144,
@@ -302,16 +305,10 @@ def beam_search(
     B, K = len(prompts), n_beams
     if K < 1:
         raise ValueError(f"n_beams {K} is below 1")
-    if images is not None and (not B or len(images) % B):
-        raise ValueError(f"{len(images)} pictures do not divide among {B} rows")
     was_training = model.training
     model.eval()
     try:
-        if images is not None:  # each beam has its row's pictures
-            images = images.view(B, -1, *images.shape[1:]).repeat_interleave(K, dim=0).flatten(0, 1)
-        reader = Reader(
-            model, images, [p for p in prompts for _ in range(K)], max_new_tokens, use_cache
-        )
+        reader = Reader(model, images, prompts, max_new_tokens, use_cache, n_copies=K)
         device, first = reader.rows.device, [len(p) for p in prompts]
         sums = torch.full((B, K), -torch.inf, device=device)         # log p of each beginning
         sums[:, 0] = 0.0                                             # all beams are equal at first
@@ -352,7 +349,7 @@ def beam_search(
             if all(done):
                 break
             sums = new
-            reader.reorder((torch.arange(B, device=device)[:, None] * K + keep).flatten())
+            reader.select((torch.arange(B, device=device)[:, None] * K + keep).flatten())
             reader.push(token.flatten())
         return [(texts[0][1], texts[0][0]) for texts in finished]
     finally:

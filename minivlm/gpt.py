@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minivlm.transformer import Block, KVCache, attention_mask, init_weights
+from minivlm.transformer import Block, KVCache, attention_mask, init_weights, segment_mask
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class GPT(nn.Module):
         prefix: Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """What the head, or any other head, reads: the normed output of the last block.
 
@@ -72,15 +73,22 @@ class GPT(nn.Module):
             prefix: (B,) leading positions that see each other both ways, or None.
             cache: keys and values so far; the new ones are added.
             positions: (B, T) absolute positions, needed with a cache; by default 0 .. T-1.
+            segments: (B, T), which answer to a shared prompt a token belongs to, see
+                `segment_mask`; each then counts its positions on from the prompt's. Or None.
 
         Returns:
             (B, T, C), or (number of True in `at`, C).
 
         Raises:
-            ValueError: if the text is longer than block_size.
+            ValueError: if the text, or the prompt with one of its answers, is longer than
+                block_size.
         """
         x = self.wte(idx) if emb is None else emb                    # (B, T, C)
         B, T, _ = x.shape
+        mask = None if segments is None else segment_mask(segments)  # (B, 1, T, T)
+        if mask is not None:
+            positions = mask.sum(-1)[:, 0] - 1                       # (B, T)
+            T = int(positions.max()) + 1
         if T > self.config.block_size:
             raise ValueError(
                 f"text has {T} tokens, the context holds block_size {self.config.block_size}"
@@ -90,9 +98,11 @@ class GPT(nn.Module):
             positions = torch.arange(T, device=x.device).expand(B, T)  # (B, T)
         if cache is not None:
             cache.n_keys = max(cache.n_keys, int(positions.max()) + 1)
-        plain = cache is None and prefix is None  # the fused causal kernel needs no mask
+        # the fused causal kernel needs no mask
+        plain = cache is None and prefix is None and segments is None
         n_keys = T if cache is None else cache.n_keys
-        mask = None if plain else attention_mask(positions, n_keys, prefix)
+        if mask is None and not plain:
+            mask = attention_mask(positions, n_keys, prefix)
 
         x = self.drop(x + self.wpe(positions))
         for layer, block in enumerate(self.blocks):

@@ -53,7 +53,7 @@ class RewardModel(nn.Module):
 
     def raw(
         self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,
-        img_emb: Tensor | None = None,
+        img_emb: Tensor | None = None, segments: Tensor | None = None,
     ) -> Tensor:
         """Score dialogues at their last token, as the head has it; this is what training compares.
 
@@ -61,12 +61,15 @@ class RewardModel(nn.Module):
             idx: (B, T) ids, padded right, each row up to the end token of the answer in question.
             lengths: (B,) tokens of each row.
             images: (n, 3, S, S), or img_emb: (n, N, C), as VLM.embed takes them.
+            segments: (B, T) where rows hold several answers, as `data.pack` makes them.
 
         Returns:
-            (B,).
+            (B,), or with segments (answers of all rows,), row by row.
         """
         at = last_only(lengths, idx.shape[1])                        # (B, T)
-        hidden = self.vlm.hidden(idx, images, img_emb, at=at)        # (B, C)
+        if segments is not None:  # a row's last token, and each after which another answer begins
+            at[:, :-1] |= (segments[:, :-1] > 0) & (segments[:, :-1] < segments[:, 1:])
+        hidden = self.vlm.hidden(idx, images, img_emb, at=at, segments=segments)         # (B, C)
         return apply(self.head, hidden)
 
     def forward(

@@ -4,8 +4,8 @@
 
 `chosen` and `rejected` are texts, or lists of turns that begin alike and end in the two answers.
 
-    B pairs     rows 0 .. B-1 chosen, B .. 2B-1 rejected, so that both are read in one forward
-                pictures 0 .. B-1, looked at once
+Both answers stand in one row behind their prompt, see `data.pack`, so that prompt and picture are
+read once, and one forward has all.
 
 Used by: train_dpo.py.
 """
@@ -13,6 +13,8 @@ Used by: train_dpo.py.
 import difflib
 import hashlib
 import json
+import random
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from minivlm.checkpoint import write
 from minivlm.conversation import Turn, render
-from minivlm.data import Batch, collate
+from minivlm.data import Batch, collate, pack
 from minivlm.images import Pictures
 from minivlm.lora import adapters_off
 from minivlm.losses import IGNORE_INDEX, sequence_logprobs
@@ -74,6 +76,27 @@ def load_pairs(folder: str | Path, split: str) -> list[dict]:
     return load_checked(folder, split, "pairs", ("chosen", "rejected"), check_pair)
 
 
+def at_most(n: int, pairs: list[dict], seed: int) -> list[dict]:
+    """Pairs in random order, of each question n at most, or all if n is 0.
+
+    A ranking of K answers makes up to K (K - 1) / 2 pairs, so that long answers, which nearly
+    always differ, would have the most to say. (InstructGPT weighs prompts alike too.)
+
+    >>> asked = [{"from": "human", "value": "Why?"}]
+    >>> pair = {"conversations": asked, "rejected": "No."}
+    >>> len(at_most(1, [pair | {"chosen": "So."}, pair | {"chosen": "Yes."}], seed=0))
+    1
+    """
+    out, taken = [], Counter()
+    for r in random.Random(seed).sample(pairs, len(pairs)):
+        turns, *_ = split_pair(r)
+        question = json.dumps([r.get("image"), turns])
+        taken[question] += 1
+        if not n or taken[question] <= n:
+            out.append(r)
+    return out
+
+
 # --- rows ---
 
 
@@ -97,7 +120,7 @@ def changed_tokens(a: list[int], b: list[int], least: int = 3) -> tuple[list[boo
 
 @dataclass
 class PairBatch:
-    """B pairs: a Batch of 2B rows and B pictures, and (2B, T) how much each target counts."""
+    """B pairs: a Batch of B packed rows and B pictures, and (B, T) how much each target counts."""
 
     rows: Batch
     weights: Tensor
@@ -154,18 +177,17 @@ class PairMaker:
     def batch(self, pairs: list[dict]) -> PairBatch:
         """Render pairs and load their pictures."""
         made = [self.rows(r) for r in pairs]
-        answers = [m[1] for m in made] + [m[2] for m in made]
-        prompts = [m[0] for m in made] * 2
-        rows = [(p + a, [False] * len(p) + [True] * len(a)) for p, a in zip(prompts, answers)]
+        *rows, segments = zip(*(pack(prompt, answers) for prompt, *answers in made))
         images = [r["image"] for r in pairs if r.get("image")]
         batch = collate(
-            rows, self.tokenizer.pad, self.block_size, [r["id"] for r in pairs] * 2,
-            self.pictures.get(images) if images else None)
+            list(zip(*rows)), self.tokenizer.pad, self.block_size, [r["id"] for r in pairs],
+            self.pictures.get(images) if images else None, segments=segments)
         weights = torch.ones(batch.idx.shape)
         if self.changed != 1:
-            marks = [changed_tokens(chosen, rejected) for _, chosen, rejected in made]
-            for row, p, mark in zip(weights, prompts, [m for side in zip(*marks) for m in side]):
-                row[len(p) - 1:len(p) - 1 + len(mark)][torch.tensor(mark)] = self.changed
+            for b, (_, *answers) in enumerate(made):
+                marks = [mark for side in changed_tokens(*answers) for mark in side]
+                here = batch.targets[b] != IGNORE_INDEX              # (T,)
+                weights[b, here] += (self.changed - 1) * torch.tensor(marks)
         return PairBatch(batch, weights)
 
 
@@ -178,15 +200,17 @@ def pair_logprobs(
         average: as `losses.sequence_logprobs` takes it.
 
     Returns:
-        chosen (B,) and rejected (B,), weighted as the batch says; (2B, T) of tokens, unweighted.
+        chosen (B,) and rejected (B,), weighted as the batch says; (B, T) of tokens, unweighted.
     """
     rows, img_emb = batch.rows, None
     if rows.images is not None:
         img_emb = vlm.projector(vlm.vit.features(rows.images))       # (B, N, C)
-        img_emb = torch.cat([img_emb, img_emb])                      # (2B, N, C)
-    logp, _ = logprobs(vlm, vlm.config.image_id, rows.idx, rows.targets, img_emb, temperature=1.0)
-    mask = rows.targets != IGNORE_INDEX                              # (2B, T)
-    chosen, rejected = sequence_logprobs(logp, mask, batch.weights, average).chunk(2)
+    logp, _ = logprobs(vlm, vlm.config.image_id, rows.idx, rows.targets, img_emb, temperature=1.0,
+                       segments=rows.segments)
+    answers = rows.targets != IGNORE_INDEX                           # (B, T)
+    chosen, rejected = (
+        sequence_logprobs(logp, answers & (rows.segments == k), batch.weights, average)
+        for k in (1, 2))
     return chosen, rejected, logp
 
 

@@ -132,6 +132,8 @@ class Prompts:
 
 # --- answers ---
 
+N_PARTS = 4  # that a rollout is read in, rows of like length together
+
 
 def share_vit(vlms: Sequence[VLM]) -> None:
     """Let VLMs whose ViTs are equal use the very same one: one copy in memory, one look."""
@@ -145,9 +147,22 @@ def share_vit(vlms: Sequence[VLM]) -> None:
                 break
 
 
+def by_length(rows: Tensor, lengths: Tensor, n: int) -> list[Tensor]:
+    """Deal rows (b,) out in n parts, the shortest first: each is read without the others' pads.
+
+    Args:
+        lengths: (B,) tokens of all rows, of which these are some.
+
+    >>> by_length(torch.tensor([0, 2, 3]), torch.tensor([9, 5, 4, 6]), 2)
+    [tensor([2, 3]), tensor([0])]
+    """
+    ordered = rows[lengths[rows].argsort(stable=True).to(rows.device)]
+    return [part for part in ordered.tensor_split(n) if len(part)]
+
+
 def logprobs(
     model: nn.Module, image_id: int, idx: Tensor, targets: Tensor, img_emb: Tensor,
-    temperature: float, with_entropy: bool = False,
+    temperature: float, with_entropy: bool = False, segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each token of the answers, and the entropy of what it was drawn from.
 
@@ -160,12 +175,13 @@ def logprobs(
         model: a VLM, or one compiled.
         idx, targets: (B, T), -100 outside of the answers.
         img_emb: (B, N, C) of that model.
+        segments: (B, T) of packed rows, as GPT.hidden takes them.
 
     Returns:
         (B, T) nats, 0 outside of the answers; the same for the entropy, or None.
     """
     at = targets != IGNORE_INDEX                                     # (B, T)
-    logits = model(idx, img_emb=img_emb, at=at).float()              # (M, V)
+    logits = model(idx, img_emb=img_emb, at=at, segments=segments).float()       # (M, V)
     no_word = torch.arange(logits.shape[-1], device=logits.device) == image_id
     logits = (logits / temperature).masked_fill(no_word, -torch.inf)
     nothing = torch.zeros(at.shape, device=logits.device)            # (B, T)
@@ -181,13 +197,15 @@ def logprobs(
 class Rollout:
     """B answers that a policy drew, and all that PPO needs to know of them.
 
-    idx, targets: (B, T) dialogues as `collate` makes them; logp, ref_logp, entropy, values: (B, T);
-    feats, value_feats: (B, N, Cv), what the ViTs of policy and value model see; score: (B,); ended:
-    (B,) bool, whether the end token was written; answers: their ids, without it.
+    idx, targets: (B, T) dialogues as `collate` makes them, lengths: (B,) theirs; logp, ref_logp,
+    entropy, values: (B, T), 0 at pads; feats, value_feats: (B, N, Cv), what the ViTs of policy and
+    value model see; score: (B,); ended: (B,) bool, whether the end token was written; answers:
+    their ids, without it.
     """
 
     idx: Tensor
     targets: Tensor
+    lengths: Tensor
     logp: Tensor
     ref_logp: Tensor
     entropy: Tensor
@@ -265,26 +283,41 @@ def roll_out(
             seen_by[key] = vlm.vit.features(images)
         return vlm.projector(seen_by[key])                           # (B, N, C)
 
-    image_id = tokenizer.image
-    logp, entropy = logprobs(policy, image_id, seen.idx, seen.targets, look(policy), temperature,
-                             with_entropy=True)
+    image_id, every = tokenizer.image, torch.arange(len(rows), device=device)
+    logp, ref_logp, entropy, values = torch.zeros(4, *seen.idx.shape, device=device)
+    score = value_feats = None
+    img_emb = look(policy)
     feats, = seen_by.values()
     with adapters_off(ref):
-        ref_logp, _ = logprobs(ref, image_id, seen.idx, seen.targets, look(ref), temperature)
-    score = values = value_feats = None
+        ref_emb = look(ref)
+    if value_model is not None:
+        value_emb = look(value_model.vlm)
+        value_feats = seen_by[id(value_model.vlm.vit), False]
+    for part in by_length(every, seen.lengths, N_PARTS):
+        T = int(seen.lengths[part].max())
+        idx, targets = seen.idx[part, :T], seen.targets[part, :T]    # (b, T) each
+        logp[part, :T], entropy[part, :T] = logprobs(
+            policy, image_id, idx, targets, img_emb[part], temperature, with_entropy=True)
+        with adapters_off(ref):
+            ref_logp[part, :T], _ = logprobs(
+                ref, image_id, idx, targets, ref_emb[part], temperature)
+        if value_model is not None:
+            values[part, :T] = value_model(idx, img_emb=value_emb[part]).float()
     if reward_model is not None:
         # it scores at the last token of the answer, so it reads one token more
         rows = [read_row(p, said, end) for p, said in zip(batch.judged, drawn)]
         whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size, ids).to(device)
-        score = reward_model(whole.idx, whole.lengths, img_emb=look(reward_model.vlm))
+        score, img_emb = torch.zeros(len(rows), device=device), look(reward_model.vlm)
+        for part in by_length(every, whole.lengths, N_PARTS):
+            lengths = whole.lengths[part]
+            score[part] = reward_model(
+                whole.idx[part, :lengths.max()], lengths, img_emb=img_emb[part]).float()
         if not bool(score.isfinite().all()):
             said = tokenizer.decode(drawn[int(score.isfinite().int().argmin())])
             raise ValueError(f"the reward model's score of {said!r} is no finite number")
-    if value_model is not None:
-        values = value_model(seen.idx, img_emb=look(value_model.vlm))
-        value_feats = seen_by[id(value_model.vlm.vit), False]
     return Rollout(
-        idx=seen.idx, targets=seen.targets, logp=logp, ref_logp=ref_logp, entropy=entropy,
-        values=values, feats=feats, value_feats=value_feats, score=score, ended=ended,
+        idx=seen.idx, targets=seen.targets, lengths=seen.lengths, logp=logp, ref_logp=ref_logp,
+        entropy=entropy, values=values if value_model is not None else None, feats=feats,
+        value_feats=value_feats, score=score, ended=ended,
         answers=[ids[: len(ids) - (ids[-1] == end)] for ids in drawn],
     )

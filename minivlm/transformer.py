@@ -75,6 +75,32 @@ def attention_mask(positions: Tensor, n_keys: int, prefix: Tensor | None = None)
     return mask if prefix is None else mask | (keys < prefix[:, None, None, None])
 
 
+def segment_mask(segments: Tensor) -> Tensor:
+    """Say which key each query may see where a row holds a prompt and several answers to it.
+
+        mask[b, 0, t, j] = j <= t  and  segments[b, j] in (0, segments[b, t])
+
+    So each answer reads on from the prompt as if it stood there alone, and the prompt is read once
+    for all of them. How many keys a query sees is how far it stands from its own beginning.
+
+    Args:
+        segments: (B, T), 0 at the prompt, k at the k-th answer, -1 at pads.
+
+    Returns:
+        (B, 1, T, T) bool, True where the key counts.
+
+    >>> segment_mask(torch.tensor([[0, 1, 1, 2]]))[0, 0].int()
+    tensor([[1, 0, 0, 0],
+            [1, 1, 0, 0],
+            [1, 1, 1, 0],
+            [1, 0, 0, 1]], dtype=torch.int32)
+    """
+    T = segments.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
+    keys, queries = segments[:, None, None, :], segments[:, None, :, None]
+    return causal & ((keys == 0) | (keys == queries))                # (B, 1, T, T)
+
+
 def last_only(lengths: Tensor, T: int) -> Tensor:
     """(B,) lengths -> (B, T) bool, True at each row's last token.
 

@@ -97,7 +97,7 @@ class VLM(nn.Module):
     ) -> Tensor:
         """Score the next token at every position: (B, T) ids and pictures -> (B, T, V) logits.
 
-        `at`, `prefix`, `cache` and `positions` are those of GPT.hidden.
+        `at`, `prefix`, `cache`, `positions` and `segments` are those of GPT.hidden.
         """
         return self.gpt(emb=self.embed(idx, images, img_emb), **options)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Stage 4 by DPO, beside PPO (3 seeds): plain DPO, Silkie's way (a pool of chatbots, a judge), PPO with a
+# Stage 4 by DPO, beside PPO (3 seeds): DPO, Silkie's way (a pool of chatbots, a judge), PPO with a
 # reward model that is told facts (LLaVA-RLHF's way), each on five axes; then, with seed 0, the judge's
 # error rate, the losses of the family, further rounds, and LoRA. Needs what results/preferences.sh
-# leaves behind; writes results/dpo/. About 110 minutes on two CPU cores.
+# leaves behind; writes results/dpo/. About 60 minutes on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -42,12 +42,15 @@ for seed in ${SEEDS:-0 1 2}; do
 done
 if [ -n "${MORE-yes}" ]; then
     for error in 0 2 4 8; do  # tenths
-        rank judge$error runs/seed0/sft 0 --rater judge-sim --error_rate 0.$error
+        rank judge$error "" 0 --answers $data/preferences_seed0.jsonl \
+            --rater judge-sim --error_rate 0.$error
         dpo judge$error 0 $(on judge$error 0)
     done
+    dpo plain 0 --no-average --changed 1 --beta 0.3
+    dpo all_pairs 0 --per_question 0
     dpo cdpo 0 --label_smoothing 0.2
-    dpo ipo 0 --kind ipo --average --beta 0.5
-    dpo dense 0 --changed 5 --average --beta 1
+    dpo hinge 0 --kind hinge
+    dpo ipo 0 --kind ipo
     dpo lora 0 --lora 8 --lr 1e-3
     for round in 2 3; do
         before=$([ $round = 2 ] && echo dpo || echo dpo2)

@@ -32,10 +32,10 @@ KINDS = ("exist", "color", "hidden", "detail", "unknowable", "private")
 CURVES = (  # what of which stages, against what
     (("lm", "align", "sft"), "val_loss", "loss of held-out text, nats a token"),
     (("clip",), "val_loss", "InfoNCE of held-out pairs, nats"),
-    (("reward",), "accuracy/all", "held-out pairs in people's order"),
+    (("reward",), "accuracy/all", "held-out pairs in the simulated human's order"),
     (("ppo", "dpo"), "val_true_score", "true score, by the scene (1 .. 5)"),
     (("ppo", "dpo"), "val_kl_answer", "KL to the chatbot, nats an answer"),
-    (("dpo",), "val_accuracy", "held-out pairs in people's order, implicit rewards"),
+    (("dpo",), "val_accuracy", "held-out pairs, by implicit rewards"),
 )
 PANEL, GAP, HIGH = 330, 110, 300  # pixels
 COLOR = dict(zip(NAMES, ("#1f5fa8", "#1f5fa8", "#777777", "#8a4fa0", "#5a9a3c", "#1f5fa8",

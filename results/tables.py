@@ -86,7 +86,7 @@ DIALOGUES = {
     "answers/unknowable": "answers: not sure, where nobody could be",
 }
 REWARD = {
-    "accuracy/gap_1-": "agrees with (simulated) people, where true ratings differ by 1 or more",
+    "accuracy/gap_1-": "agrees with people, where true ratings differ by 1 or more",
     "accuracy/gap_0.5-1": "agrees with people, where they differ by .5 to 1",
     "accuracy/gap_0-0.5": "agrees with people, where they differ by less",
     "truth/all": "agrees with the true ratings",
@@ -128,8 +128,9 @@ AXES = {
 METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO",
            "ppo_facts": "PPO, facts, half the reward steps (LLaVA-RLHF)",
            "silkie": "DPO, pool and judge (Silkie)"}
-FAMILY = {"dpo": "DPO", "cdpo": "cDPO", "ipo": "IPO", "dense": "dense", "lora": "LoRA",
-          "dpo2": "second round", "dpo3": "third round"}
+FAMILY = {"dpo": "DPO, dense", "plain": "DPO, plain", "all_pairs": "all pairs", "cdpo": "cDPO",
+          "hinge": "hinge", "ipo": "IPO", "lora": "LoRA", "dpo2": "second round",
+          "dpo3": "third round"}
 AMOUNTS = {str(n): f"{n:,}" for n in (1000, 3000, 10000, 30000)}
 LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
@@ -392,7 +393,7 @@ def reward_table() -> list[str]:
     rows = {label: best_rows(name) for name, label in models.items() if best_rows(name)}
     if not rows:
         return []
-    lines = ["| held-out answers, pair by pair | " + " | ".join(
+    lines = ["| held-out answers, pair by pair; people are simulated | " + " | ".join(
         f"{label}, {len(r)} seed{'s' * (len(r) > 1)}" for label, r in rows.items()) + " |",
         "|---" * (len(rows) + 1) + "|"]
     for key in REWARD:

@@ -384,12 +384,13 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_texts(
 
 def test_beams_with_pictures_do_not_depend_on_who_shares_the_batch(talker, images):
     """Catches: a beam that sees another row's picture, a row cut short as its neighbor ends."""
-    prompts = [[1, *PICTURE, 2, 3], [*PICTURE, 4], [5, 6, *PICTURE, 7, 8, 9]]
     options = {"n_beams": 3, "max_new_tokens": 6, "stop": 11}
-    together = beam_search(talker, images, prompts, **options)
-    for i, prompt in enumerate(prompts):
-        [(ids, score)] = beam_search(talker, images[i:i + 1], [prompt], **options)
-        assert together[i][0] == ids and together[i][1] == pytest.approx(score, abs=1e-4)
+    for use_cache in (True, False):
+        together = beam_search(talker, images, PROMPTS, use_cache=use_cache, **options)
+        for i, (prompt, own) in enumerate(zip(PROMPTS, OF_ROW)):
+            pictures = None if own is None else images[own]
+            [(ids, score)] = beam_search(talker, pictures, [prompt], **options)
+            assert together[i][0] == ids and together[i][1] == pytest.approx(score, abs=1e-4)
 
 
 def test_a_wider_beam_finds_no_worse_a_text(small_gpt):
@@ -456,10 +457,37 @@ def test_beam_search_refuses_what_it_cannot_do(small_gpt, talker, images):
     """Catches: no beam at all, and pictures that belong to no row."""
     with pytest.raises(ValueError, match="n_beams 0 is below 1"):
         beam_search(small_gpt, None, [[1]], n_beams=0, max_new_tokens=2, stop=0)
-    with pytest.raises(ValueError, match="3 pictures do not divide among 2 rows"):
+    with pytest.raises(ValueError, match="image placeholders, but 3 pictures"):
         beam_search(
             talker, images, [[1, *PICTURE], [2, *PICTURE]], n_beams=2, max_new_tokens=2, stop=0
         )
+
+
+# --- several answers to a prompt ---
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_copies_of_a_prompt_are_read_once_and_answered_as_rows_of_their_own(
+    talker, images, use_cache: bool
+):
+    """Against every prompt given three times. Catches: copies that share a cache, a length or
+    another row's picture; rows dealt out in another order."""
+    reads = []
+    talker.vit.patch.register_forward_hook(lambda _, args, out: reads.append(len(out)))
+    options = {"max_new_tokens": 8, "stop": 11, "use_cache": use_cache, "temperature": 0.8}
+    got = generate(talker, images, PROMPTS, n_copies=3,
+                   generator=torch.Generator().manual_seed(1), **options)
+    assert reads[0] == 3, "each picture is looked at once"
+    many = [p for p in PROMPTS for _ in range(3)]
+    of_rows = torch.cat([images[own] for own in OF_ROW if own for _ in range(3)])
+    want = generate(talker, of_rows, many, generator=torch.Generator().manual_seed(1), **options)
+    assert got == want and len({tuple(ids) for ids in got[:3]}) > 1, "copies that do not differ"
+
+
+def test_no_copies_are_refused(small_gpt):
+    """Catches: a batch without rows."""
+    with pytest.raises(ValueError, match="0 rows of each prompt are below 1"):
+        generate(small_gpt, None, [[1]], max_new_tokens=2, stop=0, n_copies=0)
 
 
 # --- repetition and given answers ---

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minivlm.data import pack
 from minivlm.gpt import GPT
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 
@@ -46,6 +47,27 @@ def test_prefixes_of_different_rows_do_not_mix(gpt):
         alone = gpt(idx[b:b + 1], prefix=lengths[b:b + 1])[0]
         torch.testing.assert_close(together[b], alone, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(together[0], gpt(idx)[0], rtol=1e-4, atol=1e-4)  # no prefix: causal
+
+
+def test_packed_answers_are_read_as_if_each_stood_alone(gpt):
+    """Catches: positions that count on over another answer, an answer that sees its neighbor, a
+    context that is filled by all answers together."""
+    prompt, answers = ids(1, 4)[0].tolist(), [ids(1, n)[0].tolist() for n in (9, 11, 10)]
+    rows, segments = zip(*((row, of) for row, _, of in (
+        pack(prompt, answers), pack(prompt[:3], answers[:1]))))
+    T = max(map(len, rows))
+    assert T > gpt.config.block_size >= 4 + 11
+    idx = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+    segments = torch.tensor([row + [-1] * (T - len(row)) for row in segments])
+    together = gpt(idx, segments=segments)
+    for b, k, text in ((0, 1, prompt + answers[0]), (0, 2, prompt + answers[1]),
+                       (0, 3, prompt + answers[2]), (1, 1, prompt[:3] + answers[0])):
+        here = (segments[b] == 0) | (segments[b] == k)
+        alone = gpt(torch.tensor([text]))[0]
+        torch.testing.assert_close(together[b, here], alone, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="text has"):
+        row, _, of = pack(prompt, [[1] * gpt.config.block_size, [2]])
+        gpt(torch.tensor([row]), segments=torch.tensor([of]))
 
 
 def test_pads_on_the_right_are_inert(gpt):

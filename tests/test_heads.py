@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minivlm.data import collate, pack
 from minivlm.heads import RewardModel, ValueModel
 
 PICTURE = [258] * 4  # image tokens a picture, and the placeholder's id, of conftest's tiny models
@@ -23,6 +24,22 @@ def test_a_score_is_read_at_the_last_real_token(vlm):
     assert ((model(IDX, LENGTHS, images.roll(1, 0)) - score).abs() > 1e-4).all()
     img_emb = vlm.projector(vlm.vit.features(images))
     torch.testing.assert_close(model(IDX, LENGTHS, img_emb=img_emb), score)
+
+
+def test_packed_answers_are_scored_as_if_each_stood_alone(vlm):
+    """Catches a score of another answer, of another place, or in another order."""
+    model, images = RewardModel(vlm).eval(), torch.randn(2, 3, 16, 16)
+    asked = [([1, *PICTURE, 2], [[3, 4, 5], [6], [7, 8]]), ([*PICTURE, 9], [[4, 257]])]
+    rows, segments = [], []
+    for prompt, answers in asked:
+        *row, of = pack(prompt, [*answers[:-1], answers[-1] + [0]])  # one more, which nobody reads
+        rows.append(row)
+        segments.append(of)
+    batch = collate(rows, 257, 16, None, images, segments=segments)
+    got = model.raw(batch.idx, batch.lengths, images, segments=batch.segments)
+    want = [model.raw(torch.tensor([prompt + a]), torch.tensor([len(prompt + a)]), images[b:b + 1])
+            for b, (prompt, answers) in enumerate(asked) for a in answers]
+    torch.testing.assert_close(got, torch.cat(want), rtol=1e-4, atol=1e-5)
 
 
 def test_a_fresh_reward_head_is_drawn_as_published():

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from data import layouts, preferences
+from data.pool import ask_pool
 from minivlm import checkpoint
 from minivlm.rankings import check_ranking
 from test_instruct import read, scene
@@ -114,13 +115,15 @@ def test_a_pool_of_models_takes_turns_and_a_simulated_judge_drops_ties(tmp_path,
         run=f"{tmp_path}/a, {tmp_path}/b", data=str(tmp_path), n=12, n_val=4, k=4,
         max_new_tokens=4, rater="judge-sim", error_rate=1.0)
     asked = read(tmp_path / "prompts.jsonl")
-    both = dict((q["id"], answers) for q, answers in preferences.ask_pool(asked, pool))
-    one, other = (
-        {q["id"]: set(answers) for q, answers in preferences.ask_pool(
-            asked, dataclasses.replace(pool, run=f"{tmp_path}/{name}", k=2))} for name in "ab")
+
+    def ask(runs: list[str], k: int) -> dict[str, set[str]]:
+        return {q["id"]: set(answers) for q, answers in ask_pool(
+            asked, runs, tmp_path, k, (1.0, 1.5), 4, 100, torch.device("cpu"), seed=0)}
+
+    both, one, other = ask(pool.run.split(","), 4), *(ask([f"{tmp_path}/{x}"], 2) for x in "ab")
     assert both.keys() == one.keys() and all(both[i] for i in both)
     for mine, theirs in ((one, other), (other, one)):
-        assert any(set(both[i]) & (mine[i] - theirs[i]) for i in both)
+        assert any(both[i] & (mine[i] - theirs[i]) for i in both)
     preferences.main(pool)
     rows = read(tmp_path / "preferences.jsonl")
     assert rows and {r["rater"] for r in rows} == {"judge-sim"}
@@ -130,6 +133,16 @@ def test_a_pool_of_models_takes_turns_and_a_simulated_judge_drops_ties(tmp_path,
                    for i in range(len(means)) for j in range(len(means)))
     assert len({v for r in rows for x in r["ratings"] for v in x.values()}) == 5
     assert all(p["gap"] > 0 for p in read(tmp_path / "preferences_pairs.jsonl"))
+
+    again = dataclasses.replace(pool, answers=f"{tmp_path}/preferences.jsonl", seed=7,
+                                out=f"{tmp_path}/again.jsonl", n_val=1)
+    preferences.main(again)
+    files = (tmp_path / f"again{side}.jsonl" for side in ("", "_val"))
+    rated = {r["id"]: r for file in files for r in read(file)}
+    drawn = {r["id"]: r for r in rows + read(tmp_path / "preferences_val.jsonl")}
+    assert rated and rated.keys() <= drawn.keys()  # those whose ratings are ties now are not there
+    for i, r in rated.items():
+        assert r["responses"] == drawn[i]["responses"] and r["ratings"] != drawn[i]["ratings"]
 
 
 def test_peoples_rankings_are_taken_and_what_cannot_be_used_is_counted(tmp_path):

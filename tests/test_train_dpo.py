@@ -13,7 +13,7 @@ import torch
 from minivlm import pairs
 from minivlm.conversation import render
 from minivlm.losses import IGNORE_INDEX
-from minivlm.pairs import PairMaker, changed_tokens, load_pairs, pair_logprobs, split_pair
+from minivlm.pairs import PairMaker, at_most, changed_tokens, load_pairs, pair_logprobs, split_pair
 from test_train_ppo import changed, weights
 from test_train_scripts import config_of, rows_of
 
@@ -86,21 +86,25 @@ def noise(tmp_path):
     return tmp_path
 
 
-def test_both_answers_of_a_pair_stand_in_one_batch_about_one_picture(noise, vlm, tokenizer):
+def test_both_answers_of_a_pair_stand_in_one_row_behind_their_prompt(noise, vlm, tokenizer):
     """Catches sides mixed up, a weight one token off, a target inside of the prompt."""
     asked = [{"from": "human", "value": "<image>\nWhat?"}]
     records = [pair(conversations=asked),
                pair(conversations=asked, chosen="A red ring...", rejected="A red star...")]
     batch = PairMaker(noise, vlm, tokenizer, changed=5.0).batch(records)
     rows = batch.rows
-    assert len(rows.idx) == 4 and len(rows.images) == 2 and batch.weights.shape == rows.idx.shape
-    for row, r, side in zip(range(4), records * 2, ("chosen",) * 2 + ("rejected",) * 2):
-        answer = tokenizer.encode(r[side]) + [tokenizer.end]
-        assert rows.targets[row][rows.targets[row] != IGNORE_INDEX].tolist() == answer
-        prompt, _ = render(asked, tokenizer, vlm.config.vit.n_tokens)
-        assert rows.idx[row, : len(prompt)].tolist() == prompt
-    heavy = [tokenizer.decode(rows.targets[i][batch.weights[i] == 5].tolist()) for i in (1, 3)]
-    assert heavy == ["ring", "star"]  # tokens are bytes here; the rest is common to both
+    assert len(rows.idx) == len(rows.images) == 2 and batch.weights.shape == rows.idx.shape
+    prompt, _ = render(asked, tokenizer, vlm.config.vit.n_tokens)
+    for b, r in enumerate(records):
+        assert rows.idx[b, : len(prompt)].tolist() == prompt
+        for k, side in ((1, "chosen"), (2, "rejected")):
+            answer = tokenizer.encode(r[side]) + [tokenizer.end]
+            here = (rows.segments[b] == k) & (rows.targets[b] != IGNORE_INDEX)
+            assert rows.targets[b][here].tolist() == answer
+            # what predicts an answer: the prompt's last token, then the answer but its end
+            assert rows.idx[b][here].tolist() == prompt[-1:] + answer[:-1]
+    heavy = tokenizer.decode(rows.targets[1][batch.weights[1] == 5].tolist())
+    assert heavy == "ringstar"  # tokens are bytes here; the rest is common to both
     assert set(batch.weights.unique().tolist()) == {1.0, 5.0}
 
 
@@ -120,6 +124,21 @@ def test_log_probabilities_are_those_of_each_answer_read_alone(noise, vlm, token
             logp = logits.log_softmax(-1)[len(prompt) - 1:-1]
             want = logp[range(len(answer)), answer].sum()
             torch.testing.assert_close(got[b], want, rtol=1e-4, atol=1e-4)
+
+
+def test_each_question_gives_as_many_pairs_as_it_may_at_random():
+    """Catches a question with six pairs that counts six times, and always the same pair of it."""
+    asked = {i: [{"from": "human", "value": f"<image>\nWhat? {i}"}] for i in range(3)}
+    many = [pair(conversations=asked[i], chosen=f"Answer {k}.") for i, n in enumerate((1, 2, 6))
+            for k in range(n)]
+    for n, want in ((1, [1, 1, 1]), (2, [1, 2, 2]), (0, [1, 2, 6])):
+        taken = at_most(n, many, seed=0)
+        assert [sum(r["conversations"] == asked[i] for r in taken) for i in range(3)] == want
+        assert len({(str(r["conversations"]), r["chosen"]) for r in taken}) == sum(want)
+    assert at_most(1, many, 0) == at_most(1, many, 0)
+    assert len({str(at_most(1, many, seed)) for seed in range(9)}) > 3
+    other = [pair(image="train.npy#3"), pair(image="train.npy#2")]
+    assert len(at_most(1, other, 0)) == 2, "the same words about another picture"
 
 
 # --- a run ---
@@ -145,16 +164,16 @@ def test_overfitting_a_batch_separates_its_pairs(runs, folder, tmp_path):
         (tmp_path / name).symlink_to(folder / name)
     script, cfg = config_of("dpo", folder, runs, data=str(tmp_path), split="few", val_split="few",
                             out=str(tmp_path / "o"), steps=40, eval_every=40, prompts="", lr=1e-2,
-                            muon_lr=0.02)
+                            muon_lr=0.02, per_question=0)
     row = script.main(cfg)
     assert row["val_accuracy"] == 1 and row["val_loss"] < 0.4 and row["val_margin"] > 0.5
     assert "val_true_score" not in row
 
 
 @pytest.mark.parametrize("changes", [
-    {"kind": "ipo"}, {"kind": "ipo", "average": True}, {"kind": "hinge"}, {"label_smoothing": 0.2},
-    {"kind": "robust", "label_smoothing": 0.2}, {"beta": 1.0}, {"average": True}, {"changed": 5.0},
-    {"sft_coef": 1.0}, {"freeze_vit": False}, {"n_pairs": 7},
+    {"kind": "ipo"}, {"kind": "ipo", "average": False}, {"kind": "hinge"}, {"label_smoothing": 0.2},
+    {"kind": "robust", "label_smoothing": 0.2}, {"beta": 1.0}, {"average": False}, {"changed": 1.0},
+    {"sft_coef": 1.0}, {"freeze_vit": False}, {"per_question": 0},
 ])
 def test_every_choice_reaches_the_policy(changes, runs, folder, tmp_path):
     """Catches a flag of train_dpo.py without effect."""
@@ -196,8 +215,8 @@ def test_a_cache_of_another_model_other_pairs_or_another_sum_is_refused(runs, fo
     other = changed(runs / "sft", tmp_path,
                     lambda state: next(iter(state["model"].values())).view(-1)[0].add_(1))
     for changes, words in (
-        ({"init": other}, "of other weights"), ({"average": True}, "of other average"),
-        ({"changed": 2.0}, "of other changed"), ({"n_pairs": 9}, "of other pairs"),
+        ({"init": other}, "of other weights"), ({"average": False}, "of other average"),
+        ({"changed": 2.0}, "of other changed"), ({"per_question": 0}, "of other pairs"),
         ({"val_split": "preferences_pairs", "init": other}, "of other pairs, weights"),
     ):
         script, cfg = config_of("dpo", folder, runs, out=str(tmp_path / "o"), ref_logps=str(cache),

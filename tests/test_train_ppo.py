@@ -90,7 +90,7 @@ def test_a_higher_score_is_learned(runs, folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("changes", [
     {"whiten_rewards": True}, {"kl": "k3"}, {"length_penalty": 2.0}, {"end_penalty": 5.0},
     {"gamma": 0.9}, {"lam": 0.5}, {"clip_eps": 1e-4}, {"value_clip": 1e-4}, {"temperature": 0.7},
-    {"kl_coef": 1.0}, {"value_lr": 0.05}, {"max_kl": 1e-9}, {"minibatches": 2},
+    {"kl_coef": 1.0}, {"value_lr": 0.05}, {"max_kl": 1e-9}, {"minibatches": 2, "grad_accum": 1},
 ])
 def test_every_choice_reaches_the_weights(changes, runs, folder, tmp_path):
     """Catches a flag that is read and has no effect."""

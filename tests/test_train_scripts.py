@@ -322,7 +322,7 @@ def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys):
     ("ppo", {"max_new_tokens": 250}, "more than the context"),
     ("ppo", {"split": "nothing"}, "no data at"), ("ppo", {"records": "val"}, "no picture train"),
     ("ppo", {"reward": "nowhere"}, "train_reward.py"), ("ppo", {"batch_size": 9999}, "larger than"),
-    ("ppo", {"minibatches": 7}, "minibatches times grad_accum, 7 is more than"),
+    ("ppo", {"minibatches": 7, "grad_accum": 1}, "minibatches times grad_accum, 7 is more than"),
     ("dpo", {"init": "clip"}, "stage 'clip'"), ("dpo", {"kind": "kto"}, "kind 'kto'"),
     ("dpo", {"beta": 0.0}, "beta is 0.0"), ("dpo", {"split": "nothing"}, "no pairs at"),
     ("dpo", {"kind": "ipo", "label_smoothing": 0.1}, "label_smoothing is 0.1 for kind ipo"),

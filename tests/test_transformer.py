@@ -8,6 +8,7 @@ from conftest import stir
 from torch import nn
 
 from minivlm.transformer import Attention, Block, KVCache, activation, attention_mask, init_weights
+from minivlm.transformer import segment_mask
 
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
 
@@ -140,11 +141,30 @@ def test_causal_mask_counts_absolute_positions():
     assert mask[:, 0, 0].tolist() == [[True, True, True, False], [True, False, False, False]]
 
 
+def test_segment_mask_is_exact():
+    """Catches: an answer that reads another one, or ahead; a pad that anything reads.
+
+    Row 0: a prompt of two, an answer of two, one of one; row 1: a prompt, an answer, two pads.
+    """
+    mask = segment_mask(torch.tensor([[0, 0, 1, 1, 2], [0, 1, 1, -1, -1]]))
+    assert mask.shape == (2, 1, 5, 5) and mask.dtype == torch.bool
+    by_hand = torch.tensor([
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ])
+    assert torch.equal(mask[0, 0], by_hand.bool())
+    assert torch.equal(mask[1, 0, :3, :3], CAUSAL[:3, :3]) and not mask[1, 0, :3, 3:].any()
+
+
 def test_every_query_sees_at_least_itself():
     """Catches: a row of the softmax with no key, which gives nan."""
     for length in range(6):
         mask = attention_mask(positions(1, 5), 5, torch.tensor([length]))[0, 0]
         assert mask.diagonal().all()
+    assert segment_mask(torch.tensor([[0, 1, 2, -1, -1]]))[0, 0].diagonal().all()
 
 
 # --- cache ---

@@ -1,0 +1,98 @@
+"""Answers to be ranked: drawn from one chatbot or a pool of them, or taken from a file of rankings.
+
+Source: a pool of models that answer: Silkie, arXiv:2312.10665, section 3. Used by: preferences.py.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minivlm import checkpoint
+from minivlm.generate import generate
+from minivlm.images import Pictures
+from minivlm.measure import prompt_of
+from minivlm.tokenizer import Tokenizer
+from minivlm.vlm import VLM
+
+Answered = list[tuple[dict, list[str]]]  # questions, each with its answers
+
+
+def sample(
+    model: VLM, pictures: Pictures, tokenizer: Tokenizer, questions: list[dict], k: int,
+    temperatures: Sequence[float], max_new_tokens: int, batch_size: int, seed: int,
+) -> Iterator[tuple[dict, list[str]]]:
+    """Each question with k drawn answers a temperature, which take turns.
+
+    The second temperature is a hot one. Where the model is sure, its own draws are all alike; but a
+    reward model that has never seen a refusal left out, say, will not miss it either. Questions
+    whose known answers are equally long are asked together, since a batch takes as long as its
+    longest answer.
+    """
+    questions = sorted(questions, key=lambda q: len(q.get("answer", "")))
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    for start in tqdm(range(0, len(questions), batch_size), desc="sampling", disable=None):
+        part = questions[start:start + batch_size]
+        prompts = [prompt_of(q["question"], model, tokenizer) for q in part]
+        images = pictures.get([q["image"] for q in part])
+        drawn = [
+            generate(model, images, prompts, n_copies=k, stop=tokenizer.end, temperature=t,
+                     max_new_tokens=max_new_tokens, generator=generator)
+            for t in temperatures
+        ]
+        texts = [tokenizer.decode(ids).strip() for turn in zip(*drawn) for ids in turn]
+        each = len(texts) // len(part)
+        for i, q in enumerate(part):
+            yield q, texts[each * i:each * (i + 1)]
+
+
+def ask_pool(
+    questions: list[dict], runs: Sequence[str], data: str | Path, k: int,
+    temperatures: Sequence[float], max_new_tokens: int, batch_size: int, device: torch.device,
+    seed: int,
+) -> Answered:
+    """Each question with up to k different answers: the first different ones of all draws.
+
+    Of several models each draws its share, and they take turns. A question that gets only one
+    answer has nothing to rank.
+
+    Args:
+        runs: run folders of chatbots.
+        data: the folder that holds the pictures.
+        temperatures: of drawing; each model draws as many answers at each.
+        batch_size: questions at a time.
+
+    Raises:
+        FileNotFoundError, ValueError: for a run that cannot be asked.
+    """
+    states = [checkpoint.load(name.strip(), ("sft", "ppo", "dpo")) for name in runs]
+    drawn: dict[str, list[list[str]]] = {q["id"]: [] for q in questions}
+    for state in states:
+        tokenizer = Tokenizer.from_text(state["tokenizer"])
+        model = VLM.from_checkpoint(state).to(device).eval()
+        pictures = Pictures(data, model.vit.config.image_size)
+        for q, texts in sample(model, pictures, tokenizer, questions, -(-k // len(states)),
+                               temperatures, max_new_tokens, batch_size, seed):
+            drawn[q["id"]].append(texts)
+    out = []
+    for q in questions:
+        by_turns = [t for turn in zip(*drawn[q["id"]]) for t in turn if t]
+        out.append((q, list(dict.fromkeys(by_turns))[:k]))
+    return out
+
+
+def answered(questions: list[dict], path: Path) -> Answered:
+    """Each question with the answers that a file of rankings has for it, or the one held out of it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    said: dict[str, list[str]] = {}
+    for name in (path.name, f"{path.stem}_val{path.suffix}"):
+        for line in path.with_name(name).read_text("utf-8").splitlines():
+            r = json.loads(line)
+            said[r["id"]] = r["responses"]
+    return [(q, said.get(q["id"], [])) for q in questions]
