@@ -51,7 +51,7 @@ class Config:
     init: str = "runs/sft"  # where policy and reference come from: sft, or dpo, ppo to go on
     ref_logps: str = ""  # file of the reference's log-probabilities; empty = one in the run folder
     out: str = "runs/dpo"  # run folder
-    per_question: int = 1  # pairs of a question to learn from at most, at random; 0 = all
+    per_question: int = 1  # pairs of each question at most, at random; 0 = all
     n_val_pairs: int = 640  # pairs to measure with, at random; 0 = all
     steps: int = 200  # optimizer steps
     batch_size: int = 64  # pairs a step
@@ -62,7 +62,7 @@ class Config:
     warmup: int = 10  # steps until the peak rate
     grad_clip: float = 1.0  # largest norm of the gradient
     kind: str = "sigmoid"  # sigmoid (DPO), robust, hinge or ipo
-    beta: float = 5.0  # what a nat a token off the reference is worth (of sums, Silkie: .1)
+    beta: float = 5.0  # what a nat a token off the reference is worth (--no-average, Silkie: .1)
     label_smoothing: float = 0.0  # share of wrong labels, of sigmoid (cDPO) and robust
     average: bool = True  # an answer's mean over its tokens (RLHF-V, TRL's ipo), else its sum
     changed: float = 5.0  # weight of tokens that only one of both answers has (RLHF-V: 5)
@@ -96,7 +96,7 @@ def read_pairs(
     model: VLM, batch: PairBatch, ref_logp: Tensor, cfg: Config
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss () of B pairs, and what is logged of them, means () over pairs. ref_logp: (B, 2)."""
-    chosen, rejected, logp = pair_logprobs(model, batch, cfg.average)            # (B,), (B,)
+    chosen, rejected, logp = pair_logprobs(model, batch, cfg.average)            # (B,) (B,) (B, T)
     ref_chosen, ref_rejected = ref_logp.unbind(1)
     loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, cfg.beta, cfg.kind,
                     cfg.label_smoothing).mean()
@@ -145,9 +145,9 @@ def main(cfg: Config) -> dict[str, float]:
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
-    pairs, held_out = (load_pairs(cfg.data, s) for s in (cfg.split, cfg.val_split))
-    pairs = at_most(cfg.per_question, pairs, cfg.seed)
-    held_out = at_most(0, held_out, cfg.seed)[: cfg.n_val_pairs or None]
+    pairs, held_out = (at_most(cfg.per_question, load_pairs(cfg.data, split), cfg.seed)
+                       for split in (cfg.split, cfg.val_split))
+    held_out = held_out[: cfg.n_val_pairs or None]
     maker = PairMaker(cfg.data, model, tokenizer, cfg.changed)
     lengths = torch.tensor([maker.length(r) for r in pairs + held_out])
     places = torch.arange(len(held_out)).split(64)

@@ -216,9 +216,10 @@ def main(cfg: Config) -> dict[str, float]:
                 share = m.sum() / mask[rows].sum()
                 ((loss + value_loss) * share).backward()
                 new_kl = masked_mean(kl_estimate(old_logp, logp.detach(), "k3"), m)
-                off = (logp.detach() - old_logp).exp().sub(1).abs().max()
+                off = float((logp.detach() - old_logp).exp().sub(1).abs().max())
+                figures[-1]["ratio_off"] = max(figures[-1]["ratio_off"], off)
                 for name, value in (("loss", loss), ("value_loss", value_loss), ("new_kl", new_kl),
-                                    ("clip_fraction", clip), ("ratio_off", off)):
+                                    ("clip_fraction", clip)):
                     figures[-1][name] += float(value.detach() * share)
             log.check(figures[-1]["loss"] + figures[-1]["value_loss"], step,
                       [batch.questions[i]["id"] for i in rows.tolist()])

@@ -150,7 +150,7 @@ def main(cfg: Config) -> dict[str, float]:
             if r.get("ratings"):
                 ratings[b, :n] = torch.tensor([rating_of(x) for x in r["ratings"]])
         batch = collate(rows, tokenizer.pad, config.gpt.block_size, [r["id"] for r in records],
-                        pictures.get([r["image"] for r in records]), segments=segments)
+                        pictures.get([r["image"] for r in records]), [1] * len(records), segments)
         return batch, ranks, ratings
 
     def make_parts(step: int) -> list[Part]:
@@ -212,7 +212,7 @@ def main(cfg: Config) -> dict[str, float]:
             margin = cfg.margin * (ratings[:, :, None] - ratings[:, None]).clamp(min=0)
             with run.autocast(device, cfg.dtype):
                 scores = step_score(model, batch, ranks)             # (B, K)
-            mean = scores.masked_fill(ranks == 0, 0).sum(1) / (ranks > 0).sum(1)
+            mean = scores.sum(1) / (ranks > 0).sum(1)                # 0 stands where no answer does
             part_loss = ranking_loss(scores, ranks, margin) + cfg.center * mean.square().mean()
             part_loss = part_loss * len(ranks) / cfg.batch_size
             part_loss.backward()

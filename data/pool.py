@@ -3,7 +3,6 @@
 Source: a pool of models that answer: Silkie, arXiv:2312.10665, section 3. Used by: preferences.py.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint
+from minivlm.data import load_records
 from minivlm.generate import generate
 from minivlm.images import Pictures
 from minivlm.measure import prompt_of
@@ -24,12 +24,10 @@ def sample(
     model: VLM, pictures: Pictures, tokenizer: Tokenizer, questions: list[dict], k: int,
     temperatures: Sequence[float], max_new_tokens: int, batch_size: int, seed: int,
 ) -> Iterator[tuple[dict, list[str]]]:
-    """Each question with k drawn answers a temperature, which take turns.
+    """Each question with k draws at each temperature, first one of each, then the next.
 
-    The second temperature is a hot one. Where the model is sure, its own draws are all alike; but a
-    reward model that has never seen a refusal left out, say, will not miss it either. Questions
-    whose known answers are equally long are asked together, since a batch takes as long as its
-    longest answer.
+    Questions whose known answers are equally long are asked together, since a batch takes as long
+    as its longest answer.
     """
     questions = sorted(questions, key=lambda q: len(q.get("answer", "")))
     device = next(model.parameters()).device
@@ -62,7 +60,10 @@ def ask_pool(
     Args:
         runs: run folders of chatbots.
         data: the folder that holds the pictures.
-        temperatures: of drawing; each model draws as many answers at each.
+        k: answers to keep; each model draws k / (number of models) of them, rounded up, at each
+            temperature.
+        temperatures: a hot one among them helps: where a model is sure, its own draws are all
+            alike, but a reward model that has never seen a refusal left out, say, will not miss it.
         batch_size: questions at a time.
 
     Raises:
@@ -85,14 +86,12 @@ def ask_pool(
 
 
 def answered(questions: list[dict], path: Path) -> Answered:
-    """Each question with the answers that a file of rankings has for it, or the one held out of it.
+    """Those of the questions that a file of rankings has answers to, or the file held out of it.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such file, or no `<name>_val.jsonl` beside it.
+        ValueError: if a line is no record with responses.
     """
-    said: dict[str, list[str]] = {}
-    for name in (path.name, f"{path.stem}_val{path.suffix}"):
-        for line in path.with_name(name).read_text("utf-8").splitlines():
-            r = json.loads(line)
-            said[r["id"]] = r["responses"]
-    return [(q, said.get(q["id"], [])) for q in questions]
+    said = {str(r["id"]): r["responses"] for name in (path.stem, f"{path.stem}_val")
+            for r in load_records(path.parent, name, need=("responses",))}
+    return [(q, said[str(q["id"])]) for q in questions if str(q["id"]) in said]

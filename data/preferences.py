@@ -5,8 +5,7 @@
     python data/preferences.py --rater judge --model NAME            a vision model at an endpoint
     python data/preferences.py --rater judge-sim --error_rate 0.2    a simulated one, who may err
     python data/preferences.py --run runs/sft,runs/ppo               a pool of models, as Silkie has
-    python data/preferences.py --answers data/shapes/prepared/preferences.jsonl --out again.jsonl \
-        --rater judge-sim                                            the same answers, rated anew
+    python data/preferences.py --answers OLD.jsonl --out NEW.jsonl   the same answers, rated anew
 
 Writes, in the data folder,
 
@@ -95,6 +94,9 @@ class Config:
             raise ValueError(f"rater {self.rater!r} is not one of {', '.join(raters)}")
         if self.rater == "judge" and not self.model:
             raise ValueError("rater judge needs --model, the name of a model")
+        if self.answers and (self.rater == "file" or self.out in ("", self.answers)):
+            raise ValueError("answers that are there already need a rater other than file, and "
+                             "--out, another file to write to")
         if self.rater == "file" and not self.ranked:
             raise ValueError("rater file needs --ranked, a file of rankings")
         if self.k < 2 or min(self.n, self.n_val, self.batch_size, self.concurrency) < 1:
@@ -206,6 +208,7 @@ def main(cfg: Config) -> dict[str, float]:
             cfg.max_new_tokens, cfg.batch_size, run.pick_device(cfg.device), cfg.seed)
         sampled = [(q, answers) for q, answers in drawn if len(answers) > 1]
         skipped["one answer only"] = len(drawn) - len(sampled)
+        skipped["no answers in the file"] = len(chosen) - len(drawn)
         for q, answers, ratings, ranks in rate(sampled):
             made.append({
                 "id": q["id"], "image": q["image"], "question": q["question"], "kind": q["kind"],

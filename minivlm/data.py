@@ -181,9 +181,9 @@ def collate(
     names = ids or [str(i) for i in range(len(rows))]
     for b, (name, (row, answer)) in enumerate(zip(names, rows)):
         n = len(row) - 1
-        if segments:
-            shared, *each = torch.tensor(segments[b]).bincount().tolist()
-            n = shared + max(each) - 1
+        if segments:  # of what is read, all but the row's last token
+            shared, *each = torch.tensor(segments[b][:-1]).bincount().tolist()
+            n = shared + max(each)
         if n > block_size:
             raise ValueError(
                 f"record {name} has {n} tokens, the context holds {block_size}; shorten it"

@@ -4,7 +4,7 @@ Every row's next token is written at that row's own length (contract 2), so a ba
 padding, and a row's answer does not depend on who shares its batch. With the cache each new token
 costs one position; without it, everything is read again: same answer, more work.
 
-Used by: evaluate.py, chat.py, rollout.py, data/preferences.py, data/capfilt.py.
+Used by: evaluate.py, chat.py, rollout.py, data/pool.py, data/capfilt.py.
 """
 
 from collections.abc import Iterator

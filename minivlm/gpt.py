@@ -17,7 +17,7 @@ from minivlm.transformer import Block, KVCache, attention_mask, init_weights, se
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of a GPT: V = vocab_size, T <= block_size, C = n_embd."""
+    """Sizes of a GPT: V = vocab_size, C = n_embd; no text is longer than block_size."""
 
     vocab_size: int = 1024
     block_size: int = 256
@@ -81,17 +81,20 @@ class GPT(nn.Module):
 
         Raises:
             ValueError: if the text, or the prompt with one of its answers, is longer than
-                block_size.
+                block_size; if segments come with a prefix, a cache or positions.
         """
         x = self.wte(idx) if emb is None else emb                    # (B, T, C)
         B, T, _ = x.shape
-        mask = None if segments is None else segment_mask(segments)  # (B, 1, T, T)
-        if mask is not None:
-            positions = mask.sum(-1)[:, 0] - 1                       # (B, T)
-            T = int(positions.max()) + 1
-        if T > self.config.block_size:
+        mask, longest = None, T
+        if segments is not None:
+            if prefix is not None or cache is not None or positions is not None:
+                raise ValueError("segments go with no prefix, cache or positions")
+            mask = segment_mask(segments)                            # (B, 1, T, T)
+            positions = (mask.sum(-1)[:, 0] - 1).masked_fill(segments < 0, 0)    # (B, T)
+            longest = int(positions.max()) + 1
+        if longest > self.config.block_size:
             raise ValueError(
-                f"text has {T} tokens, the context holds block_size {self.config.block_size}"
+                f"text has {longest} tokens, the context holds block_size {self.config.block_size}"
             )
 
         if positions is None:

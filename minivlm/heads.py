@@ -58,7 +58,7 @@ class RewardModel(nn.Module):
         """Score dialogues at their last token, as the head has it; this is what training compares.
 
         Args:
-            idx: (B, T) ids, padded right, each row up to the end token of the answer in question.
+            idx: (B, T) ids, padded right, each row up to the end token of its (last) answer.
             lengths: (B,) tokens of each row.
             images: (n, 3, S, S), or img_emb: (n, N, C), as VLM.embed takes them.
             segments: (B, T) where rows hold several answers, as `data.pack` makes them.
@@ -69,7 +69,7 @@ class RewardModel(nn.Module):
         at = last_only(lengths, idx.shape[1])                        # (B, T)
         if segments is not None:  # a row's last token, and each after which another answer begins
             at[:, :-1] |= (segments[:, :-1] > 0) & (segments[:, :-1] < segments[:, 1:])
-        hidden = self.vlm.hidden(idx, images, img_emb, at=at, segments=segments)         # (B, C)
+        hidden = self.vlm.hidden(idx, images, img_emb, at=at, segments=segments)         # (M, C)
         return apply(self.head, hidden)
 
     def forward(

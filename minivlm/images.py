@@ -177,17 +177,19 @@ def contact_sheet(
         texts: for each picture its paragraphs; each is wrapped, and all is cut after n_lines.
         side: pixels of a picture's side on the sheet.
     """
-    font, below, gap = ImageFont.load_default(14), 17 * n_lines, 16
-    rows = -(-len(pictures) // columns)
-    size = (columns * (side + gap) + gap, rows * (side + below) + gap)
-    sheet = Image.new("RGB", size, "white")
+    wrapped = [[line for text in paragraphs for line in textwrap.wrap(text, side // 8)][:n_lines]
+               for paragraphs in texts]
+    font, gap, tops = ImageFont.load_default(14), 16, [16]
+    for start in range(0, len(wrapped), columns):  # a row is as high as its longest text
+        longest = max(map(len, wrapped[start:start + columns]))
+        tops.append(tops[-1] + side + 17 * (longest + 1))
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (pixels, paragraphs) in enumerate(zip(pictures, texts)):
-        x, y = gap + i % columns * (side + gap), gap + i // columns * (side + below)
+    for i, (pixels, lines) in enumerate(zip(pictures, wrapped)):
+        x, y = gap + i % columns * (side + gap), tops[i // columns]
         large = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
         sheet.paste(large, (x, y))
-        lines = [line for text in paragraphs for line in textwrap.wrap(text, side // 8)]
-        draw.multiline_text((x, y + side + 4), "\n".join(lines[:n_lines]), fill="black", font=font)
+        draw.multiline_text((x, y + side + 4), "\n".join(lines), fill="black", font=font)
     return sheet
 
 

@@ -120,7 +120,7 @@ def changed_tokens(a: list[int], b: list[int], least: int = 3) -> tuple[list[boo
 
 @dataclass
 class PairBatch:
-    """B pairs: a Batch of B packed rows and B pictures, and (B, T) how much each target counts."""
+    """B pairs: a Batch of B packed rows and their pictures; (B, T) how much each target counts."""
 
     rows: Batch
     weights: Tensor
@@ -153,7 +153,7 @@ class PairMaker:
         return prompt, chosen, rejected
 
     def length(self, r: dict) -> int:
-        """Tokens of a pair's longer row.
+        """Tokens of a pair's row, which holds both answers.
 
         Raises:
             ValueError: with the record's id, if they are more than the context holds, if the turns
@@ -168,11 +168,12 @@ class PairMaker:
                 raise ValueError(f"{marks} <image> marks and {n_images} pictures")
         except ValueError as error:
             raise ValueError(f"record {r['id']}: {error}") from None
-        n = len(prompt) + max(map(len, answers)) - 1
+        chosen, rejected = map(len, answers)
+        n = len(prompt) + max(chosen, rejected - 1)  # each answer is read by itself
         if n > self.block_size:
             raise ValueError(f"record {r['id']} has {n} tokens, the context holds "
                              f"{self.block_size}; shorten it")
-        return n
+        return len(prompt) + chosen + rejected
 
     def batch(self, pairs: list[dict]) -> PairBatch:
         """Render pairs and load their pictures."""
@@ -181,7 +182,8 @@ class PairMaker:
         images = [r["image"] for r in pairs if r.get("image")]
         batch = collate(
             list(zip(*rows)), self.tokenizer.pad, self.block_size, [r["id"] for r in pairs],
-            self.pictures.get(images) if images else None, segments=segments)
+            self.pictures.get(images) if images else None,
+            [int(bool(r.get("image"))) for r in pairs], segments)
         weights = torch.ones(batch.idx.shape)
         if self.changed != 1:
             for b, (_, *answers) in enumerate(made):

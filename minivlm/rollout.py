@@ -160,8 +160,33 @@ def by_length(rows: Tensor, lengths: Tensor, n: int) -> list[Tensor]:
     return [part for part in ordered.tensor_split(n) if len(part)]
 
 
+def in_parts(
+    lengths: Tensor, read: Callable[[Tensor, int], Sequence[Tensor]]
+) -> list[Tensor]:
+    """What a model makes of B rows, read in N_PARTS parts of like length.
+
+    Args:
+        lengths: (B,) of the rows.
+        read: rows (b,) and the longest one's length T -> tensors (b,) or (b, T).
+
+    Returns:
+        the same of all rows, (B,) or (B, T), 0 where a row was not read to.
+    """
+    B, longest, out = len(lengths), int(lengths.max()), []
+    for rows in by_length(torch.arange(B, device=lengths.device), lengths, N_PARTS):
+        T = int(lengths[rows].max())
+        made = read(rows, T)
+        out = out or [x.new_zeros((B, longest)[: x.dim()]) for x in made]
+        for whole, x in zip(out, made):
+            if x.dim() == 1:
+                whole[rows] = x
+            else:
+                whole[rows, :T] = x
+    return out
+
+
 def logprobs(
-    model: nn.Module, image_id: int, idx: Tensor, targets: Tensor, img_emb: Tensor,
+    model: nn.Module, image_id: int, idx: Tensor, targets: Tensor, img_emb: Tensor | None,
     temperature: float, with_entropy: bool = False, segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each token of the answers, and the entropy of what it was drawn from.
@@ -174,7 +199,7 @@ def logprobs(
     Args:
         model: a VLM, or one compiled.
         idx, targets: (B, T), -100 outside of the answers.
-        img_emb: (B, N, C) of that model.
+        img_emb: (n, N, C) of that model, or None where no row has a picture.
         segments: (B, T) of packed rows, as GPT.hidden takes them.
 
     Returns:
@@ -198,9 +223,9 @@ class Rollout:
     """B answers that a policy drew, and all that PPO needs to know of them.
 
     idx, targets: (B, T) dialogues as `collate` makes them, lengths: (B,) theirs; logp, ref_logp,
-    entropy, values: (B, T), 0 at pads; feats, value_feats: (B, N, Cv), what the ViTs of policy and
-    value model see; score: (B,); ended: (B,) bool, whether the end token was written; answers:
-    their ids, without it.
+    entropy: (B, T), 0 outside of the answers; values: (B, T); feats, value_feats: (B, N, Cv), what
+    the ViTs of policy and value model see; score: (B,); ended: (B,) bool, whether the end token was
+    written; answers: their ids, without it.
     """
 
     idx: Tensor
@@ -283,41 +308,35 @@ def roll_out(
             seen_by[key] = vlm.vit.features(images)
         return vlm.projector(seen_by[key])                           # (B, N, C)
 
-    image_id, every = tokenizer.image, torch.arange(len(rows), device=device)
-    logp, ref_logp, entropy, values = torch.zeros(4, *seen.idx.shape, device=device)
-    score = value_feats = None
-    img_emb = look(policy)
+    def read(vlm: VLM) -> list[Tensor]:
+        img_emb = look(vlm)
+        return in_parts(seen.lengths, lambda rows, T: logprobs(
+            vlm, tokenizer.image, seen.idx[rows, :T], seen.targets[rows, :T], img_emb[rows],
+            temperature, with_entropy=True))
+
+    logp, entropy = read(policy)                                     # (B, T) each
     feats, = seen_by.values()
     with adapters_off(ref):
-        ref_emb = look(ref)
+        ref_logp, _ = read(ref)                                      # (B, T)
+    score = values = value_feats = None
     if value_model is not None:
         value_emb = look(value_model.vlm)
         value_feats = seen_by[id(value_model.vlm.vit), False]
-    for part in by_length(every, seen.lengths, N_PARTS):
-        T = int(seen.lengths[part].max())
-        idx, targets = seen.idx[part, :T], seen.targets[part, :T]    # (b, T) each
-        logp[part, :T], entropy[part, :T] = logprobs(
-            policy, image_id, idx, targets, img_emb[part], temperature, with_entropy=True)
-        with adapters_off(ref):
-            ref_logp[part, :T], _ = logprobs(
-                ref, image_id, idx, targets, ref_emb[part], temperature)
-        if value_model is not None:
-            values[part, :T] = value_model(idx, img_emb=value_emb[part]).float()
+        values, = in_parts(seen.lengths, lambda rows, T: [
+            value_model(seen.idx[rows, :T], img_emb=value_emb[rows])])           # (B, T)
     if reward_model is not None:
         # it scores at the last token of the answer, so it reads one token more
         rows = [read_row(p, said, end) for p, said in zip(batch.judged, drawn)]
         whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size, ids).to(device)
-        score, img_emb = torch.zeros(len(rows), device=device), look(reward_model.vlm)
-        for part in by_length(every, whole.lengths, N_PARTS):
-            lengths = whole.lengths[part]
-            score[part] = reward_model(
-                whole.idx[part, :lengths.max()], lengths, img_emb=img_emb[part]).float()
+        judge_emb = look(reward_model.vlm)
+        score, = in_parts(whole.lengths, lambda rows, T: [reward_model(
+            whole.idx[rows, :T], whole.lengths[rows], img_emb=judge_emb[rows])])         # (B,)
         if not bool(score.isfinite().all()):
             said = tokenizer.decode(drawn[int(score.isfinite().int().argmin())])
             raise ValueError(f"the reward model's score of {said!r} is no finite number")
     return Rollout(
         idx=seen.idx, targets=seen.targets, lengths=seen.lengths, logp=logp, ref_logp=ref_logp,
-        entropy=entropy, values=values if value_model is not None else None, feats=feats,
-        value_feats=value_feats, score=score, ended=ended,
+        entropy=entropy, values=values, feats=feats, value_feats=value_feats, score=score,
+        ended=ended,
         answers=[ids[: len(ids) - (ids[-1] == end)] for ids in drawn],
     )

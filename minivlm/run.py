@@ -32,7 +32,7 @@ LEAST = {
     "epochs": 1, "minibatches": 1, "kl_coef": 0, "kl_target": 0, "kl_horizon": 1, "clip_eps": 0,
     "value_clip": 0, "end_penalty": 0, "length_penalty": 0, "gamma": 0, "lam": 0, "max_kl": 0,
     "margin": 0, "center": 0,
-    "value_lr": 0, "vit_rate": 0, "n_val": 1, "n_pairs": 0, "n_val_pairs": 0, "sft_coef": 0,
+    "value_lr": 0, "vit_rate": 0, "n_val": 1, "per_question": 0, "n_val_pairs": 0, "sft_coef": 0,
     "changed": 0.01, "lora": 0,
     "n_images": 1, "n_questions": 1, "n_describe": 1, "max_new_tokens": 1, "n_beams": 1,
 }

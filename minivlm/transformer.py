@@ -3,9 +3,10 @@
     x = x + attention(norm(x))
     x = x + mlp(norm(x))
 
-Only two attention patterns exist: none (every position sees every other, ViT) and causal, the
-latter optionally with a prefix in which positions see each other both ways (prefix-LM). There are
-no padding masks: pads stand on the right, where a causal row cannot see them.
+Two attention patterns exist: none (every position sees every other, ViT) and causal. A causal row
+may have a prefix in which positions see each other both ways (prefix-LM), or hold several answers
+to one prompt that do not see each other. There are no padding masks: pads stand on the right, where
+a causal row cannot see them.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; pre-norm as in GPT-2 (Radford et al. 2019).
 """

@@ -26,8 +26,8 @@ from tables import DIALOGUES, MAIN, read_log  # noqa: E402
 NAMES = {"lm": "LM", "clip": "CLIP", "caption": "captioner", "align": "connector", "sft": "SFT",
          "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}
 FIGURES = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/hidden",
-           "answers/exist", "answers/color", "answers/count", "answers/position",
-           "pope_adversarial/f1", "style/list", "refused/due", "refused/harmless")
+           "answers/exist", "answers/count", "answers/position", "pope_adversarial/f1",
+           "refused/due", "refused/harmless")
 KINDS = ("exist", "color", "hidden", "detail", "unknowable", "private")
 CURVES = (  # what of which stages, against what
     (("lm", "align", "sft"), "val_loss", "loss of held-out text, nats a token"),
@@ -78,27 +78,25 @@ def curves(runs: Path, stages: list[str]) -> Image.Image:
     return sheet
 
 
-def answers(runs: Path, stages: list[str], data: Path) -> Image.Image:
-    """Six pictures, a question each, and what each stage says."""
-    said: dict[str, dict] = {}
-    for stage in stages:
-        path = runs / stage / "eval.answers.jsonl"
-        if stage != "clip" and path.is_file():
-            said[stage] = {}
-            for line in path.read_text("utf-8").splitlines():
-                a = json.loads(line)
-                said[stage].setdefault((a["image"], a["question"]), a)
-    common = [a for key, a in said["sft"].items() if all(key in log for log in said.values())]
+def answers(logs: dict[str, Path], data: Path) -> Image.Image:
+    """Six pictures, a question each, and what each model says: name -> eval.answers.jsonl."""
+    said: dict[str, dict] = {name: {} for name in logs}
+    for name, path in logs.items():
+        for line in path.read_text("utf-8").splitlines():
+            a = json.loads(line)
+            said[name].setdefault((a["image"], a["question"]), a)
+    first, *others = said.values()
+    common = [a for key, a in first.items() if all(key in log for log in others)]
     shown: dict[str, dict] = {}
     for kind in KINDS:
         first = next((a for a in common if a["kind"] == kind and a["image"] not in shown), None)
         if first:
             shown[first["image"]] = first
     texts = [[a["question"]] + [
-        f"{NAMES[s]}: " + log[a["image"], a["question"]]["answer"].replace("\n", " / ")
-        for s, log in said.items()] for a in shown.values()]
+        f"{name}: " + log[a["image"], a["question"]]["answer"].replace("\n", " / ")
+        for name, log in said.items()] for a in shown.values()]
     pictures = Pictures(data, load_meta(data)["image_size"])
-    return contact_sheet(pictures.pixels(list(shown)), texts, columns=3, side=380, n_lines=20)
+    return contact_sheet(pictures.pixels(list(shown)), texts, columns=3, side=320, n_lines=25)
 
 
 def main(
@@ -113,7 +111,9 @@ def main(
         sys.exit(f"report.py: error: no chatbot in {folder}/sft that evaluate.py has measured")
     where.mkdir(parents=True, exist_ok=True)
     curves(folder, stages).save(where / "curves.png")
-    answers(folder, stages, Path(data)).save(where / "answers.png")
+    logs = {NAMES[s]: folder / s / "eval.answers.jsonl" for s in stages if s != "clip"}
+    answers({name: path for name, path in logs.items() if path.is_file()}, Path(data)).save(
+        where / "answers.png")
     lines = ["# What each stage can do", "", *table(folder, stages), "",
              "![six pictures, a question each, the answer of each stage](answers.png)", "",
              "![losses and scores over steps](curves.png)", ""]

@@ -1,7 +1,7 @@
 """Print the result tables from results/*/*.json and *.csv, or write them where they are read.
 
     python results/tables.py            print
-    python results/tables.py --write    replace the block between the README's two marker comments,
+    python results/tables.py --write    replace both blocks between the README's marker comments,
                                         and write results/README.md
 
 A cell is the mean over the seeds that were run, with the standard deviation behind it.
@@ -17,6 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: python results/tables.py --write -->", "<!-- end of results -->"
+REPORT = HERE.parent / "docs" / "report" / "report.md"  # what ./speedrun.sh has written, seed 0
+REPORT_BEGIN, REPORT_END = "<!-- report: docs/report/report.md -->", "<!-- end of report -->"
 
 MAIN = {
     "retrieval/image_to_text_r1": "picture to caption, recall@1",
@@ -46,7 +48,8 @@ MAIN = {
     "refused/harmless": "refuses harmless look-alikes",
 }
 PAGE_ONLY = ("retrieval/text_to_image_r1", "pope_random/f1", "pope_popular/f1", "style/word",
-             "style/sentence", "style/list", "answers/shape", "chair/chair_s")  # not in README
+             "style/sentence", "style/list", "answers/shape", "chair/chair_s",
+             "answers/hidden")  # not in README
 WAYS = {
     "full": "stages 1, 3a, 3b", "no_3a": "without 3a", "no_1": "without 1", "neither": "3b alone",
 }
@@ -240,6 +243,8 @@ def side_by_side(
                 for rs in columns.values()]
         means = map(statistics.fmean, took)
         lines.append(f"| {minutes} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
+        gb = (max(max(r["training"]["gb"], r["peak_gb"]) for r in rs) for rs in columns.values())
+        lines.append("| peak memory, GB | " + " | ".join(f"{m:.1f}" for m in gb) + " |")
     for key in keys:
         cells = [
             cell([r["figures"][key] for r in rs]) if all(key in r["figures"] for r in rs) else "-"
@@ -435,13 +440,21 @@ def axes_tables() -> list[list[str]]:
            side_by_side("The family of DPO", first, keys, minutes)]
     if (HERE / "dpo" / "feedback.png").is_file():
         out.append(["![what is learned from a judge that errs](dpo/feedback.png)"])
+    if (HERE / "dpo" / "answers.png").is_file():
+        out.append(["![six pictures, a question each, what each method answers](dpo/answers.png)"])
     return out
 
 
 def block() -> str:
     """The tables that stand in the README: the default world, and what preferences change."""
-    skills = tuple(key for key in SKILLS if not key.startswith("followed"))
+    skills = tuple(k for k in SKILLS if not k.startswith("followed") and k != "refused/harmless")
     return joined(main_table("shapes", PAGE_ONLY), preference_table(skills))
+
+
+def report_block() -> str:
+    """What each stage can do, and both pictures, of a whole run's report."""
+    _, _, skills, *pictures = REPORT.read_text().split("\n\n")
+    return skills + "\n\n" + "\n".join(pictures).replace("](", "](docs/report/").strip()
 
 
 def section(title: str, *tables: list[str]) -> list[list[str]]:
@@ -470,8 +483,10 @@ def page() -> str:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
         text = README.read_text()
-        head, rest = text.split(BEGIN)
-        README.write_text(f"{head}{BEGIN}\n{block()}\n{END}{rest.split(END)[1]}")
+        for begin, end, new in ((BEGIN, END, block()), (REPORT_BEGIN, REPORT_END, report_block())):
+            head, rest = text.split(begin)
+            text = f"{head}{begin}\n{new}\n{end}{rest.split(end)[1]}"
+        README.write_text(text)
         (HERE / "README.md").write_text(page())
     elif sys.argv[1:]:
         sys.exit(f"tables.py: error: unknown arguments {' '.join(sys.argv[1:])}; only --write")

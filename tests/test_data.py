@@ -13,7 +13,7 @@ from PIL import Image
 
 from minivlm import images
 from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed, load_meta
-from minivlm.data import load_records, pick_captions, render_records, shuffled, switch_out
+from minivlm.data import load_records, pack, pick_captions, render_records, shuffled, switch_out
 from minivlm.images import Pictures, augment, fit, open_image, to_tensor
 from minivlm.tokenizer import Tokenizer
 
@@ -80,6 +80,18 @@ def test_a_row_that_cannot_be_learned_is_refused_by_name(row, message):
 def test_a_row_of_just_the_context_fits():
     """Catches a limit off by one: block_size + 1 ids give block_size inputs."""
     assert collate([([1, 2, 3, 4], [True] * 4)], 0, 3).idx.shape == (1, 3)
+
+
+def test_packed_answers_of_just_the_context_fit_wherever_they_stand():
+    """Catches a limit off by one: a prompt of 2 with 3 more, of which a row's last is not read."""
+    for answers, fits in (([[1, 2], [1]], True), ([[1], [1, 2, 3]], True),
+                          ([[1, 2, 3], [1]], False), ([[1], [1, 2, 3, 4]], False)):
+        *row, segments = pack([7, 8], answers)
+        if fits:
+            collate([row], 0, 4, segments=[segments])
+        else:
+            with pytest.raises(ValueError, match="has 5 tokens, the context holds 4"):
+                collate([row], 0, 4, segments=[segments])
 
 
 def test_a_batch_splits_into_parts_that_hold_their_own_pictures():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minivlm.run import parse_args
+from minivlm.run import CHOICES, LEAST, parse_args
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -68,6 +68,8 @@ def test_the_readmes_numbers_are_those_of_the_result_files():
     spec.loader.exec_module(tables)
     inside = README.split(tables.BEGIN)[1].split(tables.END)[0]
     assert inside.strip() == tables.block().strip()
+    shown = README.split(tables.REPORT_BEGIN)[1].split(tables.REPORT_END)[0]
+    assert shown.strip() == tables.report_block().strip()
     assert (ROOT / "results" / "README.md").read_text() == tables.page()
 
 
@@ -104,6 +106,12 @@ def test_every_option_is_read(name):
         f for f in module.Config.__dataclass_fields__ if f not in read and f"cfg.{f}" not in run
     ]
     assert not unread
+
+
+def test_every_limit_is_some_options():
+    """Catches a limit whose option has been renamed, and so is no longer kept."""
+    names = {f for n in SCRIPTS for f in importlib.import_module(n).Config.__dataclass_fields__}
+    assert LEAST.keys() | CHOICES.keys() <= names
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

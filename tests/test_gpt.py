@@ -55,8 +55,8 @@ def test_packed_answers_are_read_as_if_each_stood_alone(gpt):
     prompt, answers = ids(1, 4)[0].tolist(), [ids(1, n)[0].tolist() for n in (9, 11, 10)]
     rows, segments = zip(*((row, of) for row, _, of in (
         pack(prompt, answers), pack(prompt[:3], answers[:1]))))
-    T = max(map(len, rows))
-    assert T > gpt.config.block_size >= 4 + 11
+    T = max(map(len, rows)) + gpt.config.block_size  # pads do not fill the context either
+    assert max(map(len, rows)) > gpt.config.block_size >= 4 + 11
     idx = torch.tensor([row + [0] * (T - len(row)) for row in rows])
     segments = torch.tensor([row + [-1] * (T - len(row)) for row in segments])
     together = gpt(idx, segments=segments)
@@ -68,6 +68,8 @@ def test_packed_answers_are_read_as_if_each_stood_alone(gpt):
     with pytest.raises(ValueError, match="text has"):
         row, _, of = pack(prompt, [[1] * gpt.config.block_size, [2]])
         gpt(torch.tensor([row]), segments=torch.tensor([of]))
+    with pytest.raises(ValueError, match="segments go with no prefix"):
+        gpt(idx, segments=segments, prefix=torch.tensor([1, 1]))
 
 
 def test_pads_on_the_right_are_inert(gpt):

@@ -56,7 +56,8 @@ def test_published_layouts_are_read(tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
     ({"rater": "me"}, "rater 'me' is not one of"), ({"rater": "file"}, "needs --ranked"),
-    ({"error_rate": 1.5}, "error_rate <= 1"),
+    ({"error_rate": 1.5}, "error_rate <= 1"), ({"answers": "a.jsonl"}, "need a rater other than"),
+    ({"answers": "a.jsonl", "out": "b.jsonl", "rater": "file"}, "need a rater other than"),
     ({"k": 1}, "expected k >= 2"), ({"temperature": 0}, "expected temperature > 0"),
 ])
 def test_wrong_options_are_refused(changes, message):
