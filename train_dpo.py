@@ -31,7 +31,8 @@ from minivlm.losses import IGNORE_INDEX, dpo_loss, sequence_logprobs
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.pairs import PairBatch, PairMaker, ReferenceCache, at_most, fingerprint_of
 from minivlm.pairs import load_pairs, pair_logprobs
-from minivlm.rollout import PromptBatch, Prompts, Rollout, describe, roll_out
+from minivlm.prompts import PromptBatch, Prompts
+from minivlm.rollout import Rollout, describe, roll_out
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -202,7 +203,8 @@ def main(cfg: Config) -> dict[str, float]:
             if val_batch:
                 rollout, said, true = answer(val_batch)
                 row |= {f"val_{k}": v for k, v in describe(rollout, true).items()}
-                prompts.sheet(questions, said, rollout).save(log.folder / f"samples_{step}.png")
+                prompts.sheet(questions, said, rollout.score).save(
+                    log.folder / f"samples_{step}.png")
             log.log({"step": step, **meter.means((*LOGGED, "lr", "grad", "ms", "data_ms")), **row})
             # the last one is kept as the best: a lower loss does not mean better answers
             checkpoint.save(

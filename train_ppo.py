@@ -26,9 +26,9 @@ from minivlm.heads import Learner, RewardModel, ValueModel
 from minivlm.lora import add_lora
 from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
 from minivlm.optim import Optimizer, Together, lr_scale
+from minivlm.prompts import PromptBatch, Prompts
 from minivlm.rl import AdaptiveKL, FixedKL, explained_variance, gae, kl_rewards, minibatches, whiten
-from minivlm.rollout import PromptBatch, Prompts, Rollout, by_length, describe, logprobs
-from minivlm.rollout import roll_out, share_vit
+from minivlm.rollout import Rollout, by_length, describe, logprobs, roll_out, share_vit
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -169,7 +169,7 @@ def main(cfg: Config) -> dict[str, float]:
             rollout, said, true = answer(val_batch)
             row = {f"val_{k}": v for k, v in describe(rollout, true).items()}
             log.log({"step": step, "kl_coef": controller.kl_coef, **meter.means(LOGGED), **row})
-            prompts.sheet(held_out, said, rollout).save(log.folder / f"samples_{step}.png")
+            prompts.sheet(held_out, said, rollout.score).save(log.folder / f"samples_{step}.png")
             loss = cfg.kl_coef * row["val_kl_answer"] - float(rollout.worth(*penalties).mean())
             paths = [log.ckpt, log.best] if loss < best else [log.ckpt]
             best = min(best, loss)
@@ -201,10 +201,7 @@ def main(cfg: Config) -> dict[str, float]:
         for rows in minibatches(cfg.batch_size, cfg.minibatches, cfg.epochs, order):
             figures.append(defaultdict(float))
             for part in by_length(rows, rollout.lengths, cfg.grad_accum):
-                T = int(rollout.lengths[part].max())
-                idx, targets, m, old_logp, old_values, adv, target = (           # (b, T)
-                    x[part, :T] for x in (rollout.idx, rollout.targets, mask, rollout.logp,
-                                          rollout.values, advs, returns))
+                idx, targets, m, old_logp, old_values, adv, ret = rollout.part(part, advs, returns)
                 with run.autocast(device, cfg.dtype):
                     img_emb = policy.projector(rollout.feats[part])  # (b, N, C)
                     logp, _ = logprobs(
@@ -212,7 +209,7 @@ def main(cfg: Config) -> dict[str, float]:
                     img_emb = value_model.vlm.projector(rollout.value_feats[part])
                     values = value_model(idx, img_emb=img_emb)       # (b, T)
                 loss, clip = ppo_policy_loss(logp, old_logp, adv, m, cfg.clip_eps)
-                value_loss = ppo_value_loss(values, old_values, target, m, cfg.value_clip)
+                value_loss = ppo_value_loss(values, old_values, ret, m, cfg.value_clip)
                 share = m.sum() / mask[rows].sum()
                 ((loss + value_loss) * share).backward()
                 new_kl = masked_mean(kl_estimate(old_logp, logp.detach(), "k3"), m)

@@ -3,7 +3,7 @@
 A ranking is one JSON object: a question about a picture, K different answers, and a rank for each
 (1 is best, equals alike). Where it has ratings too, their mean over the axes is an answer's rating.
 
-Used by: train_reward.py, rollout.py, pairs.py, data/preferences.py.
+Used by: train_reward.py, prompts.py, rollout.py, pairs.py, data/preferences.py.
 """
 
 import math

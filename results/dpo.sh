@@ -32,7 +32,7 @@ for seed in ${SEEDS:-0 1 2}; do
     other=$(((seed + 1) % 3))
     rank silkie runs/seed$seed/sft,runs/seed$other/sft,runs/seed$seed/ppo $seed --rater judge-sim
     dpo silkie $seed $(on silkie $seed)
-    $python train_reward.py --facts --steps 600 --split preferences_seed$seed \
+    $python train_reward.py --facts --split preferences_seed$seed \
         --val_split preferences_seed${seed}_val --init runs/seed$seed/sft \
         --out runs/seed$seed/reward_facts --seed $seed
     $python train_ppo.py --init runs/seed$seed/sft --reward runs/seed$seed/reward_facts \

@@ -37,7 +37,7 @@ if [ -n "${MORE-yes}" ]; then
     hot="--steps 60 --lr 3e-4"
     ppo hot 0 $hot
     ppo no_kl 0 $hot --kl_coef 0
-    reward reward_facts 0 --facts --steps 600  # a step takes three times as long
+    reward reward_facts 0 --facts
     ppo no_kl_facts 0 $hot --kl_coef 0 --reward runs/seed0/reward_facts
     ppo ppo_caption 0 --init runs/seed0/caption --max_new_tokens 32 --steps 40  # it does not know how to end
     $python results/rollouts.py runs/seed0/sft

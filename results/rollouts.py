@@ -1,12 +1,14 @@
-"""Time rollouts with and without the KV cache: python results/rollouts.py [runs/sft]
+"""Time what is not read twice: python results/rollouts.py [runs/sft]
 
-Every answer is 64 tokens long, whatever the model would like. Writes
+Rollouts with the KV cache and without, every answer 64 tokens long; and a step of the reward model,
+forward and backward, whose four answers to a prompt share a row, or have one each. Writes
 results/preferences/rollouts.json.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, to run as a script
 
 from minivlm import checkpoint, run  # noqa: E402
+from minivlm.data import collate, pack  # noqa: E402
 from minivlm.generate import generate  # noqa: E402
+from minivlm.heads import RewardModel  # noqa: E402
 from minivlm.measure import prompt_of  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 from minivlm.vlm import VLM  # noqa: E402
@@ -28,28 +32,58 @@ class Settings:
     run: str = "runs/sft"
     batch_size: int = 128
     max_new_tokens: int = 64
+    n_prompts: int = 16
+    n_answers: int = 4
+    answer_tokens: int = 12
     repeats: int = 3
 
 
+def fastest(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Seconds of each way, the best of several turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, do in ways.items():
+            start = time.time()
+            do()
+            seconds[name].append(time.time() - start)
+    return {name: min(s) for name, s in seconds.items()}
+
+
 def main(cfg: Settings) -> None:
-    """Take turns, three times each; keep the fastest of each."""
+    """Take turns; keep the fastest of each."""
     began, state = time.time(), checkpoint.load(cfg.run, ("sft", "ppo"))
     model, tokenizer = VLM.from_checkpoint(state), Tokenizer.from_text(state["tokenizer"])
     S = model.config.vit.image_size
     images = torch.zeros(cfg.batch_size, 3, S, S)
     prompts = [prompt_of("Describe the picture.", model, tokenizer)] * cfg.batch_size
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(cfg.repeats):
-        for use_cache in seconds:
-            start = time.time()
-            made = generate(model, images, prompts, max_new_tokens=cfg.max_new_tokens, stop=-1,
-                            temperature=1.0, generator=torch.Generator().manual_seed(0),
-                            use_cache=use_cache)
-            seconds[use_cache].append(time.time() - start)
-            assert all(len(row) == cfg.max_new_tokens for row in made)
-    best = {use_cache: min(s) for use_cache, s in seconds.items()}
-    figures = {"cache_seconds": best[True], "no_cache_seconds": best[False],
-               "times_faster": best[False] / best[True]}
+
+    def roll(use_cache: bool) -> None:
+        made = generate(model, images, prompts, max_new_tokens=cfg.max_new_tokens, stop=-1,
+                        temperature=1.0, generator=torch.Generator().manual_seed(0),
+                        use_cache=use_cache)
+        assert all(len(row) == cfg.max_new_tokens for row in made)
+
+    answer, n = list(range(cfg.answer_tokens)), cfg.n_prompts
+    reward_model, size = RewardModel(model), model.config.gpt.block_size
+    reward_model.vlm.vit.requires_grad_(False)
+    *row, segments = pack(prompts[0], [answer] * cfg.n_answers)
+    shared = collate([row] * n, tokenizer.pad, size, segments=[segments] * n)
+    *row, _ = pack(prompts[0], [answer])
+    single = collate([row] * (n * cfg.n_answers), tokenizer.pad, size)
+
+    def step(packed: bool) -> None:
+        batch, vlm = shared if packed else single, reward_model.vlm
+        img_emb = vlm.projector(vlm.vit.features(images[:n]))        # looked at once, either way
+        img_emb = img_emb.repeat_interleave(len(batch.idx) // n, 0)
+        reward_model.raw(batch.idx, batch.lengths, img_emb=img_emb,
+                         segments=batch.segments).sum().backward()
+
+    best = fastest({
+        "cache": lambda: roll(True), "no_cache": lambda: roll(False),
+        "packed": lambda: step(True), "single": lambda: step(False)}, cfg.repeats)
+    figures = {f"{name}_seconds": s for name, s in best.items()} | {
+        "times_faster": best["no_cache"] / best["cache"],
+        "times_faster_packed": best["single"] / best["packed"]}
     out = Path(__file__).parent / "preferences" / "rollouts.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({**run.provenance(cfg, began), "figures": figures}, indent=1) + "\n")

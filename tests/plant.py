@@ -141,7 +141,7 @@ BUGS = [
      "tests/test_rollout.py"),
     ("log-probabilities at another temperature", "minivlm/rollout.py",
      "logits = (logits / temperature)", "logits = logits", "tests/test_rollout.py"),
-    ("facts for the policy too", "minivlm/rollout.py",
+    ("facts for the policy too", "minivlm/prompts.py",
      "return PromptBatch(questions, images, prompts, judged, seed)",
      "return PromptBatch(questions, images, judged, judged, seed)", "tests/test_rollout.py"),
     ("a KL that rewards leaving", "train_ppo.py",

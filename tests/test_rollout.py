@@ -13,8 +13,9 @@ from minivlm.heads import RewardModel, ValueModel
 from minivlm.lora import add_lora
 from minivlm.losses import kl_estimate
 from minivlm.measure import prompt_of
+from minivlm.prompts import PromptBatch, Prompts
 from minivlm.rl import explained_variance
-from minivlm.rollout import PromptBatch, Prompts, logprobs, roll_out, share_vit
+from minivlm.rollout import logprobs, roll_out, share_vit
 
 QUESTIONS = ("Is it?", "A", "How so?")
 
