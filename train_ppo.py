@@ -47,12 +47,12 @@ class Config:
     init: str = "runs/sft"  # where policy and reference come from: sft, or a captioner to compare
     reward: str = "runs/reward"  # run folder of the reward model
     out: str = "runs/ppo"  # run folder
-    steps: int = 60  # rollouts, each with its updates
+    steps: int = 70  # rollouts, each with its updates
     batch_size: int = 256  # answers a rollout
     minibatches: int = 2  # parts of a rollout, an optimizer step each
     epochs: int = 1  # times that a rollout is gone through (Ouyang et al. 2022: 1, TRL: 4)
     grad_accum: int = 4  # micro-batches a minibatch, of like length: same result with less memory
-    lr: float = 2.4e-4  # peak rate of the policy's AdamW: all of it, if Muon has nothing
+    lr: float = 2e-4  # peak rate of the policy's AdamW: all of it, if Muon has nothing
     muon_lr: float = 0.0  # peak rate of the policy's Muon: matrices; 0 = AdamW for all of it
     value_lr: float = 2e-3  # peak rate of the value model's Muon; its AdamW has a quarter
     weight_decay: float = 0.0  # on matrices and embeddings

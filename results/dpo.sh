@@ -47,9 +47,7 @@ if [ -n "${MORE-yes}" ]; then
         dpo judge$error 0 $(on judge$error 0)
     done
     dpo plain 0 --no-average --changed 1 --beta 0.3
-    dpo all_pairs 0 --per_question 0
     dpo cdpo 0 --label_smoothing 0.2
-    dpo hinge 0 --kind hinge
     dpo ipo 0 --kind ipo
     dpo lora 0 --lora 8 --lr 1e-3
     for round in 2 3; do

@@ -131,9 +131,8 @@ AXES = {
 METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO",
            "ppo_facts": "PPO, facts (LLaVA-RLHF)",
            "silkie": "DPO, pool and judge (Silkie)"}
-FAMILY = {"dpo": "DPO, dense", "plain": "DPO, plain", "all_pairs": "all pairs", "cdpo": "cDPO",
-          "hinge": "hinge", "ipo": "IPO", "lora": "LoRA", "dpo2": "second round",
-          "dpo3": "third round"}
+FAMILY = {"dpo": "DPO, dense", "plain": "DPO, plain", "cdpo": "cDPO", "ipo": "IPO", "lora": "LoRA",
+          "dpo2": "second round", "dpo3": "third round"}
 AMOUNTS = {str(n): f"{n:,}" for n in (1000, 3000, 10000, 30000)}
 LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
