@@ -6,7 +6,7 @@
 Source: InstructGPT, arXiv:2203.02155, eq. 1; true captions in its input (--facts): factually
 augmented RLHF, LLaVA-RLHF, arXiv:2309.14525, section 3.2.
 Reads: runs/sft, preferences.jsonl (data/preferences.py).   Writes: runs/reward.
-Expect (2 CPU cores): 3.6 min, pair accuracy .49 -> .71 (people's noise allows .8)
+Expect (2 CPU cores): 1.8 min, pair accuracy .49 -> .71 (people's noise allows .8)
 Run: python train_reward.py [--facts]
 """
 
