@@ -133,6 +133,9 @@ METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO",
            "silkie": "DPO, pool and judge (Silkie)"}
 FAMILY = {"dpo": "DPO, dense", "plain": "DPO, plain", "cdpo": "cDPO", "ipo": "IPO", "lora": "LoRA",
           "dpo2": "second round", "dpo3": "third round"}
+CLAIMS = [
+    "What it says of the papers' claims, in a world whose truth is known:", "",
+]
 AMOUNTS = {str(n): f"{n:,}" for n in (1000, 3000, 10000, 30000)}
 LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
@@ -436,7 +439,14 @@ def axes_tables() -> list[list[str]]:
     first = {label: [r for r in reports if r["config"]["run"].startswith("runs/seed0/")]
              for label, reports in named("dpo", FAMILY).items()}
     keys, minutes = tuple(AXES), "minutes of the last stage"
-    out = [side_by_side("All methods", named("dpo", METHODS), keys, minutes),
+    methods = side_by_side("All methods", named("dpo", METHODS), keys, minutes)
+    if methods:
+        before = {"ppo": "reward", "ppo_facts": "reward_facts"}
+        took = [logs_of("preferences", before[name]) if name in before else [] for name in METHODS]
+        cells = [f"{statistics.fmean(log[-1]['min'] for log in logs):.1f}" if logs else "-"
+                 for logs in took]
+        methods.insert(5, f"| and of its reward model | {' | '.join(cells)} |")
+    out = [methods, CLAIMS if methods else [],
            side_by_side("The family of DPO", first, keys, minutes)]
     if (HERE / "dpo" / "feedback.png").is_file():
         out.append(["![what is learned from a judge that errs](dpo/feedback.png)"])
