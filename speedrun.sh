@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 24 minutes on two
+# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 20 minutes on two
 # CPU cores, installing packages apart; 11 of them up to the chatbot that no preferences have shaped yet.
 #
 #   ./speedrun.sh                                    the shapes world
@@ -91,6 +91,6 @@ fi
 report="$out/report"
 [ "$out" != runs ] || report=report
 say "report: tables, curves, six pictures with each stage's answer"
-$python results/report.py "$out" "$folder" "$report" "$until"
+$python results/report.py "$out" "$folder" "$report" "$until" $(($(date +%s) - begin))
 say "done"
 echo "talk to it: $python chat.py --run $out/$until --image $folder/samples/0.png"

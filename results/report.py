@@ -1,11 +1,11 @@
 """Write a report of a whole run: the table after each stage, curves, pictures with each answer.
 
-    python results/report.py [runs] [data/shapes/prepared] [report] [dpo]
+    python results/report.py [runs] [data/shapes/prepared] [report] [dpo] [seconds]
 
 Reads the run folders lm, clip, caption, align, sft, reward, ppo, dpo, as far as they are there,
 with what evaluate.py has left in them. Writes report.md, curves.png and answers.png. The pictures
-are the first ones of each kind of question, not chosen by hand. The last argument is the last stage
-to report.
+are the first ones of each kind of question, not chosen by hand. The last arguments are the last
+stage to report, and how long everything took.
 """
 
 import json
@@ -21,13 +21,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "results")]  # the checkout, so that this 
 from charts import legend, panel  # noqa: E402
 from minivlm.data import load_meta  # noqa: E402
 from minivlm.images import Pictures, contact_sheet  # noqa: E402
+from minivlm.run import environment  # noqa: E402
 from tables import DIALOGUES, MAIN, read_log  # noqa: E402
 
 NAMES = {"lm": "LM", "clip": "CLIP", "caption": "captioner", "align": "connector", "sft": "SFT",
          "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}
-FIGURES = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/hidden",
-           "answers/exist", "answers/count", "answers/position", "pope_adversarial/f1",
-           "refused/due", "refused/harmless")
+FIGURES = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/exist", "answers/count",
+           "answers/position", "pope_adversarial/f1", "refused/due")
 KINDS = ("exist", "color", "hidden", "detail", "unknowable", "private")
 CURVES = (  # what of which stages, against what
     (("lm", "align", "sft"), "val_loss", "loss of held-out text, nats a token"),
@@ -100,7 +100,8 @@ def answers(logs: dict[str, Path], data: Path) -> Image.Image:
 
 
 def main(
-    runs: str = "runs", data: str = "data/shapes/prepared", out: str = "report", until: str = "dpo"
+    runs: str = "runs", data: str = "data/shapes/prepared", out: str = "report", until: str = "dpo",
+    seconds: str = "",
 ) -> None:
     """Write the report."""
     folder, where, names = Path(runs), Path(out), list(NAMES)
@@ -114,7 +115,11 @@ def main(
     logs = {NAMES[s]: folder / s / "eval.answers.jsonl" for s in stages if s != "clip"}
     answers({name: path for name, path in logs.items() if path.is_file()}, Path(data)).save(
         where / "answers.png")
-    lines = ["# What each stage can do", "", *table(folder, stages), "",
+    env = environment()
+    took = f"Data, all stages and measurements: {int(seconds) / 60:.1f} minutes. " if seconds else ""
+    lines = ["# What each stage can do", "",
+             f"{took}{env['cpu']}; torch {env['torch']}; commit {env['commit']}.", "",
+             *table(folder, stages), "",
              "![six pictures, a question each, the answer of each stage](answers.png)", "",
              "![losses and scores over steps](curves.png)", ""]
     (where / "report.md").write_text("\n".join(lines))

@@ -133,9 +133,6 @@ METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO",
            "silkie": "DPO, pool and judge (Silkie)"}
 FAMILY = {"dpo": "DPO, dense", "plain": "DPO, plain", "cdpo": "cDPO", "ipo": "IPO", "lora": "LoRA",
           "dpo2": "second round", "dpo3": "third round"}
-CLAIMS = [
-    "What it says of the papers' claims, in a world whose truth is known:", "",
-]
 AMOUNTS = {str(n): f"{n:,}" for n in (1000, 3000, 10000, 30000)}
 LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
@@ -446,7 +443,8 @@ def axes_tables() -> list[list[str]]:
         cells = [f"{statistics.fmean(log[-1]['min'] for log in logs):.1f}" if logs else "-"
                  for logs in took]
         methods.insert(5, f"| and of its reward model | {' | '.join(cells)} |")
-    out = [methods, CLAIMS if methods else [],
+    claims = (HERE / "claims.md").read_text().strip().split("\n")
+    out = [methods, claims if methods else [],
            side_by_side("The family of DPO", first, keys, minutes)]
     if (HERE / "dpo" / "feedback.png").is_file():
         out.append(["![what is learned from a judge that errs](dpo/feedback.png)"])
@@ -462,9 +460,10 @@ def block() -> str:
 
 
 def report_block() -> str:
-    """What each stage can do, and both pictures, of a whole run's report."""
-    _, _, skills, *pictures = REPORT.read_text().split("\n\n")
-    return skills + "\n\n" + "\n".join(pictures).replace("](", "](docs/report/").strip()
+    """How long a whole run took, what each stage can do, and both pictures, of its report."""
+    _, took, _, skills, *pictures = REPORT.read_text().split("\n\n")
+    pictures = "\n".join(pictures).replace("](", "](docs/report/").strip()
+    return "\n\n".join((took, skills, pictures))
 
 
 def section(title: str, *tables: list[str]) -> list[list[str]]:
