@@ -116,7 +116,8 @@ def main(
     answers({name: path for name, path in logs.items() if path.is_file()}, Path(data)).save(
         where / "answers.png")
     env = environment()
-    took = f"Data, all stages and measurements: {int(seconds) / 60:.1f} minutes. " if seconds else ""
+    minutes = f"{int(seconds or 0) / 60:.1f}"
+    took = f"Data, all stages and measurements: {minutes} minutes. " if seconds else ""
     lines = ["# What each stage can do", "",
              f"{took}{env['cpu']}; torch {env['torch']}; commit {env['commit']}.", "",
              *table(folder, stages), "",
