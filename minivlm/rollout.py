@@ -218,16 +218,16 @@ def roll_out(
             seen_by[key] = vlm.vit.features(images)
         return vlm.projector(seen_by[key])                           # (B, N, C)
 
-    def read(vlm: VLM) -> list[Tensor]:
+    def read(vlm: VLM, with_entropy: bool = False) -> list[Tensor]:
         img_emb = look(vlm)
         return in_parts(seen.lengths, lambda rows, T: logprobs(
             vlm, tokenizer.image, seen.idx[rows, :T], seen.targets[rows, :T], img_emb[rows],
-            temperature, with_entropy=True))
+            temperature, with_entropy)[: 1 + with_entropy])
 
-    logp, entropy = read(policy)                                     # (B, T) each
+    logp, entropy = read(policy, with_entropy=True)                  # (B, T) each
     feats, = seen_by.values()
     with adapters_off(ref):
-        ref_logp, _ = read(ref)                                      # (B, T)
+        ref_logp, = read(ref)                                        # (B, T)
     score = values = value_feats = None
     if value_model is not None:
         value_emb = look(value_model.vlm)
