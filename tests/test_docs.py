@@ -132,7 +132,7 @@ def test_only_core_packages_are_imported():
             for name in names:
                 top = name.split(".")[0]
                 own = any((ROOT / f / f"{top}.py").exists() for f in ("", "tests", "results"))
-                own = own or top == "setuptools"
+                own = own or top in ("setuptools", "parity")
                 optional = top in OPTIONAL and path.parent.name == "tests"
                 optional = optional or (path.name, top) in EXTRAS
                 assert top in CORE or own or optional or top in sys.stdlib_module_names, (

@@ -1,0 +1,1 @@
+"""Tests beside other implementations; a package, so that its conftest has a name of its own."""

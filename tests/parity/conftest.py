@@ -1,0 +1,104 @@
+"""Beside other people's code: every quantity against a peer's, on many random cases.
+
+    python -m pytest tests/parity --table docs/parity.md    measures, and writes the table
+
+A peer that is not installed skips its tests, and says how to get it: `[parity]` of setup.py and
+`peers.txt` here. Nothing of a peer is imported that needs torchvision or a network; see peers.py.
+"""
+
+import random
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+HEAD = """# Equal to independent implementations
+
+Written by `python -m pytest tests/parity --table docs/parity.md`. A case is one draw of sizes,
+weights and inputs. The error of a tensor is its largest difference over the peer's largest
+magnitude; the worst over all cases and all that was compared stands here. "equal" means the same
+ids, texts or truth values.
+
+| quantity | peer | cases | worst relative error | allowed |
+|---|---|---|---|---|
+"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--table FILE`: where the measured errors go."""
+    parser.addoption("--table", default=None, help="write the table of parity to this file")
+
+
+class Agreement:
+    """One line of the table: what is compared with whom, and the worst that was seen.
+
+    Args:
+        quantity: what is compared.
+        distributions: installed packages whose versions the line names, e.g. "trl".
+        function: which function or class of them.
+        allowed: largest relative error; 0 demands equality.
+    """
+
+    def __init__(self, quantity: str, distributions: str, function: str, allowed: float):
+        self.quantity, self.allowed, self.worst, self.n_cases = quantity, allowed, 0.0, 0
+        versions = [f"{name} {metadata.version(name)}" for name in distributions.split()]
+        self.peer = f"{', '.join(versions)}: `{function}`"
+
+    def cases(self, n: int = 100) -> Iterator[random.Random]:
+        """Count n cases; each seeds torch and gives a generator for sizes and choices."""
+        for seed in range(self.n_cases, self.n_cases + n):
+            torch.manual_seed(seed)
+            self.n_cases += 1
+            yield random.Random(seed)
+
+    def close(self, ours: Tensor, theirs: Tensor) -> None:
+        """Demand that two tensors of one shape differ by no more than is allowed."""
+        ours, theirs = torch.as_tensor(ours).detach(), torch.as_tensor(theirs).detach()
+        assert ours.shape == theirs.shape
+        if not theirs.numel():
+            return
+        largest = float(theirs.abs().max())
+        difference = float((ours.double() - theirs.double()).abs().max())
+        error = difference / largest if largest else difference
+        assert error <= self.allowed, f"{self.quantity}: {error:.1e} in case {self.n_cases - 1}"
+        self.worst = max(self.worst, error)
+
+    def same(self, ours: object, theirs: object) -> None:
+        """Demand equality of ids, texts, truth values."""
+        if isinstance(ours, Tensor):
+            assert torch.equal(ours, theirs), f"{self.quantity}: case {self.n_cases - 1}"
+        else:
+            assert ours == theirs, f"{self.quantity}: case {self.n_cases - 1}"
+
+    def line(self) -> str:
+        """The table's line."""
+        if not self.allowed:
+            return f"| {self.quantity} | {self.peer} | {self.n_cases:,} | equal | equal |"
+        return (f"| {self.quantity} | {self.peer} | {self.n_cases:,} | {self.worst:.0e} "
+                f"| {self.allowed:.0e} |")
+
+
+@pytest.fixture(scope="session")
+def lines(request: pytest.FixtureRequest) -> Iterator[dict[str, Agreement]]:
+    """All agreements by quantity, in the order of the tests; written at the end if asked for."""
+    seen: dict[str, Agreement] = {}
+    yield seen
+    table = request.config.getoption("--table", default=None)
+    if table:
+        text = "".join(a.line() + "\n" for a in seen.values())
+        Path(table).write_text(HEAD + text)
+
+
+@pytest.fixture
+def agreement(lines: dict[str, Agreement]):
+    """Begin a line of the table, see Agreement."""
+    def begin(*of: object) -> Agreement:
+        made = Agreement(*of)
+        assert made.quantity not in lines, f"{made.quantity} is compared twice"
+        lines[made.quantity] = made
+        return made
+
+    return begin
