@@ -176,9 +176,9 @@ def main(cfg: Config) -> dict[str, float]:
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg),
                "init": checkpoint.fingerprint(before)}
-    start = 0
+    start, best, meter = 0, float("inf"), run.Meter()
     if cfg.resume:
-        start, _ = checkpoint.resume(log.ckpt, "dpo", configs, model, optimizer, device)
+        start, best = checkpoint.resume(log.ckpt, "dpo", configs, model, optimizer, meter)
     made_of = {"weights": configs["init"], "tokenizer": tokenizer.identity,
                "pairs": fingerprint_of(pairs + held_out), "average": cfg.average,
                "changed": cfg.changed, "bfloat16": run.is_bfloat16(device, cfg.dtype)}
@@ -191,12 +191,12 @@ def main(cfg: Config) -> dict[str, float]:
     ref_logp, val_ref_logp = ref_logp.to(device).split([len(pairs), len(held_out)])
 
     # --- loop ---
-    meter, row = run.Meter(), {}
-    made = batches(make_parts, start, cfg.steps, cfg.workers)
+    made, row = batches(make_parts, start, cfg.steps, cfg.workers), {}
     bar = tqdm(
         range(start, cfg.steps + 1), desc="dpo", initial=start, total=cfg.steps, disable=None
     )
     for step in bar:
+        paths = [log.ckpt] if log.terminated else []
         # step 0 is measured before any update: policy and reference are one, each pair costs ln 2
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
             row = evaluate(model, val_parts, val_ref_logp, cfg, device)
@@ -207,12 +207,16 @@ def main(cfg: Config) -> dict[str, float]:
                     log.folder / f"samples_{step}.png")
             log.log({"step": step, **meter.means((*LOGGED, "lr", "grad", "ms", "data_ms")), **row})
             # the last one is kept as the best: a lower loss does not mean better answers
+            paths, best = [log.best, log.ckpt], row["val_loss"]
+        if paths:
             checkpoint.save(
-                [log.ckpt, log.best], stage="dpo", configs=configs, model=model,
-                tokenizer=tokenizer, step=step, best=row["val_loss"], optimizer=optimizer,
+                paths, stage="dpo", configs=configs, model=model, tokenizer=tokenizer,
+                step=step, best=best, optimizer=optimizer, meter=meter,
             )
         if step == cfg.steps:
             break
+        if log.terminated and paths:
+            log.stop(step)
 
         began = time.time()
         parts = next(made)
@@ -227,16 +231,16 @@ def main(cfg: Config) -> dict[str, float]:
             (loss * share).backward()
             sums = {name: sums[name] + float(x) * share for name, x in figures.items()}
             ids += batch.rows.ids
-        log.check(sums["loss"], step, ids)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
+        log.check(sums["loss"], grad, step, ids)
 
         meter.add(**sums, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
                   data_ms=1000 * (got_data - began))
         bar.set_postfix(loss=f"{sums['loss']:.3f}")
 
     # --- finish ---
-    print(f"{cfg.out}: {log.minutes:.1f} min, " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
+    log.finish(row)
     return row
 
 

@@ -121,29 +121,32 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
-    start, best = 0, float("inf")
+    start, best, meter = 0, float("inf"), run.Meter()
     if cfg.resume:
-        start, best = checkpoint.resume(log.ckpt, "lm", configs, model, optimizer, device)
+        start, best = checkpoint.resume(log.ckpt, "lm", configs, model, optimizer, meter)
     make_batch(start)  # a batch that cannot be made must not cost the run that `out` holds
     log.begin(start)
 
     # --- loop ---
-    meter, row = run.Meter(), {}
-    made = batches(make_batch, start, cfg.steps, cfg.workers)
+    made, row = batches(make_batch, start, cfg.steps, cfg.workers), {}
     bar = tqdm(range(start, cfg.steps + 1), desc="lm", initial=start, total=cfg.steps, disable=None)
     for step in bar:
+        paths = [log.ckpt] if log.terminated else []
         # step 0 is measured before any update: there the loss is ln V
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
             row = evaluate(model, val_batches, device)
             log.log({"step": step, **meter.means(("loss", "lr", "grad", "ms", "data_ms")), **row})
-            paths = [log.ckpt, log.best] if row["val_loss"] < best else [log.ckpt]
+            paths = [log.best, log.ckpt] if row["val_loss"] < best else [log.ckpt]
             best = min(best, row["val_loss"])
+        if paths:
             checkpoint.save(
                 paths, stage="lm", configs=configs, model=model, tokenizer=tokenizer,
-                step=step, best=best, optimizer=optimizer,
+                step=step, best=best, optimizer=optimizer, meter=meter,
             )
         if step == cfg.steps:
             break
+        if log.terminated and paths:
+            log.stop(step)
 
         began = time.time()
         batch = next(made).to(device)
@@ -158,16 +161,16 @@ def main(cfg: Config) -> dict[str, float]:
             part_loss = next_token_loss(logits, part.targets[at]) * at.sum() / n_tokens
             part_loss.backward()
             loss += part_loss.item()
-        log.check(loss, step, batch.ids)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
+        log.check(loss, grad, step, batch.ids)
 
         meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
                   data_ms=1000 * (got_data - began))
         bar.set_postfix(loss=f"{loss:.3f}")
 
     # --- finish ---
-    print(f"{cfg.out}: {log.minutes:.1f} min, " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
+    log.finish(row)
     return row
 
 

@@ -11,6 +11,7 @@ Run: python train_ppo.py [--kl_coef 0]
 """
 
 import copy
+import math
 import random
 import time
 from collections import defaultdict
@@ -150,20 +151,20 @@ def main(cfg: Config) -> dict[str, float]:
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg),
                "init": checkpoint.fingerprint(before), "reward": checkpoint.fingerprint(scorer)}
-    start, best = 0, float("inf")
+    start, best, meter = 0, float("inf"), run.Meter()
     if cfg.resume:
-        start, best = checkpoint.resume(log.ckpt, "ppo", configs, learner, optimizer, device)
+        start, best = checkpoint.resume(log.ckpt, "ppo", configs, learner, optimizer, meter)
         controller.kl_coef = learner.kl_coef
     answer(make_batch(start))  # a batch that cannot be made must not cost the run that `out` holds
     log.begin(start)
 
     # --- loop ---
-    meter, row = run.Meter(), {}
-    made = batches(make_batch, start, cfg.steps, cfg.workers)
+    made, row = batches(make_batch, start, cfg.steps, cfg.workers), {}
     bar = tqdm(
         range(start, cfg.steps + 1), desc="ppo", initial=start, total=cfg.steps, disable=None
     )
     for step in bar:
+        paths = [log.ckpt] if log.terminated else []
         # step 0 is measured before any update: policy and reference are one, their KL is 0
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
             rollout, said, true = answer(val_batch)
@@ -171,15 +172,18 @@ def main(cfg: Config) -> dict[str, float]:
             log.log({"step": step, "kl_coef": controller.kl_coef, **meter.means(LOGGED), **row})
             prompts.sheet(held_out, said, rollout.score).save(log.folder / f"samples_{step}.png")
             loss = cfg.kl_coef * row["val_kl_answer"] - float(rollout.worth(*penalties).mean())
-            paths = [log.ckpt, log.best] if loss < best else [log.ckpt]
+            paths = [log.best, log.ckpt] if loss < best else [log.ckpt]
             best = min(best, loss)
+        if paths:
             learner.kl_coef = controller.kl_coef
             checkpoint.save(
                 paths, stage="ppo", configs=configs, model=learner, tokenizer=tokenizer,
-                step=step, best=best, optimizer=optimizer,
+                step=step, best=best, optimizer=optimizer, meter=meter,
             )
         if step == cfg.steps:
             break
+        if log.terminated and paths:
+            log.stop(step)
 
         began = time.time()
         batch = next(made)
@@ -218,12 +222,12 @@ def main(cfg: Config) -> dict[str, float]:
                 for name, value in (("loss", loss), ("value_loss", value_loss), ("new_kl", new_kl),
                                     ("clip_fraction", clip)):
                     figures[-1][name] += float(value.detach() * share)
-            log.check(figures[-1]["loss"] + figures[-1]["value_loss"], step,
-                      [batch.questions[i]["id"] for i in rows.tolist()])
-            if cfg.max_kl and figures[-1]["new_kl"] > cfg.max_kl:
+            if cfg.max_kl and cfg.max_kl < figures[-1]["new_kl"] < math.inf:
                 learner.zero_grad()
                 break
             grad = optimizer.step(scale, cfg.grad_clip)
+            log.check(figures[-1]["loss"] + figures[-1]["value_loss"], grad, step,
+                      [batch.questions[i]["id"] for i in rows.tolist()])
             updates += 1
         means = {k: sum(f[k] for f in figures) / len(figures) for k in figures[0]}
         now = describe(rollout, true)
@@ -237,7 +241,7 @@ def main(cfg: Config) -> dict[str, float]:
         bar.set_postfix(score=f"{now['score']:.3f}", kl=f"{now['kl_answer']:.3f}")
 
     # --- finish ---
-    print(f"{cfg.out}: {log.minutes:.1f} min, " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
+    log.finish(row)
     return row
 
 

@@ -175,31 +175,34 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
-    start, best = 0, float("inf")
+    start, best, meter = 0, float("inf"), run.Meter()
     if cfg.resume:
-        start, best = checkpoint.resume(log.ckpt, "reward", configs, model, optimizer, device)
+        start, best = checkpoint.resume(log.ckpt, "reward", configs, model, optimizer, meter)
     make_parts(start)  # a batch that cannot be made must not cost the run that `out` holds
     log.begin(start)
 
     # --- loop ---
-    meter, row = run.Meter(), {}
-    made = batches(make_parts, start, cfg.steps, cfg.workers)
+    made, row = batches(make_parts, start, cfg.steps, cfg.workers), {}
     bar = tqdm(
         range(start, cfg.steps + 1), desc="reward", initial=start, total=cfg.steps, disable=None
     )
     for step in bar:
+        paths = [log.ckpt] if log.terminated else []
         # step 0 is measured before any update: a fresh head tosses coins
         if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
             row = evaluate(model, val_parts, held_out, device)
             log.log({"step": step, **meter.means(("loss", "lr", "grad", "ms", "data_ms")), **row})
-            paths = [log.ckpt, log.best] if row["val_loss"] < best else [log.ckpt]
+            paths = [log.best, log.ckpt] if row["val_loss"] < best else [log.ckpt]
             best = min(best, row["val_loss"])
+        if paths:
             checkpoint.save(
                 paths, stage="reward", configs=configs, model=model, tokenizer=tokenizer,
-                step=step, best=best, optimizer=optimizer,
+                step=step, best=best, optimizer=optimizer, meter=meter,
             )
         if step == cfg.steps:
             break
+        if log.terminated and paths:
+            log.stop(step)
 
         began = time.time()
         parts = next(made)
@@ -217,9 +220,9 @@ def main(cfg: Config) -> dict[str, float]:
             part_loss = part_loss * len(ranks) / cfg.batch_size
             part_loss.backward()
             loss, ids = loss + part_loss.item(), ids + batch.ids
-        log.check(loss, step, ids)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
+        log.check(loss, grad, step, ids)
 
         meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
                   data_ms=1000 * (got_data - began))
@@ -227,7 +230,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- finish ---
     print(json.dumps({k: round(v, 3) for k, v in row.items()}, indent=1))
-    print(f"{cfg.out}: {log.minutes:.1f} min, pair accuracy {row['accuracy/all']:.3f}")
+    log.finish({"pair accuracy": row["accuracy/all"]})
     return row
 
 

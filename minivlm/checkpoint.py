@@ -1,6 +1,6 @@
 """Checkpoints: plain tensors and plain types, written whole or not at all (contract 9).
 
-    {format, stage, configs, model, optimizer, step, best, tokenizer, rng}
+    {format, stage, configs, model, optimizer, step, best, meter, tokenizer, rng}
 
 `load` starts a next stage or a chat; `resume` continues the same run bit for bit. What a batch
 holds is a pure function of (seed, step), so the data need no state of their own.
@@ -14,33 +14,54 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minivlm.run import Meter
 from minivlm.tokenizer import Tokenizer
 
 FORMAT = 1
 
 
 def write(state: dict, path: Path) -> None:
-    """Save tensors and plain types to a temporary name beside the path first, then rename."""
-    temporary = Path(path).with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    """Save tensors and plain types to a temporary name beside the path first, then rename.
+
+    Whatever ends the process meanwhile, under `path` stands a whole file: the old or the new one.
+
+    Raises:
+        OSError: if it cannot be written, say on a full disk; what stood there before still does.
+    """
+    path = Path(path)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())  # the rename must not reach the disk before the content
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+        temporary.unlink(missing_ok=True)
+        kept = "the one before it is intact" if path.is_file() else "there was none before it"
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{path} could not be written ({reason}); {kept}") from None
 
 
 def save(
     paths: list[Path], *, stage: str, configs: dict, model: nn.Module, tokenizer: Tokenizer,
-    step: int, best: float, optimizer=None,
+    step: int, best: float, optimizer=None, meter: Meter | None = None,
 ) -> None:
     """Write a checkpoint under each path, see `write`.
 
     Args:
+        paths: the one that a run resumes from last: whatever a kill leaves undone before, the
+            resumed run does again.
         stage: "lm", "clip", "align", "sft", ...: which script wrote it.
         configs: plain dicts, at least {"model": ...} with what rebuilds the model.
         best: best validation figure so far.
+        meter: what has been measured since the last row of the log.
     """
     state = {
         "format": FORMAT, "stage": stage, "configs": configs, "step": step, "best": float(best),
         "model": model.state_dict(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "meter": None if meter is None else meter.state_dict(),
         "tokenizer": tokenizer.to_text(),
         "rng": {
             "torch": torch.get_rng_state(),
@@ -101,14 +122,17 @@ def fingerprint(state: dict) -> str:
 
 
 def resume(
-    path: Path, stage: str, configs: dict, model: nn.Module, optimizer, device
+    path: Path, stage: str, configs: dict, model: nn.Module, optimizer, meter: Meter
 ) -> tuple[int, float]:
-    """Restore model, optimizer and random generators; return the next step and the best figure.
+    """Restore model, optimizer, meter and random generators.
+
+    Returns:
+        the next step and the best figure so far.
 
     Raises:
         ValueError: if the checkpoint was made with another architecture, naming what differs.
     """
-    state = load(path, (stage,), device)
+    state = load(path, (stage,))
     if state["configs"] != configs:
         differ = sorted(
             k for k in configs | state["configs"] if state["configs"].get(k) != configs.get(k)
@@ -119,7 +143,9 @@ def resume(
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"]["torch"].cpu())
+    if state.get("meter"):  # none in files of before this entry, all written just after a row
+        meter.load_state_dict(state["meter"])
+    torch.set_rng_state(state["rng"]["torch"])
     if torch.cuda.is_available() and state["rng"]["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["rng"]["cuda"]])
+        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
     return state["step"], state["best"]

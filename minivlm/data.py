@@ -7,6 +7,7 @@ A batch is a pure function of (seed, step): resuming needs the step and nothing 
 """
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,9 +270,15 @@ def batches(
     loader = torch.utils.data.DataLoader(
         _Steps(make_batch, stop), batch_size=None, sampler=range(start, stop), num_workers=workers,
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_outlive_sigterm if workers else None,
         generator=torch.Generator(),  # its own: a resumed run finds the global one untouched
     )
     return iter(loader)
+
+
+def _outlive_sigterm(_: int) -> None:
+    """SIGTERM goes to a job's whole process group; the run itself ends its workers as it stops."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 Rows = list[tuple[list[int], list[bool]]]  # (ids, which of them are learned) of each row

@@ -135,16 +135,19 @@ class Optimizer:
     def step(self, scale: float, clip: float) -> float:
         """Clip the gradient to norm `clip`, step at `scale` times the peak rates, forget it.
 
+        A gradient that is not finite is forgotten without a step: it would end the weights.
+
         Returns:
             the gradient's norm before clipping.
         """
-        norm = nn.utils.clip_grad_norm_(self.params, clip)
+        norm = float(nn.utils.clip_grad_norm_(self.params, clip))
         for part, peaks in zip(self.parts, self.peaks):
             for group, peak in zip(part.param_groups, peaks):
                 group["lr"] = scale * peak
-            part.step()
+            if math.isfinite(norm):
+                part.step()
             part.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def state_dict(self) -> list[dict]:
         """Both optimizers' states, plain types and tensors."""

@@ -1,7 +1,8 @@
 """What every script needs around its loop: command line, seed, device, run folder, log.
 
-A run folder holds config.json, metrics.csv, ckpt.pt, best.pt, env.txt and a copy of the script.
-Nothing here knows about models.
+A run folder holds config.json, metrics.csv, ckpt.pt, best.pt, env.txt and a copy of the script; a
+run that broke off on a loss that is no number leaves stopped.json too. Nothing here knows about
+models.
 """
 
 import argparse
@@ -12,10 +13,13 @@ import json
 import math
 import platform
 import re
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -216,6 +220,9 @@ def provenance(cfg, began: float) -> dict:
 class Run:
     """A run folder and its log. Nothing is written or deleted before `begin`.
 
+    From `begin` to `finish` a SIGTERM only sets `terminated`: the loop saves at its next step and
+    calls `stop`. A second SIGTERM ends the process at once.
+
     Args:
         cfg: the script's Config; written to config.json.
         script: the script's file; a copy is kept.
@@ -234,6 +241,7 @@ class Run:
             raise ValueError(f"nothing to resume in {self.folder}: it has no ckpt.pt")
         self.recent: list[float] = []
         self.started = time.time()
+        self.terminated, self.handler = False, signal.SIG_DFL
 
     def begin(self, start: int) -> None:
         """Take the folder over, once data, model and options are known to be good.
@@ -251,12 +259,16 @@ class Run:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.cfg.resume:
-            for old in (self.csv, self.ckpt, self.best, *self.folder.glob("samples_*.png")):
+            own = (self.csv, self.ckpt, self.best, self.folder / "stopped.json")
+            for old in (*own, *self.folder.glob("samples_*.png")):
                 old.unlink(missing_ok=True)
         elif self.csv.is_file():
-            header, *rows = self.csv.read_text().splitlines()
-            kept = [row for row in rows if int(row.split(",")[0]) <= start]
-            self.csv.write_text("\n".join([header, *kept]) + "\n")
+            header, *rows = self.csv.read_text().splitlines(keepends=True)
+            # a row without its end was cut off by a kill or a full disk
+            kept = [r for r in rows if r.endswith("\n") and int(r.split(",")[0]) <= start]
+            temporary = self.csv.with_suffix(".tmp")
+            temporary.write_text("".join([header, *kept]))
+            os.replace(temporary, self.csv)
         (self.folder / "config.json").write_text(
             json.dumps(dataclasses.asdict(self.cfg), indent=2) + "\n"
         )
@@ -264,6 +276,28 @@ class Run:
         lines = [f"{k}: {v}" for k, v in (environment() | {"command": command}).items()]
         (self.folder / "env.txt").write_text("\n".join(lines) + "\n")
         shutil.copy(self.script, self.folder / self.script.name)
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            self.handler = signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, *_) -> None:
+        self.terminated = True
+        signal.signal(signal.SIGTERM, self.handler)
+
+    def stop(self, step: int) -> None:
+        """End a terminated run, once step `step` is saved, as a shell expects it: exit code 143.
+
+        Raises:
+            SystemExit: always.
+        """
+        print(f"\nterminated; {self.ckpt} is at step {step}, --resume continues", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def finish(self, figures: dict[str, float]) -> None:
+        """Say how long it took and what came out; from here on SIGTERM is nothing special."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
+        said = ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
+        print(f"{self.cfg.out}: {self.minutes:.1f} min, {said}")
 
     def log(self, row: dict[str, float]) -> None:
         """Append a row, with peak memory and minutes so far, to metrics.csv and print it.
@@ -280,16 +314,25 @@ class Run:
             writer.writerow(row)
         tqdm.write("  ".join(f"{k} {_short(v)}" for k, v in row.items() if v != ""))
 
-    def check(self, loss: float, step: int, ids: list[str]) -> None:
-        """Stop on a loss that is no number, naming the step, the batch and the losses before it.
+    def check(self, loss: float, grad: float, step: int, ids: list[str]) -> None:
+        """Stop on a loss or gradient that is no number; stopped.json then holds what led to it.
+
+        Args:
+            grad: the gradient's norm; the optimizer takes no step on one that is not finite.
+            ids: the records of the batch, of which the message names the first eight.
 
         Raises:
-            ValueError: if the loss is not finite.
+            ValueError: if one of them is not finite, naming the step, the batch and the five losses
+                before it.
         """
-        if not math.isfinite(loss):
+        if not math.isfinite(loss + grad):
+            found = {"step": step, "loss": str(loss), "grad": str(grad), "batch": ids,
+                     "recent_losses": self.recent}
+            (self.folder / "stopped.json").write_text(json.dumps(found, indent=2) + "\n")
+            name, value = ("gradient", grad) if math.isfinite(loss) else ("loss", loss)
             raise ValueError(
-                f"loss is {loss} at step {step}; batch {ids[:8]}; "
-                f"before it {self.recent[-5:]}; try a lower lr"
+                f"{name} is {value} at step {step}; batch {ids[:8]}; before it {self.recent}; "
+                f"try a lower lr; all of it is in {self.folder / 'stopped.json'}"
             )
         self.recent = self.recent[-4:] + [round(loss, 4)]
 
@@ -323,6 +366,14 @@ class Meter:
         out = {name: self.sums[name] / self.n if self.n else "" for name in names}
         self.__init__()
         return out
+
+    def state_dict(self) -> dict:
+        """What a run that is resumed between two rows must know."""
+        return {"sums": self.sums, "n": self.n}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what state_dict gave."""
+        self.sums, self.n = dict(state["sums"]), state["n"]
 
 
 def _short(v) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from minivlm import checkpoint
 from minivlm.optim import Optimizer
+from minivlm.run import Meter
 from minivlm.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
@@ -64,7 +65,8 @@ def test_a_checkpoint_holds_plain_types_only(tmp_path):
     save(tmp_path / "ckpt.pt", model=model, optimizer=optimizer)
     state = torch.load(tmp_path / "ckpt.pt", weights_only=True)
     assert set(state) == {
-        "format", "stage", "configs", "step", "best", "model", "optimizer", "tokenizer", "rng"}
+        "format", "stage", "configs", "step", "best", "model", "optimizer", "meter", "tokenizer",
+        "rng"}
 
 
 def test_a_folder_gives_its_best_and_else_its_last(tmp_path):
@@ -89,12 +91,10 @@ def test_nothing_is_left_beside_the_checkpoint(tmp_path):
 def test_a_crash_while_writing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     """Catches writing in place: after a crash in the middle the old file must still load."""
     save(tmp_path / "ckpt.pt", step=1)
-    written = torch.save
+    (tmp_path / "ckpt.tmp").write_bytes(b"half of what a killed process wanted to write")
 
-    def dies(state, path):
-        written(state, path)
-        with open(path, "r+b") as f:
-            f.truncate(100)
+    def dies(state, file):
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", dies)
@@ -102,7 +102,8 @@ def test_a_crash_while_writing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         save(tmp_path / "ckpt.pt", step=2)
     monkeypatch.undo()
     assert checkpoint.load(tmp_path, ("sft",))["step"] == 1
-    save(tmp_path / "ckpt.pt", step=3)  # the half-written .tmp is no obstacle
+    (tmp_path / "ckpt.tmp").write_bytes(b"half again")
+    save(tmp_path / "ckpt.pt", step=3)
     assert checkpoint.load(tmp_path, ("sft",))["step"] == 3
 
 
@@ -204,7 +205,8 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     other = make_model(seed=5)
     again = Optimizer(other, 1e-2, 0.02)
     torch.randn(100)
-    assert checkpoint.resume(tmp_path / "ckpt.pt", "sft", CONFIGS, other, again, "cpu") == (3, 1.5)
+    path = tmp_path / "ckpt.pt"
+    assert checkpoint.resume(path, "sft", CONFIGS, other, again, Meter()) == (3, 1.5)
     assert train(other, again, range(3, 6)) == wanted
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
 
@@ -233,7 +235,7 @@ def test_resuming_with_other_settings_names_what_differs(configs, named, tmp_pat
         ValueError, match=f"trained with other settings of {named}; resume with the same"
     ):
         checkpoint.resume(
-            tmp_path / "ckpt.pt", "sft", configs, model, Optimizer(model, 1e-3, 0), "cpu"
+            tmp_path / "ckpt.pt", "sft", configs, model, Optimizer(model, 1e-3, 0), Meter()
         )
 
 
@@ -243,7 +245,7 @@ def test_a_setting_that_the_new_run_lacks_is_named_too(tmp_path):
     model = make_model()
     with pytest.raises(ValueError, match="other settings of seed"):
         checkpoint.resume(tmp_path / "ckpt.pt", "sft", {"model": CONFIGS["model"]}, model,
-                          Optimizer(model, 1e-3, 0), "cpu")
+                          Optimizer(model, 1e-3, 0), Meter())
 
 
 def test_resuming_another_stage_is_refused(tmp_path):
@@ -252,5 +254,5 @@ def test_resuming_another_stage_is_refused(tmp_path):
     model = make_model()
     with pytest.raises(ValueError, match="is a checkpoint of stage 'clip', expected sft"):
         checkpoint.resume(
-            tmp_path / "ckpt.pt", "sft", CONFIGS, model, Optimizer(model, 1e-3, 0), "cpu"
+            tmp_path / "ckpt.pt", "sft", CONFIGS, model, Optimizer(model, 1e-3, 0), Meter()
         )

@@ -319,28 +319,38 @@ def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
     for step in (0, 6, 8, 9):
         log.log({"step": step, "loss": 1.0})
     (tmp_path / "ckpt.pt").write_text("old")
+    with log.csv.open("a") as f:
+        f.write("1")  # a full disk cut off the row of step 10
     log = Run(Config(out=str(tmp_path), resume=True), __file__)
-    assert len(rows_of(log)) == 4
+    assert len(rows_of(log)) == 5
     log.begin(6)
     assert [r["step"] for r in rows_of(log)] == ["0", "6"]
+    assert not list(tmp_path.glob("*.tmp"))
     log.log({"step": 8, "loss": 0.5})
     assert rows_of(log)[-1]["loss"] == "0.5"
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    """Catches hours of training on NaN: the message holds step, records and last five losses."""
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_what_led_to_it(tmp_path):
+    """Catches hours of training on NaN: step, records and last five losses are said and saved."""
     log = Run(Config(out=str(tmp_path)), __file__)
     for step, loss in enumerate((6, 5, 4, 3, 2, 1.23456)):
-        log.check(loss, step, ["a"])
+        log.check(loss, 1.0, step, ["a"])
+    assert not list(tmp_path.iterdir())
     message = (
         r"loss is nan at step 6; batch \['r0', .*'r7'\]; "
-        r"before it \[5, 4, 3, 2, 1.2346\]; try a"
+        r"before it \[5, 4, 3, 2, 1.2346\]; try a lower lr; all of it is in .*stopped.json"
     )
+    ids = [f"r{i}" for i in range(20)]
     with pytest.raises(ValueError, match=message):
-        log.check(math.nan, 6, [f"r{i}" for i in range(20)])
+        log.check(math.nan, math.nan, 6, ids)
+    assert json.loads((tmp_path / "stopped.json").read_text()) == {
+        "step": 6, "loss": "nan", "grad": "nan", "batch": ids,
+        "recent_losses": [5, 4, 3, 2, 1.2346]}
     for loss in (math.inf, -math.inf):
         with pytest.raises(ValueError, match="loss is -?inf at step 0"):
-            log.check(loss, 0, [])
+            log.check(loss, 1.0, 0, [])
+    with pytest.raises(ValueError, match="gradient is inf at step 2; batch .'a'.; before it"):
+        log.check(1.0, math.inf, 2, ["a"])
 
 
 def test_a_meter_gives_means_and_starts_anew():
