@@ -121,6 +121,19 @@ def fingerprint(state: dict) -> str:
     return seen.hexdigest()[:12]
 
 
+def equal(a: object, b: object) -> bool:
+    """Whether two checkpoints, or parts of them, hold the same bits: types, numbers, tensors."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
 def resume(
     path: Path, stage: str, configs: dict, model: nn.Module, optimizer, meter: Meter
 ) -> tuple[int, float]:

@@ -69,6 +69,17 @@ def test_a_checkpoint_holds_plain_types_only(tmp_path):
         "rng"}
 
 
+@pytest.mark.parametrize("b", [
+    {"x": [torch.ones(2), 1]}, {"x": [torch.zeros(2), 2]}, {"x": [torch.zeros(3), 1]},
+    {"x": [torch.zeros(2), True]}, {"x": [torch.zeros(2), 1, 0]}, {"x": (torch.zeros(2), 1)},
+    {"x": [torch.zeros(2).double(), 1]}, {"y": [torch.zeros(2), 1]}, [],
+])
+def test_checkpoints_that_differ_anywhere_are_not_equal(b):
+    """Catches a comparison that looks at keys or shapes alone."""
+    a = {"x": [torch.zeros(2), 1]}
+    assert checkpoint.equal(a, {"x": [torch.zeros(2), 1]}) and not checkpoint.equal(a, b)
+
+
 def test_a_folder_gives_its_best_and_else_its_last(tmp_path):
     """Catches the last weights used where better ones were kept."""
     save(tmp_path / "ckpt.pt", step=9)
