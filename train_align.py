@@ -3,9 +3,9 @@
    loss = - mean_t log p(caption_t | picture, caption before t),   gradient to the projector alone
 
 Source: LLaVA, arXiv:2304.08485, section 4.2, stage 1.
-Reads: runs/clip, runs/lm.   Writes: runs/align.
+Reads: runs/clip, runs/lm, or published weights.   Writes: runs/align.
 Expect (2 CPU cores): 0.4 min, loss 2.3 -> 0.93
-Run: python train_align.py [--projector linear]
+Run: python train_align.py [--vision DIR --llm DIR]
 """
 
 import time
@@ -21,6 +21,7 @@ from minivlm.gpt import GPTConfig
 from minivlm.images import Pictures
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
+from minivlm.pretrained import read_clip, read_gpt2
 from minivlm.tokenizer import Tokenizer
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM, VLMConfig
@@ -37,6 +38,9 @@ class Config:
     split: str = "train"  # which file of it to learn from: train, or web (noisy captions)
     clip: str = "runs/clip"  # where the ViT comes from
     lm: str = "runs/lm"  # where the GPT comes from
+    vision: str = ""  # folder of a published CLIP to take the ViT from instead, see pretrained.py
+    llm: str = ""  # folder of a published GPT-2 to take instead, its tokenizer too
+    image_size: int = 0  # pixels to interpolate a published ViT to; 0 = what it was trained with
     out: str = "runs/align"  # run folder
     steps: int = 200  # optimizer steps
     batch_size: int = 64  # pictures with a caption a step
@@ -46,7 +50,7 @@ class Config:
     weight_decay: float = 0.0  # on matrices
     warmup: int = 20  # steps until the peak rate
     grad_clip: float = 1.0  # largest norm of the gradient
-    projector: str = "mlp"  # mlp (LLaVA-1.5) or linear (LLaVA)
+    projector: str = "mlp"  # mlp (LLaVA-1.5), linear (LLaVA), llava (mlp as published, no norm)
     eval_every: int = 100  # steps between evaluations, each logged and saved
     seed: int = 0  # weights and order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
@@ -83,7 +87,9 @@ def main(cfg: Config) -> dict[str, float]:
     device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
 
     # --- model ---
-    clip, lm = checkpoint.load(cfg.clip, ("clip",)), checkpoint.load(cfg.lm, ("lm",))
+    clip = read_clip(cfg.vision, cfg.image_size) if cfg.vision else checkpoint.load(
+        cfg.clip, ("clip",))
+    lm = read_gpt2(cfg.llm) if cfg.llm else checkpoint.load(cfg.lm, ("lm",))
     tokenizer = Tokenizer.from_text(lm["tokenizer"])
     vit, gpt = ViTConfig(**clip["configs"]["model"]["vit"]), GPTConfig(**lm["configs"]["model"])
     config = VLMConfig(tokenizer.image, vit, gpt, cfg.projector)

@@ -2,11 +2,12 @@
 
     linear:  img_emb = norm(feats @ W + b)                     LLaVA,     arXiv:2304.08485, eq. 1
     mlp:     img_emb = norm(gelu(feats @ W1 + b1) @ W2 + b2)   LLaVA-1.5, arXiv:2310.03744
+    llava:   img_emb = gelu(feats @ W1 + b1) @ W2 + b2         LLaVA-1.5 as published
 
 Positions do not mix here, so every image token stays the token of its own patch. LLaVA has no norm:
 its LLM turns queries and keys by position, whatever their size. GPT-2 adds position embeddings, and
 without the norm image tokens grew to fifty times the size of those, so that the GPT could not tell
-one place from another.
+one place from another. "llava" is there to exchange weights with other implementations.
 """
 
 from torch import Tensor, nn
@@ -20,20 +21,22 @@ class Projector(nn.Module):
     """(B, N, Cv) patch features -> (B, N, C) token embeddings of about the size of words.
 
     Raises:
-        ValueError: if kind is neither "linear" nor "mlp".
+        ValueError: if kind is not "linear", "mlp" or "llava".
     """
 
     def __init__(self, n_in: int, n_out: int, kind: str = "mlp"):
         super().__init__()
-        if kind not in ("linear", "mlp"):
-            raise ValueError(f"projector {kind!r} is not one of linear, mlp")
+        if kind not in ("linear", "mlp", "llava"):
+            raise ValueError(f"projector {kind!r} is not one of mlp, linear, llava")
         layers = [nn.Linear(n_in, n_out)]
-        if kind == "mlp":
+        if kind != "linear":
             layers += [nn.GELU(), nn.Linear(n_out, n_out)]
         self.net = nn.Sequential(*layers)
-        self.norm = nn.LayerNorm(n_out)
+        self.norm = nn.Identity()
         init_weights(self)
-        nn.init.constant_(self.norm.weight, WORD_SCALE)
+        if kind != "llava":
+            self.norm = nn.LayerNorm(n_out)
+            nn.init.constant_(self.norm.weight, WORD_SCALE)
 
     def forward(self, feats: Tensor) -> Tensor:
         """(B, N, Cv) -> (B, N, C)."""

@@ -31,7 +31,7 @@ from tqdm import tqdm
 LEAST = {
     "steps": 0, "batch_size": 1, "grad_accum": 1, "eval_every": 1, "warmup": 0,
     "lr": 0, "muon_lr": 0, "weight_decay": 0, "grad_clip": 0,
-    "threads": 0, "workers": 0, "seed": 0, "n_texts": 0, "shift": 0,
+    "threads": 0, "workers": 0, "seed": 0, "n_texts": 0, "shift": 0, "image_size": 0,
     "n_layer": 1, "n_embd": 32, "patch_size": 1, "block_size": 2,
     "epochs": 1, "minibatches": 1, "kl_coef": 0, "kl_target": 0, "kl_horizon": 1, "clip_eps": 0,
     "value_clip": 0, "end_penalty": 0, "length_penalty": 0, "gamma": 0, "lam": 0, "max_kl": 0,
@@ -40,10 +40,10 @@ LEAST = {
     "changed": 0.01, "lora": 0,
     "n_images": 1, "n_questions": 1, "n_describe": 1, "max_new_tokens": 1, "n_beams": 1,
 }
-CHOICES = {"dtype": ("auto", "float32", "bfloat16"), "projector": ("mlp", "linear"),
+CHOICES = {"dtype": ("auto", "float32", "bfloat16"), "projector": ("mlp", "linear", "llava"),
            "objective": ("lm", "prefix_lm", "blip"), "kl": ("k1", "k2", "k3"),
            "kind": ("sigmoid", "robust", "hinge", "ipo")}
-SOURCES = ("init", "clip", "lm", "reward")  # options that name the run to start from
+SOURCES = ("init", "clip", "lm", "reward", "vision", "llm")  # options that name the run to start from
 FREE = ("out", "resume", "steps", "eval_every", "device", "dtype", "compile", "threads", "workers",
         "ref_logps")
 
@@ -95,7 +95,7 @@ def check(cfg) -> None:
             raise ValueError(f"{f.name} is {value}, expected at least {LEAST[f.name]}")
         if f.name in CHOICES and value not in CHOICES[f.name]:
             raise ValueError(f"{f.name} {value!r} is not one of {', '.join(CHOICES[f.name])}")
-        if f.name in SOURCES and Path(value).resolve() == Path(cfg.out).resolve():
+        if f.name in SOURCES and value and Path(value).resolve() == Path(cfg.out).resolve():
             raise ValueError(
                 f"{f.name} and out are both {value}; the run would overwrite what it starts from"
             )

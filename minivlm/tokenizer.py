@@ -198,14 +198,22 @@ class Tokenizer:
         return cls.from_text(Path(path).read_text(encoding="utf-8"), str(path))
 
 
-def _gpt2_ranks(merges: list[str]) -> dict[bytes, int]:
-    """GPT-2's ranks from its merge list, whose letters stand for bytes in GPT-2's own alphabet."""
+def byte_letters() -> dict[int, str]:
+    """GPT-2's alphabet, which writes each byte as a printable letter: byte -> letter, in the order
+    of GPT-2's first 256 ids.
+
+    >>> byte_letters()[ord("a")], byte_letters()[ord(" ")]
+    ('a', 'Ġ')
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    order = printable + [b for b in range(256) if b not in printable]
-    letters = {chr(b): b for b in printable} | {
-        chr(256 + i): b for i, b in enumerate(order[len(printable):])
-    }
-    ranks = {bytes([b]): i for i, b in enumerate(order)}
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def _gpt2_ranks(merges: list[str]) -> dict[bytes, int]:
+    """GPT-2's ranks from its merge list, which is written in GPT-2's own alphabet."""
+    letters = {letter: b for b, letter in byte_letters().items()}
+    ranks = {bytes([b]): i for i, b in enumerate(letters.values())}
     for line in filter(None, merges):
         ranks[bytes(letters[c] for c in line.replace(" ", ""))] = len(ranks)
     return ranks

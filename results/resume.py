@@ -62,7 +62,8 @@ def command(stage: str, folder: Path, runs: Path, out: Path, *more: str) -> list
 def start(words: list[str]) -> subprocess.Popen:
     """Start a command in the checkout, its output thrown away but for errors."""
     return subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # jobs in the background
 
 
 def finish(words: list[str]) -> None:

@@ -68,7 +68,7 @@ def test_image_tokens_start_at_the_size_of_words():
 
 def test_an_unknown_projector_is_refused_by_name():
     """Catches: a silent fall-back to another kind."""
-    with pytest.raises(ValueError, match="projector 'resampler' is not one of linear, mlp"):
+    with pytest.raises(ValueError, match="projector 'resampler' is not one of mlp, linear, llava"):
         Projector(6, 8, "resampler")
 
 

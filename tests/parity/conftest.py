@@ -1,6 +1,6 @@
 """Beside other people's code: every quantity against a peer's, on many random cases.
 
-    python -m pytest tests/parity --table docs/parity.md    measures, and writes the table
+    python -m pytest tests/parity --large --table docs/parity.md    measures, writes the table
 
 A peer that is not installed skips its tests, and says how to get it: `[parity]` of setup.py and
 `peers.txt` here. Nothing of a peer is imported that needs torchvision or a network; see peers.py.
@@ -17,8 +17,8 @@ from torch import Tensor
 
 HEAD = """# Equal to independent implementations
 
-Written by `python -m pytest tests/parity --table docs/parity.md`. A case is one draw of sizes,
-weights and inputs. The error of a tensor is its largest difference over the peer's largest
+Written by `python -m pytest tests/parity --large --table docs/parity.md`. A case is one draw of
+sizes, weights and inputs. The error of a tensor is its largest difference over the peer's largest
 magnitude; the worst over all cases and all that was compared stands here. "equal" means the same
 ids, texts or truth values.
 
@@ -28,8 +28,9 @@ ids, texts or truth values.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--table FILE`: where the measured errors go."""
+    """`--table FILE`: where the measured errors go; `--large`: true sizes of gigabytes too."""
     parser.addoption("--table", default=None, help="write the table of parity to this file")
+    parser.addoption("--large", action="store_true", help="also the largest published sizes")
 
 
 class Agreement:
@@ -54,13 +55,18 @@ class Agreement:
             self.n_cases += 1
             yield random.Random(seed)
 
-    def close(self, ours: Tensor, theirs: Tensor) -> None:
-        """Demand that two tensors of one shape differ by no more than is allowed."""
+    def close(self, ours: Tensor, theirs: Tensor, least: float = 0.0) -> None:
+        """Demand that two tensors of one shape differ by no more than is allowed.
+
+        Args:
+            least: what the error is measured against if the peer's largest magnitude is below it:
+                what should be 0, a key's bias's gradient, say, is rounding noise on both sides.
+        """
         ours, theirs = torch.as_tensor(ours).detach(), torch.as_tensor(theirs).detach()
         assert ours.shape == theirs.shape
         if not theirs.numel():
             return
-        largest = float(theirs.abs().max())
+        largest = max(float(theirs.abs().max()), least)
         difference = float((ours.double() - theirs.double()).abs().max())
         error = difference / largest if largest else difference
         assert error <= self.allowed, f"{self.quantity}: {error:.1e} in case {self.n_cases - 1}"
@@ -90,6 +96,13 @@ def lines(request: pytest.FixtureRequest) -> Iterator[dict[str, Agreement]]:
     if table:
         text = "".join(a.line() + "\n" for a in seen.values())
         Path(table).write_text(HEAD + text)
+
+
+@pytest.fixture
+def large(request: pytest.FixtureRequest) -> None:
+    """Skip unless `--large` was given."""
+    if not request.config.getoption("--large", default=False):
+        pytest.skip("minutes and gigabytes; runs with --large")
 
 
 @pytest.fixture

@@ -1,0 +1,283 @@
+"""Published weights as ours: CLIP and GPT-2, from a folder as huggingface/transformers writes it.
+
+    folder: config.json, model.safetensors or pytorch_model.bin, tokenizer.json or merges.txt
+
+Nothing is ever downloaded, and no code of a file is run. model.safetensors needs the package of
+that name: pip install 'minivlm[pretrained]'. The way back is export.py.
+
+Used by: train_align.py --vision DIR --llm DIR.
+"""
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivlm.clip import CLIP, CLIPConfig
+from minivlm.gpt import GPT, GPTConfig
+from minivlm.tokenizer import GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, byte_letters
+from minivlm.vit import ViTConfig
+from minivlm.weight_names import clip_names, gpt2_names, to_ours
+
+# tokenizer.PATTERN for huggingface/tokenizers, whose \w lacks the two joiners that tiktoken's has
+OURS = (r"'(?:[sdmt]|ll|ve|re)| ?[[\w\u200c\u200d]&&[^\d_]]+| ?\d+"
+        r"| ?(?:[^\s\w\u200c\u200d]|_)+|\s+(?!\S)|\s+")
+
+def read_clip(folder: str | Path, image_size: int = 0) -> dict:
+    """Read a CLIPModel as `CLIP.from_checkpoint` takes it; its tokenizer: `ClipTokenizer.read`.
+
+    Args:
+        image_size: S in pixels, other than the tower was trained with: its position embeddings are
+            interpolated then. 0 keeps its own.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder holds no CLIPModel that fits.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    expect(config, folder, model_type="clip")
+    towers = []
+    for name in ("vision_config", "text_config"):  # "..._dict": how the first files wrote changes
+        part = (config.get(name) or {}) | (config.get(f"{name}_dict") or {})
+        if not isinstance(part, dict):
+            raise ValueError(f"{folder}: {name} is no JSON object")
+        expect(part, folder, layer_norm_eps=1e-5, num_channels=3)
+        towers.append(part)
+    vision, text = towers
+    C, mlp, n_layer, n_head, S, P = sizes(
+        vision, folder, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        num_attention_heads=12, image_size=224, patch_size=32)
+    text_C, text_mlp, text_n_layer, text_n_head, T, V = sizes(
+        text, folder, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
+        num_attention_heads=8, max_position_embeddings=77, vocab_size=49408)
+    expect({"intermediate_size": mlp}, folder, intermediate_size=4 * C)
+    expect({"intermediate_size": text_mlp}, folder, intermediate_size=4 * text_C)
+    acts = [part.get("hidden_act", "quick_gelu") for part in towers]
+    [n_embd] = sizes(config, folder, projection_dim=512)
+    c = CLIPConfig(ViTConfig(S, P, n_layer, n_head, C, acts[0]), V, T, text_n_layer, text_n_head,
+                   text_C, n_embd, acts[1])
+    weights = fitted(to_ours(clip_names(c), read_weights(folder), folder), CLIP, c, folder)
+    if image_size and image_size != S:
+        c = replace(c, vit=replace(c.vit, image_size=image_size))
+        weights["vit.pos"] = resize_positions(weights["vit.pos"], c.vit.n_tokens)
+    return {"stage": "clip", "configs": {"model": asdict(c)}, "model": weights}
+
+
+def read_gpt2(folder: str | Path) -> dict:
+    """Read a GPT2LMHeadModel and its tokenizer as train_align.py takes a language model.
+
+    The chat template's special tokens that GPT-2 lacks get new rows of the embedding, each the mean
+    of all rows, so that none is likely at first (Hewitt 2021, "Initializing New Word Embeddings for
+    Pretrained Language Models").
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder holds no GPT2LMHeadModel that fits.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    expect(config, folder, model_type="gpt2", activation_function="gelu_new",
+           layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+           add_cross_attention=False)
+    C, n_layer, n_head, T, V = sizes(
+        config, folder, n_embd=768, n_layer=12, n_head=12, n_positions=1024, vocab_size=50257)
+    if config.get("n_inner") is not None:
+        expect(config, folder, n_inner=4 * C)
+    weights = {k.removeprefix("transformer."): v for k, v in read_weights(folder).items()}
+    head = weights.pop("lm_head.weight", None)
+    ours = to_ours(gpt2_names(n_layer, "", ""), weights, folder)
+    wte = ours["head.weight"] = ours["wte.weight"]
+    fitted(ours, GPT, GPTConfig(V, T, n_layer, n_head, C), folder)
+    if head is not None and not torch.equal(head.float(), wte):
+        raise ValueError(f"{folder}: the head is not tied to the embedding, as minivlm's is")
+    tokenizer = read_tokenizer(folder)
+    missing = tokenizer.vocab_size - V
+    if missing > len(SPECIALS):
+        raise ValueError(f"{folder}: {len(tokenizer.ranks)} tokens do not fit {V} embeddings")
+    if missing > 0:
+        wte = torch.cat([wte, wte.mean(0, keepdim=True).expand(missing, -1)])
+    ours["wte.weight"] = ours["head.weight"] = wte
+    return {"stage": "lm", "configs": {"model": asdict(GPTConfig(len(wte), T, n_layer, n_head, C))},
+            "model": ours, "tokenizer": tokenizer.to_text()}
+
+
+def fitted(weights: dict[str, Tensor], model: type[nn.Module], config, folder: Path) -> dict:
+    """The weights, if their shapes are those of the model that the config describes.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    with torch.device("meta"):  # shapes without memory
+        wanted = model(config).state_dict()
+    for name, tensor in wanted.items():
+        if weights[name].shape != tensor.shape:
+            raise ValueError(f"{folder}: {name} is {tuple(weights[name].shape)}, config.json "
+                             f"says {tuple(tensor.shape)}")
+    return weights
+
+
+def resize_positions(pos: Tensor, n_tokens: int) -> Tensor:
+    """Interpolate a ViT's position embeddings: (1 + n, C) -> (1 + n_tokens, C), the class's kept.
+
+    Args:
+        n_tokens: a square number of patches; n is one too.
+
+    Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.2; bicubic as in DeiT, Touvron et
+    al. 2020, arXiv:2012.12877, section 5.
+    """
+    old, new = math.isqrt(len(pos) - 1), math.isqrt(n_tokens)
+    grid = pos[1:].T.reshape(1, -1, old, old)                        # (1, C, old, old)
+    grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
+    return torch.cat([pos[:1], grid.flatten(2)[0].T])                # (1 + n_tokens, C)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """GPT-2's tokenizer, or ours as export.py writes it; special tokens stand behind all others.
+
+    Raises:
+        FileNotFoundError: if the folder has none.
+        ValueError: if its ids have gaps, its merges another order than their ids, or it splits text
+            in another way.
+    """
+    vocab, merges = read_merges(folder)
+    letters = byte_letters()
+    pieces = [*letters.values(), *(m.replace(" ", "") for m in merges)]
+    bytes_of = {letter: b for b, letter in letters.items()}
+    try:
+        ranks = {bytes(bytes_of[x] for x in piece): vocab[piece] for piece in pieces}
+    except KeyError as missing:
+        raise ValueError(f"{folder}: {missing} is no letter of a byte, or has no id") from None
+    joined = list(ranks.values())[len(letters):]
+    if joined != sorted(joined):
+        raise ValueError(f"{folder}: the merges do not come in the order of their ids")
+    pattern, path = GPT2_PATTERN, folder / "tokenizer.json"
+    if path.is_file():
+        split = json.dumps(read_json(path).get("pre_tokenizer"))
+        if json.dumps({"Regex": OURS}) in split:
+            pattern = PATTERN
+        elif '"Regex"' in split:
+            raise ValueError(f"{path} splits text neither in GPT-2's way nor in ours")
+    return Tokenizer(ranks, pattern)
+
+
+def read_merges(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Vocabulary and merges of a byte-level BPE, each merge two pieces with a space between.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder has none, or the file is no such thing.
+    """
+    if (folder / "tokenizer.json").is_file():
+        model = read_json(folder / "tokenizer.json").get("model")
+        vocab, merges = (model.get(k) for k in ("vocab", "merges")) if isinstance(model, dict) \
+            else (None, None)
+        if isinstance(merges, list):  # newer files write each as a pair
+            merges = [" ".join(m) if isinstance(m, list) else m for m in merges]
+    else:
+        vocab, path = read_json(folder / "vocab.json"), folder / "merges.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"neither tokenizer.json nor merges.txt in {folder}")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        merges = [m for m in lines if m and not m.startswith("#version")]
+    if not isinstance(vocab, dict) or not isinstance(merges, list) or not all(
+            isinstance(m, str) and m.count(" ") == 1 for m in merges) or not all(
+            type(i) is int for i in vocab.values()):
+        raise ValueError(f"{folder} holds no vocabulary with its merges")
+    return vocab, merges
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors or pytorch_model.bin, in one file or in parts.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        ValueError: if a file is damaged, holds more than tensors, or leaves the folder; if the
+            safetensors package is missing.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            parts = sorted(set(read_json(index).get("weight_map", {}).values()))
+            if any(not isinstance(p, str) or Path(p).name != p for p in parts):
+                raise ValueError(f"{index} names files outside of its folder")
+        elif (folder / name).is_file():
+            parts = [name]
+        else:
+            continue
+        weights = {}
+        for part in parts:
+            try:
+                if name.endswith(".bin"):
+                    weights |= torch.load(folder / part, map_location="cpu", weights_only=True)
+                else:
+                    weights |= safetensors().load_file(folder / part)
+            except ImportError as error:
+                raise ValueError(str(error)) from None
+            except Exception as error:  # a damaged file can break anywhere inside either reader
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ValueError(f"{folder / part} is no readable file of tensors ({reason})") \
+                    from None
+        if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+            raise ValueError(f"{folder / name} holds more than named tensors")
+        return weights
+    raise FileNotFoundError(f"neither model.safetensors nor pytorch_model.bin in {folder}")
+
+
+def safetensors():
+    """The package's torch half.
+
+    Raises:
+        ImportError: if it is not installed, with the remedy.
+    """
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise ImportError(
+            "this needs the safetensors package: pip install 'minivlm[pretrained]'") from None
+    return safetensors.torch
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}; expected a folder as published")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return found
+
+
+def expect(config: dict, folder: Path, **wanted: object) -> None:
+    """Refuse what our architecture does not have.
+
+    Raises:
+        ValueError: naming the first entry that is not as wanted; a missing one is.
+    """
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{folder}: {key} is {config[key]!r}, minivlm has {value!r} only")
+
+
+def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:
+    """Entries of a config that must be positive integers, by default those given.
+
+    Wider than any published tower is refused, before anything of such a size is made.
+
+    Raises:
+        ValueError: naming the first that is none.
+    """
+    for key, default in defaults.items():
+        value = config.get(key, default)
+        most = 1000 if "layer" in key else 1_000_000
+        if type(value) is not int or not 0 < value <= most:
+            raise ValueError(f"{folder}: {key} is {value!r}, expected 1 .. {most}")
+    return [config.get(key, default) for key, default in defaults.items()]

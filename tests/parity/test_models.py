@@ -1,0 +1,274 @@
+"""Models beside transformers' and openai/CLIP's: rows 5, 6, 7 and 10 of the list.
+
+Weights travel through minivlm's own readers and writers, so that what is compared is what a user
+gets: transformers writes a folder of random weights, pretrained.py reads it; export.py writes one,
+transformers reads it.
+"""
+
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minivlm import pretrained
+from minivlm.clip import CLIP, CLIPConfig
+from minivlm.export import export
+from minivlm.gpt import GPT, GPTConfig
+from minivlm.tokenizer import Tokenizer
+from minivlm.vit import ViTConfig
+from minivlm.vlm import VLM, VLMConfig
+from minivlm.weight_names import clip_names, gpt2_names, llava_names, to_theirs
+from parity.peers import one_file, whole
+
+BYTES = Tokenizer({bytes([i]): i for i in range(256)})
+
+
+@pytest.fixture(scope="module")
+def hf():
+    """transformers, without its warnings about sizes."""
+    peer = whole("transformers")
+    whole("safetensors")
+    peer.logging.set_verbosity_error()
+    peer.logging.disable_progress_bar()
+    return peer
+
+
+def stirred(model: nn.Module) -> nn.Module:
+    """No bias 0, no norm 1: a tensor in the wrong place shows."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+def random_clip(rng: random.Random) -> CLIPConfig:
+    heads, text_heads = rng.choice((1, 2, 4)), rng.choice((1, 2, 4))
+    patch = rng.choice((4, 8))
+    vit = ViTConfig(patch * rng.randint(1, 4), patch, rng.randint(2, 3), heads, 8 * heads,
+                    rng.choice(("quick_gelu", "gelu")))
+    return CLIPConfig(vit, rng.randint(260, 300), rng.randint(6, 20), rng.randint(1, 3), text_heads,
+                      8 * text_heads, rng.choice((8, 24)), rng.choice(("quick_gelu", "gelu")))
+
+
+def random_gpt(rng: random.Random, vocab_size: int = 0, block_size: int = 0) -> GPTConfig:
+    heads = rng.choice((1, 2, 4))
+    return GPTConfig(vocab_size or rng.randint(5, 60), block_size or rng.randint(4, 24),
+                     rng.randint(1, 3), heads, 8 * heads)
+
+
+def grads_of(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+
+def compare_grads(seen, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Every gradient of ours, brought into their layout, beside theirs; one that is less than a
+    thousandth of the largest is measured against that.
+    """
+    least = 1e-3 * max(float(g.abs().max()) for g in theirs.values())
+    for name, grad in ours.items():
+        seen.close(grad, theirs[name], least)
+
+
+def test_clip_is_transformers_clip(hf, agreement, tmp_path):
+    """Catches a transposed map, query for key, a norm left out, another GELU, another text token."""
+    seen = agreement("CLIP: features, logits, all gradients", "transformers", "CLIPModel", 1e-4)
+    for rng in seen.cases():
+        c = random_clip(rng)
+        ours = stirred(CLIP(c))
+        end = c.vocab_size - 1
+        state = {"stage": "clip", "configs": {"model": asdict(c)}, "model": ours.state_dict()}
+        export(state, tmp_path)
+        theirs = hf.CLIPModel.from_pretrained(tmp_path).eval()
+        B, T = 3, c.text_block_size
+        lengths = torch.tensor([rng.randint(2, T) for _ in range(B)])
+        idx = torch.randint(0, end, (B, T)).masked_fill(
+            torch.arange(T) >= lengths[:, None] - 1, end)
+        images = torch.randn(B, 3, c.vit.image_size, c.vit.image_size)
+        img_z, txt_z, scale = ours(images, idx, lengths)
+        out = theirs(input_ids=idx, pixel_values=images)
+        seen.close(img_z, out.image_embeds)
+        seen.close(txt_z, out.text_embeds)
+        logits = scale * img_z @ txt_z.T
+        seen.close(logits, out.logits_per_image)
+        weight = torch.randn(B, B)
+        mine = grads_of(ours, (logits * weight).sum())
+        yours = grads_of(theirs, (out.logits_per_image * weight).sum())
+        compare_grads(seen, to_theirs(clip_names(c), mine), yours)
+
+
+def test_clip_is_openais(agreement):
+    """Catches the same beside the code of the paper, whose towers have heads of 64."""
+    peer = one_file("clip", "model.py")
+    seen = agreement("CLIP: features, all gradients", "clip-anytorch", "clip/model.py: CLIP", 1e-4)
+    for rng in seen.cases():
+        heads, text_heads, patch = rng.choice((1, 2)), rng.choice((1, 2, 4)), rng.choice((4, 8))
+        vit = ViTConfig(patch * rng.randint(1, 3), patch, rng.randint(2, 3), heads, 64 * heads)
+        c = CLIPConfig(vit, rng.randint(20, 60), rng.randint(4, 12), rng.randint(1, 2), text_heads,
+                       16 * text_heads, rng.choice((8, 24)))
+        ours = stirred(CLIP(c))
+        theirs = peer.CLIP(
+            c.n_embd, vit.image_size, vit.n_layer, vit.n_embd, patch, c.text_block_size,
+            c.vocab_size, c.text_n_embd, text_heads, c.text_n_layer).eval()
+        weights = openai_names(ours.state_dict())
+        theirs.load_state_dict(weights)
+        lengths = torch.tensor([rng.randint(1, c.text_block_size) for _ in range(3)])
+        end = c.vocab_size - 1
+        idx = torch.randint(0, end, (3, c.text_block_size)).masked_fill(
+            torch.arange(c.text_block_size) >= lengths[:, None] - 1, end)
+        images = torch.randn(3, 3, vit.image_size, vit.image_size)
+        img_z, txt_z, _ = ours(images, idx, lengths)
+        per_image, _ = theirs(images, idx)
+        seen.close(ours.logit_scale * img_z @ txt_z.T, per_image)
+        seen.close(nn.functional.normalize(theirs.encode_text(idx), dim=-1), txt_z)
+        weight = torch.randn(3, 3)
+        mine = grads_of(ours, (ours.logit_scale * img_z @ txt_z.T * weight).sum())
+        yours = grads_of(theirs, (per_image * weight).sum())
+        compare_grads(seen, openai_names(mine), yours)
+
+
+def openai_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors, or their gradients, under the names of openai/CLIP."""
+    out = {}
+    for name, x in ours.items():
+        name = name.removeprefix("text.").replace("vit.", "visual.")
+        for a, b in (("visual.cls", "visual.class_embedding"), ("norm_pre", "ln_pre"),
+                     ("visual.pos", "visual.positional_embedding"), ("norm_post", "ln_post"),
+                     ("visual.patch", "visual.conv1"), ("wte", "token_embedding"),
+                     ("wpe.weight", "positional_embedding"), ("log_scale", "logit_scale"),
+                     ("blocks.", "transformer.resblocks."), ("norm1", "ln_1"), ("norm2", "ln_2"),
+                     ("attn.qkv.", "attn.in_proj_"), ("attn.proj", "attn.out_proj"),
+                     ("mlp.0", "mlp.c_fc"), ("mlp.2", "mlp.c_proj")):
+            name = name.replace(a, b)
+        if name.startswith("norm."):
+            name = name.replace("norm", "ln_final")
+        if name in ("img_proj.weight", "txt_proj.weight"):
+            name = {"img_proj.weight": "visual.proj", "txt_proj.weight": "text_projection"}[name]
+            x = x.T
+        out[name] = x
+    return out
+
+
+def test_a_vlm_reads_what_llava_reads(hf, agreement, tmp_path):
+    """Catches a block too many, the class token, or a norm on what goes to the projector."""
+    seen = agreement("ViT features for a VLM", "transformers",
+                     "CLIPVisionModel.hidden_states[-2][:, 1:]", 1e-5)
+    for rng in seen.cases():
+        c = random_clip(rng)
+        ours = stirred(CLIP(c))
+        export({"stage": "clip", "configs": {"model": asdict(c)}, "model": ours.state_dict()},
+               tmp_path)
+        theirs = hf.CLIPModel.from_pretrained(tmp_path).eval().vision_model
+        images = torch.randn(2, 3, c.vit.image_size, c.vit.image_size)
+        out = theirs(pixel_values=images, output_hidden_states=True)
+        seen.close(ours.vit.features(images), out.hidden_states[-2][:, 1:])
+        seen.close(ours.vit.pool(images), out.pooler_output)
+        assert ours.vit.features(images).shape[1] == (c.vit.image_size // c.vit.patch_size) ** 2
+
+
+def test_gpt_is_transformers_gpt2(hf, agreement, tmp_path):
+    """Catches the exact GELU, an untied head, a map turned the wrong way, an ignored -100."""
+    seen = agreement("GPT: logits, loss, all gradients", "transformers", "GPT2LMHeadModel", 1e-4)
+    for rng in seen.cases():
+        ours, theirs, c = both_gpts(hf, rng, tmp_path)
+        idx = torch.randint(0, c.vocab_size, (2, rng.randint(2, c.block_size)))
+        labels = idx.masked_fill(torch.rand(idx.shape) < 0.3, -100)
+        labels[:, -1] = idx[:, -1]
+        targets = torch.cat([labels[:, 1:], torch.full((2, 1), -100)], 1)  # the peer shifts inside
+        logits, out = ours(idx), theirs(input_ids=idx, labels=labels)
+        seen.close(logits, out.logits)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        seen.close(loss, out.loss)
+        mine = to_theirs(gpt2_names(c.n_layer, "", "transformer."), grads_of(ours, loss))
+        compare_grads(seen, mine, grads_of(theirs, out.loss))
+
+
+def both_gpts(hf, rng: random.Random, folder: Path) -> tuple[GPT, nn.Module, GPTConfig]:
+    """A GPT with random weights, and the same one as transformers reads it."""
+    c = random_gpt(rng)
+    ours = stirred(GPT(c))
+    export({"stage": "lm", "configs": {"model": asdict(c)}, "model": ours.state_dict()}, folder)
+    return ours, hf.GPT2LMHeadModel.from_pretrained(folder).eval(), c
+
+
+def test_a_gpt_with_its_cache_is_transformers_with_left_padding(hf, agreement, tmp_path):
+    """Catches positions counted over pads, and keys of another row: ours stand on the right, the
+    peer's on the left; both then read on, one token at a time.
+    """
+    seen = agreement("GPT with a KV cache, ragged rows: next-token logits", "transformers",
+                     "GPT2LMHeadModel, left padding", 1e-5)
+    with torch.no_grad():
+        for rng in seen.cases():
+            ours, theirs, c = both_gpts(hf, rng, tmp_path)
+            longest = rng.randint(2, c.block_size - 1)
+            lengths = [longest, rng.randint(1, longest)]
+            rows = [torch.randint(0, c.vocab_size, (n,)).tolist() for n in lengths]
+            right = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
+            left = torch.tensor([[0] * (longest - len(r)) + r for r in rows])
+            mask = torch.tensor([[0] * (longest - n) + [1] * n for n in lengths])
+            cache = ours.new_cache(2, c.block_size)
+            positions = torch.arange(longest).expand(2, longest)
+            mine = ours(right, cache=cache, positions=positions)
+            mine = mine[torch.arange(2), torch.tensor(lengths) - 1]
+            out = theirs(input_ids=left, attention_mask=mask, use_cache=True,
+                         position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+            seen.close(mine, out.logits[:, -1])
+            for step in range(c.block_size - longest):
+                new = torch.randint(0, c.vocab_size, (2, 1))
+                at = torch.tensor(lengths)[:, None] + step
+                mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
+                mine = ours(new, cache=cache, positions=at)[:, 0]
+                out = theirs(input_ids=new, attention_mask=mask, position_ids=at,
+                             past_key_values=out.past_key_values)
+                seen.close(mine, out.logits[:, -1])
+
+
+def test_a_vlm_is_transformers_llava(hf, agreement, tmp_path):
+    """Catches features in another order or row, another layer, a norm too many, labels that slip:
+    rows with none, one and two pictures, padded on the right.
+    """
+    seen = agreement("VLM: logits, loss, all gradients", "transformers",
+                     "LlavaForConditionalGeneration over GPT-2", 1e-4)
+    for rng in seen.cases():
+        vit = random_clip(rng).vit
+        N, image = vit.n_tokens, 7
+        texts = [[[rng.randint(0, 6) for _ in range(rng.randint(1, 4))] for _ in range(n + 1)]
+                 for n in rng.sample((0, 1, 2), 3)]
+        rows = [[t for k, text in enumerate(row) for t in [image] * N * (k > 0) + text]
+                for row in texts]
+        T = max(map(len, rows))
+        c = VLMConfig(image, vit, random_gpt(rng, 8, T + rng.randint(0, 3)), "llava")
+        ours = stirred(VLM(c))
+        export({"stage": "align", "configs": {"model": asdict(c)}, "model": ours.state_dict()},
+               tmp_path)
+        theirs = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
+        idx = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rows])
+        labels = idx.masked_fill((idx == image) | (mask == 0), -100)
+        targets = torch.cat([labels[:, 1:], torch.full((3, 1), -100)], 1)
+        n_images = sum(len(row) - 1 for row in texts)
+        images = torch.randn(n_images, 3, vit.image_size, vit.image_size)
+        logits = ours(idx, images)
+        out = theirs(input_ids=idx, pixel_values=images, attention_mask=mask, labels=labels)
+        real = mask.bool()
+        seen.close(logits[real], out.logits[real])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        seen.close(loss, out.loss)
+        mine = grads_of(ours, loss)
+        yours = {peer_name(k): g for k, g in grads_of(theirs, out.loss).items()}
+        # embedding and head are one tensor of ours and two of theirs: its gradient is the sum
+        wte = "language_model.model.wte.weight"
+        yours[wte] = yours[wte] + yours["language_model.lm_head.weight"]
+        names = [n for n in llava_names(c) if n[0] in mine]
+        assert len(names) == len(mine) > 30
+        compare_grads(seen, to_theirs(names, mine), yours)
+
+
+def peer_name(name: str) -> str:
+    """In memory transformers keeps other names than in its files."""
+    name = name.removeprefix("model.").replace("language_model.", "language_model.model.")
+    return name.replace("lm_head", "language_model.lm_head")

@@ -1,0 +1,287 @@
+"""Published layouts beside transformers: true geometries, tokenizers, other resolutions.
+
+The weights are random, as nothing can be downloaded here; sizes, names and files are those that
+people have.
+"""
+
+import gzip
+import json
+import random
+
+import pytest
+import torch
+
+import train_align
+import train_sft
+from minivlm import checkpoint, pretrained
+from minivlm.clip import CLIP, CLIPConfig
+from minivlm.clip_tokenizer import ClipTokenizer
+from minivlm.data import load_records
+from minivlm.export import export, tokenizer_file
+from minivlm.generate import generate
+from minivlm.gpt import GPT, GPTConfig
+from minivlm.images import Pictures
+from minivlm.measure import prompt_of
+from minivlm.tokenizer import SPECIALS, Tokenizer
+from minivlm.vlm import VLM
+from minivlm.weight_names import clip_names, gpt2_names, to_theirs
+from parity.peers import folder_of, whole
+from parity.test_models import hf  # noqa: F401
+
+# width, layers, heads of the vision tower, image and patch size; the same of the text tower; space
+CLIPS = {
+    "ViT-B/32": (768, 12, 12, 224, 32, 512, 8, 512),
+    "ViT-B/16": (768, 12, 12, 224, 16, 512, 8, 512),
+    "ViT-L/14": (1024, 24, 16, 224, 14, 768, 12, 768),
+    "ViT-L/14-336": (1024, 24, 16, 336, 14, 768, 12, 768),
+}
+GPTS = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20),
+        "gpt2-xl": (1600, 48, 25)}  # width, layers, heads
+
+
+def clip_of(hf, name: str):
+    """transformers' config of a published CLIP."""
+    C, n_layer, n_head, size, patch, text_C, text_head, space = CLIPS[name]
+    return hf.CLIPConfig(
+        vision_config={"hidden_size": C, "intermediate_size": 4 * C, "num_hidden_layers": n_layer,
+                       "num_attention_heads": n_head, "image_size": size, "patch_size": patch},
+        text_config={"hidden_size": text_C, "intermediate_size": 4 * text_C,
+                     "num_attention_heads": text_head, "eos_token_id": 2},
+        projection_dim=space)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_every_published_clip_has_the_names_and_shapes_that_we_read(hf, name):
+    """Catches a size that only the smallest model has: all tensors, by name and shape."""
+    with torch.device("meta"):
+        theirs = hf.CLIPModel(clip_of(hf, name)).state_dict()
+        C, n_layer, n_head, size, patch, text_C, text_head, space = CLIPS[name]
+        c = CLIPConfig.from_dict({
+            "vit": {"image_size": size, "patch_size": patch, "n_layer": n_layer, "n_head": n_head,
+                    "n_embd": C}, "vocab_size": 49408, "text_block_size": 77, "text_n_layer": 12,
+            "text_n_head": text_head, "text_n_embd": text_C, "n_embd": space})
+        ours = to_theirs(clip_names(c), CLIP(c).state_dict())
+    assert {k: v.shape for k, v in ours.items()} == {
+        k: v.shape for k, v in theirs.items() if not k.endswith("position_ids")}
+
+
+@pytest.mark.parametrize("name", GPTS)
+def test_every_published_gpt2_has_the_names_and_shapes_that_we_read(hf, name):
+    """Catches the same for GPT-2."""
+    C, n_layer, n_head = GPTS[name]
+    with torch.device("meta"):
+        theirs = hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=C, n_layer=n_layer, n_head=n_head))
+        ours = GPT(GPTConfig(50257, 1024, n_layer, n_head, C))
+        ours = to_theirs(gpt2_names(n_layer, "", "transformer."), ours.state_dict())
+    theirs = {k: v.shape for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
+    assert {k: v.shape for k, v in ours.items()} == theirs
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@torch.no_grad()
+def test_a_clip_of_true_size_gives_the_same_logits(hf, name, agreement, tmp_path, request):
+    """Catches what tiny models hide, heads of 64 and 77 positions among it; there and back."""
+    if name != "ViT-B/32":
+        request.getfixturevalue("large")
+    seen = agreement(f"CLIP {name}, read and written again: logits both ways", "transformers",
+                     "CLIPModel", 1e-4)
+    torch.manual_seed(0)
+    theirs = hf.CLIPModel(clip_of(hf, name)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    state = pretrained.read_clip(tmp_path / "theirs")
+    ours = CLIP.from_checkpoint(state).eval()
+    S = ours.config.vit.image_size
+    n = 20 if name == "ViT-B/32" else 2
+    images = torch.randn(n, 3, S, S)
+    idx = torch.randint(0, 49406, (5, 77))
+    lengths = torch.tensor([3, 77, 10, 42, 20])
+    idx[torch.arange(5), lengths - 1] = 49407
+    for i in range(5):
+        idx[i, lengths[i]:] = 0
+    want = theirs(input_ids=idx, pixel_values=images).logits_per_text  # (5, n)
+    del theirs
+    img_z, txt_z, scale = ours(images, idx, lengths)
+    for _ in seen.cases(5 * n):  # a case is a picture with a text
+        pass
+    seen.close(scale * txt_z @ img_z.T, want)
+    export(state, tmp_path / "ours")
+    del ours, state
+    again = hf.CLIPModel.from_pretrained(tmp_path / "ours").eval()
+    seen.close(again(input_ids=idx, pixel_values=images).logits_per_text, want)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large"])  # xl needs 25 GB here
+@torch.no_grad()
+def test_a_gpt2_of_true_size_gives_the_same_logits(hf, name, agreement, tmp_path, request):
+    """Catches a longer context, a larger vocabulary, new rows that move the old logits."""
+    if name != "gpt2":
+        request.getfixturevalue("large")
+    seen = agreement(f"{name}, read and written again: logits both ways", "transformers",
+                     "GPT2LMHeadModel", 1e-4)
+    torch.manual_seed(0)
+    C, n_layer, n_head = GPTS[name]
+    theirs = hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=C, n_layer=n_layer, n_head=n_head)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    write_tokenizer(tmp_path / "theirs", byte_merges(50000))
+    state = pretrained.read_gpt2(tmp_path / "theirs")
+    ours = GPT(GPTConfig(**state["configs"]["model"])).eval()
+    ours.load_state_dict(state["model"])
+    idx = torch.randint(0, 50257, (1, 256))
+    for _ in seen.cases(256):  # a case is a position
+        pass
+    want = theirs(idx).logits
+    del theirs
+    got = ours(idx)
+    seen.close(got[..., :50257], want)
+    assert got.shape[-1] == 50257 + len(SPECIALS) - 1  # GPT-2 has <|endoftext|> itself
+    seen.close(got[..., 50257:].mean(-1), got[..., :50257].mean(-1))
+    del ours
+    export(state, tmp_path / "ours")
+    again = hf.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
+    seen.close(again(idx).logits[..., :50257], want)
+
+
+def byte_merges(n: int) -> list[str]:
+    """n merges of byte pairs, then of what came out, in GPT-2's letters: the right number of them
+    is what matters.
+    """
+    rng, letters = random.Random(0), list(pretrained.byte_letters().values())
+    pieces, merges, known = list(letters), [], set(letters)
+    while len(merges) < n:
+        a, b = rng.choice(pieces), rng.choice(letters)
+        if a + b not in known:
+            known.add(a + b)
+            pieces.append(a + b)
+            merges.append(f"{a} {b}")
+    return merges
+
+
+def write_tokenizer(folder, merges: list[str]) -> None:
+    """vocab.json and merges.txt as GPT-2's folder has them."""
+    pieces = [*pretrained.byte_letters().values(), *(m.replace(" ", "") for m in merges)]
+    vocab = {p: i for i, p in enumerate([*pieces, "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+
+
+@torch.no_grad()
+def test_positions_at_another_resolution_are_interpolated_alike(hf, agreement, tmp_path):
+    """Catches rows for columns, a moved class token, another corner rule."""
+    seen = agreement("CLIP at another resolution: features", "transformers",
+                     "CLIPModel, interpolate_pos_encoding", 1e-4)
+    for rng in seen.cases():
+        patch, old, new = 4, rng.randint(1, 6), rng.randint(1, 9)
+        vision = hf.CLIPVisionConfig(
+            hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            image_size=patch * old, patch_size=patch)
+        text = hf.CLIPTextConfig(vocab_size=20, hidden_size=16, intermediate_size=64,
+                                 num_hidden_layers=1, num_attention_heads=2, eos_token_id=2)
+        theirs = hf.CLIPModel(hf.CLIPConfig(vision_config=vision, text_config=text)).eval()
+        theirs.vision_model.embeddings.position_embedding.weight.normal_()
+        theirs.save_pretrained(tmp_path)
+        ours = CLIP.from_checkpoint(pretrained.read_clip(tmp_path, patch * new)).eval()
+        images = torch.randn(2, 3, patch * new, patch * new)
+        want = theirs.get_image_features(pixel_values=images, interpolate_pos_encoding=True)
+        want = getattr(want, "pooler_output", want)
+        seen.close(ours.encode_image(images), want / want.norm(dim=-1, keepdim=True))
+
+
+# --- tokenizers ---
+
+
+def babble(rng: random.Random) -> str:
+    """Words, numbers, signs, white space, letters of many alphabets, emoji, any other character."""
+    parts = ["a", "cat's", "The", "they'LL", " ", "  ", "\n", "\t", "3", "12,5", "!", "?!", "...",
+             "é", "ü", "Straße", "e\u0301", "日本", "привет", "😀", "👩\u200d🚀", "_", "½", "x²"]
+    any_other = [chr(rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x1FFFF))))
+                 for _ in range(5)]
+    return "".join(rng.choice(parts + any_other) + rng.choice(("", " "))
+                   for _ in range(rng.randint(0, 30)))
+
+
+def test_clips_tokenizer_is_transformers_on_the_true_vocabulary(hf, agreement, tmp_path):
+    """Catches word ends, case, contractions, single digits, the order of merges: with the real
+    vocabulary of 49,408 pieces, which a package brings along.
+    """
+    seen = agreement("CLIP's tokenizer: ids", "transformers clip-anytorch",
+                     "CLIPTokenizer, bpe_simple_vocab_16e6.txt.gz", 0)
+    with gzip.open(folder_of("clip") / "bpe_simple_vocab_16e6.txt.gz") as f:
+        merges = f.read().decode().split("\n")[1:49152 - 256 - 2 + 1]
+    letters = list(pretrained.byte_letters().values())
+    pieces = [*letters, *(x + "</w>" for x in letters), *(m.replace(" ", "") for m in merges),
+              "<|startoftext|>", "<|endoftext|>"]
+    vocab = {p: i for i, p in enumerate(pieces)}
+    assert len(vocab) == 49408
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    ours, theirs = ClipTokenizer.read(tmp_path), hf.CLIPTokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "json")
+    from_json = ClipTokenizer.read(tmp_path / "json")
+    assert (from_json.vocab, from_json.ranks) == (ours.vocab, ours.ranks)
+    for rng in seen.cases(1000):
+        text = babble(rng)
+        idx, lengths = ours.rows([text], 500)
+        seen.same(idx[0, :lengths[0]].tolist(), theirs(text)["input_ids"])
+
+
+def test_our_tokenizer_is_the_same_in_the_published_format(hf, agreement, tmp_path):
+    """Catches another split, merges in another order, bytes under other letters."""
+    seen = agreement("tokenizer.json of ours: ids and texts", "transformers",
+                     "PreTrainedTokenizerFast", 0)
+    rng = random.Random(1)
+    ours = Tokenizer.train([babble(rng) for _ in range(500)], 600)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_file(ours)))
+    theirs = hf.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert theirs.convert_tokens_to_ids(list(SPECIALS)) == [
+        ours.endoftext, ours.pad, ours.image, ours.system, ours.user, ours.assistant, ours.end]
+    assert pretrained.read_tokenizer(tmp_path).identity == ours.identity
+    for rng in seen.cases(1000):
+        text = babble(rng)
+        ids = ours.encode(text)
+        seen.same(ids, theirs(text)["input_ids"])
+        seen.same(ours.decode(ids), theirs.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def test_gpt2s_tokenizer_is_transformers(hf, agreement, tmp_path):
+    """Catches a vocabulary in another order than its merges, and bytes under other letters."""
+    seen = agreement("GPT-2's tokenizer: ids", "transformers", "GPT2Tokenizer", 0)
+    for rng in seen.cases(100):
+        merges = byte_merges(400)[: rng.randint(0, 400)]
+        write_tokenizer(tmp_path, merges)
+        ours = pretrained.read_tokenizer(tmp_path)
+        theirs = hf.GPT2Tokenizer.from_pretrained(tmp_path)
+        for _ in range(10):
+            text = babble(rng)
+            seen.same(ours.encode(text), theirs(text)["input_ids"])
+
+
+# --- a whole chatbot ---
+
+
+def test_a_trained_chatbot_answers_the_same_in_transformers(hf, agreement, folder, runs, tmp_path):
+    """Catches an export that only random weights survive: stages 3a and 3b with --projector llava,
+    then greedy answers, token by token.
+    """
+    seen = agreement("chatbot, exported: greedy answers", "transformers",
+                     "LlavaForConditionalGeneration.generate", 0)
+    small = {"data": str(folder), "batch_size": 8, "eval_every": 30, "steps": 30, "seed": 3}
+    train_align.main(train_align.Config(
+        clip=f"{runs}/clip", lm=f"{runs}/lm", out=f"{tmp_path}/align", projector="llava", **small))
+    train_sft.main(train_sft.Config(init=f"{tmp_path}/align", out=f"{tmp_path}/sft", **small))
+    state = checkpoint.load(tmp_path / "sft", ("sft",))
+    export(state, tmp_path / "hf")
+    ours, tokenizer = VLM.from_checkpoint(state).eval(), Tokenizer.from_text(state["tokenizer"])
+    theirs = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
+    records = load_records(folder, "val", need=("conversations",))
+    pictures = Pictures(folder, ours.config.vit.image_size)
+    for rng in seen.cases():
+        record = rng.choice([r for r in records if r.get("image")])
+        question = rng.choice(["What is there?", "How many?", "Is there a red circle?", "Describe."])
+        prompt = prompt_of(question, ours, tokenizer)
+        images = pictures.get([record["image"]])
+        said = generate(ours, images, [prompt], max_new_tokens=8, stop=tokenizer.end)
+        out = theirs.generate(
+            input_ids=torch.tensor([prompt]), pixel_values=images, max_new_tokens=8,
+            do_sample=False, eos_token_id=tokenizer.end, pad_token_id=tokenizer.pad)
+        new = out[0, len(prompt):].tolist()
+        seen.same(said[0], new[:new.index(tokenizer.end)] if tokenizer.end in new else new)
