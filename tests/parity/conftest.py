@@ -66,6 +66,14 @@ class Agreement:
         assert error <= self.allowed, f"{self.quantity}: {error:.1e} in case {self.n_cases - 1}"
         self.worst = max(self.worst, error)
 
+    def close_with_grads(self, ours: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
+        """Demand that two values agree, and that their sums have the same gradients."""
+        self.close(ours, theirs)
+        pulled = (torch.autograd.grad(y.sum(), inputs, retain_graph=True, materialize_grads=True)
+                  for y in (ours, theirs))
+        for a, b in zip(*pulled):
+            self.close(a, b)
+
     def same(self, ours: object, theirs: object) -> None:
         """Demand equality of ids, texts, truth values."""
         if isinstance(ours, Tensor):
