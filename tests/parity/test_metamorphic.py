@@ -218,8 +218,9 @@ def test_negatives_are_drawn_as_often_as_their_weights_say():
     """
     total = n_free = 0
     for rng in cases():
-        B = rng.randint(3, 50)
-        similarity = rng.choice((1, 10, 100)) * torch.rand(B)
+        B, scale = rng.randint(3, 50), rng.choice((1, 10, 100))
+        similarity = scale * torch.rand(B)
+        similarity[0] = scale  # its own, which at 100 leaves little but the 1e-4 to others
         same = torch.rand(B) < 0.1
         same[0], same[1] = True, False
         weights = (similarity.softmax(0) + 1e-4).masked_fill(same, 0)
