@@ -1,7 +1,7 @@
 """Likeness to what people wrote: BLEU, ROUGE-L and CIDEr-D of captions, VQA's accuracy of answers.
 
 Texts come tokenized, tokens separated by spaces; nothing here needs Java. Each equals the official
-code (tests/test_metrics_text.py compares where pycocoevalcap is installed).
+code (tests/parity compares where pycocoevalcap is installed).
 
 Used through metrics.py, which gives the same names.
 """

@@ -214,8 +214,8 @@ def caught(file: str, old: str, new: str, test: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         skip = shutil.ignore_patterns(
-            ".git", ".venv", "runs", "prepared*", "__pycache__", "*.egg-info"
-        )
+            ".git", ".venv", "runs", "prepared", "prepared[!.]*", "__pycache__", "*.egg-info"
+        )  # the folders of data sets, not minivlm/prepared.py
         shutil.copytree(ROOT, copy, ignore=skip)
         text = (copy / file).read_text()
         (copy / file).write_text(text.replace(old, new))

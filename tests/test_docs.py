@@ -23,7 +23,6 @@ SCRIPTS = (
     "data.preferences",
 )
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
-OPTIONAL = {"pycocoevalcap", "transformers"}  # compared with where installed, by tests only
 EXTRAS = {("teachers.py", "openai")}  # pip install 'minivlm[openai]'
 
 
@@ -133,9 +132,8 @@ def test_only_core_packages_are_imported():
                 top = name.split(".")[0]
                 own = any((ROOT / f / f"{top}.py").exists() for f in ("", "tests", "results"))
                 own = own or top in ("setuptools", "parity")
-                optional = top in OPTIONAL and path.parent.name == "tests"
-                optional = optional or (path.name, top) in EXTRAS
-                assert top in CORE or own or optional or top in sys.stdlib_module_names, (
+                extra = (path.name, top) in EXTRAS
+                assert top in CORE or own or extra or top in sys.stdlib_module_names, (
                     f"{path.name} imports {name}"
                 )
 

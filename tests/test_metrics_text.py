@@ -1,4 +1,4 @@
-"""minivlm/metrics_text.py: scores of texts against numbers worked by hand and the official code."""
+"""minivlm/metrics_text.py: scores of texts against numbers worked by hand."""
 
 import math
 import random
@@ -92,28 +92,6 @@ def test_captions_without_references_are_refused(score):
         score([], [])
     with pytest.raises(ValueError, match="picture 1 has no reference"):
         score(["a", "b"], [["a"], []])
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_caption_scores_equal_the_coco_evaluation(seed):
-    """Catches a difference from pycocoevalcap on tokenized sentences; skipped if not installed."""
-    peer = pytest.importorskip("pycocoevalcap")
-    assert peer
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    made, references = sentences(20, seed)
-    ours, theirs = {i: [m] for i, m in enumerate(made)}, dict(enumerate(references))
-    assert bleu(made, references) == pytest.approx(
-        Bleu(4).compute_score(theirs, ours, verbose=0)[0], rel=1e-9
-    )
-    assert rouge_l(made, references) == pytest.approx(
-        float(Rouge().compute_score(theirs, ours)[0]), rel=1e-9
-    )
-    score, each = Cider().compute_score(theirs, ours)
-    assert cider(made, references)[0] == pytest.approx(float(score), rel=1e-9)
-    assert cider(made, references)[1] == pytest.approx(list(map(float, each)), rel=1e-9)
 
 
 # --- answers ---

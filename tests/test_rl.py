@@ -1,14 +1,7 @@
 """Rewards, advantages and KL, against loops from their definitions and numbers worked by hand."""
 
-import ast
-import importlib.util
 import math
-import typing
-import warnings
-from pathlib import Path
-from types import SimpleNamespace
 
-import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -227,68 +220,3 @@ def test_the_adaptive_coefficient_follows_its_rule_for_100_updates():
     fixed = FixedKL(0.1)
     fixed.update(100.0, 64)
     assert fixed.kl_coef == 0.1
-
-
-# --- beside another implementation ---
-
-
-@pytest.fixture(scope="module")
-def trl() -> dict:
-    """PPO's functions of TRL 0.11, out of an installed copy's source, which is not imported."""
-    spec = importlib.util.find_spec("trl")
-    if spec is None:
-        pytest.skip("trl is not installed; pip install --no-deps trl==0.11.4")
-    folder, found = Path(spec.submodule_search_locations[0]), {}
-    wanted = {"core.py": ("masked_mean", "masked_var", "masked_whiten", "clip_by_value",
-                          "entropy_from_logits"),
-              "trainer/ppo_trainer.py": ("compute_rewards", "_kl_penalty", "compute_advantages",
-                                         "loss"),
-              "trainer/utils.py": ("AdaptiveKLController",)}
-    space = {"torch": torch, "F": torch.nn.functional, "np": numpy, "warnings": warnings,
-             "flatten_dict": dict,
-             **{name: getattr(typing, name) for name in ("Optional", "Tuple", "Dict", "List")}}
-    for file, names in wanted.items():
-        if not (folder / file).is_file():
-            pytest.skip(f"this trl has no {file}")
-        for node in ast.walk(ast.parse((folder / file).read_text())):
-            if getattr(node, "name", "") in names and node.name not in found:
-                code = compile(ast.Module([node], []), file, "exec")
-                exec(code, space)
-                found[node.name] = space[node.name]
-    if not found.keys() >= {"compute_advantages", "loss", "masked_whiten"}:
-        pytest.skip("this trl has no PPO of 0.11")
-    return found
-
-
-def test_all_of_it_equals_trl(trl):
-    """Catches another index of the score, another variance, another clip; at 1e-6, ragged masks."""
-    for gamma, lam in ((1.0, 1.0), (1.0, 0.95), (0.9, 0.5)):
-        logp, ref_logp, mask = ragged(16, 12, seed=3)
-        old_logp, values, _ = ragged(16, 12, seed=4)
-        score, old_values = torch.randn(16), values + 0.3 * torch.randn(16, 12)
-        logp, ref_logp, old_logp = -logp.abs(), -ref_logp.abs(), -old_logp.abs()
-        config = SimpleNamespace(
-            kl_penalty="kl", whiten_rewards=False, gamma=gamma, lam=lam, cliprange=0.2,
-            cliprange_value=0.2, vf_coef=0.1, ratio_threshold=1e9)
-        self = SimpleNamespace(config=config, kl_ctl=SimpleNamespace(value=0.1))
-        self._kl_penalty = lambda *a: trl["_kl_penalty"](self, *a)
-        rewards, _, kl = trl["compute_rewards"](self, score, old_logp, ref_logp, mask)
-        ours = kl_rewards(score, kl_estimate(old_logp, ref_logp), mask, 0.1)
-        torch.testing.assert_close(ours, rewards * mask, rtol=1e-6, atol=1e-6)
-        _, advs, returns = trl["compute_advantages"](self, old_values, rewards, mask.long())
-        ours_advs, ours_returns = gae(ours, old_values, mask, gamma, lam)
-        torch.testing.assert_close(ours_returns[mask], returns[mask], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(
-            whiten(ours_advs, mask)[mask], advs[mask], rtol=1e-5, atol=1e-5)
-        policy, value, _ = trl["loss"](
-            self, old_logp, old_values, torch.zeros(16, 12, 3), values, logp, mask.long(), advs,
-            returns)
-        ours_policy, _ = ppo_policy_loss(logp, old_logp, advs, mask, 0.2)
-        torch.testing.assert_close(ours_policy, policy, rtol=1e-5, atol=1e-6)
-        ours_value = ppo_value_loss(values, old_values, returns, mask, 0.2)
-        torch.testing.assert_close(0.1 * ours_value, value, rtol=1e-5, atol=1e-6)
-    theirs, ours = trl["AdaptiveKLController"](0.2, 6.0, 10000), AdaptiveKL(0.2, 6.0, 10000)
-    for i in range(100):
-        theirs.update(2 + 0.1 * i, 64)
-        ours.update(2 + 0.1 * i, 64)
-        assert ours.kl_coef == pytest.approx(theirs.value, rel=1e-12)

@@ -72,6 +72,15 @@ class Agreement:
         assert error <= self.allowed, f"{self.quantity}: {error:.1e} in case {self.n_cases - 1}"
         self.worst = max(self.worst, error)
 
+    def close_with_grads(self, ours: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
+        """Demand that two values agree, and what a random gradient of them pulls back to inputs."""
+        self.close(ours, theirs)
+        pull = torch.randn_like(theirs)  # a sum would not do: that of whitened numbers is 0
+        pulled = (torch.autograd.grad(y, inputs, pull, retain_graph=True, materialize_grads=True)
+                  for y in (ours, theirs))
+        for a, b in zip(*pulled):
+            self.close(a, b)
+
     def same(self, ours: object, theirs: object) -> None:
         """Demand equality of ids, texts, truth values."""
         if isinstance(ours, Tensor):

@@ -4,6 +4,7 @@ open_clip and clip want torchvision when imported, trl an old transformers; what
 stands in files that do not, or in functions that are read out of the source by name.
 """
 
+import __future__
 import ast
 import importlib
 import importlib.util
@@ -42,12 +43,14 @@ def one_file(package: str, file: str) -> ModuleType:
 def functions(package: str, file: str, names: tuple[str, ...], space: dict) -> dict:
     """Functions, methods and classes of a file by name, defined in `space`, which they then share.
 
-    A method becomes a plain function whose first argument is whatever stands for `self`.
+    A method becomes a plain function whose first argument is whatever stands for `self`. Types in
+    signatures are not looked up, so `space` need not hold them.
     """
     source = (folder_of(package) / file).read_text()
     for node in ast.walk(ast.parse(source)):
         if getattr(node, "name", "") in names and node.name not in space:
-            exec(textwrap.dedent(ast.get_source_segment(source, node, padded=True)), space)
+            text = textwrap.dedent(ast.get_source_segment(source, node, padded=True))
+            exec(compile(text, file, "exec", __future__.annotations.compiler_flag), space)
     missing = [name for name in names if name not in space]
     assert not missing, f"{package}/{file} has no {', '.join(missing)}"
     return {name: space[name] for name in names}
