@@ -10,5 +10,10 @@ setup(
     packages=["minivlm"],
     python_requires=">=3.10",
     install_requires=["torch>=2.4", "numpy>=1.26", "pillow>=10.0", "tqdm>=4.66", "tiktoken>=0.7"],
-    extras_require={"test": ["pytest>=8.0"], "openai": ["openai>=1.40"]},
+    extras_require={
+        "test": ["pytest>=8.0", "hypothesis>=6.100", "safetensors>=0.4", "regex"],
+        "pretrained": ["safetensors>=0.4", "regex"],  # published weights: pretrained.py, export.py
+        "parity": ["transformers>=5.0"],  # and tests/parity/peers.txt, see there
+        "openai": ["openai>=1.40"],
+    },
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 from minivlm.pretrained import read_merges
 from minivlm.tokenizer import byte_letters, join_pair
 
-PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\p{White_Space}\p{L}\p{N}]+"
 
 
 class ClipTokenizer:
@@ -55,7 +55,8 @@ class ClipTokenizer:
         Every byte is a letter here; the neighbors that were joined first in training are joined
         first, all occurrences of a pair at once.
         """
-        text = " ".join(unicodedata.normalize("NFC", text).split()).lower()
+        text = unicodedata.normalize("NFC", text)
+        text = " ".join(regex.findall(r"\P{White_Space}+", text)).lower()
         ids, never = [], len(self.ranks)
         for word in regex.findall(PATTERN, text):
             pieces = [self.letters[b] for b in word.encode("utf-8", "replace")]

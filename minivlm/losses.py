@@ -108,7 +108,9 @@ def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tens
     """
     if img_z.shape != txt_z.shape:
         raise ValueError(f"img_z {tuple(img_z.shape)} and txt_z {tuple(txt_z.shape)} differ")
-    logits = logit_scale * img_z @ txt_z.T                           # (B, B)
+    img_z, txt_z = at_least_float32(img_z), at_least_float32(txt_z)
+    with torch.autocast(img_z.device.type, enabled=False):           # 100 in bfloat16 is 0.25 off
+        logits = logit_scale * img_z @ txt_z.T                       # (B, B)
     diagonal = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
 
@@ -170,7 +172,8 @@ def reward_loss(
     >>> reward_loss(torch.tensor([0.0]), torch.tensor([0.0]))
     tensor([0.6931])
     """
-    return -F.logsigmoid(at_least_float32(chosen_score - rejected_score - margin))
+    better_by = at_least_float32(chosen_score) - at_least_float32(rejected_score)
+    return -F.logsigmoid(better_by - margin)
 
 
 def ranking_loss(scores: Tensor, ranks: Tensor, margin: Tensor | float = 0.0) -> Tensor:
@@ -246,7 +249,7 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str = "k1") -> Tensor:
     >>> kl_estimate(torch.tensor([[0.0]]), torch.tensor([[-1.0]]), "k3")
     tensor([[0.3679]])
     """
-    log_ratio = ref_logp - logp
+    log_ratio = at_least_float32(ref_logp) - at_least_float32(logp)
     if kind == "k1":
         return -log_ratio
     if kind == "k2":
@@ -281,7 +284,8 @@ def ppo_policy_loss(
     >>> ppo_policy_loss(one * 0, one * 0, one * 2, one.bool(), 0.2)  # ratio 1: minus mean advs
     (tensor(-2.), tensor(0.))
     """
-    ratio = (logp - old_logp).masked_fill(~mask, 0.0).exp()
+    log_ratio = at_least_float32(logp) - at_least_float32(old_logp)
+    ratio = log_ratio.masked_fill(~mask, 0.0).exp()
     free, held = ratio * advs, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advs
     clipped = masked_mean((held < free).float(), mask)
     return -masked_mean(torch.minimum(free, held), mask), clipped
@@ -307,6 +311,7 @@ def ppo_value_loss(
     Source: Schulman et al. 2017, arXiv:1707.06347, section 5; the clip as in openai/baselines,
     ppo2.
     """
+    values, old_values = at_least_float32(values), at_least_float32(old_values)
     held = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
     worst = torch.maximum((values - returns).square(), (held - returns).square())
     return masked_mean(worst, mask) / 2
@@ -344,6 +349,7 @@ def sequence_logprobs(
     """
     if not bool(mask.any(1).all()):
         raise ValueError("a row has no token of an answer")
+    logp = at_least_float32(logp)
     w = mask.to(logp.dtype) if weights is None else weights.masked_fill(~mask, 0.0)
     total = (w * logp).sum(1)                                        # (B,)
     return total / w.sum(1) if average else total

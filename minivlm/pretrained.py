@@ -42,9 +42,10 @@ def read_clip(folder: str | Path, image_size: int = 0) -> dict:
     expect(config, folder, model_type="clip")
     towers = []
     for name in ("vision_config", "text_config"):  # "..._dict": how the first files wrote changes
-        part = (config.get(name) or {}) | (config.get(f"{name}_dict") or {})
-        if not isinstance(part, dict):
+        halves = [config.get(key) or {} for key in (name, f"{name}_dict")]
+        if not all(isinstance(half, dict) for half in halves):
             raise ValueError(f"{folder}: {name} is no JSON object")
+        part = halves[0] | halves[1]
         expect(part, folder, layer_norm_eps=1e-5, num_channels=3)
         towers.append(part)
     vision, text = towers

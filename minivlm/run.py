@@ -43,7 +43,7 @@ LEAST = {
 CHOICES = {"dtype": ("auto", "float32", "bfloat16"), "projector": ("mlp", "linear", "llava"),
            "objective": ("lm", "prefix_lm", "blip"), "kl": ("k1", "k2", "k3"),
            "kind": ("sigmoid", "robust", "hinge", "ipo")}
-SOURCES = ("init", "clip", "lm", "reward", "vision", "llm")  # options that name the run to start from
+SOURCES = ("init", "clip", "lm", "reward", "vision", "llm")  # options that say what to start from
 FREE = ("out", "resume", "steps", "eval_every", "device", "dtype", "compile", "threads", "workers",
         "ref_logps")
 

@@ -175,7 +175,8 @@ def main(cfg: Config) -> None:
             for name, what in (("ctrl_c", signal.SIGINT), ("sigterm", signal.SIGTERM)):
                 out = Path(scratch) / name / stage
                 code, kept = signaled(stage, what, folder, runs, out, rng)
-                line[name] = {"exit_code": code, "kept_step": kept, "equal": equal(runs / stage, out)}
+                line[name] = {"exit_code": code, "kept_step": kept,
+                              "equal": equal(runs / stage, out)}
             n = cfg.kills // len(STAGES) + (i < cfg.kills % len(STAGES))
             out = Path(scratch) / "kill" / stage
             line["sigkill"] = killed(stage, n, folder, runs, out, rng)

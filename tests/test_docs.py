@@ -23,7 +23,10 @@ SCRIPTS = (
     "data.preferences",
 )
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
-EXTRAS = {("teachers.py", "openai")}  # pip install 'minivlm[openai]'
+EXTRAS = {  # optional: extras of setup.py
+    ("teachers.py", "openai"), ("pretrained.py", "safetensors"), ("clip_tokenizer.py", "regex"),
+    ("test_pretrained.py", "safetensors"), ("test_properties.py", "hypothesis"),
+}
 
 
 def python_files() -> list[Path]:

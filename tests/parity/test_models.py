@@ -75,7 +75,7 @@ def compare_grads(seen, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> N
 
 
 def test_clip_is_transformers_clip(hf, agreement, tmp_path):
-    """Catches a transposed map, query for key, a norm left out, another GELU, another text token."""
+    """Catches a transposed map, query for key, a norm left out, another GELU or text token."""
     seen = agreement("CLIP: features, logits, all gradients", "transformers", "CLIPModel", 1e-4)
     for rng in seen.cases():
         c = random_clip(rng)

