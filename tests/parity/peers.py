@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-REMEDY = "pip install -c constraints.txt -e '.[parity]', then --no-deps -r tests/parity/peers.txt"
+REMEDY = "tests/parity/install.sh installs the peers"
 
 
 def folder_of(package: str) -> Path:

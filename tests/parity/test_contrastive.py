@@ -1,12 +1,17 @@
 """Contrastive learning beside open_clip and transformers.
 
-Not here: the loss over several processes and SigLIP's, which minivlm does not have.
+Not here: SigLIP's loss, which minivlm does not have.
 """
 
+import itertools
 import math
+import multiprocessing
+import random
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -91,3 +96,64 @@ def test_accumulated_gradients_are_those_of_open_clips_loss_of_one_large_batch(a
         seen.close(torch.tensor(ours, dtype=torch.float64), theirs)
         for a, b in zip(grads, torch.autograd.grad(theirs, list(model.parameters()))):
             seen.close(a, b)
+
+
+def one_rank(rank: int, folder: Path, n_cases: int) -> None:
+    """Half of every batch in a process of its own: loss and gradients, by open_clip's two flags."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    ClipLoss, found = one_file("open_clip", "loss.py").ClipLoss, []
+    for seed in range(n_cases):
+        img, txt, log_scale = halves(seed)
+        mine = [img[rank], txt[rank], log_scale]
+        for local, with_grad in itertools.product((False, True), repeat=2):
+            peer = ClipLoss(local_loss=local, gather_with_grad=with_grad, rank=rank, world_size=2)
+            loss = peer(F.normalize(mine[0], dim=-1), F.normalize(mine[1], dim=-1), log_scale.exp())
+            found.append([loss.detach(), *torch.autograd.grad(loss, mine)])
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def halves(seed: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """What two processes hold of a batch, and the scale that both have."""
+    rng, made = random.Random(seed), torch.Generator().manual_seed(seed)
+    shape = 2, rng.choice((1, 2, 7)), rng.randint(2, 24)
+    img, txt = (list(torch.randn(shape, dtype=torch.float64, generator=made)) for _ in range(2))
+    for x in (*img, *txt):
+        x.requires_grad_()
+    return img, txt, torch.tensor(rng.uniform(0, 4), dtype=torch.float64, requires_grad=True)
+
+
+def test_one_large_batch_is_what_two_processes_compute_together(agreement, tmp_path, monkeypatch):
+    """Catches a batch whose loss is not the mean over its processes' losses. Gradients agree once
+    averaged over processes, as DDP does, and only with gather_with_grad: without it a process's
+    vectors get none from the other's loss.
+    """
+    one_file("open_clip", "loss.py")
+    seen = agreement("InfoNCE of one batch against two gloo processes: loss, gradients",
+                     "open_clip_torch", "ClipLoss, local_loss and gather_with_grad on and off",
+                     1e-12)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    started = [multiprocessing.get_context("fork").Process(target=one_rank, args=(r, tmp_path, 100))
+               for r in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        assert process.exitcode == 0
+    ranks = [iter(torch.load(tmp_path / f"{r}.pt")) for r in range(2)]
+    differ = 0
+    for seed, _ in enumerate(seen.cases(100)):
+        img, txt, log_scale = halves(seed)
+        loss = clip_loss(F.normalize(torch.cat(img), dim=-1), F.normalize(torch.cat(txt), dim=-1),
+                         log_scale.exp())
+        grads = torch.autograd.grad(loss, [*img, *txt, log_scale])
+        for local, with_grad in itertools.product((False, True), repeat=2):
+            (loss0, img0, txt0, scale0), (loss1, img1, txt1, scale1) = map(next, ranks)
+            seen.close(loss, (loss0 + loss1) / 2)
+            theirs = [img0 / 2, img1 / 2, txt0 / 2, txt1 / 2, (scale0 + scale1) / 2]
+            if with_grad:
+                for a, b in zip(grads, theirs):
+                    seen.close(a, b, 1e-6)
+            else:
+                differ += not torch.allclose(grads[0], theirs[0], rtol=1e-3)
+    assert differ > 150  # of 200
