@@ -4,8 +4,8 @@
     runs/clip                      CLIPModel
     runs/align, sft, ppo, dpo      LlavaForConditionalGeneration over CLIPVisionModel and GPT2Model
 
-Each folder gets config.json, model.safetensors and the tokenizer as tokenizer.json; what sees also
-preprocessor_config.json. LlavaForConditionalGeneration has no norm behind its projector and no
+Each folder gets config.json, model.safetensors and the tokenizer as tokenizer.json, what sees also
+how pictures are prepared, and a chatbot its chat template, for AutoProcessor. LlavaForConditionalGeneration has no norm behind its projector and no
 other way to say how large image tokens are, so only a VLM that was made without one, with
 train_align.py --projector llava, fits into it. Needs the safetensors package: pip install
 'minivlm[pretrained]'. The way back is pretrained.py.
@@ -28,6 +28,20 @@ from minivlm.tokenizer import PATTERN, SPECIALS, Tokenizer, byte_letters
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM, VLMConfig
 from minivlm.weight_names import clip_names, gpt2_names, llava_names, to_theirs
+
+
+# conversation.render for messages of {"role": "user" | "assistant" | "system", "content": text} with
+# "<image>" where a picture belongs; transformers' processor makes N tokens of each <|image|>
+TEMPLATE = """\
+{%- for message in messages %}
+{%- if message.role == "assistant" %}{{ message.content | trim }}<|end|>
+{%- else %}<|{{ message.role }}|>
+{%- for part in message.content.split("<image>") %}
+{%- if not loop.first %}<|image|>{% endif %}{{ part | trim }}
+{%- endfor %}
+{%- if message.role == "user" %}<|assistant|>{% endif %}
+{%- endif %}
+{%- endfor %}"""
 
 
 @dataclass
@@ -74,6 +88,12 @@ def export(state: dict, folder: Path) -> str:
                    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
                    "image_mean": list(MEAN), "image_std": list(STD)}
         write_json(folder / "preprocessor_config.json", picture)
+    if name.startswith("Llava"):
+        write_json(folder / "processor_config.json", {
+            "processor_class": "LlavaProcessor", "patch_size": c.vit.patch_size,
+            "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+            "image_token": SPECIALS[2]})
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
     return name
 
 

@@ -8,15 +8,18 @@ import gzip
 import json
 import random
 import unicodedata
+from dataclasses import asdict
 
 import pytest
 import torch
+from PIL import Image
 
 import train_align
 import train_sft
 from minivlm import checkpoint, pretrained
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.clip_tokenizer import ClipTokenizer
+from minivlm.conversation import render
 from minivlm.data import load_records
 from minivlm.export import export, tokenizer_file
 from minivlm.generate import generate
@@ -24,7 +27,7 @@ from minivlm.gpt import GPT, GPTConfig
 from minivlm.images import Pictures
 from minivlm.measure import prompt_of
 from minivlm.tokenizer import SPECIALS, Tokenizer
-from minivlm.vlm import VLM
+from minivlm.vlm import VLM, VLMConfig
 from minivlm.weight_names import clip_names, gpt2_names, to_theirs
 from parity.peers import folder_of, whole
 from parity.test_models import hf  # noqa: F401
@@ -257,6 +260,35 @@ def test_gpt2s_tokenizer_is_transformers(hf, agreement, tmp_path):
 
 
 # --- a whole chatbot ---
+
+
+def test_a_chatbots_processor_prepares_what_render_does(hf, agreement, folder, runs, tmp_path):
+    """Catches a template with other spaces, a picture's tokens that do not come to N, another mean:
+    the dialogues of the data up to one of their questions. Pictures have the model's own size;
+    others are cut along another rule.
+    """
+    seen = agreement("chatbot, exported: ids of dialogues, pictures", "transformers",
+                     "LlavaProcessor with our chat template", 1e-5)
+    state = checkpoint.load(runs / "align", ("align",))
+    config, tokenizer = state["configs"]["model"], Tokenizer.from_text(state["tokenizer"])
+    model = VLM(VLMConfig.from_dict(config | {"projector": "llava"}))
+    export({**state, "configs": {"model": asdict(model.config)}, "model": model.state_dict()},
+           tmp_path)
+    theirs = hf.AutoProcessor.from_pretrained(tmp_path)
+    records = [r for r in load_records(folder, "val", need=("conversations",)) if r.get("image")]
+    pictures = Pictures(folder, model.config.vit.image_size)
+    for rng in seen.cases():
+        record = rng.choice(records)
+        turns = [{"from": "system", "value": " Be brief. "}] * rng.randint(0, 1)
+        turns += record["conversations"][:2 * rng.randint(1, 3) - 1]
+        ids, _ = render(turns, tokenizer, model.config.vit.n_tokens)
+        role = {"system": "system", "human": "user", "gpt": "assistant"}
+        messages = [{"role": role[t["from"]], "content": t["value"]} for t in turns]
+        text = theirs.apply_chat_template(messages, tokenize=False)
+        image = Image.fromarray(pictures.pixels([record["image"]])[0])
+        out = theirs(text=[text], images=[image], return_tensors="pt")
+        seen.same(ids, out.input_ids[0].tolist())
+        seen.close(pictures.get([record["image"]]), out.pixel_values)
 
 
 def test_a_trained_chatbot_answers_the_same_in_transformers(hf, agreement, folder, runs, tmp_path):
