@@ -5,10 +5,11 @@
     runs/align, sft, ppo, dpo      LlavaForConditionalGeneration over CLIPVisionModel and GPT2Model
 
 Each folder gets config.json, model.safetensors and the tokenizer as tokenizer.json, what sees also
-how pictures are prepared, and a chatbot its chat template, for AutoProcessor. LlavaForConditionalGeneration has no norm behind its projector and no
-other way to say how large image tokens are, so only a VLM that was made without one, with
-train_align.py --projector llava, fits into it. Needs the safetensors package: pip install
-'minivlm[pretrained]'. The way back is pretrained.py.
+how pictures are prepared, and a chatbot its chat template, for AutoProcessor.
+LlavaForConditionalGeneration has no norm behind its projector and no other way to say how large
+image tokens are, so only a VLM that was made without one, with train_align.py --projector llava,
+fits into it. Needs the safetensors package: pip install 'minivlm[pretrained]'. The way back is
+pretrained.py.
 
 Run: python -m minivlm.export --run runs/lm --out exported
 """
@@ -30,7 +31,7 @@ from minivlm.vlm import VLM, VLMConfig
 from minivlm.weight_names import clip_names, gpt2_names, llava_names, to_theirs
 
 
-# conversation.render for messages of {"role": "user" | "assistant" | "system", "content": text} with
+# conversation.render for messages {"role": "user" | "assistant" | "system", "content": text}, with
 # "<image>" where a picture belongs; transformers' processor makes N tokens of each <|image|>
 TEMPLATE = """\
 {%- for message in messages %}
