@@ -35,6 +35,8 @@ pytest_add_cli_args_test_selection=
 pytest_add_cli_args=
     -p
     no:cacheprovider
+    -k
+    not transformers and not trl
 timeout_multiplier=3
 track_dependencies=false
 use_git_change_detection=false

@@ -84,7 +84,7 @@ def test_only_supervised_positions_get_gradient():
 
 def test_next_token_loss_refuses_targets_without_supervision():
     """Catches: a batch of pads that trains on nothing and returns nan."""
-    with pytest.raises(ValueError, match="no token is supervised"):
+    with pytest.raises(ValueError, match="^no token is supervised: every target is -100$"):
         next_token_loss(torch.zeros(1, 3, 4), torch.full((1, 3), IGNORE_INDEX))
 
 
@@ -92,6 +92,13 @@ def test_next_token_loss_refuses_shapes_that_do_not_fit():
     """Catches: unshifted logits of T + 1 positions, which flatten into another row's targets."""
     with pytest.raises(ValueError, match=r"logits \(2, 4, 5\) do not fit targets \(2, 3\)"):
         next_token_loss(torch.zeros(2, 4, 5), torch.zeros(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("loss", [next_token_loss, token_logprobs])
+def test_half_precision_is_widened_before_exponentials_are_summed(loss):
+    """Catches sums in bfloat16, of whose result two or three digits are right."""
+    logits, targets = torch.randn(2, 3, 4000).bfloat16(), torch.randint(4000, (2, 3))
+    torch.testing.assert_close(loss(logits, targets), loss(logits.float(), targets))
 
 
 # --- log-probabilities ---
@@ -208,6 +215,14 @@ def test_clip_loss_refuses_a_different_number_of_pictures_and_captions():
     """Catches: a caption dropped from the batch, which would move every later label."""
     with pytest.raises(ValueError, match=r"img_z \(3, 4\) and txt_z \(2, 4\) differ"):
         clip_loss(unit(3, 4), unit(2, 4), 1.0)
+
+
+def test_labels_are_made_where_the_vectors_are():
+    """Catches labels on the default device: here "meta", which nothing can be read from."""
+    z = unit(3, 4)
+    with torch.device("meta"):
+        loss = clip_loss(z, z, 2.0)
+    assert loss.item() == clip_loss(z, z, 2.0).item()
 
 
 # --- gradients ---
