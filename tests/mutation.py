@@ -59,7 +59,9 @@ def without_decorators(source: str) -> str:
 
 def prepare(copy: Path) -> None:
     """A copy of the project with mutmut's settings in it."""
-    skip = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "*.egg-info")
+    skip = shutil.ignore_patterns(
+        ".git", ".venv", "runs", "prepared", "prepared[!.]*", "__pycache__", "*.egg-info"
+    )
     shutil.copytree(ROOT, copy, ignore=skip, dirs_exist_ok=True)
     for name in MODULES:
         path = copy / "minivlm" / f"{name}.py"
@@ -83,68 +85,69 @@ def functions(mutated: str) -> dict[str, list[str]]:
     return out
 
 
-def change(original: list[str], mutant: list[str]) -> str:
-    """What a mutant changes, as one line: what stood there -> what stands there now."""
-    old, new = [], []
-    for line in difflib.ndiff(original, mutant):
-        if line[:2] in ("- ", "+ "):
-            (old if line[0] == "-" else new).append(line[2:].strip())
-    return f"{' '.join(old)} -> {' '.join(new)}"
+def change(original: list[str], mutant: list[str]) -> tuple[str, str]:
+    """The words that a mutant changes and a neighbor on each side, and what becomes of them."""
+    diff = list(difflib.ndiff(original, mutant))
+    old, new = (" ".join(x[2:].strip() for x in diff if x.startswith(s)).split() for s in "-+")
+    for end, two in ((0, slice(2)), (-1, slice(-2, None))):
+        while min(len(old), len(new)) > 1 and old[two] == new[two]:
+            del old[end], new[end]
+    return " ".join(old), " ".join(new)
 
 
-def results(copy: Path, module: str) -> tuple[int, list[str]]:
-    """How many mutants of a module there are, and those not killed: `function: old -> new`."""
+def alive(copy: Path, module: str) -> tuple[int, list[tuple[str, str, str]]]:
+    """How many mutants of a module there are; function, old and new text of those not killed."""
     path = copy / "mutants" / "minivlm" / f"{module}.py"
     exits = json.loads(path.with_suffix(".py.meta").read_text())["exit_code_by_key"]
-    text, alive = functions(path.read_text()), []
+    text, out = functions(path.read_text()), []
     for key, code in exits.items():
+        if code is None:
+            raise RuntimeError(f"{key} has not been run")
         if code in (0, 5, 33):                                       # survived, or no test
             name = key.rsplit(".", 1)[1]
             stem = name.rsplit("__mutmut_", 1)[0]
-            shown = re.sub(r"^x(_|ǁ)", "", stem).replace("ǁ", ".")
-            changed = change(text[f"{stem}__mutmut_orig"], text[name])
-            alive.append(f"{module}.{shown}: {changed}")
-        elif code is None:
-            raise RuntimeError(f"{key} has not been run")
-    return len(exits), alive
+            shown = stem.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+            out.append((f"{module}.{shown}", *change(text[f"{stem}__mutmut_orig"], text[name])))
+    return len(exits), out
+
+
+def explained() -> dict[tuple[str, str, str], list[str]]:
+    """The page's survivors: function, old and new text -> "equivalent" or "left", once for each."""
+    line = r"^- `(.+?)`: `(.*?)` -> `(.*?)`(?: x (\d+))?; (equivalent|left): "
+    out: dict[tuple[str, str, str], list[str]] = {}
+    for *key, times, kind in re.findall(line, PAGE.read_text(), flags=re.MULTILINE):
+        out.setdefault(tuple(key), []).extend([kind] * int(times or 1))
+    return out
+
+
+def report(copy: Path) -> int:
+    """Print the table of a finished run; 1 if its survivors are not those of the page, else 0."""
+    known, unknown, sums = explained(), [], [0, 0, 0, 0]
+    print("\n| file | mutants | killed | equivalent | survived | score |\n|---|---|---|---|---|---|")
+    for module in MODULES:
+        total, survivors = alive(copy, module)
+        kinds = [known[s].pop() if known.get(s) else unknown.append(s) for s in survivors]
+        equivalent = kinds.count("equivalent")
+        row = [total, total - len(kinds), equivalent, len(kinds) - equivalent]
+        sums = [a + b for a, b in zip(sums, row)]
+        print(f"| {module}.py | {' | '.join(map(str, row))} | {row[1] / (total - equivalent):.3f} |")
+    print(f"| all | {' | '.join(map(str, sums))} | {sums[1] / (sums[0] - sums[2]):.3f} |")
+    gone = [key for key, kinds in known.items() for _ in kinds]
+    for title, keys in (("not on the page", unknown), ("on the page, but killed or gone", gone)):
+        for name, old, new in keys:
+            print(f"{title}: - `{name}`: `{old}` -> `{new}`")
+    return int(bool(unknown or gone))
 
 
 def main(folder: str = "") -> int:
-    """Run mutmut, print the table and what the page does not explain."""
-    explained = re.findall(r"^- `(.+?)`; (equivalent|left): ", PAGE.read_text(), flags=re.MULTILINE)
+    """Run mutmut in a copy and compare what survives with the page."""
     with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(folder or Path(temporary) / "copy").absolute()
+        copy = Path(folder or temporary).absolute() / "copy"
         prepare(copy)
         command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", "1"]
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
         subprocess.run(command, cwd=copy, env=env, check=True)
-        return report(copy, explained)
-
-
-def report(copy: Path, explained: list[tuple[str, str]]) -> int:
-    """Print the table of a finished run; 1 if it and the page differ, else 0."""
-    left, sums = list(explained), [0, 0, 0, 0]
-    print("\n| file | mutants | killed | equivalent | survived | score |")
-    print("|---|---|---|---|---|---|")
-    unknown = []
-    for module in MODULES:
-        total, alive = results(copy, module)
-        kinds = []
-        for text in alive:
-            match = next((e for e in left if e[0] == text), None)
-            if match:
-                left.remove(match)
-            else:
-                unknown.append(text)
-            kinds.append(match[1] if match else "left")
-        row = [total, total - len(alive), kinds.count("equivalent"), kinds.count("left")]
-        sums = [a + b for a, b in zip(sums, row)]
-        print(f"| {module}.py | {' | '.join(map(str, row))} | {row[1] / (total - row[2]):.3f} |")
-    print(f"| all | {' | '.join(map(str, sums))} | {sums[1] / (sums[0] - sums[2]):.3f} |")
-    for title, texts in (("not explained", unknown), ("explained, but not there", left)):
-        for text in texts:
-            print(f"{title}: {text if isinstance(text, str) else text[0]}")
-    return int(bool(unknown or left))
+        return report(copy)
 
 
 if __name__ == "__main__":

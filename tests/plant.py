@@ -206,7 +206,7 @@ def caught(file: str, old: str, new: str, test: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         skip = shutil.ignore_patterns(
-            ".git", ".venv", "runs", "prepared*", "__pycache__", "*.egg-info"
+            ".git", ".venv", "runs", "prepared", "prepared[!.]*", "__pycache__", "*.egg-info"
         )
         shutil.copytree(ROOT, copy, ignore=skip)
         text = (copy / file).read_text()

@@ -146,7 +146,7 @@ def test_everything_is_made_where_the_model_is(talker, small_gpt, images):
         out = [generate(talker, images, PROMPTS, use_cache=use_cache, n_copies=2, **options)
                for use_cache in (True, False)]
         out.append(beam_search(small_gpt, None, [[1], [2]], n_beams=2, max_new_tokens=3, stop=0))
-        out.append(answer_logprobs(small_gpt, None, [[1], [2]], [[3, 4], [0]], pad=0).tolist())
+        out.append(answer_logprobs(talker, images[:1], PROMPTS[:1], [[3, 4], [0]], pad=0).tolist())
         return out
 
     talker.config = replace(talker.config, prefix_lm=True)
@@ -524,7 +524,7 @@ def test_a_beam_wider_than_the_vocabulary_never_reads_the_placeholder(talker):
             b = int(row[2].argmax())
             scores[(a, b)] = (float(row[1, a]) + float(row[2, b])) / 2
     best = max(scores, key=scores.get)
-    [(ids, score)] = beam_search(talker, None, [prompt], n_beams=V, max_new_tokens=2, stop=stop)
+    [(ids, score)] = beam_search(talker, None, [prompt], n_beams=2 * V, max_new_tokens=2, stop=stop)
     assert ids == [t for t in best if t != stop]
     assert score == pytest.approx(scores[best], abs=1e-4)
 
@@ -604,6 +604,7 @@ def test_beam_search_refuses_what_it_cannot_do(small_gpt, talker, images):
     """Catches: no beam at all, and pictures that belong to no row."""
     with pytest.raises(ValueError, match="n_beams 0 is below 1"):
         beam_search(small_gpt, None, [[1]], n_beams=0, max_new_tokens=2, stop=0)
+    assert len(beam_search(small_gpt, None, [[1]], n_beams=1, max_new_tokens=1, stop=NEVER)) == 1
     with pytest.raises(ValueError, match="^max_new_tokens 0 is below 1$"):
         beam_search(small_gpt, None, [[1]], n_beams=1, max_new_tokens=0, stop=0)
     with pytest.raises(ValueError, match="image placeholders, but 3 pictures"):

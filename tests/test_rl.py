@@ -220,11 +220,12 @@ def test_the_value_loss_worked_by_hand():
     """Old 0, return 1: a value of 0.5 held at 0.2 costs (0.8)^2 / 2 and gets no gradient."""
     one = torch.ones(1, 1)
     for value, want in ((0.1, 0.9 ** 2 / 2), (0.5, 0.8 ** 2 / 2), (-0.5, 1.5 ** 2 / 2)):
-        values = (value * one).requires_grad_()
-        loss = ppo_value_loss(values, 0 * one, one, one.bool(), 0.2)
-        loss.backward()
-        assert loss.item() == pytest.approx(want, abs=1e-6)
-        assert bool(values.grad.any()) == (value != 0.5)
+        for sign in (1, -1):  # all the other way round it is the same
+            values = (sign * value * one).requires_grad_()
+            loss = ppo_value_loss(values, 0 * one, sign * one, one.bool(), 0.2)
+            loss.backward()
+            assert loss.item() == pytest.approx(want, abs=1e-6)
+            assert bool(values.grad.any()) == (value != 0.5)
 
 
 def test_a_mask_of_nothing_is_refused():
