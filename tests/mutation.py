@@ -113,25 +113,27 @@ def alive(copy: Path, module: str) -> tuple[int, list[tuple[str, str, str]]]:
 
 def explained() -> dict[tuple[str, str, str], list[str]]:
     """The page's survivors: function, old and new text -> "equivalent" or "left", once for each."""
-    line = r"^- `(.+?)`: `(.*?)` -> `(.*?)`(?: x (\d+))?; (equivalent|left): "
+    line = r"^- `([^`]+)`: `([^`]+)` -> `([^`]*)`(?: x (\d+))?; (equivalent|left): "
+    text = re.sub(r"\s*\n +", " ", PAGE.read_text())                 # one line each
     out: dict[tuple[str, str, str], list[str]] = {}
-    for *key, times, kind in re.findall(line, PAGE.read_text(), flags=re.MULTILINE):
+    for *key, times, kind in re.findall(line, text, flags=re.MULTILINE):
         out.setdefault(tuple(key), []).extend([kind] * int(times or 1))
     return out
 
 
 def report(copy: Path) -> int:
     """Print the table of a finished run; 1 if its survivors are not those of the page, else 0."""
-    known, unknown, sums = explained(), [], [0, 0, 0, 0]
-    print("\n| file | mutants | killed | equivalent | survived | score |\n|---|---|---|---|---|---|")
+    known, unknown, rows = explained(), [], {}
+    print("\n| file | mutants | killed | equivalent | survived | score |")
+    print("|---|---|---|---|---|---|")
     for module in MODULES:
         total, survivors = alive(copy, module)
         kinds = [known[s].pop() if known.get(s) else unknown.append(s) for s in survivors]
         equivalent = kinds.count("equivalent")
-        row = [total, total - len(kinds), equivalent, len(kinds) - equivalent]
-        sums = [a + b for a, b in zip(sums, row)]
-        print(f"| {module}.py | {' | '.join(map(str, row))} | {row[1] / (total - equivalent):.3f} |")
-    print(f"| all | {' | '.join(map(str, sums))} | {sums[1] / (sums[0] - sums[2]):.3f} |")
+        rows[f"{module}.py"] = (total, total - len(kinds), equivalent, len(kinds) - equivalent)
+    rows["all"] = tuple(map(sum, zip(*rows.values())))
+    for name, row in rows.items():
+        print(f"| {name} | {' | '.join(map(str, row))} | {row[1] / (row[0] - row[2]):.3f} |")
     gone = [key for key, kinds in known.items() for _ in kinds]
     for title, keys in (("not on the page", unknown), ("on the page, but killed or gone", gone)):
         for name, old, new in keys:
