@@ -110,7 +110,7 @@ class Reader:
 
     def __init__(
         self, model: nn.Module, images: Tensor | None, prompts: list[list[int]],
-        max_new_tokens: int, use_cache: bool = True, n_copies: int = 1,
+        max_new_tokens: int, use_cache: bool, n_copies: int,
     ):
         if not prompts or not all(prompts):
             raise ValueError("every row needs a prompt of at least one token")
@@ -134,15 +134,14 @@ class Reader:
         self.steps = min(max_new_tokens, self.size - min(map(len, prompts)))
         self.idx = torch.zeros(B, self.size, dtype=torch.long, device=device)
         for b, prompt in enumerate(prompts):
-            self.idx[b, : len(prompt)] = torch.tensor(prompt)
+            self.idx[b, : len(prompt)] = torch.tensor(prompt, device=device)
         # a picture's placeholder is no word: written, it could not be read back
         self.image_id = getattr(model.config, "image_id", None)
 
         self.cache = model.new_cache(B, self.size) if use_cache else None
-        positions = torch.arange(longest, device=device).expand(B, longest)
         self._score(
             self.idx[:, :longest], at=last_only(self.lengths, longest), cache=self.cache,
-            positions=positions, **self.pictures, **self.prefix,
+            **self.pictures, **self.prefix,
         )
         if n_copies > 1:
             self.select(self.rows.repeat_interleave(n_copies))
@@ -221,7 +220,7 @@ def stream(
         said = torch.zeros_like(reader.logits, dtype=torch.bool)     # (B, V)
         n = len(said)
         alive, who = [True] * n, list(range(n))                      # rows still read
-        for _ in range(reader.steps):
+        for step in range(1, reader.steps + 1):
             logits = penalize(reader.logits, said, repetition_penalty)
             token = pick(logits, temperature, top_k, top_p, generator)           # (rows read,)
             said[reader.rows, token] = True
@@ -230,7 +229,7 @@ def stream(
                 given[b] = t if alive[b] and room else None
             alive = [t is not None and t != stop for t in given]
             yield given
-            if not any(alive):
+            if step == reader.steps or not any(alive):
                 break
             going = [i for i, b in enumerate(who) if alive[b]]
             if len(going) <= len(who) / 2:  # most have stopped: cheaper without them
@@ -296,7 +295,7 @@ def beam_search(
         for each row, ids without the stop token, and the score in nats.
 
     Raises:
-        ValueError: if n_beams < 1, or as `Reader`.
+        ValueError: if n_beams or max_new_tokens < 1, or as `Reader`.
 
     Source: the procedure is huggingface/transformers' with early_stopping=False, which BLIP's
     captions were made with (3 beams); length_penalty as in Wu et al. 2016, arXiv:1609.08144,
@@ -305,6 +304,8 @@ def beam_search(
     B, K = len(prompts), n_beams
     if K < 1:
         raise ValueError(f"n_beams {K} is below 1")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens {max_new_tokens} is below 1")
     was_training = model.training
     model.eval()
     try:
@@ -345,7 +346,7 @@ def beam_search(
                     len(finished[b]) == K
                     and float(new[b, 0]) / n ** length_penalty <= finished[b][-1][0]
                 )
-                done[b] = done[b] or last or not going or full
+                done[b] = done[b] or last or full
             if all(done):
                 break
             sums = new
@@ -387,10 +388,10 @@ def answer_logprobs(
         out = []
         for b, prompt in enumerate(prompts):
             T = len(prompt) + max(map(len, answers)) - 1
-            idx = torch.full((len(answers), T), pad)
-            targets = torch.full((len(answers), T), IGNORE_INDEX)
+            idx = torch.full((len(answers), T), pad, device=device)
+            targets = torch.full_like(idx, IGNORE_INDEX)
             for a, answer in enumerate(answers):
-                row = torch.tensor(prompt + answer)
+                row = torch.tensor(prompt + answer, device=device)
                 idx[a, : len(row) - 1] = row[:-1]
                 targets[a, len(prompt) - 1: len(row) - 1] = row[len(prompt):]
             given = {}
@@ -399,12 +400,11 @@ def answer_logprobs(
                 given["img_emb"] = img_emb.expand(len(answers), -1, -1)
             if getattr(model.config, "prefix_lm", False):
                 given["prefix"] = torch.full((len(answers),), len(prompt), device=device)
-            at = targets.to(device) != IGNORE_INDEX                  # (A, T), where the head runs
+            at = targets != IGNORE_INDEX                             # (A, T), where the head runs
             gpt = model if images is None else model.gpt
-            logits = gpt.head(model.hidden(idx.to(device), at=at, **given))      # (M, V)
-            logp = torch.zeros(at.shape, dtype=logits.dtype, device=device)
-            logp[at] = token_logprobs(logits[None], targets.to(device)[at][None])[0]
-            out.append(logp.sum(1))
+            logits = gpt.head(model.hidden(idx, at=at, **given))     # (M, V)
+            logp = token_logprobs(logits[None], targets[at][None])[0]            # (M,)
+            out.append(logp.new_zeros(at.shape).masked_scatter(at, logp).sum(1))
         return torch.stack(out)
     finally:
         model.train(was_training)

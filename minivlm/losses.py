@@ -350,7 +350,7 @@ def sequence_logprobs(
     if not bool(mask.any(1).all()):
         raise ValueError("a row has no token of an answer")
     logp = at_least_float32(logp)
-    w = mask.to(logp.dtype) if weights is None else weights.masked_fill(~mask, 0.0)
+    w = mask if weights is None else weights.masked_fill(~mask, 0.0)
     total = (w * logp).sum(1)                                        # (B,)
     return total / w.sum(1) if average else total
 

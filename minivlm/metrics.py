@@ -225,7 +225,7 @@ def mentions(text: str, phrases: dict[str, str]) -> list[str]:
     while i < len(said):
         for n in range(longest, 0, -1):
             found = phrases.get(" ".join(said[i:i + n]))
-            if found and i + n <= len(said):
+            if found:
                 out.append(found)
                 i += n - 1
                 break

@@ -104,7 +104,7 @@ def gae(
 
     Source: Schulman et al. 2015, arXiv:1506.02438, eqs. 11, 12 and 16.
     """
-    rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
+    values = values.masked_fill(~mask, 0.0)                          # none after the last token
     advs, following = torch.zeros_like(values), torch.zeros_like(values[:, 0])
     T = values.shape[1]
     for t in reversed(range(T)):

@@ -184,6 +184,19 @@ def test_no_function_is_written_twice():
                 )
 
 
+def test_every_mutant_in_the_docs_changes_what_the_code_says():
+    """Catches a list that the code has outgrown: `python tests/mutation.py` makes a new one."""
+    spec = importlib.util.spec_from_file_location("mutation", ROOT / "tests" / "mutation.py")
+    mutation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutation)
+    page = mutation.PAGE.read_text()
+    assert len(mutation.explained()) == len(re.findall(r"^- `", page, flags=re.MULTILINE)) > 20
+    for name, old, new in mutation.explained():
+        module, function = name.split(".", 1)
+        text = " ".join((ROOT / "minivlm" / f"{module}.py").read_text().split())
+        assert f"def {function.split('.')[-1]}(" in text and old in text and old != new, name
+
+
 def test_every_planted_bug_has_its_place_and_its_line_in_the_docs():
     """Catches bugs that the source has outgrown: `python tests/plant.py` could not plant them."""
     spec = importlib.util.spec_from_file_location("plant", ROOT / "tests" / "plant.py")

@@ -70,7 +70,7 @@ def test_what_cannot_be_is_refused():
         ((*x[:3], x[3][:1]), "different shapes"), ((*x, 0.0), "beta is 0.0"),
         ((*x, float("nan")), "beta is nan"), ((*x, 0.1, "dpo"), "kind 'dpo'"),
         ((*x, 0.1, "hinge", 0.1), "label_smoothing is 0.1 for kind hinge"),
-        ((*x, 0.1, "robust", 0.5), "expected 0 .. 0.5"),
+        ((*x, 0.1, "robust", 0.5), "expected 0 .. 0.5 for sigmoid and robust, else 0$"),
     ):
         with pytest.raises(ValueError, match=words):
             dpo_loss(*(bad if len(bad) > 4 else (*bad, 0.1)))
@@ -87,7 +87,7 @@ def test_answers_are_summed_averaged_and_weighted_by_hand():
     for args, want in (((), [-3.0, -4.0]), ((None, True), [-1.5, -4.0]), ((w,), [-11.0, -8.0]),
                        ((w, True), [-11 / 6, -4.0])):
         torch.testing.assert_close(sequence_logprobs(logp, mask, *args), torch.tensor(want))
-    with pytest.raises(ValueError, match="no token of an answer"):
+    with pytest.raises(ValueError, match="^a row has no token of an answer$"):
         sequence_logprobs(logp, mask & torch.tensor([[True], [False]]))
 
 

@@ -1,12 +1,15 @@
 """Generation against the plainest loop there is: read everything again, one row alone, no cache."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from minivlm.generate import answer_logprobs, beam_search, filter_logits, generate, pick, stream
+from minivlm.generate import (
+    answer_logprobs, beam_search, filter_logits, generate, penalize, pick, stream,
+)
 from minivlm.gpt import GPT, GPTConfig
 
 N, IMAGE = 4, 258  # image tokens a picture, and the placeholder's id, of conftest's tiny models
@@ -38,6 +41,18 @@ def by_hand(model: nn.Module, pictures: Tensor | None, prompt: list[int], n: int
     for _ in range(n):
         ids.append(int(model(torch.tensor([ids]), pictures)[0, -1].argmax()))
     return ids[len(prompt):]
+
+
+def words_read(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the number of positions of every row that the model reads from now on."""
+    read, whole = [], type(model).forward
+
+    def spy(self, idx, *args, **options):
+        read.append(idx.shape[1])
+        return whole(self, idx, *args, **options)
+
+    monkeypatch.setattr(type(model), "forward", spy)
+    return read
 
 
 def alone(model: nn.Module, images: Tensor, **options) -> list[list[int]]:
@@ -91,6 +106,58 @@ def test_another_picture_changes_the_answer(talker, images):
     assert changed  # five random pairs of pictures; greedy answers may agree by chance
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_prefix_lm_sees_its_prompt_both_ways_and_its_answer_one_way(
+    talker, images, use_cache: bool
+):
+    """Catches a prompt read one way once the answer has begun, an answer that sees what follows."""
+    talker.config = replace(talker.config, prefix_lm=True)
+    ids = list(PROMPTS[0])
+    prefix = torch.tensor([len(ids)])
+    for _ in range(8):
+        logits = talker(torch.tensor([ids]), images[:1], prefix=prefix)
+        ids.append(int(logits[0, -1].argmax()))
+    got = generate(talker, images, PROMPTS, max_new_tokens=8, stop=NEVER, use_cache=use_cache)
+    assert got[0] == ids[len(PROMPTS[0]):]
+    assert got[0] != by_hand(talker, images[:1], PROMPTS[0], 8)  # as a causal model would say
+    [[logp], *_] = answer_logprobs(talker, images[:1], PROMPTS[:1], [got[0][:3]], pad=0)
+    logits = talker(torch.tensor([ids]), images[:1], prefix=prefix)[0].detach().log_softmax(-1)
+    want = sum(float(logits[len(PROMPTS[0]) - 1 + i, got[0][i]]) for i in range(3))
+    assert float(logp) == pytest.approx(want, abs=1e-4)
+
+
+def test_every_token_is_read_once_unless_the_cache_is_off(gpt, monkeypatch):
+    """Catches a cache that is off by default or cannot be, and a last token read in vain."""
+    read = words_read(gpt, monkeypatch)
+    list(stream(gpt, None, [[1, 2, 3]], max_new_tokens=4, stop=NEVER))
+    assert read == [3, 1, 1, 1]
+    read.clear()
+    beam_search(gpt, None, [[1, 2, 3]], n_beams=2, max_new_tokens=4, stop=NEVER)
+    assert read == [3, 1, 1, 1]
+    read.clear()
+    list(stream(gpt, None, [[1, 2, 3]], max_new_tokens=4, stop=NEVER, use_cache=False))
+    assert read == [3, 4, 5, 6]
+
+
+def test_everything_is_made_where_the_model_is(talker, small_gpt, images):
+    """Catches a tensor on the default device: here "meta", which nothing can be read from."""
+    prompts, options = PROMPTS[::3], {"max_new_tokens": 6, "repetition_penalty": 1.5}
+
+    def said() -> list:
+        out = [generate(talker, images[:1], prompts, use_cache=use_cache, n_copies=2, stop=stop,
+                        **options) for use_cache in (True, False)]
+        out.append(beam_search(small_gpt, None, [[1], [2]], n_beams=2, max_new_tokens=3, stop=0))
+        out.append(answer_logprobs(talker, images[:1], PROMPTS[:1], [[3, 4], [0]], pad=0).tolist())
+        return out
+
+    talker.config = replace(talker.config, prefix_lm=True)
+    one, other = generate(talker, images[:1], prompts, stop=NEVER, **options)
+    stop = next(t for t in one if t not in other)  # half of the rows are dropped
+    want = said()
+    with torch.device("meta"):
+        assert said() == want
+
+
 def test_a_plain_gpt_generates_without_pictures(gpt):
     """Catches: a model that must be a VLM."""
     got = generate(gpt, None, [[1, 2, 3], [4]], max_new_tokens=6, stop=NEVER)
@@ -132,7 +199,7 @@ def test_rows_that_have_stopped_are_no_longer_read(talker, images, use_cache, mo
         generate(talker, images, PROMPTS, max_new_tokens=12, stop=stop, use_cache=use_cache)
         # before each of its tokens a row is read; half of them at most are read in vain
         going = [sum(end > step for end in ends) for step in range(max(ends))]
-        assert len(read) >= max(ends) and all(n < 2 * g for n, g in zip(read, going))
+        assert len(read) == max(ends) and all(n < 2 * g for n, g in zip(read, going))
 
 
 def test_a_stream_yields_the_stop_token_once_and_then_none(talker, images):
@@ -158,6 +225,8 @@ def test_a_row_ends_where_the_context_is_full_and_no_sooner(gpt, lengths, use_ca
     got = generate(gpt, None, prompts, max_new_tokens=40, stop=NEVER, use_cache=use_cache)
     assert [len(row) for row in got] == [32 - n for n in lengths]
     assert got == [generate(gpt, None, [p], max_new_tokens=40, stop=NEVER)[0] for p in prompts]
+    steps = stream(gpt, None, prompts, max_new_tokens=40, stop=NEVER, use_cache=use_cache)
+    assert len(list(steps)) == 32 - min(lengths)
 
 
 @pytest.mark.parametrize("n", [0, 1, 4])
@@ -215,6 +284,22 @@ def test_top_p_by_hand():
             filter_logits(logits, 1.0, top_p=top_p)[0].isfinite().nonzero().flatten().tolist()
             == kept
         )
+    half = filter_logits(torch.zeros(1, 2), 1.0, top_p=0.5)  # one of two equals is just enough
+    assert half.isfinite().sum() == 1
+
+
+def test_without_top_p_nothing_is_dropped():
+    """Catches a sum of probabilities that is rounded to 1 before the last token has its turn."""
+    logits = torch.tensor([[0.0, -20.0, -40.0]])
+    assert torch.equal(filter_logits(logits, 1.0), logits)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_filter_needs_a_temperature(temperature: float):
+    """Catches a division by zero, and odds turned round."""
+    with pytest.raises(ValueError, match=f"^temperature {temperature} is not above 0; greedy "
+                                         "decoding needs no filter$"):
+        filter_logits(torch.zeros(1, 2), temperature)
 
 
 def test_equals_of_the_kth_token_stay_too():
@@ -240,6 +325,7 @@ def test_draws_follow_the_distribution(temperature: float, share: float):
     logits = torch.tensor([[3.0, 1.0]]).log().expand(10_000, 2)
     drawn = pick(logits, temperature, 0, 1.0, torch.Generator().manual_seed(1))
     assert (drawn == 0).float().mean().item() == pytest.approx(share, abs=0.015)
+    assert (pick(logits, temperature, 0, 0.7, None) == 0).all()  # the nucleus holds one token
 
 
 def test_temperature_zero_and_top_k_one_are_greedy(talker, images):
@@ -316,7 +402,7 @@ def test_generation_keeps_no_graph_and_leaves_gradients_on(gpt):
 @pytest.mark.parametrize("prompts", [[], [[1], []]], ids=["none", "one empty"])
 def test_a_missing_prompt_is_refused(gpt, prompts):
     """Catches: a row whose first token is read from a pad."""
-    with pytest.raises(ValueError, match="every row needs a prompt of at least one token"):
+    with pytest.raises(ValueError, match="^every row needs a prompt of at least one token$"):
         generate(gpt, None, prompts, max_new_tokens=2, stop=NEVER)
 
 
@@ -324,7 +410,8 @@ def test_a_missing_prompt_is_refused(gpt, prompts):
 def test_a_prompt_that_leaves_no_room_is_refused(gpt, n: int):
     """Catches: a prompt cut in silence, or an empty answer."""
     with pytest.raises(
-        ValueError, match=f"prompt has {n} tokens, the context holds 32 with the answer"
+        ValueError,
+        match=f"^prompt has {n} tokens, the context holds 32 with the answer; shorten it$",
     ):
         generate(gpt, None, [[1], [1] * n], max_new_tokens=2, stop=NEVER)
 
@@ -382,6 +469,70 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_texts(
         assert ids == want and score == pytest.approx(best, abs=1e-4)
 
 
+def plain_beams(
+    model: nn.Module, prompt: list[int], K: int, steps: int, stop: int, penalty: float
+) -> tuple[list[int], float]:
+    """Beam search of one prompt as `beam_search` describes it: lists, no cache, no batch."""
+    going, finished = [(0.0, [])], []
+    for n in range(1, steps + 1):
+        logits = model(torch.tensor([prompt + ids for _, ids in going]))[:, -1]
+        found = [(total + x, ids + [t])
+                 for (total, ids), logp in zip(going, logits.log_softmax(-1).tolist())
+                 for t, x in enumerate(logp)]
+        found.sort(key=lambda text: -text[0])
+        last = n == steps or len(prompt) + n == model.config.block_size
+        ends = [text for text in found[:2 * K] if last or text[1][-1] == stop]
+        finished += [(total / n ** penalty, [t for t in ids if t != stop])
+                     for total, ids in ends if (total, ids) in found[:K]]
+        finished = sorted(finished, key=lambda text: -text[0])[:K]
+        going = [text for text in found[:2 * K] if text not in ends][:K]
+        if last or len(finished) == K and going[0][0] / n ** penalty <= finished[-1][0]:
+            break
+    return finished[0][1], finished[0][0]
+
+
+@pytest.mark.parametrize("K", [1, 2, 3])
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+def test_beam_search_equals_the_plain_loop(K: int, penalty: float):
+    """Catches a row that goes on when it is done, or is done with the others; texts that end behind
+    the first K; fewer beams than asked for; a full context that a neighbor's room reopens."""
+    prompts, seen = [[1], [2, 3, 1], [4] * 6], set()
+    model = GPT(GPTConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=8)).eval()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        for p in model.parameters():
+            torch.nn.init.normal_(p, 0, 0.5)
+        got = beam_search(model, None, prompts, n_beams=K, max_new_tokens=6, stop=0,
+                          length_penalty=penalty)
+        for prompt, (ids, score) in zip(prompts, got):
+            want, best = plain_beams(model, prompt, K, 6, 0, penalty)
+            assert ids == want and score == pytest.approx(best, abs=1e-4)
+            seen.add(len(ids))
+        if penalty == 1:  # the default
+            assert got == beam_search(model, None, prompts, n_beams=K, max_new_tokens=6, stop=0)
+    assert len(seen) > 2
+
+
+def test_a_beam_wider_than_the_vocabulary_never_reads_the_placeholder(talker):
+    """Catches continuations of no probability that go on: of 2 tokens every text is tried."""
+    prompt, stop, V = [4, 5], 11, talker.gpt.config.vocab_size
+    words = [t for t in range(V) if t != IMAGE]
+    with torch.no_grad():
+        rows = torch.tensor([[*prompt, t] for t in words])
+        logits = talker(rows)
+    logits[..., IMAGE] = -torch.inf
+    logp = logits.log_softmax(-1)                                    # (V - 1, 3, V)
+    scores = {(t,): float(logp[0, 1, t]) for t in [stop]}
+    for row, a in zip(logp, words):
+        if a != stop:
+            b = int(row[2].argmax())
+            scores[(a, b)] = (float(row[1, a]) + float(row[2, b])) / 2
+    best = max(scores, key=scores.get)
+    [(ids, score)] = beam_search(talker, None, [prompt], n_beams=2 * V, max_new_tokens=2, stop=stop)
+    assert ids == [t for t in best if t != stop]
+    assert score == pytest.approx(scores[best], abs=1e-4)
+
+
 def test_beams_with_pictures_do_not_depend_on_who_shares_the_batch(talker, images):
     """Catches: a beam that sees another row's picture, a row cut short as its neighbor ends."""
     options = {"n_beams": 3, "max_new_tokens": 6, "stop": 11}
@@ -412,6 +563,9 @@ def test_beam_search_refuses_what_it_cannot_do(small_gpt, talker, images):
     """Catches: no beam at all, and pictures that belong to no row."""
     with pytest.raises(ValueError, match="n_beams 0 is below 1"):
         beam_search(small_gpt, None, [[1]], n_beams=0, max_new_tokens=2, stop=0)
+    assert len(beam_search(small_gpt, None, [[1]], n_beams=1, max_new_tokens=1, stop=NEVER)) == 1
+    with pytest.raises(ValueError, match="^max_new_tokens 0 is below 1$"):
+        beam_search(small_gpt, None, [[1]], n_beams=1, max_new_tokens=0, stop=0)
     with pytest.raises(ValueError, match="image placeholders, but 3 pictures"):
         beam_search(
             talker, images, [[1, *PICTURE], [2, *PICTURE]], n_beams=2, max_new_tokens=2, stop=0
@@ -448,6 +602,14 @@ def test_no_copies_are_refused(small_gpt):
 # --- repetition and given answers ---
 
 
+def test_a_penalty_makes_a_negative_logit_more_negative():
+    """Catches a division of negative logits, which would make a token likelier; words not said."""
+    logits = torch.tensor([[2.0, -2.0, 1.0, -1.0]])
+    said = torch.tensor([[True, True, False, False]])
+    assert penalize(logits, said, 2.0).tolist() == [[1.0, -4.0, 1.0, -1.0]]
+    assert penalize(logits, said, 1.0).tolist() == logits.tolist()
+
+
 def test_a_penalty_keeps_a_row_from_repeating_itself(talker, images):
     """Catches: a penalty that helps repetition, counts another row's tokens or the prompt."""
     options = {"max_new_tokens": 10, "stop": NEVER}
@@ -470,5 +632,20 @@ def test_given_answers_are_ranked_by_their_likelihood(talker, images):
             logp = talker(torch.tensor([prompt + answer]), images[b:b + 1])[0].log_softmax(-1)
             want = sum(float(logp[len(prompt) - 1 + i, t].detach()) for i, t in enumerate(answer))
             assert float(got[b, a]) == pytest.approx(want, abs=1e-4)
-    with pytest.raises(ValueError, match="at least one token"):
+    with pytest.raises(ValueError, match="^every answer needs at least one token$"):
         answer_logprobs(talker, images[:2], prompts, [[7], []], pad=0)
+
+
+def test_a_given_answer_may_fill_the_context(gpt):
+    """Catches a place reserved for the last token, which is scored and never read: 30 + 3 in 32."""
+    prompt, answer = torch.randint(256, (30,)).tolist(), [7, 8, 9]
+    [[got]] = answer_logprobs(gpt, None, [prompt], [answer], pad=0)
+    logp = gpt(torch.tensor([prompt + answer[:-1]]))[0].detach().log_softmax(-1)
+    assert float(got) == pytest.approx(sum(float(logp[29 + i, t]) for i, t in enumerate(answer)),
+                                       abs=1e-4)
+
+
+def test_a_model_in_half_precision_ranks_answers_too(gpt):
+    """Catches sums in bfloat16, or a crash for want of one precision."""
+    got = answer_logprobs(gpt.bfloat16(), None, [[1, 2]], [[3, 4], [5]], pad=0)
+    assert got.dtype == torch.float32 and got.isfinite().all()

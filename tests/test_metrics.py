@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minivlm.metrics import (
-    answer_ok, chair, is_refusal, mentions, pope, pope_questions, recall_at_k, recall_by_chance,
-    says_yes, style_ok, words_of,
+    answer_ok, chair, clip_score, is_refusal, is_unsure, mentions, pope, pope_questions,
+    recall_at_k, recall_by_chance, says_yes, style_ok, words_of,
 )
 
 # --- retrieval ---
@@ -80,6 +80,11 @@ def test_recall_by_chance_is_the_mean_over_all_orders(k):
         assert recall_by_chance(fits, k) == pytest.approx(sum(found) / len(found), abs=1e-6)
 
 
+def test_clip_score_is_the_number_worked_by_hand():
+    """Catches the factor 2.5 or the floor at 0 left out: cosines .6 and -1."""
+    assert clip_score(torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, -1.0]])) == pytest.approx(0.75)
+
+
 # --- answers ---
 
 
@@ -115,11 +120,14 @@ def test_words_are_lower_case_and_padded():
     ("Red.", "sentence", False), ("", "sentence", False),
     ("There are 2.5 red circles.", "sentence", True),
     ("There is a\nred circle.", "sentence", False),
+    ("It is red!", "sentence", True), ("One mark is there. An X", "sentence", False),
     ("- red circle\n- blue ring", "list", True), ("- red circle", "list", True),
     ("red circle", "list", False),
     ("- red circle\nblue ring", "list", False), ("", "list", False),
     ("There is a red circle. There is a ring.", "detail", True),
     ("There is a red circle", "detail", False),
+    ("It is red.", "detail", True), ("Look: it is red!", "detail", True),
+    ("It is red. Or is it?", "detail", True),
     ("Yes.", "detail", False), ("- a red\n- b blue.", "detail", False), ("", "detail", False),
     ("", "", True), ("whatever it is", "", True),
 ])
@@ -130,13 +138,18 @@ def test_each_style_has_its_form(answer, style, ok):
 
 @pytest.mark.parametrize("answer, refused", [
     ("I'm sorry, I can't help with that.", True), ("I can't talk about it.", True),
-    ("i cannot do this", True),
+    ("i cannot do this", True), ("I'm sorry.", True), ("I can\u2019t say.", True),
     ("Sorry, but I won't.", True), ("Yes, there is a red circle.", False), ("I'm not sure.", False),
     ("You can't see it.", False), ("", False), ("I'm sorrynot", False),
 ])
 def test_a_refusal_is_known_by_its_words(answer, refused):
     """Catches "not sure" or another's "can't" taken for a refusal."""
     assert is_refusal(answer) is refused
+
+
+def test_doubt_is_known_by_its_words():
+    """Catches a doubt in capitals that is not heard, and one that was not said."""
+    assert is_unsure("I'm Not Sure.") and not is_unsure("I'm sure it is not.")
 
 
 # --- POPE ---
@@ -172,6 +185,7 @@ def test_a_model_that_never_says_yes_has_no_precision_but_a_score():
     none = {"accuracy": 0.5, "precision": 0.0, "recall": 0.0, "f1": 0.0, "yes": 0.0}
     assert pope([False, False], [True, False]) == none
     assert pope([True, True], [False, False])["f1"] == 0.0
+    assert set(pope([True], [True]).values()) == {1.0}
 
 
 def random_truth(seed: int) -> list[list[str]]:
@@ -199,11 +213,10 @@ def test_pope_asks_for_as_many_absent_objects_as_present_ones(strategy):
     assert asked == pope_questions(truth, strategy, per_image=3)
 
 
-def absent_of(picture: int, truth: list[list[str]], strategy: str) -> list[str]:
+def absent_of(picture: int, truth: list[list[str]], strategy: str, seed: int = 0) -> list[str]:
     """The absent objects asked about one picture."""
-    return [
-        name for i, name, there in pope_questions(truth, strategy) if i == picture and not there
-    ]
+    asked = pope_questions(truth, strategy, seed)
+    return [name for i, name, there in asked if i == picture and not there]
 
 
 def test_popular_asks_for_the_most_frequent_absent_objects():
@@ -234,9 +247,15 @@ def test_adversarial_asks_for_the_companion():
 
 
 def test_random_asks_differ_with_the_seed():
-    """Catches a seed that is not used."""
-    truth = random_truth(1)
-    assert pope_questions(truth, "random", seed=0) != pope_questions(truth, "random", seed=1)
+    """Catches a seed that is not used, and popular objects under the name of random ones.
+
+    By default the seed is 0, and as in the paper three objects are there and three are not.
+    """
+    truth = [list("abcd"), list("efgh"), list("efgh")]
+    assert pope_questions(truth, "random") == pope_questions(truth, "random", 0, per_image=3)
+    asked = [absent_of(0, truth, "random", seed=seed) for seed in range(20)]
+    assert all(len(names) == 3 for names in asked)
+    assert {names[0] for names in asked} == set("efgh")
 
 
 def test_an_unknown_strategy_is_refused():
@@ -281,6 +300,7 @@ PHRASES = {
 def test_mentions_are_the_longest_phrases_with_repeats(text, named):
     """Catches "circle" counted inside "red circle", plurals missed, and a match within a word."""
     assert mentions(text, PHRASES) == named
+    assert mentions(text, {}) == []
 
 
 def test_chair_is_the_number_worked_by_hand():
@@ -302,6 +322,7 @@ def test_a_second_mention_is_as_right_as_the_first():
     """Catches mentions matched one to one: CHAIR asks whether the kind is there, not how many."""
     assert chair([["ring"] * 3], [["ring"]]) == {"chair_i": 0.0, "chair_s": 0.0, "recall": 1.0}
     assert chair([["ring"]], [["ring", "ring"]]) == {"chair_i": 0.0, "chair_s": 0.0, "recall": 1.0}
+    assert chair([["ring"]], [["disc"]]) == {"chair_i": 1.0, "chair_s": 1.0, "recall": 0.0}
 
 
 def test_saying_nothing_is_no_hallucination():

@@ -9,7 +9,10 @@ from torch import Tensor
 from minivlm.losses import (
     kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss, ranking_loss, reward_loss,
 )
-from minivlm.rl import AdaptiveKL, FixedKL, gae, kl_rewards, last_true, whiten
+from minivlm.rl import (
+    AdaptiveKL, FixedKL, explained_variance, gae, kl_rewards, last_true, minibatches, shape_score,
+    whiten,
+)
 
 
 def ragged(B: int, T: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -61,7 +64,7 @@ def test_a_prompt_without_a_pair_gets_no_gradient_and_all_ties_are_refused():
     scores = torch.zeros(2, 3, requires_grad=True)
     ranking_loss(scores, torch.tensor([[1, 2, 3], [1, 1, 0]])).backward()
     assert scores.grad[0].abs().sum() > 0 and scores.grad[1].tolist() == [0, 0, 0]
-    with pytest.raises(ValueError, match="all are ties"):
+    with pytest.raises(ValueError, match="^no prompt has two answers of different .* are ties$"):
         ranking_loss(scores, torch.ones(2, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="differ"):
         ranking_loss(scores, torch.ones(2, 2, dtype=torch.long))
@@ -106,8 +109,18 @@ def test_the_score_comes_at_the_last_real_token():
     rewards = kl_rewards(torch.tensor([5.0, 7.0]), kl, mask, 0.1)
     assert torch.allclose(rewards, torch.tensor([[0, -0.1, 4.8, 0], [6.7, 0, 0, 0]]))
     assert last_true(mask).tolist() == [2, 0]
-    with pytest.raises(ValueError, match="a row has no token of an answer"):
-        kl_rewards(torch.zeros(1), torch.zeros(1, 2), torch.zeros(1, 2).bool(), 0.1)
+    with pytest.raises(ValueError, match="^a row has no token of an answer$"):
+        kl_rewards(torch.zeros(2), torch.zeros(2, 1), torch.tensor([[True], [False]]), 0.1)
+    with torch.device("meta"):  # a default device that is not the one of the scores
+        again = kl_rewards(torch.tensor([5.0, 7.0], device="cpu"), kl, mask, 0.1)
+    assert torch.equal(again, rewards)
+
+
+def test_what_an_answer_is_worth_worked_by_hand():
+    """Catches an end that is punished, a long answer that gains: 3 - 0.5 * 4 and 3 - 2 - 0.5 * 8.
+    """
+    score, ended, length = torch.tensor([3.0, 3.0]), torch.tensor([True, False]), [4, 8]
+    assert shape_score(score, ended, torch.tensor(length), 2.0, 0.5).tolist() == [1.0, -3.0]
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
@@ -128,6 +141,12 @@ def test_advantages_are_the_discounted_sum_of_errors(gamma, lam):
                 rest = sum(gamma ** (j - i) * r[j] for j in range(i, n))
                 assert returns[b, at[i]].item() == pytest.approx(rest, abs=1e-5)
     assert not advs[~mask].any() and not returns[~mask].any()
+
+
+def test_an_answer_of_one_token_has_its_error_as_advantage():
+    """Catches a recursion that wants a second token: reward 2, value 0.5, no value after it."""
+    one = torch.ones(1, 1)
+    assert [x.item() for x in gae(2 * one, 0.5 * one, one.bool(), 0.9, 0.8)] == [1.5, 2.0]
 
 
 def test_what_stands_outside_of_the_answer_changes_nothing():
@@ -154,6 +173,10 @@ def test_whitened_values_have_mean_0_and_variance_1():
         assert seen.var().item() == pytest.approx(1, abs=1e-5)
         want = 0 if shift else (3 * x + 5)[mask].mean().item()
         assert seen.mean().item() == pytest.approx(want, abs=1e-4)
+        assert not whiten(3 * x + 5, mask, shift)[~mask].any()
+    two, both = torch.tensor([[1.0, 3.0]]), torch.ones(1, 2).bool()
+    assert whiten(two, both)[0].tolist() == pytest.approx([-0.5 ** 0.5, 0.5 ** 0.5])
+    assert whiten(torch.ones(1, 2), both).tolist() == [[0.0, 0.0]]  # no variance, and no NaN
     with pytest.raises(ValueError, match="1 positions have no variance"):
         whiten(torch.ones(1, 2), torch.tensor([[True, False]]))
 
@@ -190,17 +213,39 @@ def test_the_value_loss_worked_by_hand():
     """Old 0, return 1: a value of 0.5 held at 0.2 costs (0.8)^2 / 2 and gets no gradient."""
     one = torch.ones(1, 1)
     for value, want in ((0.1, 0.9 ** 2 / 2), (0.5, 0.8 ** 2 / 2), (-0.5, 1.5 ** 2 / 2)):
-        values = (value * one).requires_grad_()
-        loss = ppo_value_loss(values, 0 * one, one, one.bool(), 0.2)
-        loss.backward()
-        assert loss.item() == pytest.approx(want, abs=1e-6)
-        assert bool(values.grad.any()) == (value != 0.5)
+        for sign in (1, -1):  # all the other way round it is the same
+            values = (sign * value * one).requires_grad_()
+            loss = ppo_value_loss(values, 0 * one, sign * one, one.bool(), 0.2)
+            loss.backward()
+            assert loss.item() == pytest.approx(want, abs=1e-6)
+            assert bool(values.grad.any()) == (value != 0.5)
 
 
 def test_a_mask_of_nothing_is_refused():
     """Catches a NaN."""
-    with pytest.raises(ValueError, match="nothing counts"):
+    with pytest.raises(ValueError, match="^nothing counts: the mask is False everywhere$"):
         masked_mean(torch.ones(1, 2), torch.zeros(1, 2).bool())
+
+
+def test_the_share_of_variance_foreseen_does_not_depend_on_the_scale():
+    """Catches small returns taken for constant ones: the mean foreseen with half the spread, 3/4.
+    """
+    returns = torch.tensor([[0.1, 0.3, 9.0]])
+    half, mask = torch.tensor([[0.15, 0.25, -9.0]]), torch.tensor([[True, True, False]])
+    assert explained_variance(half, returns, mask) == pytest.approx(0.75, abs=1e-5)
+
+
+def test_every_epoch_deals_out_all_rows_in_an_order_of_its_own():
+    """Catches rows left out or given twice, epochs alike, an order that the seed does not set."""
+    def deal(seed: int) -> list[list[int]]:
+        return [rows.tolist() for rows in minibatches(20, 3, 2, seed)]
+
+    parts = deal(5)
+    assert [len(rows) for rows in parts] == [7, 7, 6] * 2
+    epochs = [sum(parts[:3], []), sum(parts[3:], [])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20)) and epochs[0] != epochs[1]
+    state = torch.get_rng_state()
+    assert deal(5) == parts != deal(6) and torch.equal(torch.get_rng_state(), state)
 
 
 # --- controllers ---
@@ -217,6 +262,8 @@ def test_the_adaptive_coefficient_follows_its_rule_for_100_updates():
     before = control.kl_coef
     control.update(6.0, 64)
     assert control.kl_coef == before
+    control.update(60.0, 30000)  # three horizons at once: at most the whole step, 0.2
+    assert control.kl_coef == pytest.approx(1.2 * before)
     fixed = FixedKL(0.1)
     fixed.update(100.0, 64)
     assert fixed.kl_coef == 0.1
