@@ -24,6 +24,7 @@ SCRIPTS = (
 )
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
 OPTIONAL = {"pycocoevalcap", "transformers"}  # compared with where installed, by tests only
+TEST_ONLY = {"hypothesis"}
 EXTRAS = {("teachers.py", "openai")}  # pip install 'minivlm[openai]'
 
 
@@ -133,7 +134,7 @@ def test_only_core_packages_are_imported():
                 top = name.split(".")[0]
                 own = any((ROOT / f / f"{top}.py").exists() for f in ("", "tests", "results"))
                 own = own or top in ("setuptools", "parity")
-                optional = top in OPTIONAL and path.parent.name == "tests"
+                optional = top in OPTIONAL | TEST_ONLY and path.parent.name == "tests"
                 optional = optional or (path.name, top) in EXTRAS
                 assert top in CORE or own or optional or top in sys.stdlib_module_names, (
                     f"{path.name} imports {name}"
