@@ -189,8 +189,7 @@ class LocalTeacher:
 
         state = checkpoint.load(run, ("lm",))
         self.tokenizer = Tokenizer.from_text(state["tokenizer"])
-        self.model = GPT(GPTConfig(**state["configs"]["model"]))
-        self.model.load_state_dict(state["model"])
+        self.model = checkpoint.rebuild(state, lambda d: GPT(GPTConfig(**d)))
         self.model.to(pick_device(device)).eval()
         self.temperature, self.max_tokens = temperature, max_tokens
         self.generator = torch.Generator(pick_device(device)).manual_seed(seed)
