@@ -9,6 +9,8 @@ Used by: data.py, images.py, evaluate.py, every prepare.py that reads a publishe
 
 import json
 import lzma
+import math
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -66,6 +68,38 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
             yield name, record
 
 
+def check_entries(entries: list, name: str, /, **types: type) -> None:
+    """Refuse a published list unless each entry has these keys, with values of these types.
+
+    Args:
+        name: the file and the list in it, for the error.
+
+    Raises:
+        ValueError: if an entry has not, with its number, counted from 0.
+
+    >>> check_entries([{"id": 1}, {"id": "b"}], "a.json, images", id=int)
+    Traceback (most recent call last):
+    ValueError: a.json, images, entry 1: id is 'b', expected int
+    """
+    if not isinstance(entries, list):
+        raise ValueError(f"{name} is no list")
+    for n, entry in enumerate(entries):
+        for key, kind in types.items():
+            value = entry.get(key) if isinstance(entry, dict) else None
+            if not isinstance(value, kind):
+                raise ValueError(f"{name}, entry {n}: {key} is {str(value)[:40]!r}, expected "
+                                 f"{kind.__name__}")
+
+
+def is_number(x) -> bool:
+    """Whether a value out of JSON is a finite number, no truth value.
+
+    >>> [is_number(x) for x in (1, 0.5, float("nan"), True, "1", 10**400)]
+    [True, True, False, False, False, False]
+    """
+    return type(x) in (int, float) and abs(x) < 1e300 and math.isfinite(x)
+
+
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     """One file of a tar; nothing is unpacked, so its name leads nowhere.
 
@@ -94,8 +128,12 @@ def inside(folder: str | Path, name: str, links: bool = False) -> Path:
     >>> inside("data", "train/0.png").as_posix()
     'data/train/0.png'
     """
-    if not isinstance(name, str) or "\0" in name:
-        raise ValueError(f"{name!r} is no name of a file in {folder}")
+    try:
+        raw = os.fsencode(name)
+    except (TypeError, UnicodeEncodeError):
+        raw = b""
+    if not raw or b"\0" in raw or max(map(len, raw.split(b"/"))) > 255 or len(raw) > 2000:
+        raise ValueError(f"{str(name)[:80]!r} is no name of a file in {folder}")
     path = Path(folder, name)
     out = Path(name).is_absolute() or ".." in Path(name).parts
     if not out and not links:
