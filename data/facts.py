@@ -68,7 +68,7 @@ def things_of(record: dict) -> list[Thing]:
         ninth = PLACES[3 * min(2, int(3 * y)) + min(2, int(3 * x))]
         area = (box[2] - box[0]) * (box[3] - box[1])
         out.append(Thing(
-            o["name"].lower(), known.get("color", ""), known.get("size", ""), x, y, area,
+            o["name"].lower(), known.get("color") or "", known.get("size") or "", x, y, area,
             o.get("place") or ninth, bool(o.get("hidden")), bool(o.get("crowd")),
         ))
     return out

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minivlm.files import first_line
 from minivlm.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -90,8 +91,9 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
             f"{file} holds more than tensors and plain types, or is no checkpoint; not loaded"
         ) from None
     except Exception as error:  # a damaged archive can break anywhere inside torch's reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} is damaged ({reason}); train this stage again") from None
+        raise ValueError(
+            f"{file} is damaged ({first_line(error)}); train this stage again"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{file} is no minivlm checkpoint of format {FORMAT}")
     if state.get("stage") not in stages:
@@ -143,8 +145,7 @@ def rebuild(
         with torch.device("meta"), _Unfilled():
             wanted = make(config).state_dict()
     except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RuntimeError) as e:
-        said = (str(e).splitlines() or [type(e).__name__])[0]
-        raise ValueError(f"{name} describes no model that can be built: {said}") from None
+        raise ValueError(f"{name} describes no model that can be built: {first_line(e)}") from None
     has, needs = ({k: list(v.shape) for k, v in d.items()} for d in (weights, wanted))
     wrong = sorted(k for k in has | needs if has.get(k) != needs.get(k))
     if wrong:

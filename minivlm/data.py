@@ -77,8 +77,11 @@ def fault_of(record: dict) -> str:
     if not all(isinstance(c, str) and c.strip() for c in record.get("captions", [])):
         return "a caption that is empty or no text"
     for o in record.get("objects", []):
-        if not isinstance(o, dict) or not isinstance(o.get("name") or "", str) or not isinstance(
-                o.get("attributes") or {}, dict):
+        look = (o.get("attributes") or {}) if isinstance(o, dict) else None
+        if not isinstance(look, dict) or not all(
+            text is None or isinstance(text, str)
+            for text in (o.get("name"), o.get("place"), look.get("color"), look.get("size"))
+        ):
             return "an object that is not {name, attributes, box}"
     return ""
 

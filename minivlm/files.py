@@ -19,7 +19,7 @@ from pathlib import Path
 MAX_BYTES = 200_000_000  # of one file in a tar: 50 million pixels, as large as pictures may be
 # what a damaged archive makes tarfile raise; RecursionError: a header before a header before ...
 BROKEN_TAR = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError,
-              ArithmeticError, RecursionError)
+              TypeError, LookupError, ArithmeticError, RecursionError)
 
 
 def read_text(path: str | Path) -> str:
@@ -98,6 +98,22 @@ def is_number(x) -> bool:
     [True, True, False, False, False, False]
     """
     return type(x) in (int, float) and abs(x) < 1e300 and math.isfinite(x)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files of a tar, in order; no links, no devices.
+
+    Raises:
+        tarfile.ReadError: if what follows is no member, which tarfile takes for the end.
+    """
+    yield from (member for member in archive if member.isfile())
+    if archive.fileobj.read(10_240).strip(b"\0"):
+        raise tarfile.ReadError("what follows is no member of a tar")
 
 
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from minivlm.files import inside
+from minivlm.files import first_line, inside
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, openai/CLIP clip/clip.py
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -49,7 +49,7 @@ def open_image(source: str | Path | io.BytesIO) -> Image.Image:
     except (
         OSError, SyntaxError, EOFError, ValueError, RuntimeError, ArithmeticError,
     ) as error:  # Pillow's decoders have no one kind of error
-        raise ValueError(f"{name} is no readable picture ({error})") from None
+        raise ValueError(f"{name} is no readable picture ({first_line(error)})") from None
     if image.mode.startswith("I"):  # 16-bit gray, as PNG and TIFF have it
         gray = np.asarray(image, dtype=np.int64).clip(0, 65535) // 257
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
@@ -158,7 +158,7 @@ class Pictures:
             whole = row.isdecimal() and len(row) < 19  # int() refuses 5,000 digits otherwise
             if not whole or int(row) >= len(self.packs[pack]):
                 raise ValueError(
-                    f"{pack}.npy holds pictures 0 .. {len(self.packs[pack]) - 1}, "
+                    f"{self.folder / pack}.npy holds pictures 0 .. {len(self.packs[pack]) - 1}, "
                     f"there is no {row[:19]!r}"
                 )
             out[i] = self.packs[pack][int(row)]
@@ -171,9 +171,12 @@ class Pictures:
                 f"no packed pictures at {path}; run the data set's prepare.py again"
             )
         try:
+            with path.open("rb") as f:  # a later version's head may claim 4 GB
+                if f.read(8) != b"\x93NUMPY\x01\x00":
+                    raise ValueError("it is no .npy file of version 1.0")
             pixels = np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError, EOFError, TypeError, ArithmeticError) as error:
-            raise ValueError(f"{path} holds no packed pictures ({error})") from None
+            raise ValueError(f"{path} holds no packed pictures ({first_line(error)})") from None
         if pixels.shape[1:] != (self.size, self.size, 3) or pixels.dtype != np.uint8:
             raise ValueError(f"{path} holds pictures {pixels.shape[1:]} of {pixels.dtype}, "
                              f"the model takes ({self.size}, {self.size}, 3) of uint8")

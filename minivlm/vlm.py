@@ -33,7 +33,7 @@ class VLMConfig:
     prefix_lm: bool = False  # the prompt, picture included, sees itself both ways (SimVLM)
 
     def __post_init__(self):
-        if self.image_id not in range(self.gpt.vocab_size):
+        if type(self.image_id) is not int or not 0 <= self.image_id < self.gpt.vocab_size:
             raise ValueError(
                 f"image_id {self.image_id!r} is no id of a vocabulary of {self.gpt.vocab_size}"
             )

@@ -166,7 +166,7 @@ def phrases_of(cfg: Config) -> dict[str, str]:
     if not cfg.instances:
         return {}
     classes = [c["name"] for c in read_json(cfg.instances, categories=CATEGORY)["categories"]]
-    named = {c: c for c in classes}
+    named = {c: c for c in classes if c.strip()}
     if cfg.synonyms:
         if not Path(cfg.synonyms).is_file():
             raise FileNotFoundError(f"no synonyms at {cfg.synonyms}")

@@ -38,7 +38,7 @@ from data.nlvr.language import (  # noqa: E402
     captions, count, describe, dialogue, exist, named, statement,
 )
 from data.shapes.questions import Round  # noqa: E402
-from minivlm.files import BROKEN_TAR, read_member  # noqa: E402
+from minivlm.files import BROKEN_TAR, first_line, members_of, read_member  # noqa: E402
 from minivlm.images import open_image  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.prepared import check_vocab_size, start_folder, write_folder  # noqa: E402
@@ -90,10 +90,10 @@ def open_corpus(source: str) -> Callable[[str], bytes]:
     if path.is_file():
         try:
             archive = tarfile.open(path)
-            members = {m.name.removeprefix("./"): m for m in archive if m.isfile()}
+            members = {m.name.removeprefix("./"): m for m in members_of(archive)}
         except BROKEN_TAR as error:
             raise ValueError(
-                f"{source} is neither a folder nor a readable tar archive ({error})"
+                f"{source} is neither a folder nor a readable tar archive ({first_line(error)})"
             ) from None
     elif not path.is_dir():
         raise FileNotFoundError(
@@ -106,7 +106,9 @@ def open_corpus(source: str) -> Callable[[str], bytes]:
                 try:
                     return read_member(archive, members[file])
                 except BROKEN_TAR as error:
-                    raise ValueError(f"{source} has no readable {file} ({error})") from None
+                    raise ValueError(
+                        f"{source} has no readable {file} ({first_line(error)})"
+                    ) from None
             if not members and (path / file).is_file():
                 return (path / file).read_bytes()
         raise FileNotFoundError(
