@@ -33,7 +33,7 @@ from PIL import EpsImagePlugin, Image
 import chat
 import evaluate
 from conftest import stir
-from data import judge, layouts, preferences, teachers
+from data import instruct, judge, layouts, pool, preferences, teachers
 from data.checks import faults, parse
 from data.cifar10 import prepare as cifar10
 from data.coco import prepare as coco
@@ -498,7 +498,7 @@ def test_what_is_no_data_is_refused_by_name(reader, tmp_path):
 def wrongs(good, path: tuple = ()) -> Iterator[tuple[tuple, object]]:
     """Every way to put something of another type in one place of a JSON value."""
     if path:
-        for bad in (None, 7, -1, True, "x", "", [], {}, [None], {"a": 1}, float("nan"), 1e999,
+        for bad in (None, 7, 0, -1, True, "x", "", [], {}, [None], {"a": 1}, float("nan"), 1e999,
                     10 ** 400, "\ud800\x1b[2J", [[[]]]):
             yield path, bad
     items = good.items() if isinstance(good, dict) else enumerate(good) if isinstance(
@@ -518,7 +518,7 @@ def spoiled(good, path: tuple, bad):
 
 
 RECORD = {
-    "id": "a", "image": "a.png", "captions": ["A dog."], "border": "", "objects": [
+    "id": "a", "image": "a.png", "captions": ["A dog."], "border": "", "text": "Dogs.", "objects": [
         {"name": "dog", "attributes": {"color": "red", "size": "small"}, "box": [0, 0, 0.5, 1],
          "place": "left", "hidden": False}],
     "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A"}],
@@ -528,7 +528,8 @@ RECORD = {
 def use_record(folder: Path) -> None:
     """What training, the data engine and measuring do with a record."""
     tokenizer = Tokenizer({bytes([i]): i for i in range(256)})
-    [record] = load_records(folder, "train", ("image", "captions", "conversations"))
+    [record] = load_records(folder, "train", ("image", "captions", "conversations", "text"))
+    tokenizer.encode(record["text"])
     render_records([record], tokenizer, 4, 256)
     things_of(record)
     told(record, boxes=True)
@@ -615,7 +616,7 @@ def test_published_files_with_anything_anywhere_are_read_counted_or_refused_by_n
             Path(paths[name]).write_text(json.dumps(whole))
 
 
-@pytest.mark.parametrize("name", ["../0.png", "/etc/passwd", "a/../../0.png", "a\0b", "x" * 300])
+@pytest.mark.parametrize("name", ["../0.png", "{}/0.png", "a/../../0.png", "a\0b", "x" * 300])
 def test_published_names_that_leave_the_folder_are_counted(name, tmp_path, monkeypatch):
     """Catches pictures of the machine packed into a data set because a JSON file says so."""
     folder = tmp_path / "images"
@@ -623,7 +624,7 @@ def test_published_names_that_leave_the_folder_are_counted(name, tmp_path, monke
     for i in range(4):
         (folder / f"{i}.png").write_bytes(png())
     (tmp_path / "0.png").write_bytes(png())
-    wanted = [*(f"{i}.png" for i in range(4)), name]
+    wanted = [*(f"{i}.png" for i in range(4)), name.format(tmp_path)]
     doc = {"images": [{"id": i, "file_name": n} for i, n in enumerate(wanted)], "annotations": [
         {"id": i, "image_id": i, "caption": "A dog."} for i in range(5)]}
     (tmp_path / "c.json").write_text(json.dumps(doc))
@@ -643,10 +644,21 @@ def test_two_records_of_one_id_are_refused_where_replies_are_kept_by_it(tmp_path
     with refused(f"{path}:3", tmp_path, "has the id 'a' of an earlier line"):
         load_records(tmp_path, "train", unique=True)
     meta = published(tmp_path, "meta.json", json.dumps(META).encode())
+    with refused("train.jsonl:3", tmp_path):
+        instruct.main(instruct.Config(data=str(tmp_path)))
     questions = b'{"id": "q", "image": "0", "question": "What?", "kind": "x"}\n' * 2
     published(tmp_path, "prompts.jsonl", questions)
     with refused("prompts.jsonl:2", tmp_path):
         preferences.main(preferences.Config(data=str(meta.parent), run="none"))
+
+
+def test_answers_that_are_no_text_are_refused_before_they_are_rated(tmp_path):
+    """Catches a rater stopped with a traceback by a file of answers that somebody else made."""
+    published(tmp_path, "a_val.jsonl", b'{"id": "b", "responses": ["A.", "B."]}')
+    for wrong in (b"[1, 2]", b'["A.", null]', b'{"a": 1}', b'"AB"'):
+        path = published(tmp_path, "a.jsonl", b'{"id": "a", "responses": %s}' % wrong)
+        with refused(path, tmp_path):
+            pool.answered([{"id": "a"}], path)
 
 
 @pytest.mark.parametrize("value", ["1e999", "NaN", "null", "[]", '"7"', "9" * 5000, "{}"])
@@ -742,8 +754,11 @@ def test_sizes_that_no_weights_have_are_refused_before_memory_is_taken(ckpt, tmp
                     continue                                         # another model, but one
                 with pytest.raises(ValueError, match="describes no model|do not fit") as caught:
                     VLM.from_checkpoint(changed)
-                n += 1
-                assert str(ckpt) in str(caught.value) and len(str(caught.value)) < 400
+                n, said = n + 1, str(caught.value)
+                assert str(ckpt) in said and len(said) < 400
+                if at[-1] in ("n_embd", "block_size", "vocab_size"):  # built, on no device
+                    assert bad != 10 ** 5 or "do not fit" in said
+                    assert bad not in (-1, 0) or "is no size" in said
         for key in places:
             changed = copy.deepcopy(model)
             (changed if len(key) == 1 else changed[key[0]]).pop(key[-1])
@@ -770,8 +785,6 @@ BAD_STATES = {
     "a weight that is none": lambda s: s | {"model": s["model"] | {HEAD: "x"}},
     "a weight of holes": lambda s: s | {"model": s["model"] | {
         HEAD: torch.zeros(10 ** 6, 10 ** 6, layout=torch.sparse_coo)}},
-    "a weight from one number": lambda s: s | {"model": s["model"] | {
-        HEAD: torch.zeros(1).expand(10 ** 6, 10 ** 6)}},
     "half an adapter": lambda s: s | {"model": s["model"] | {"gpt.x.lora_A": torch.zeros(2, 2)}},
     "no model described": lambda s: s | {"configs": {}},
     "a tokenizer of garbage": lambda s: s | {"tokenizer": "x y z"},
@@ -784,6 +797,15 @@ def test_a_checkpoint_that_does_not_fit_itself_is_one_clear_line(name, ckpt, tmp
     """Catches KeyError, and torch's list of every missing key, out of an otherwise good file."""
     torch.save(BAD_STATES[name](torch.load(ckpt, weights_only=True)), ckpt)
     with refused("tokenizer" if "okenizer" in name or "pattern" in name else ckpt, tmp_path):
+        load_all(ckpt)
+
+
+def test_weights_that_are_one_number_again_and_again_are_refused(ckpt, tmp_path):
+    """Catches a small file whose description and weights agree on a model of terabytes."""
+    state = torch.load(ckpt, weights_only=True)
+    large = {k: torch.zeros(1).expand(10 ** 5, 10 ** 5) for k in state["model"]}
+    torch.save(state | {"model": large}, ckpt)
+    with refused(ckpt, tmp_path, "weights larger than itself"):
         load_all(ckpt)
 
 
