@@ -69,7 +69,7 @@ def answer(
         out.append(token)
         text = tokenizer.decode(out)
         if not text.endswith("\ufffd"):  # half a character waits for its other half
-            print(text[len(shown):], end="", flush=True)
+            print(run.printable(text[len(shown):]), end="", flush=True)
             shown = text
     print()
     return tokenizer.decode(out)
@@ -111,7 +111,7 @@ def main(cfg: Config) -> dict[str, float]:
                     load_picture(question.removeprefix("/image ").strip(), cfg, size, device), []
                 )
             except (ValueError, FileNotFoundError) as error:
-                print(error)  # keep the picture and the conversation there are
+                print(run.printable(str(error)))  # keep the picture and the conversation there are
             continue
         # a mark typed by the user is text, as special tokens are
         question = question.replace(IMAGE_MARK, "image")

@@ -24,6 +24,7 @@ from data.raters import SimulatedJudge
 from minivlm import checkpoint, measure, run
 from minivlm.clip import CLIP
 from minivlm.data import load_meta, load_records
+from minivlm.files import check_entries, read_lines, read_text
 from minivlm.images import Pictures
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -72,12 +73,18 @@ def table(figures: dict[str, float], blind: dict[str, float], chance: dict[str, 
 
 
 def last_row(path: Path) -> dict[str, float]:
-    """The last row of a run's log: final losses, ms a step, peak memory; {} if there is no log."""
+    """The last row of a run's log: final losses, ms a step, peak memory; {} if there is no log.
+
+    Raises:
+        ValueError: if it is no table of numbers.
+    """
     if not path.is_file():
         return {}
-    with path.open() as f:
-        *_, row = csv.DictReader(f)
-    return {k: float(v) for k, v in row.items() if v}
+    try:
+        *_, row = csv.DictReader(read_text(path).splitlines())
+        return {k: float(v) for k, v in row.items() if v}
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is no log of a run: {error}") from None
 
 
 def read_answers(cfg: Config) -> list[dict] | None:
@@ -85,13 +92,16 @@ def read_answers(cfg: Config) -> list[dict] | None:
 
     Raises:
         FileNotFoundError: if there are none.
+        ValueError: for a line that is no answer.
     """
     if not cfg.against:
         return None
     path = Path(cfg.against) / f"{cfg.questions}.answers.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"no answers at {path}; run evaluate.py --run {cfg.against} first")
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    log = [record for _, record in read_lines(path)]
+    check_entries(log, str(path), image=str, kind=str, question=str, answer=str)
+    return log
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -123,7 +133,7 @@ def main(cfg: Config) -> dict[str, float]:
     folder = Path(cfg.run).parent if Path(cfg.run).is_file() else Path(cfg.run)
     out = Path(cfg.out or folder / f"{cfg.questions}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    log: list[dict] = []
+    log, training = [], last_row(folder / "metrics.csv")
     chance = {f"answers/{kind}": p for kind, p in meta.get("chance", {}).items()}
     sides: list[dict[str, float]] = []
     for blind in (False, True)[: 1 + cfg.blind]:
@@ -165,13 +175,13 @@ def main(cfg: Config) -> dict[str, float]:
     # a coin's accuracy, precision, recall, ...
     chance |= {k: 0.5 for k in figures if k.startswith("pope")}
     chance = {k: p for k, p in chance.items() if k in figures}
-    print(table(figures, blind, chance))
+    print(run.printable(table(figures, blind, chance)))
     report = {
         "run": cfg.run,
         "data": meta["name"],
         "train_seconds": cfg.train_seconds,
         **run.provenance(cfg, began),
-        "training": last_row(folder / "metrics.csv"),
+        "training": training,
         "figures": figures,
         "blind": blind,
         "chance": chance,

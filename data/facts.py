@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from data.words import plural
+from minivlm.files import is_number
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SIZES = ("large", "medium", "small")
@@ -57,7 +58,8 @@ def things_of(record: dict) -> list[Thing]:
     out = []
     for o in record.get("objects", []):
         box, known = o.get("box"), o.get("attributes") or {}
-        if not o.get("name") or not box or len(box) != 4 or not all(0 <= v <= 1 for v in box):
+        boxed = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+        if not o.get("name") or not boxed or not all(0 <= v <= 1 for v in box):
             raise ValueError(
                 f"record {record.get('id', '?')} has an object without a name, or without a box of "
                 "four numbers in 0..1"
@@ -66,7 +68,7 @@ def things_of(record: dict) -> list[Thing]:
         ninth = PLACES[3 * min(2, int(3 * y)) + min(2, int(3 * x))]
         area = (box[2] - box[0]) * (box[3] - box[1])
         out.append(Thing(
-            o["name"].lower(), known.get("color", ""), known.get("size", ""), x, y, area,
+            o["name"].lower(), known.get("color") or "", known.get("size") or "", x, y, area,
             o.get("place") or ninth, bool(o.get("hidden")), bool(o.get("crowd")),
         ))
     return out

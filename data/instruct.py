@@ -37,7 +37,8 @@ from data.phrasings import asker  # noqa: E402
 from data.teachers import LocalTeacher, OpenAITeacher, Request, Teacher  # noqa: E402
 from data.teachers import TemplateTeacher, ask, journal  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
-from minivlm.run import cli  # noqa: E402
+from minivlm.files import read_text  # noqa: E402
+from minivlm.run import cli, printable  # noqa: E402
 
 TYPES = ("conversation", "detail", "reasoning")
 
@@ -122,31 +123,19 @@ def load_prompts(folder: str, n_shots: int) -> dict[str, list[dict[str, str]]]:
         here = Path(folder) / kind
         if not (here / "system.txt").is_file():
             raise FileNotFoundError(f"no system message at {here / 'system.txt'}")
-        messages = [{"role": "system", "content": read_text(here / "system.txt")}]
+        messages = [{"role": "system", "content": read_text(here / "system.txt").strip()}]
         for caps in sorted(here.glob("*_caps.txt"))[:n_shots]:
             answer = caps.with_name(caps.name.replace("_caps", "_conv"))
             if not answer.is_file():
                 raise FileNotFoundError(f"{caps} has no {answer.name} beside it")
             try:
-                parse(kind, read_text(answer))
+                parse(kind, read_text(answer).strip())
             except ValueError as error:
                 raise ValueError(f"{answer} cannot be an example: {error}") from None
-            messages += [{"role": "user", "content": read_text(caps)},
-                         {"role": "assistant", "content": read_text(answer)}]
+            messages += [{"role": "user", "content": read_text(caps).strip()},
+                         {"role": "assistant", "content": read_text(answer).strip()}]
         out[kind] = messages
     return out
-
-
-def read_text(path: Path) -> str:
-    """A file in UTF-8, without white space around it.
-
-    Raises:
-        ValueError: if it is in another encoding.
-    """
-    try:
-        return path.read_text("utf-8").strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8") from None
 
 
 def requests_of(cfg: Config, records: list[dict]) -> list[Request]:
@@ -199,7 +188,8 @@ def main(cfg: Config) -> dict[str, float]:
         ValueError: if no dialogue is good.
     """
     began = time.time()
-    records, meta = load_records(cfg.data, cfg.split, need=("image",)), load_meta(cfg.data)
+    records = load_records(cfg.data, cfg.split, need=("image",), unique=True)
+    meta = load_meta(cfg.data)
     offline, n_all = cfg.teacher == "template", len(records)
     records = [r for r in records if r.get("captions") or r.get("objects")]
     if not offline:  # a private picture's contents are nobody's business
@@ -216,7 +206,8 @@ def main(cfg: Config) -> dict[str, float]:
             first = [r for r in requests if r.kind == kind][:1]
             for r in with_messages(first, prompts, cfg):
                 print(f"=== {r.key}")
-                print("\n".join(f"--- {m['role']}\n{m['content']}" for m in r.messages))
+                said = "\n".join(f"--- {m['role']}\n{m['content']}" for m in r.messages)
+                print(printable(said))
         return {}
     teacher = make_teacher(cfg, meta)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def read_ranked(path: str | Path) -> list[dict]:
         try:
             r = json.loads(line)
             out.append(ranked_of(r, f"record {number}"))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}:{number} is no ranking: {error}") from None
     return out
 

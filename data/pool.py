@@ -90,8 +90,11 @@ def answered(questions: list[dict], path: Path) -> Answered:
 
     Raises:
         FileNotFoundError: if there is no such file, or no `<name>_val.jsonl` beside it.
-        ValueError: if a line is no record with responses.
+        ValueError: if a line is no record with responses, or one of them is no text.
     """
     said = {str(r["id"]): r["responses"] for name in (path.stem, f"{path.stem}_val")
             for r in load_records(path.parent, name, need=("responses",))}
+    for key, answers in said.items():
+        if not all(isinstance(a, str) for a in answers):
+            raise ValueError(f"{path}, record {key}: a response is no text")
     return [(q, said[str(q["id"])]) for q in questions if str(q["id"]) in said]

@@ -48,6 +48,7 @@ from data.raters import ranks_of, true_ratings  # noqa: E402
 from data.teachers import OpenAITeacher, ask, journal  # noqa: E402
 from minivlm import run  # noqa: E402
 from minivlm.data import load_meta, load_records  # noqa: E402
+from minivlm.files import read_text  # noqa: E402
 from minivlm.images import Pictures  # noqa: E402
 from minivlm.rankings import check_ranking, rating_of  # noqa: E402
 
@@ -140,7 +141,7 @@ def make_rater(
 
     if cfg.rater in ("human-sim", "judge-sim"):
         return human_sim if cfg.rater == "human-sim" else judge_sim
-    rubric, raw = Path(cfg.rubric).read_text("utf-8"), out.with_suffix(".raw.jsonl")
+    rubric, raw = read_text(cfg.rubric), out.with_suffix(".raw.jsonl")
     teacher = OpenAITeacher(cfg.model, cfg.base_url, cfg.concurrency, cfg.retries, cfg.timeout, 0.0,
                             cfg.max_tokens)
     if cfg.fresh:
@@ -192,7 +193,8 @@ def main(cfg: Config) -> dict[str, float]:
     else:
         run.seed_everything(cfg.seed, cfg.threads)
         pictures = Pictures(cfg.data, meta["image_size"])
-        questions = load_records(cfg.data, cfg.questions, need=("image", "question", "kind"))
+        need = ("image", "question", "kind")
+        questions = load_records(cfg.data, cfg.questions, need, unique=True)
         strange = [q["id"] for q in questions if q["image"] not in records]
         if strange:
             raise ValueError(f"question {strange[0]} is about a picture that {cfg.records} lacks")

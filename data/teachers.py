@@ -23,6 +23,8 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from data import template
+from minivlm.files import check_entries, is_number
+from minivlm.run import printable
 
 
 @dataclass
@@ -165,7 +167,8 @@ class OpenAITeacher:
         choice = made.choices[0] if getattr(made, "choices", None) else None
         text = getattr(getattr(choice, "message", None), "content", None)
         usage = getattr(made, "usage", None)
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        spent = (getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
+        tokens = tuple(n if type(n) is int and 0 <= n < 10 ** 9 else 0 for n in spent)
         cut = getattr(choice, "finish_reason", "") == "length"
         return Reply(text if isinstance(text, str) else "", cut=cut, tokens=tokens)
 
@@ -189,8 +192,7 @@ class LocalTeacher:
 
         state = checkpoint.load(run, ("lm",))
         self.tokenizer = Tokenizer.from_text(state["tokenizer"])
-        self.model = GPT(GPTConfig(**state["configs"]["model"]))
-        self.model.load_state_dict(state["model"])
+        self.model = checkpoint.rebuild(state, lambda d: GPT(GPTConfig(**d)))
         self.model.to(pick_device(device)).eval()
         self.temperature, self.max_tokens = temperature, max_tokens
         self.generator = torch.Generator(pick_device(device)).manual_seed(seed)
@@ -238,8 +240,11 @@ def journal(path: Path, header: dict) -> dict[str, dict]:
             f.truncate(whole)
     try:
         first, *lines = map(json.loads, content[:whole].decode().splitlines())
+        check_entries(lines, "replies", key=str, raw=str, error=str, cut=bool, tokens=list)
         replies = {line["key"]: line for line in lines}
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(len(r["tokens"]) == 2 and all(map(is_number, r["tokens"])) for r in lines):
+            raise ValueError("tokens are not two numbers")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); --fresh begins anew") from None
     if first != header:
         raise ValueError(
@@ -259,7 +264,7 @@ def ask(
     with path.open("a", encoding="utf-8") if path else nullcontext() as f:
         for request, reply in tqdm(teacher.write(requests), desc="asking", total=n, disable=None):
             if reply.error and path:
-                tqdm.write(f"{request.key}: {reply.error}")
+                tqdm.write(printable(f"{request.key}: {reply.error}", keep=""))
                 continue
             replies[request.key] = line = {
                 "key": request.key, "kind": request.kind, "raw": reply.text, "error": reply.error,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minivlm.checkpoint import rebuild
 from minivlm.clip import MAX_LOGIT_SCALE
 from minivlm.data import Batch
 from minivlm.losses import IGNORE_INDEX, clip_loss, equal_rows, match_loss, next_token_loss
@@ -45,9 +46,7 @@ class Captioner(nn.Module):
     @classmethod
     def from_checkpoint(cls, state: dict) -> "Captioner":
         """Rebuild the model of a checkpoint, weights and all."""
-        model = cls(VLMConfig.from_dict(state["configs"]["model"]))
-        model.load_state_dict(state["model"])
-        return model
+        return rebuild(state, lambda d: cls(VLMConfig.from_dict(d)))
 
     @property
     def logit_scale(self) -> Tensor:

@@ -9,15 +9,20 @@ holds is a pure function of (seed, step), so the data need no state of their own
 import hashlib
 import os
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from minivlm.files import first_line
 from minivlm.run import Meter
 from minivlm.tokenizer import Tokenizer
 
 FORMAT = 1
+HOLDS = {"configs": dict, "model": dict, "tokenizer": str, "step": int, "best": float}
 
 
 def write(state: dict, path: Path) -> None:
@@ -79,9 +84,13 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
         path: a run folder (its best.pt, else its ckpt.pt) or a file.
         stages: acceptable stages.
 
+    Returns:
+        what `save` wrote, and "file", its name for messages.
+
     Raises:
         FileNotFoundError: if there is none, with the script that makes it.
-        ValueError: if the file is damaged, holds more than plain types, or is of another stage.
+        ValueError: if the file is damaged, holds more than plain types, would grow in memory, lacks
+            what `save` writes, or is of another stage.
     """
     path = Path(path)
     file = path
@@ -96,21 +105,89 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
             "or name another folder"
         )
     try:
+        _check_size(file)
         state = torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{file} holds more than tensors and plain types, or is no checkpoint; not loaded"
         ) from None
     except Exception as error:  # a damaged archive can break anywhere inside torch's reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} is damaged ({reason}); train this stage again") from None
+        raise ValueError(
+            f"{file} is damaged ({first_line(error)}); train this stage again"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{file} is no minivlm checkpoint of format {FORMAT}")
-    if state["stage"] not in stages:
+    if state.get("stage") not in stages:
         raise ValueError(
-            f"{file} is a checkpoint of stage {state['stage']!r}, expected {' or '.join(stages)}"
+            f"{file} is a checkpoint of stage {state.get('stage')!r}, expected "
+            f"{' or '.join(stages)}"
         )
-    return state
+    for key, kind in HOLDS.items():
+        if not isinstance(state.get(key), kind):
+            raise ValueError(f"{file} has no {key} as a training script saves it")
+    weights = list(state["model"].values())
+    if not all(isinstance(w, Tensor) and w.layout == torch.strided for w in weights):
+        raise ValueError(f"{file} has weights that are no plain tensors")
+    if sum(w.nbytes for w in weights) > 2 * file.stat().st_size:  # twice: a tied head
+        raise ValueError(f"{file} has weights larger than itself; not loaded")
+    return state | {"file": str(file)}
+
+
+def _check_size(file: Path) -> None:
+    """Refuse an archive that grows when it is read; torch packs nothing."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+        if any(p.compress_type for p in parts) or (
+                sum(p.file_size for p in parts) > file.stat().st_size):
+            raise ValueError("it grows when unpacked")
+
+
+def rebuild(
+    state: dict, make: Callable[[dict], nn.Module],
+    pick: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> nn.Module:
+    """Make the model that a checkpoint describes, and give it its weights.
+
+    It is made without memory first and compared, so that sizes which the weights do not have cost
+    nothing.
+
+    Args:
+        state: as `load` gives it.
+        make: configs["model"] -> the model.
+        pick: all weights -> those of the model, by its own names.
+
+    Raises:
+        ValueError: if there is no such model, or a weight is missing, unknown or of another shape.
+    """
+    name = state.get("file", "the checkpoint")
+    try:
+        weights, config = pick(state["model"]), state["configs"]["model"]
+        with torch.device("meta"), _Unfilled():
+            wanted = make(config).state_dict()
+    except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RuntimeError) as e:
+        raise ValueError(f"{name} describes no model that can be built: {first_line(e)}") from None
+    has, needs = ({k: list(v.shape) for k, v in d.items()} for d in (weights, wanted))
+    wrong = sorted(k for k in has | needs if has.get(k) != needs.get(k))
+    if wrong:
+        raise ValueError(
+            f"{name} has {len(wrong)} weights that do not fit its own description, for instance "
+            f"{wrong[0][:80]!r}: expected {needs.get(wrong[0], 'none')}, got "
+            f"{has.get(wrong[0], 'none')}"
+        )
+    model = make(config)
+    model.load_state_dict(weights)
+    return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """Within it no weights are drawn; on no device that would only load 2 s of torch's modules."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.__name__ == "normal_":  # the tensor's own, and torch.nn.init's
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def fingerprint(state: dict) -> str:

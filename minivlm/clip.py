@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minivlm.checkpoint import rebuild
 from minivlm.data import Batch
 from minivlm.losses import clip_loss
-from minivlm.transformer import Block, init_weights
+from minivlm.transformer import Block, check_sizes, init_weights
 from minivlm.vit import ViT, ViTConfig
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5: the multiplier never exceeds 100
@@ -37,6 +38,9 @@ class CLIPConfig:
     text_n_embd: int = 128
     n_embd: int = 128  # width of the shared space
     act: str = "quick_gelu"
+
+    def __post_init__(self):
+        check_sizes(self)
 
     @classmethod
     def from_dict(cls, d: dict) -> "CLIPConfig":
@@ -98,9 +102,7 @@ class CLIP(nn.Module):
     @classmethod
     def from_checkpoint(cls, state: dict) -> "CLIP":
         """Rebuild the model of a checkpoint, weights and all."""
-        model = cls(CLIPConfig.from_dict(state["configs"]["model"]))
-        model.load_state_dict(state["model"])
-        return model
+        return rebuild(state, lambda d: cls(CLIPConfig.from_dict(d)))
 
     @property
     def logit_scale(self) -> Tensor:

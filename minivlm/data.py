@@ -6,7 +6,6 @@ tokenizer.tiktoken, meta.json.
 A batch is a pure function of (seed, step): resuming needs the step and nothing else.
 """
 
-import json
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,22 +16,31 @@ import torch
 from torch import Tensor
 
 from minivlm.conversation import count_images, render
+from minivlm.files import parse_json, read_lines
+from minivlm.images import MAX_PIXELS
 from minivlm.losses import IGNORE_INDEX
 from minivlm.tokenizer import Tokenizer
 
 # --- records ---
 
 
-def load_records(folder: str | Path, split: str, need: tuple[str, ...] = ()) -> list[dict]:
+TEXTS = ("image", "text", "question", "answer", "kind", "style", "border")
+LISTS = ("captions", "conversations", "objects", "expect", "wrong", "responses")
+
+
+def load_records(
+    folder: str | Path, split: str, need: tuple[str, ...] = (), unique: bool = False
+) -> list[dict]:
     """Read `<folder>/<split>.jsonl`.
 
     Args:
         need: keys that every record must have, besides its id.
+        unique: refuse two records of one id, where replies are kept by it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a line that is no JSON object, lacks a key or has no list of captions, with
-            file and line.
+        ValueError: for a line that is no JSON object, lacks a key, has a value of another type than
+            it must, or the id of an earlier one, with file and line.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
@@ -40,27 +48,43 @@ def load_records(folder: str | Path, split: str, need: tuple[str, ...] = ()) -> 
             f"no data at {path}; run the data set's prepare.py first, for instance "
             "python data/shapes/prepare.py"
         )
-    records = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number} is no JSON: {error}") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}:{number} is no JSON object")
-            missing = [key for key in dict.fromkeys(("id", *need)) if not record.get(key)]
-            if missing:
-                raise ValueError(f"{path}:{number} has no {' and no '.join(missing)}")
-            for key in ("captions", "conversations", "objects"):
-                if not isinstance(record.get(key, []), list):
-                    raise ValueError(f"{path}:{number} has {key} that are no list")
-            if not all(isinstance(c, str) and c.strip() for c in record.get("captions", [])):
-                raise ValueError(f"{path}:{number} has a caption that is empty or no text")
-            records.append(record)
+    records, ids = [], set()
+    for name, record in read_lines(path):
+        missing = [key for key in dict.fromkeys(("id", *need)) if not record.get(key)]
+        if missing:
+            raise ValueError(f"{name} has no {' and no '.join(missing)}")
+        fault = fault_of(record)
+        if fault:
+            raise ValueError(f"{name} has {fault}")
+        if unique and record["id"] in ids:
+            raise ValueError(f"{name} has the id {record['id']!r} of an earlier line")
+        ids.add(record["id"])
+        records.append(record)
     if not records:
         raise ValueError(f"{path} is empty")
     return records
+
+
+def fault_of(record: dict) -> str:
+    """What a record has that is of another type than it must be, or ""."""
+    if type(record["id"]) not in (str, int):
+        return "an id that is neither text nor a whole number"
+    for key in TEXTS:
+        if not isinstance(record.get(key) or "", str):
+            return f"{key} that is no text"
+    for key in LISTS:
+        if not isinstance(record.get(key, []), list):
+            return f"{key} that are no list"
+    if not all(isinstance(c, str) and c.strip() for c in record.get("captions", [])):
+        return "a caption that is empty or no text"
+    for o in record.get("objects", []):
+        look = (o.get("attributes") or {}) if isinstance(o, dict) else None
+        if not isinstance(look, dict) or not all(
+            text is None or isinstance(text, str)
+            for text in (o.get("name"), o.get("place"), look.get("color"), look.get("size"))
+        ):
+            return "an object that is not {name, attributes, box}"
+    return ""
 
 
 def load_meta(folder: str | Path) -> dict:
@@ -68,23 +92,23 @@ def load_meta(folder: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is no JSON object or lacks a name or an image_size.
+        ValueError: if it is no JSON object, lacks a name or an image_size that pictures can have,
+            or has names of other types than evaluate.py reads.
     """
     path = Path(folder) / "meta.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run the data set's prepare.py first")
-    try:
-        meta = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if (
-        not isinstance(meta, dict) or not meta.get("name")
-        or not isinstance(meta.get("image_size"), int)
-    ):
+    meta = parse_json(path.read_bytes(), str(path))
+    size = meta.get("image_size") if isinstance(meta, dict) else None
+    if type(size) is not int or not 0 < size <= MAX_PIXELS ** 0.5 or not meta.get("name"):
         raise ValueError(
             f"{path} lacks a name or an image_size in pixels, "
             'as in {"name": "mine", "image_size": 48}'
         )
+    for key, kind in (("phrases", str), ("prompts", list), ("chance", (int, float))):
+        named = meta.get(key, {})
+        if not isinstance(named, dict) or not all(isinstance(v, kind) for v in named.values()):
+            raise ValueError(f"{path} has {key} that are not as a prepare.py writes them")
     return meta
 
 

@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minivlm.transformer import Block, KVCache, attention_mask, init_weights, segment_mask
+from minivlm.transformer import Block, KVCache, attention_mask, check_sizes, init_weights
+from minivlm.transformer import segment_mask
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class GPTConfig:
     n_head: int = 4
     n_embd: int = 128
     dropout: float = 0.0
+
+    def __post_init__(self):
+        check_sizes(self)
 
 
 class GPT(nn.Module):

@@ -14,6 +14,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from minivlm.checkpoint import rebuild
 from minivlm.lora import merged
 from minivlm.transformer import last_only
 from minivlm.vlm import VLM, VLMConfig
@@ -47,9 +48,7 @@ class RewardModel(nn.Module):
     @classmethod
     def from_checkpoint(cls, state: dict) -> "RewardModel":
         """Rebuild the reward model of a checkpoint, its normalization included."""
-        model = cls(VLM(VLMConfig.from_dict(state["configs"]["model"])))
-        model.load_state_dict(merged(state["model"]))
-        return model
+        return rebuild(state, lambda d: cls(VLM(VLMConfig.from_dict(d))), merged)
 
     def raw(
         self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,

@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from minivlm.files import first_line, inside
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, openai/CLIP clip/clip.py
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 50_000_000  # a larger picture is a mistake or an attack
+PROGRAMS = ("EPS", "WMF")  # no pixels but orders: Pillow would run Ghostscript, or Windows, on them
 
 
 def open_image(source: str | Path | io.BytesIO) -> Image.Image:
@@ -25,7 +28,8 @@ def open_image(source: str | Path | io.BytesIO) -> Image.Image:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no picture, damaged, of an unknown mode, or has over 50 million pixels.
+        ValueError: if it is no picture, a program that draws one, damaged, of an unknown mode, or
+            has over 50 million pixels.
     """
     name = source if isinstance(source, (str, Path)) else "picture"
     if isinstance(source, (str, Path)) and not Path(source).is_file():
@@ -36,12 +40,16 @@ def open_image(source: str | Path | io.BytesIO) -> Image.Image:
             image = Image.open(source)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
+        if image.format in PROGRAMS:
+            raise ValueError(f"{image.format} is a program; save it as PNG")
         image.load()
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller") from None
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        raise ValueError(f"{name} is no readable picture ({error})") from None
+    except (
+        OSError, SyntaxError, EOFError, ValueError, RuntimeError, ArithmeticError,
+    ) as error:  # Pillow's decoders have no one kind of error
+        raise ValueError(f"{name} is no readable picture ({first_line(error)})") from None
     if image.mode.startswith("I"):  # 16-bit gray, as PNG and TIFF have it
         gray = np.asarray(image, dtype=np.int64).clip(0, 65535) // 257
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
@@ -53,7 +61,7 @@ def open_image(source: str | Path | io.BytesIO) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
@@ -135,31 +143,40 @@ class Pictures:
         """Load pictures by name: (n, S, S, 3) uint8.
 
         Raises:
-            FileNotFoundError, ValueError: as `open_image`; or for a packed picture of another size.
+            FileNotFoundError, ValueError: as `open_image`; for a name that leads out of the folder,
+                a file of packed pictures that holds something else, or pictures of another size.
         """
         out = np.empty((len(names), self.size, self.size, 3), dtype=np.uint8)
         for i, name in enumerate(names):
-            pack, packed, row = name.partition(".npy#")
+            pack, packed, row = str(name).partition(".npy#")
             if not packed:
-                out[i] = np.asarray(fit(open_image(self.folder / name), self.size, self.mode))
+                path = inside(self.folder, name)
+                out[i] = np.asarray(fit(open_image(path), self.size, self.mode))
                 continue
             if pack not in self.packs:
                 self.packs[pack] = self._open(f"{pack}.npy")
-            if not row.isdecimal() or int(row) >= len(self.packs[pack]):
+            whole = row.isdecimal() and len(row) < 19  # int() refuses 5,000 digits otherwise
+            if not whole or int(row) >= len(self.packs[pack]):
                 raise ValueError(
-                    f"{pack}.npy holds pictures 0 .. {len(self.packs[pack]) - 1}, "
-                    f"there is no {row!r}"
+                    f"{self.folder / pack}.npy holds pictures 0 .. {len(self.packs[pack]) - 1}, "
+                    f"there is no {row[:19]!r}"
                 )
             out[i] = self.packs[pack][int(row)]
         return out
 
     def _open(self, pack: str) -> np.ndarray:
-        path = self.folder / pack
+        path = inside(self.folder, pack)
         if not path.is_file():
             raise FileNotFoundError(
                 f"no packed pictures at {path}; run the data set's prepare.py again"
             )
-        pixels = np.load(path, mmap_mode="r")
+        try:
+            with path.open("rb") as f:  # a later version's head may claim 4 GB
+                if f.read(8) != b"\x93NUMPY\x01\x00":
+                    raise ValueError("it is no .npy file of version 1.0")
+            pixels = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, ValueError, EOFError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"{path} holds no packed pictures ({first_line(error)})") from None
         if pixels.shape[1:] != (self.size, self.size, 3) or pixels.dtype != np.uint8:
             raise ValueError(f"{path} holds pictures {pixels.shape[1:]} of {pixels.dtype}, "
                              f"the model takes ({self.size}, {self.size}, 3) of uint8")

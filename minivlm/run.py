@@ -43,6 +43,8 @@ LEAST = {
 CHOICES = {"dtype": ("auto", "float32", "bfloat16"), "projector": ("mlp", "linear", "llava"),
            "objective": ("lm", "prefix_lm", "blip"), "kl": ("k1", "k2", "k3"),
            "kind": ("sigmoid", "robust", "hinge", "ipo")}
+# control characters, marks that turn the direction of writing, half characters
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SOURCES = ("init", "clip", "lm", "reward", "vision", "llm")  # options that say what to start from
 FREE = ("out", "resume", "steps", "eval_every", "device", "dtype", "compile", "threads", "workers",
         "ref_logps")
@@ -120,15 +122,24 @@ def cli(main: Callable, cls) -> None:
     except (ValueError, OSError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         # torch hands on what a worker raised with the worker's traceback before it
-        print(
-            f"{Path(sys.argv[0]).name}: error: {said[-1].removeprefix('ValueError: ')}",
-            file=sys.stderr,
-        )
+        line = printable(said[-1].removeprefix("ValueError: "), keep="")
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         remedy = "; --resume continues from the last checkpoint" if hasattr(cfg, "resume") else ""
         print(f"\ninterrupted{remedy}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """A text that a terminal shows and does not obey: signs that steer it are spelled out.
+
+    Control characters, half characters, and what turns the direction of writing.
+
+    >>> printable("red\\x1b[2J ring\\n")
+    'red\\\\x1b[2J ring\\n'
+    """
+    return STEERING.sub(lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], text)
 
 
 def pick_device(name: str) -> torch.device:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import tiktoken
 
+from minivlm.files import read_text
+
 # GPT-2's split, written so that Python's re and tiktoken's engine both read it: a word or a number
 # with its leading space, other signs, white space.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"""
@@ -100,10 +102,12 @@ class Tokenizer:
 
     Args:
         ranks: token bytes -> rank, 0 .. n-1 without a gap, all 256 bytes among them.
-        pattern: how text is split before joining.
+        pattern: how text is split before joining, PATTERN or GPT2_PATTERN. A file may name no
+            other: one that does not fit every character would lose text without a word, one that
+            goes back and forth would take for ever.
 
     Raises:
-        ValueError: if the ranks have a gap or miss a byte.
+        ValueError: if the ranks have a gap or miss a byte, or for another pattern.
     """
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = PATTERN):
@@ -112,6 +116,8 @@ class Tokenizer:
             raise ValueError(
                 f"{len(ranks)} ranks miss {len(missing)} bytes or are not 0 .. {len(ranks) - 1}"
             )
+        if pattern not in (PATTERN, GPT2_PATTERN):
+            raise ValueError(f"pattern {pattern[:80]!r} is neither ours nor GPT-2's")
         self.ranks, self.pattern = ranks, pattern
         special = {name: len(ranks) + i for i, name in enumerate(SPECIALS)}
         self.endoftext, self.pad, self.image, *of_turns = special.values()
@@ -158,25 +164,28 @@ class Tokenizer:
         """Read `to_text`'s format, tiktoken's ranks or GPT-2's merges (vocab.bpe, merges.txt).
 
         Raises:
-            ValueError: if a line is neither of these.
+            ValueError: if a line is neither of these, or they make no tokenizer.
         """
         lines = text.splitlines()
-        if lines and lines[0].startswith("#version"):
-            try:
-                return cls(_gpt2_ranks(lines[1:]), GPT2_PATTERN)
-            except KeyError as letter:
-                raise ValueError(f"{name} is no list of GPT-2 merges: it holds {letter}") from None
         pattern = GPT2_PATTERN
         if lines and lines[0].startswith("# "):
             pattern = lines.pop(0)[2:]
         try:
-            pairs = map(str.split, filter(None, lines))
-            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+            if lines and lines[0].startswith("#version"):
+                ranks = _gpt2_ranks(lines[1:])
+            else:
+                pairs = map(str.split, filter(None, lines))
+                ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        except KeyError as letter:
+            raise ValueError(f"{name} is no list of GPT-2 merges: it holds {letter}") from None
         except ValueError as error:
             raise ValueError(
                 f"{name} is no tokenizer file (expected lines 'base64 rank'): {error}"
             ) from None
-        return cls(ranks, pattern)
+        try:
+            return cls(ranks, pattern)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
     def save(self, path: Path) -> None:
         """Write the tokenizer to a file."""
@@ -188,6 +197,7 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: if there is no such file, with what to do.
+            ValueError: if it is not UTF-8, or as `from_text`.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(
@@ -195,7 +205,7 @@ class Tokenizer:
                 "and GPT-2's vocab.bpe, merges.txt or gpt2.tiktoken must be a local file: "
                 "tiktoken's own download needs a network"
             )
-        return cls.from_text(Path(path).read_text(encoding="utf-8"), str(path))
+        return cls.from_text(read_text(path), str(path))
 
 
 def byte_letters() -> dict[int, str]:

@@ -12,10 +12,25 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; pre-norm as in GPT-2 (Radf
 """
 
 import math
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def check_sizes(config) -> None:
+    """Refuse sizes that no model has, of a config out of a checkpoint that anybody may have made.
+
+    Raises:
+        ValueError: for a number of layers above 1,000, or any other that is not in 1 .. 10 million
+            (the largest vocabularies have some 300 thousand tokens).
+    """
+    for f in fields(config):
+        value, most = getattr(config, f.name), 1000 if f.name.endswith("n_layer") else 10 ** 7
+        signed = f.name in ("feature_layer", "image_id")             # checked by who knows more
+        if f.type is int and not signed and not (type(value) is int and 1 <= value <= most):
+            raise ValueError(f"{f.name} {value!r} is no size, expected a number in 1 .. {most:,}")
 
 
 class KVCache:
@@ -126,7 +141,7 @@ class Attention(nn.Module):
 
     def __init__(self, n_embd: int, n_head: int, dropout: float = 0.0):
         super().__init__()
-        if n_embd % n_head:
+        if n_head < 1 or n_embd % n_head:
             raise ValueError(f"n_embd {n_embd} is not a multiple of n_head {n_head}")
         self.n_head, self.dropout = n_head, dropout
         self.qkv = nn.Linear(n_embd, 3 * n_embd)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from minivlm.checkpoint import rebuild
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.lora import merged
 from minivlm.projector import Projector
@@ -30,6 +31,12 @@ class VLMConfig:
     gpt: GPTConfig = field(default_factory=GPTConfig)
     projector: str = "mlp"
     prefix_lm: bool = False  # the prompt, picture included, sees itself both ways (SimVLM)
+
+    def __post_init__(self):
+        if type(self.image_id) is not int or not 0 <= self.image_id < self.gpt.vocab_size:
+            raise ValueError(
+                f"image_id {self.image_id!r} is no id of a vocabulary of {self.gpt.vocab_size}"
+            )
 
     @classmethod
     def from_dict(cls, d: dict) -> "VLMConfig":
@@ -50,14 +57,14 @@ class VLM(nn.Module):
     @classmethod
     def from_checkpoint(cls, state: dict) -> "VLM":
         """Rebuild the model of a checkpoint, LoRA merged; of several models in it, the VLM."""
-        model = cls(VLMConfig.from_dict(state["configs"]["model"]))
-        weights = state["model"]
-        if state.get("stage") in ("caption", "ppo"):
-            weights = {
-                k.removeprefix("vlm."): v for k, v in weights.items() if k.startswith("vlm.")
-            }
-        model.load_state_dict(merged(weights))
-        return model
+        def pick(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+            if state.get("stage") in ("caption", "ppo"):
+                weights = {
+                    k.removeprefix("vlm."): v for k, v in weights.items() if k.startswith("vlm.")
+                }
+            return merged(weights)
+
+        return rebuild(state, lambda d: cls(VLMConfig.from_dict(d)), pick)
 
     def embed(
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None

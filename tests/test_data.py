@@ -467,9 +467,9 @@ def test_records_are_read_line_by_line(tmp_path):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("{broken", r"train\.jsonl:2 is no JSON: "),
-    ("", r"train\.jsonl:2 is no JSON: "),
-    ("[" * 100_000, r"train\.jsonl:2 is no JSON: "),
+    ("{broken", r"train\.jsonl:2 is no JSON in UTF-8: "),
+    ("", r"train\.jsonl:2 is no JSON in UTF-8: "),
+    ("[" * 100_000, r"train\.jsonl:2 is no JSON in UTF-8: "),
     ('{"id": "b"}', r"train\.jsonl:2 has no captions"),
     ('{"captions": []}', r"train\.jsonl:2 has no id and no captions"),
     ('["id", "captions"]', r"train\.jsonl:2 is no JSON object"),

@@ -376,7 +376,8 @@ def test_a_half_written_reply_is_cut_off_and_a_damaged_file_is_named(tmp_path):
     """Catches a killed run that loses its whole journal, or goes on behind half a line."""
     path, header = tmp_path / "raw.jsonl", {"teacher": "openai"}
     assert teachers.journal(path, header) == {}
-    whole = path.read_bytes() + b'{"key": "a"}\n'
+    reply = {"key": "a", "kind": "detail", "raw": "", "error": "", "cut": False, "tokens": [1, 2]}
+    whole = path.read_bytes() + json.dumps(reply).encode() + b"\n"
     path.write_bytes(whole + b'{"key": "b", "ra')
     assert list(teachers.journal(path, header)) == ["a"] and path.read_bytes() == whole
     path.write_bytes(whole + b'{"key": \n{"key": "b"}\n')

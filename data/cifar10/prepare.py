@@ -29,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.shapes.language import article, sentence  # noqa: E402
+from minivlm.files import BROKEN_TAR, first_line, members_of, read_member  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
 from minivlm.prepared import Pack, check_vocab_size, summary, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
@@ -66,7 +67,7 @@ def members(source: str) -> Iterator[tuple[str, bytes]]:
 
     Raises:
         FileNotFoundError: if there is no such folder or file.
-        ValueError: if the file is no tar archive.
+        ValueError: if the file is no tar archive, or holds a file larger than pictures are.
     """
     path = Path(source)
     if path.is_dir():
@@ -75,10 +76,10 @@ def members(source: str) -> Iterator[tuple[str, bytes]]:
     elif path.is_file():
         try:
             with tarfile.open(path) as archive:
-                for m in sorted((m for m in archive if m.isfile()), key=lambda m: m.name):
-                    yield m.name.removeprefix("./"), archive.extractfile(m).read()
-        except (tarfile.TarError, EOFError) as error:
-            raise ValueError(f"{source} is no readable tar archive ({error})") from None
+                for m in sorted(members_of(archive), key=lambda m: m.name):
+                    yield m.name.removeprefix("./"), read_member(archive, m)
+        except BROKEN_TAR as error:
+            raise ValueError(f"{source} is no readable tar archive ({first_line(error)})") from None
     else:
         raise FileNotFoundError(f"no photographs at {source}; pass --source, a folder or a .tar")
 

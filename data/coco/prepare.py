@@ -18,7 +18,6 @@ Source: Lin et al. 2014, arXiv:1405.0312; Chen et al. 2015, arXiv:1504.00325; sp
 and Fei-Fei 2015, arXiv:1412.2306.
 """
 
-import json
 import sys
 import time
 from collections import Counter, defaultdict
@@ -31,10 +30,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.words import plural  # noqa: E402
+from minivlm.files import check_entries, inside, is_number  # noqa: E402
+from minivlm.files import parse_json, read_text  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
 from minivlm.metrics import words_of  # noqa: E402
 from minivlm.prepared import Pack, check_vocab_size, summary, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
+
+CATEGORY, SIDES = {"id": int, "name": str}, {"width": int, "height": int}
 
 
 @dataclass
@@ -67,25 +70,26 @@ class Config:
 # --- the published files ---
 
 
-def read_json(paths: str, *keys: str) -> dict[str, list]:
-    """Read annotation files, with commas between, and join the lists that they hold under `keys`.
+def read_json(paths: str, **lists: dict[str, type]) -> dict[str, list]:
+    """Read annotation files, with commas between, and join the lists that they hold.
+
+    Args:
+        lists: name of each list -> what its entries must have, with their types.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if one is no JSON object in UTF-8, or a key is missing.
+        ValueError: if one is no JSON object in UTF-8, or a list or something in it is missing.
     """
-    joined: dict[str, list] = {key: [] for key in keys}
+    joined: dict[str, list] = {key: [] for key in lists}
     for path in paths.split(","):
         if not Path(path).is_file():
             raise FileNotFoundError(f"no annotations at {path}; get them from cocodataset.org")
-        try:
-            data = json.loads(Path(path).read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no JSON in UTF-8: {error}") from None
-        missing = [key for key in keys if not isinstance(data, dict) or key not in data]
+        data = parse_json(Path(path).read_bytes(), path)
+        missing = [key for key in lists if not isinstance(data, dict) or key not in data]
         if missing:
             raise ValueError(f"{path} has no {' and no '.join(missing)}: is it the right file?")
-        for key in keys:
+        for key, types in lists.items():
+            check_entries(data[key], f"{path}, {key}", **types)
             joined[key] += data[key]
     return joined
 
@@ -94,7 +98,7 @@ def captions_of(annotations: list[dict], skipped: Counter) -> dict[int, list[str
     """Captions by picture, in order of their ids, white space tidied; empty ones are counted."""
     said = defaultdict(list)
     for a in sorted(annotations, key=lambda a: a["id"]):
-        text = " ".join(str(a["caption"]).split())
+        text = " ".join(a["caption"].split())
         if text.strip(" ."):
             said[a["image_id"]].append(text)
         else:
@@ -128,15 +132,19 @@ def square_box(box: list[float], width: int, height: int, mode: str) -> list[flo
 def boxes_of(
     cfg: Config, sizes: dict[int, tuple[int, int]], skipped: Counter
 ) -> dict[int, list[dict]]:
-    """Objects by picture, with their boxes on the square picture; counts those cut away."""
+    """Objects by picture, with their boxes on the square picture; counts those left out."""
     if not cfg.instances:
         return {}
-    data = read_json(cfg.instances, "annotations", "categories")
+    boxed = {"id": int, "image_id": int, "category_id": int, "bbox": list}
+    data = read_json(cfg.instances, annotations=boxed, categories=CATEGORY)
     names = {c["id"]: c["name"] for c in data["categories"]}
     found = defaultdict(list)
     for a in sorted(data["annotations"], key=lambda a: a["id"]):
         if a["image_id"] not in sizes or a["category_id"] not in names:
             skipped["box of an unknown picture or category"] += 1
+            continue
+        if len(a["bbox"]) != 4 or not all(map(is_number, a["bbox"])):
+            skipped["box that is not four numbers"] += 1
             continue
         box = square_box(a["bbox"], *sizes[a["image_id"]], cfg.fit)
         if box[0] >= box[2] or box[1] >= box[3]:
@@ -157,13 +165,12 @@ def phrases_of(cfg: Config) -> dict[str, str]:
     """
     if not cfg.instances:
         return {}
-    classes = [c["name"] for c in read_json(cfg.instances, "categories")["categories"]]
-    named = {c: c for c in classes}
+    classes = [c["name"] for c in read_json(cfg.instances, categories=CATEGORY)["categories"]]
+    named = {c: c for c in classes if c.strip()}
     if cfg.synonyms:
         if not Path(cfg.synonyms).is_file():
             raise FileNotFoundError(f"no synonyms at {cfg.synonyms}")
-        lines = Path(cfg.synonyms).read_text("utf-8").splitlines()
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_text(cfg.synonyms).splitlines(), 1):
             first, *others = (word.strip().lower() for word in line.split(","))
             if first and first not in classes:
                 raise ValueError(f"{cfg.synonyms}:{number} begins with {first!r}, no category")
@@ -182,7 +189,7 @@ def split_of(cfg: Config, ids: list[int], skipped: Counter) -> dict[int, str]:
     sides = {"train": "train", "restval": "train", cfg.held_out: "val"}
     listed = {
         d["cocoid"]: sides.get(d["split"], "")
-        for d in read_json(cfg.karpathy, "images")["images"]
+        for d in read_json(cfg.karpathy, images={"cocoid": int, "split": str})["images"]
     }
     lacking = {i for i, side in listed.items() if side} - set(ids)
     skipped["in the split file, not in the captions"] += len(lacking)
@@ -199,7 +206,9 @@ def main(cfg: Config) -> dict[str, float]:
         FileNotFoundError, ValueError: for files that are missing or wrong, or if a side is empty.
     """
     began, skipped = time.time(), Counter()
-    data = read_json(cfg.captions, "images", "annotations")
+    shown = {"id": int, "file_name": str} | (SIDES if cfg.instances else {})
+    written = {"id": int, "image_id": int, "caption": str}
+    data = read_json(cfg.captions, images=shown, annotations=written)
     folders = [Path(folder) for folder in cfg.images.split(",")]
     for folder in folders:
         if not folder.is_dir():
@@ -207,7 +216,9 @@ def main(cfg: Config) -> dict[str, float]:
     pictures = {d["id"]: d for d in data["images"]}
     said = captions_of(data["annotations"], skipped)
     phrases = phrases_of(cfg)
-    objects = boxes_of(cfg, {i: (d["width"], d["height"]) for i, d in pictures.items()}, skipped)
+    sizes = {i: (max(1, d["width"]), max(1, d["height"])) for i, d in pictures.items()
+             if cfg.instances}
+    objects = boxes_of(cfg, sizes, skipped)
     sides = split_of(cfg, list(pictures), skipped)
 
     files: dict[str, list[dict]] = {"train": [], "val": []}
@@ -218,12 +229,12 @@ def main(cfg: Config) -> dict[str, float]:
             skipped["not in the split" if not side else "picture without captions"] += 1
             continue
         try:
-            paths = [folder / d["file_name"] for folder in folders]
+            paths = [inside(folder, d["file_name"], links=True) for folder in folders]
             path = next((path for path in paths if path.is_file()), paths[0])
             image = fit(open_image(path), cfg.image_size, cfg.fit)
         except (FileNotFoundError, ValueError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            skipped["missing picture" if missing else "unreadable picture"] += 1
+            reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+            skipped[f"{reason} picture"] += 1
             continue
         record = {"id": f"coco-{i}", "image": f"{side}.npy#{len(files[side])}", "captions": said[i]}
         files[side].append(record | ({"objects": objects.get(i, [])} if cfg.instances else {}))

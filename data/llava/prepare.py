@@ -28,6 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from minivlm.conversation import IMAGE_MARK, count_images, render  # noqa: E402
+from minivlm.files import inside, parse_json  # noqa: E402
 from minivlm.images import fit, open_image  # noqa: E402
 from minivlm.prepared import Pack, check_vocab_size, summary, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
@@ -67,10 +68,7 @@ def read_dialogues(path: str) -> list:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no dialogues at {path}; they are published as one .json file")
-    try:
-        data = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON in UTF-8: {error}") from None
+    data = parse_json(Path(path).read_bytes(), path)
     if not isinstance(data, list):
         raise ValueError(f"{path} is no list of records")
     return data
@@ -131,10 +129,12 @@ def main(cfg: Config) -> dict[str, float]:
             turns = turns_of(record)
             image = record.get("image")
             if image and image not in places:
-                if Path(image).is_absolute() or ".." in Path(image).parts:
-                    raise ValueError("picture outside of the folder")
                 try:
-                    picture = fit(open_image(root / image), cfg.image_size, cfg.fit)
+                    path = inside(root, image, links=True)  # often links to the corpora
+                except ValueError:
+                    raise ValueError("picture outside of the folder") from None
+                try:
+                    picture = fit(open_image(path), cfg.image_size, cfg.fit)
                 except FileNotFoundError:
                     raise ValueError("missing picture") from None
                 except ValueError:

@@ -38,6 +38,7 @@ from data.nlvr.language import (  # noqa: E402
     captions, count, describe, dialogue, exist, named, statement,
 )
 from data.shapes.questions import Round  # noqa: E402
+from minivlm.files import BROKEN_TAR, first_line, members_of, read_member  # noqa: E402
 from minivlm.images import open_image  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.prepared import check_vocab_size, start_folder, write_folder  # noqa: E402
@@ -83,16 +84,16 @@ def open_corpus(source: str) -> Callable[[str], bytes]:
 
     Raises:
         FileNotFoundError: if there is no such folder or file, now or when reading.
-        ValueError: if the file is no tar archive.
+        ValueError: if the file is no tar archive, or breaks off, now or when reading.
     """
     path, members = Path(source), {}
     if path.is_file():
         try:
             archive = tarfile.open(path)
-            members = {m.name.removeprefix("./"): m for m in archive if m.isfile()}
-        except (tarfile.TarError, EOFError, OSError) as error:
+            members = {m.name.removeprefix("./"): m for m in members_of(archive)}
+        except BROKEN_TAR as error:
             raise ValueError(
-                f"{source} is neither a folder nor a readable tar archive ({error})"
+                f"{source} is neither a folder nor a readable tar archive ({first_line(error)})"
             ) from None
     elif not path.is_dir():
         raise FileNotFoundError(
@@ -102,7 +103,12 @@ def open_corpus(source: str) -> Callable[[str], bytes]:
     def read(wanted: str) -> bytes:
         for file in (wanted, f"nlvr/{wanted}"):
             if file in members:
-                return archive.extractfile(members[file]).read()
+                try:
+                    return read_member(archive, members[file])
+                except BROKEN_TAR as error:
+                    raise ValueError(
+                        f"{source} has no readable {file} ({first_line(error)})"
+                    ) from None
             if not members and (path / file).is_file():
                 return (path / file).read_bytes()
         raise FileNotFoundError(
@@ -147,7 +153,7 @@ def scene_of(split: str, line: str) -> Scene:
         known = all(
             z in SIZES and c in COLORS and s in SHAPES for b in found for _, _, z, c, s in b
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise ValueError("malformed line") from None
     if not whole or len(found) != 3 or "<image>" in said:
         raise ValueError("malformed line")
@@ -311,7 +317,7 @@ def write_side(
         except FileNotFoundError:
             skipped["missing picture"] += 1
             continue
-        except (ValueError, tarfile.TarError) as error:
+        except ValueError as error:
             skipped[
                 "picture not 400 x 100" if "400 x 100" in str(error) else "unreadable picture"
             ] += 1

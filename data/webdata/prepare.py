@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.webdata.shards import PICTURES, Sample, read_shard, refuse, write_shards  # noqa: E402
 from minivlm import checkpoint  # noqa: E402
 from minivlm.clip import CLIP  # noqa: E402
-from minivlm.data import caption_rows, collate, shorten_rows  # noqa: E402
+from minivlm.data import caption_rows, collate, fault_of, shorten_rows  # noqa: E402
 from minivlm.images import fit, open_image, to_tensor  # noqa: E402
 from minivlm.prepared import Pack, check_vocab_size, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
@@ -122,6 +122,8 @@ def by_size(
             reason = f"text over {cfg.max_text} characters"
         elif len(sample.picture) < cfg.min_bytes:
             reason = f"picture under {cfg.min_bytes} bytes"
+        elif fault := fault_of({**sample.info, "id": sample.key, "image": "", "captions": []}):
+            reason = f"json has {fault}"
         else:
             try:
                 picture = open_image(io.BytesIO(sample.picture))

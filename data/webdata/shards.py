@@ -13,9 +13,14 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from minivlm.files import BROKEN_TAR, MAX_BYTES, members_of, read_member
+from minivlm.run import printable
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
+MAX_TEXT = 1_000_000  # bytes of a text or of JSON; more is no caption
+TOO_LARGE = "too large"  # stands for the ending of a member that is not read
 
 
 @dataclass
@@ -30,9 +35,9 @@ class Sample:
 
 
 def refuse(skipped: Counter, named: list[str], key: str, reason: str) -> None:
-    """Count what is left out by its reason, and name it."""
+    """Count what is left out by its reason, and name it, on a line of its own whatever it is."""
     skipped[reason] += 1
-    named.append(f"{key}: {reason}")
+    named.append(printable(f"{key}: {reason}", keep=""))
 
 
 def read_shard(
@@ -75,9 +80,9 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
     key, parts = "", {}
     try:
         with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
+            for member in members_of(archive):
+                if not member.issparse() and member.size > 1000 * path.stat().st_size:
+                    raise EOFError  # gzip shrinks a thousandfold at most: the rest is not there
                 head, slash, tail = member.name.removeprefix("./").rpartition("/")
                 stem, _, ending = tail.partition(".")
                 if head + slash + stem != key and parts:
@@ -86,8 +91,11 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
                 key = head + slash + stem
                 # a second member of the same name is kept under a name that gives it away
                 ending = ending.lower() + "#" * (ending.lower() in parts)
-                parts[ending] = archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError):
+                used = ending in (*PICTURES, "txt", "json")
+                if used and member.size > (MAX_BYTES if ending in PICTURES else MAX_TEXT):
+                    ending, used = TOO_LARGE, False
+                parts[ending] = read_member(archive, member) if used else b""
+    except BROKEN_TAR:
         yield key, {}, True                       # the sample it broke off in may lack its end
         return
     if parts:
@@ -96,6 +104,11 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
 
 def _fault(key: str, parts: dict[str, bytes], seen: set[str]) -> str:
     """Why a sample cannot be used, or nothing."""
+    if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts or (
+            printable(key, keep="") != key):
+        return "strange name"
+    if TOO_LARGE in parts:
+        return "part too large"
     if key in seen or any(ending.endswith("#") for ending in parts):
         return "key stands twice"
     if not any(ending in parts for ending in PICTURES):
@@ -137,7 +150,7 @@ def write_shards(
         for n, sample in enumerate(samples):
             if (
                 "." in sample.key.rpartition("/")[2] or not sample.key
-                or sample.ending not in PICTURES
+                or sample.ending not in PICTURES or printable(sample.key, keep="") != sample.key
             ):
                 raise ValueError(
                     f"sample {sample.key!r} with a picture .{sample.ending} cannot be read back"
