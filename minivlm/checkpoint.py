@@ -149,22 +149,34 @@ def rebuild(
 ) -> nn.Module:
     """Make the model that a checkpoint describes, and give it its weights.
 
-    It is made without memory first and compared, so that sizes which the weights do not have cost
-    nothing.
-
     Args:
         state: as `load` gives it.
         make: configs["model"] -> the model.
         pick: all weights -> those of the model, by its own names.
 
     Raises:
+        ValueError: as `check_fit`.
+    """
+    weights, config = pick(state["model"]), state["configs"].get("model")
+    check_fit(weights, lambda: make(config), state.get("file", "the checkpoint"))
+    model = make(config)
+    model.load_state_dict(weights)
+    return model
+
+
+def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: str) -> None:
+    """Refuse weights that are not those of a model, which is made without memory for this, so that
+    sizes which the weights do not have cost nothing.
+
+    Args:
+        name: of the file, for the error.
+
+    Raises:
         ValueError: if there is no such model, or a weight is missing, unknown or of another shape.
     """
-    name = state.get("file", "the checkpoint")
     try:
-        weights, config = pick(state["model"]), state["configs"]["model"]
         with torch.device("meta"), _Unfilled():
-            wanted = make(config).state_dict()
+            wanted = make().state_dict()
     except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RuntimeError) as e:
         raise ValueError(f"{name} describes no model that can be built: {first_line(e)}") from None
     has, needs = ({k: list(v.shape) for k, v in d.items()} for d in (weights, wanted))
@@ -175,9 +187,6 @@ def rebuild(
             f"{wrong[0][:80]!r}: expected {needs.get(wrong[0], 'none')}, got "
             f"{has.get(wrong[0], 'none')}"
         )
-    model = make(config)
-    model.load_state_dict(weights)
-    return model
 
 
 class _Unfilled(TorchFunctionMode):

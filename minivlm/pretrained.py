@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from minivlm.checkpoint import check_fit
 from minivlm.clip import CLIP, CLIPConfig
+from minivlm.files import first_line, parse_json, read_text
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.tokenizer import GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, byte_letters
 from minivlm.vit import ViTConfig
@@ -61,7 +63,8 @@ def read_clip(folder: str | Path, image_size: int = 0) -> dict:
     [n_embd] = sizes(config, folder, projection_dim=512)
     c = CLIPConfig(ViTConfig(S, P, n_layer, n_head, C, acts[0]), V, T, text_n_layer, text_n_head,
                    text_C, n_embd, acts[1])
-    weights = fitted(to_ours(clip_names(c), read_weights(folder), folder), CLIP, c, folder)
+    weights = to_ours(clip_names(c), read_weights(folder), folder)
+    check_fit(weights, lambda: CLIP(c), str(folder))
     if image_size and image_size != S:
         c = replace(c, vit=replace(c.vit, image_size=image_size))
         weights["vit.pos"] = resize_positions(weights["vit.pos"], c.vit.n_tokens)
@@ -91,7 +94,7 @@ def read_gpt2(folder: str | Path) -> dict:
     head = weights.pop("lm_head.weight", None)
     ours = to_ours(gpt2_names(n_layer, "", ""), weights, folder)
     wte = ours["head.weight"] = ours["wte.weight"]
-    fitted(ours, GPT, GPTConfig(V, T, n_layer, n_head, C), folder)
+    check_fit(ours, lambda: GPT(GPTConfig(V, T, n_layer, n_head, C)), str(folder))
     if head is not None and not torch.equal(head.float(), wte):
         raise ValueError(f"{folder}: the head is not tied to the embedding, as minivlm's is")
     tokenizer = read_tokenizer(folder)
@@ -103,21 +106,6 @@ def read_gpt2(folder: str | Path) -> dict:
     ours["wte.weight"] = ours["head.weight"] = wte
     return {"stage": "lm", "configs": {"model": asdict(GPTConfig(len(wte), T, n_layer, n_head, C))},
             "model": ours, "tokenizer": tokenizer.to_text()}
-
-
-def fitted(weights: dict[str, Tensor], model: type[nn.Module], config, folder: Path) -> dict:
-    """The weights, if their shapes are those of the model that the config describes.
-
-    Raises:
-        ValueError: naming the first that is not.
-    """
-    with torch.device("meta"):  # shapes without memory
-        wanted = model(config).state_dict()
-    for name, tensor in wanted.items():
-        if weights[name].shape != tensor.shape:
-            raise ValueError(f"{folder}: {name} is {tuple(weights[name].shape)}, config.json "
-                             f"says {tuple(tensor.shape)}")
-    return weights
 
 
 def resize_positions(pos: Tensor, n_tokens: int) -> Tensor:
@@ -180,7 +168,7 @@ def read_merges(folder: Path) -> tuple[dict[str, int], list[str]]:
         vocab, path = read_json(folder / "vocab.json"), folder / "merges.txt"
         if not path.is_file():
             raise FileNotFoundError(f"neither tokenizer.json nor merges.txt in {folder}")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
         merges = [m for m in lines if m and not m.startswith("#version")]
     if not isinstance(vocab, dict) or not isinstance(merges, list) or not all(
             isinstance(m, str) and m.count(" ") == 1 for m in merges) or not all(
@@ -217,9 +205,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             except ImportError as error:
                 raise ValueError(str(error)) from None
             except Exception as error:  # a damaged file can break anywhere inside either reader
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise ValueError(f"{folder / part} is no readable file of tensors ({reason})") \
-                    from None
+                raise ValueError(f"{folder / part} is no readable file of tensors "
+                                 f"({first_line(error)})") from None
         if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
             raise ValueError(f"{folder / name} holds more than named tensors")
         return weights
@@ -248,10 +235,7 @@ def read_json(path: Path) -> dict:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}; expected a folder as published")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error})") from None
+    found = parse_json(read_text(path), str(path))
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object")
     return found

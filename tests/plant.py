@@ -2,7 +2,7 @@
 
 Each bug is a change of source text, made in a copy of the project; the named test file must fail
 there. A bug that survives ends the program with code 1, and so does a text that no longer stands in
-the source. With a word, only bugs whose name or file holds it. About twenty minutes in all; not part
+the source. With a word, only bugs whose name or file holds it. About twenty minutes in all; no part
 of ./test.sh, which only checks that every text still stands where this list says.
 """
 
@@ -165,6 +165,19 @@ BUGS = [
      "tests/test_rl.py"),
     ("score on a pad", "minivlm/rl.py", "last_true(mask)] += score", "-1] += score",
      "tests/test_rl.py"),
+    ("KL at pads", "minivlm/rl.py", "(-kl_coef * kl).masked_fill(~mask, 0.0)", "-kl_coef * kl",
+     "tests/test_rl.py"),
+    ("advantages that look backward", "minivlm/rl.py", "in reversed(range(T))", "in range(T)",
+     "tests/test_rl.py"),
+    ("values of pads", "minivlm/rl.py", "values = values.masked_fill(~mask, 0.0)",
+     "values = values.clone()", "tests/test_rl.py"),
+    ("a variance over pads", "minivlm/rl.py", "masked_mean((x - mean).square(), mask)",
+     "(x - mean).square().mean()", "tests/test_rl.py"),
+    ("values clipped around the returns", "minivlm/losses.py",
+     "held = old_values + (values - old_values)", "held = returns + (values - returns)",
+     "tests/test_rl.py"),
+    ("means for sums", "minivlm/losses.py", "/ w.sum(1) if average else total",
+     "/ w.sum(1)", "tests/test_dpo.py"),
     ("KL the wrong way round", "minivlm/losses.py", "return -log_ratio", "return log_ratio",
      "tests/test_rl.py"),
     ("clip without the worse of both", "minivlm/losses.py", "torch.minimum(free, held)", "held",
