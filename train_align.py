@@ -19,6 +19,7 @@ from minivlm.data import Batch, batches, caption_rows, check_captions, collate, 
 from minivlm.data import load_records, pick_captions, shuffled
 from minivlm.gpt import GPTConfig
 from minivlm.images import Pictures
+from minivlm.log import Meter, Run
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.pretrained import read_clip, read_gpt2
@@ -84,7 +85,7 @@ def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
     run.seed_everything(cfg.seed, cfg.threads)
-    device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
+    device, log = run.pick_device(cfg.device), Run(cfg, __file__)
 
     # --- model ---
     clip = read_clip(cfg.vision, cfg.image_size) if cfg.vision else checkpoint.load(
@@ -131,7 +132,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
-    start, best, meter = 0, float("inf"), run.Meter()
+    start, best, meter = 0, float("inf"), Meter()
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "align", configs, model, optimizer, meter)
     make_batch(start)  # a batch that cannot be made must not cost the run that `out` holds

@@ -21,6 +21,7 @@ from minivlm.clip import CLIP, CLIPConfig, contrastive_backward
 from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed, load_meta
 from minivlm.data import load_records, pick_captions, shuffled
 from minivlm.images import Pictures, augment
+from minivlm.log import Meter, Run
 from minivlm.losses import clip_loss, equal_rows
 from minivlm.metrics import recall_at_k
 from minivlm.optim import Optimizer, lr_scale
@@ -88,7 +89,7 @@ def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
     run.seed_everything(cfg.seed, cfg.threads)
-    device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
+    device, log = run.pick_device(cfg.device), Run(cfg, __file__)
 
     # --- data ---
     meta, tokenizer = load_meta(cfg.data), Tokenizer.load(f"{cfg.data}/tokenizer.tiktoken")
@@ -130,7 +131,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
-    start, best, meter = 0, float("inf"), run.Meter()
+    start, best, meter = 0, float("inf"), Meter()
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "clip", configs, model, optimizer, meter)
     make_batch(start)  # a batch that cannot be made must not cost the run that `out` holds

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from data.raters import true_ratings
 from minivlm import checkpoint, run
 from minivlm.data import batches, shuffled
+from minivlm.log import Meter, Run
 from minivlm.lora import add_lora
 from minivlm.losses import IGNORE_INDEX, dpo_loss, sequence_logprobs
 from minivlm.optim import Optimizer, lr_scale
@@ -131,7 +132,7 @@ def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
     run.seed_everything(cfg.seed, cfg.threads)
-    device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
+    device, log = run.pick_device(cfg.device), Run(cfg, __file__)
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("sft", "dpo", "ppo"))
@@ -176,7 +177,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg),
                "init": checkpoint.fingerprint(before)}
-    start, best, meter = 0, float("inf"), run.Meter()
+    start, best, meter = 0, float("inf"), Meter()
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "dpo", configs, model, optimizer, meter)
     made_of = {"weights": configs["init"], "tokenizer": tokenizer.identity,

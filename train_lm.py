@@ -17,6 +17,7 @@ from tqdm import tqdm
 from minivlm import checkpoint, run
 from minivlm.data import Batch, batches, collate, hash_seed, load_records
 from minivlm.gpt import GPT, GPTConfig
+from minivlm.log import Meter, Run
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.tokenizer import Tokenizer
@@ -79,7 +80,7 @@ def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
     run.seed_everything(cfg.seed, cfg.threads)
-    device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
+    device, log = run.pick_device(cfg.device), Run(cfg, __file__)
 
     # --- data ---
     tokenizer = Tokenizer.load(cfg.tokenizer or f"{cfg.data}/tokenizer.tiktoken")
@@ -121,7 +122,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
-    start, best, meter = 0, float("inf"), run.Meter()
+    start, best, meter = 0, float("inf"), Meter()
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "lm", configs, model, optimizer, meter)
     make_batch(start)  # a batch that cannot be made must not cost the run that `out` holds

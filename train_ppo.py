@@ -24,6 +24,7 @@ from data.raters import true_ratings
 from minivlm import checkpoint, run
 from minivlm.data import batches, hash_seed, shuffled
 from minivlm.heads import Learner, RewardModel, ValueModel
+from minivlm.log import Meter, Run
 from minivlm.lora import add_lora
 from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
 from minivlm.optim import Optimizer, Together, lr_scale
@@ -101,7 +102,7 @@ def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
     run.seed_everything(cfg.seed, cfg.threads)
-    device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
+    device, log = run.pick_device(cfg.device), Run(cfg, __file__)
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("sft", "caption"))
@@ -151,7 +152,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg),
                "init": checkpoint.fingerprint(before), "reward": checkpoint.fingerprint(scorer)}
-    start, best, meter = 0, float("inf"), run.Meter()
+    start, best, meter = 0, float("inf"), Meter()
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "ppo", configs, learner, optimizer, meter)
         controller.kl_coef = learner.kl_coef

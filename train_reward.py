@@ -22,6 +22,7 @@ from minivlm import checkpoint, run
 from minivlm.data import Batch, batches, collate, hash_seed, pack, shuffled
 from minivlm.heads import RewardModel
 from minivlm.images import Pictures
+from minivlm.log import Meter, Run
 from minivlm.lora import add_lora
 from minivlm.losses import ranking_loss
 from minivlm.measure import prompt_of
@@ -108,7 +109,7 @@ def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
     run.seed_everything(cfg.seed, cfg.threads)
-    device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
+    device, log = run.pick_device(cfg.device), Run(cfg, __file__)
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("sft",))
@@ -175,7 +176,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
-    start, best, meter = 0, float("inf"), run.Meter()
+    start, best, meter = 0, float("inf"), Meter()
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "reward", configs, model, optimizer, meter)
     make_parts(start)  # a batch that cannot be made must not cost the run that `out` holds

@@ -18,6 +18,7 @@ from minivlm import checkpoint, run
 from minivlm.data import Batch, batches, collate, hash_seed, load_records, render_records
 from minivlm.data import shuffled, switch_out
 from minivlm.images import Pictures
+from minivlm.log import Meter, Run
 from minivlm.lora import add_lora
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
@@ -82,7 +83,7 @@ def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
     run.seed_everything(cfg.seed, cfg.threads)
-    device, log = run.pick_device(cfg.device), run.Run(cfg, __file__)
+    device, log = run.pick_device(cfg.device), Run(cfg, __file__)
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("align", "caption", "sft"))
@@ -125,7 +126,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
-    start, best, meter = 0, float("inf"), run.Meter()
+    start, best, meter = 0, float("inf"), Meter()
     if cfg.resume:
         start, best = checkpoint.resume(log.ckpt, "sft", configs, model, optimizer, meter)
     make_batch(start)  # a batch that cannot be made must not cost the run that `out` holds

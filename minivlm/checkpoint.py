@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minivlm.files import first_line
-from minivlm.run import Meter
+from minivlm.log import Meter
 from minivlm.tokenizer import Tokenizer
 
 FORMAT = 1

@@ -222,7 +222,7 @@ BUGS = [
     ("scores widened too late", "minivlm/losses.py",
      "at_least_float32(chosen_score) - at_least_float32(rejected_score)",
      "at_least_float32(chosen_score - rejected_score)", "tests/test_precision.py"),
-    ("a terminated run that reports success", "minivlm/run.py",
+    ("a terminated run that reports success", "minivlm/log.py",
      "raise SystemExit(128 + signal.SIGTERM)", "raise SystemExit(0)", "tests/test_resume.py"),
     ("published positions turned", "minivlm/pretrained.py", "(1, -1, old, old)  ",
      "(1, -1, old, old).mT", "tests/test_pretrained.py"),

@@ -10,7 +10,7 @@ from torch import nn
 
 from minivlm import checkpoint
 from minivlm.optim import Optimizer
-from minivlm.run import Meter
+from minivlm.log import Meter
 from minivlm.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from minivlm import checkpoint, run
+from minivlm import checkpoint
 from minivlm.data import batches
 from minivlm.optim import Optimizer
-from minivlm.run import Meter
+from minivlm.log import Meter, Run
 from test_train_scripts import STAGES, config_of, rows_of
 
 
@@ -98,7 +98,7 @@ def test_a_second_sigterm_ends_the_process_at_once():
     """Catches a run that cannot be ended while it hangs."""
     pid = os.fork()
     if not pid:
-        log = run.Run.__new__(run.Run)
+        log = Run.__new__(Run)
         log.terminated, log.handler = False, signal.SIG_DFL
         signal.signal(signal.SIGTERM, log._terminate)
         os.kill(os.getpid(), signal.SIGTERM)
