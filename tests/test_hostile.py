@@ -584,7 +584,7 @@ def test_published_files_with_anything_anywhere_are_read_counted_or_refused_by_n
     docs = {
         "captions": {"images": images, "annotations": [
             {"id": i, "image_id": i, "caption": "A dog."} for i in range(4)]},
-        "instances": {"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [
+        "instances": {"annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [
             0, 0, 4, 4], "iscrowd": 0}], "categories": [{"id": 1, "name": "dog"}]},
         "karpathy": {"images": [{"cocoid": i, "split": "val" if i % 2 else "train"}
                                 for i in range(4)]},
@@ -592,7 +592,8 @@ def test_published_files_with_anything_anywhere_are_read_counted_or_refused_by_n
     }
     monkeypatch.setattr(coco, "write_folder", lambda *_: None)
     monkeypatch.setattr(llava, "write_folder", lambda *_: Path(cfg.out).mkdir(exist_ok=True))
-    same = {"images": str(tmp_path), "out": f"{tmp_path}/out", "image_size": 8, "val_every": 2}
+    same = {"images": str(tmp_path), "out": f"{tmp_path}/out", "image_size": 8, "val_every": 2,
+            "fit": "stretch"}
     paths = {name: str(tmp_path / f"{name}.json") for name in docs}
     for name, doc in docs.items():
         Path(paths[name]).write_text(json.dumps(doc))

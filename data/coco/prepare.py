@@ -216,8 +216,8 @@ def main(cfg: Config) -> dict[str, float]:
     pictures = {d["id"]: d for d in data["images"]}
     said = captions_of(data["annotations"], skipped)
     phrases = phrases_of(cfg)
-    sizes = {i: (max(1, d["width"]), max(1, d["height"])) for i, d in pictures.items()
-             if cfg.instances}
+    sizes = {i: (d["width"], d["height"]) for i, d in pictures.items()
+             if cfg.instances and min(d["width"], d["height"]) > 0}
     objects = boxes_of(cfg, sizes, skipped)
     sides = split_of(cfg, list(pictures), skipped)
 
