@@ -17,15 +17,13 @@ from tqdm import tqdm
 from minivlm import checkpoint, run
 from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed
 from minivlm.data import load_records, pick_captions, shuffled
-from minivlm.gpt import GPTConfig
 from minivlm.images import Pictures
 from minivlm.log import Meter, Run
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.pretrained import read_clip, read_gpt2
 from minivlm.tokenizer import Tokenizer
-from minivlm.vit import ViTConfig
-from minivlm.vlm import VLM, VLMConfig
+from minivlm.vlm import VLM, VLMConfig, tower_configs
 
 
 # --- config ---
@@ -92,12 +90,10 @@ def main(cfg: Config) -> dict[str, float]:
         cfg.clip, ("clip",))
     lm = read_gpt2(cfg.llm) if cfg.llm else checkpoint.load(cfg.lm, ("lm",))
     tokenizer = Tokenizer.from_text(lm["tokenizer"])
-    vit, gpt = ViTConfig(**clip["configs"]["model"]["vit"]), GPTConfig(**lm["configs"]["model"])
+    vit, gpt = tower_configs(clip, lm)
     config = VLMConfig(tokenizer.image, vit, gpt, cfg.projector)
     model = VLM(config)
-    model.gpt.load_state_dict(lm["model"])
-    eyes = {k.removeprefix("vit."): v for k, v in clip["model"].items() if k.startswith("vit.")}
-    model.vit.load_state_dict(eyes)
+    model.take_towers(clip, lm)
     model.requires_grad_(False)
     model.projector.requires_grad_(True)
     model.to(device)

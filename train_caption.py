@@ -21,15 +21,13 @@ from minivlm import checkpoint, run
 from minivlm.captioner import Captioner
 from minivlm.data import Batch, batches, caption_rows, check_captions, collate, cut_rows, hash_seed
 from minivlm.data import load_records, pick_captions, shuffled
-from minivlm.gpt import GPTConfig
 from minivlm.images import Pictures
 from minivlm.log import Meter, Run
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.tokenizer import Tokenizer
 from minivlm.transformer import Block
-from minivlm.vit import ViTConfig
-from minivlm.vlm import VLMConfig
+from minivlm.vlm import VLMConfig, tower_configs
 
 
 # --- config ---
@@ -109,14 +107,12 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     clip, lm = checkpoint.load(cfg.clip, ("clip",)), checkpoint.load(cfg.lm, ("lm",))
     tokenizer = Tokenizer.from_text(lm["tokenizer"])
-    vit, gpt = ViTConfig(**clip["configs"]["model"]["vit"]), GPTConfig(**lm["configs"]["model"])
+    vit, gpt = tower_configs(clip, lm)
     blip, prefix_lm = cfg.objective == "blip", cfg.objective == "prefix_lm"
     config = VLMConfig(tokenizer.image, vit, gpt, prefix_lm=prefix_lm)
     model = Captioner(config)
     if not cfg.scratch:
-        model.vlm.gpt.load_state_dict(lm["model"])
-        eyes = {k.removeprefix("vit."): v for k, v in clip["model"].items() if k.startswith("vit.")}
-        model.vlm.vit.load_state_dict(eyes)
+        model.vlm.take_towers(clip, lm)
     model.to(device)
     for block in model.modules():
         if cfg.compile and isinstance(block, Block):

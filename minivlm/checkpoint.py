@@ -155,10 +155,15 @@ def rebuild(
         pick: all weights -> those of the model, by its own names.
 
     Raises:
-        ValueError: as `check_fit`.
+        ValueError: if no such weights can be picked, or as `check_fit`.
     """
-    weights, config = pick(state["model"]), state["configs"].get("model")
-    check_fit(weights, lambda: make(config), state.get("file", "the checkpoint"))
+    name, config = state.get("file", "the checkpoint"), state["configs"].get("model")
+    try:
+        weights = pick(state["model"])
+    except (LookupError, TypeError, RuntimeError) as error:  # half an adapter
+        raise ValueError(f"{name} has weights that do not go together: {first_line(error)}") \
+            from None
+    check_fit(weights, lambda: make(config), name)
     model = make(config)
     model.load_state_dict(weights)
     return model
@@ -229,7 +234,8 @@ def resume(
         the next step and the best figure so far.
 
     Raises:
-        ValueError: if the checkpoint was made with another architecture, naming what differs.
+        ValueError: if the checkpoint was made with other settings, naming what differs, or what it
+            holds does not fit them.
     """
     state = load(path, (stage,))
     if state["configs"] != configs:
@@ -240,11 +246,14 @@ def resume(
             f"{path} was trained with other settings of {', '.join(differ)}; "
             "resume with the same ones"
         )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if state.get("meter"):  # none in files of before this entry, all written just after a row
-        meter.load_state_dict(state["meter"])
-    torch.set_rng_state(state["rng"]["torch"])
-    if torch.cuda.is_available() and state["rng"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if state.get("meter"):  # none in files of before this entry, all written just after a row
+            meter.load_state_dict(state["meter"])
+        torch.set_rng_state(state["rng"]["torch"])
+        if torch.cuda.is_available() and state["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    except (RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be resumed from: {first_line(error)}") from None
     return state["step"], state["best"]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from minivlm.files import read_text
 from minivlm.run import check, environment, peak_gb
 
 
@@ -54,7 +55,7 @@ class Run:
         `start`, which it will write again.
 
         Raises:
-            ValueError: if a resumed run has no step left to take.
+            ValueError: if a resumed run has no step left to take, or its log is damaged.
         """
         if self.cfg.resume and start >= self.cfg.steps:
             raise ValueError(
@@ -67,9 +68,12 @@ class Run:
             for old in (*own, *self.folder.glob("samples_*.png")):
                 old.unlink(missing_ok=True)
         elif self.csv.is_file():
-            header, *rows = self.csv.read_text().splitlines(keepends=True)
-            # a row without its end was cut off by a kill or a full disk
-            kept = [r for r in rows if r.endswith("\n") and int(r.split(",")[0]) <= start]
+            try:
+                header, *rows = read_text(self.csv).splitlines(keepends=True)
+                # a row without its end was cut off by a kill or a full disk
+                kept = [r for r in rows if r.endswith("\n") and int(r.split(",")[0]) <= start]
+            except ValueError:
+                raise ValueError(f"{self.csv} is no log of a run; move it away to resume") from None
             temporary = self.csv.with_suffix(".tmp")
             temporary.write_text("".join([header, *kept]))
             os.replace(temporary, self.csv)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from minivlm.checkpoint import rebuild
+from minivlm.checkpoint import check_fit, rebuild
+from minivlm.clip import CLIP, CLIPConfig
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.lora import merged
 from minivlm.projector import Projector
@@ -65,6 +66,12 @@ class VLM(nn.Module):
             return merged(weights)
 
         return rebuild(state, lambda d: cls(VLMConfig.from_dict(d)), pick)
+
+    def take_towers(self, clip: dict, lm: dict) -> None:
+        """Start from the ViT of a CLIP and from a language model, as checkpoints hold them."""
+        eyes = {k.removeprefix("vit."): v for k, v in clip["model"].items() if k.startswith("vit.")}
+        self.vit.load_state_dict(eyes)
+        self.gpt.load_state_dict(lm["model"])
 
     def embed(
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None
@@ -117,3 +124,19 @@ class VLM(nn.Module):
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """An empty cache for `batch` rows of at most `max_len` positions."""
         return self.gpt.new_cache(batch, max_len)
+
+
+def tower_configs(clip: dict, lm: dict) -> tuple[ViTConfig, GPTConfig]:
+    """Sizes of a CLIP's ViT and of a language model, once it is known that their weights fit.
+
+    Args:
+        clip, lm: as `checkpoint.load` or pretrained.py gives them.
+
+    Raises:
+        ValueError: as `checkpoint.check_fit`.
+    """
+    described, text = clip["configs"].get("model"), lm["configs"].get("model")
+    name = "the checkpoint"
+    check_fit(clip["model"], lambda: CLIP(CLIPConfig.from_dict(described)), clip.get("file", name))
+    check_fit(lm["model"], lambda: GPT(GPTConfig(**text)), lm.get("file", name))
+    return ViTConfig(**described["vit"]), GPTConfig(**text)

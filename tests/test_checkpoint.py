@@ -267,3 +267,17 @@ def test_resuming_another_stage_is_refused(tmp_path):
         checkpoint.resume(
             tmp_path / "ckpt.pt", "sft", CONFIGS, model, Optimizer(model, 1e-3, 0), Meter()
         )
+
+
+@pytest.mark.parametrize("key, value", [
+    ("model", {}), ("model", {"0.weight": torch.zeros(3)}), ("optimizer", None), ("optimizer", []),
+    ("rng", {}), ("rng", {"torch": torch.zeros(3)}), ("meter", {"n": 1}), ("meter", "x"),
+])
+def test_what_does_not_fit_its_own_settings_is_one_line(key, value, tmp_path):
+    """Catches torch's list of keys, or a KeyError, for a file that was tampered with."""
+    path, model = tmp_path / "ckpt.pt", make_model()
+    optimizer = Optimizer(model, 1e-3, 0)
+    save(path, model=model, optimizer=optimizer, meter=Meter())
+    torch.save(torch.load(path, weights_only=True) | {key: value}, path)
+    with pytest.raises(ValueError, match=r"ckpt\.pt cannot be resumed from: ."):
+        checkpoint.resume(path, "sft", CONFIGS, model, optimizer, Meter())

@@ -130,6 +130,16 @@ def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
     assert rows_of(made)[-1]["loss"] == "0.5"
 
 
+@pytest.mark.parametrize("content", [b"", b"step,loss\nx,1\n", b"\xff", b"step\n1.5\n"])
+def test_a_damaged_log_is_named(content, tmp_path):
+    """Catches int()'s own words, which do not say what file they are about."""
+    (tmp_path / "ckpt.pt").write_text("old")
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"metrics\.csv is no log of a run; move it away to res"):
+        Run(Config(out=str(tmp_path), resume=True), __file__).begin(3)
+    assert (tmp_path / "metrics.csv").read_bytes() == content
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_what_led_to_it(tmp_path):
     """Catches hours of training on NaN: step, records and last five losses are said and saved."""
     made = Run(Config(out=str(tmp_path)), __file__)

@@ -229,7 +229,7 @@ def main(cfg: Config) -> dict[str, float]:
             skipped["not in the split" if not side else "picture without captions"] += 1
             continue
         try:
-            paths = [inside(folder, d["file_name"], links=True) for folder in folders]
+            paths = [inside(folder, d["file_name"]) for folder in folders]
             path = next((path for path in paths if path.is_file()), paths[0])
             image = fit(open_image(path), cfg.image_size, cfg.fit)
         except (FileNotFoundError, ValueError) as error:

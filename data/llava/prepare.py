@@ -130,7 +130,7 @@ def main(cfg: Config) -> dict[str, float]:
             image = record.get("image")
             if image and image not in places:
                 try:
-                    path = inside(root, image, links=True)  # often links to the corpora
+                    path = inside(root, image)
                 except ValueError:
                     raise ValueError("picture outside of the folder") from None
                 try:
