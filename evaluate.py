@@ -23,9 +23,9 @@ from data.axes import axes
 from data.raters import SimulatedJudge
 from minivlm import checkpoint, measure, run
 from minivlm.clip import CLIP
-from minivlm.data import load_meta, load_records
 from minivlm.files import check_entries, read_lines, read_text
 from minivlm.images import Pictures
+from minivlm.prepared import load_meta, load_records
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 

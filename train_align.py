@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from minivlm import checkpoint, run
 from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed
-from minivlm.data import load_records, pick_captions, shuffled
+from minivlm.data import pick_captions, shuffled
 from minivlm.images import Pictures
 from minivlm.log import Meter, Run
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
+from minivlm.prepared import load_records
 from minivlm.pretrained import read_clip, read_gpt2
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM, VLMConfig, tower_configs

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from minivlm import checkpoint, run
 from minivlm.captioner import Captioner
 from minivlm.data import Batch, batches, caption_rows, check_captions, collate, cut_rows, hash_seed
-from minivlm.data import load_records, pick_captions, shuffled
+from minivlm.data import pick_captions, shuffled
 from minivlm.images import Pictures
 from minivlm.log import Meter, Run
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
+from minivlm.prepared import load_records
 from minivlm.tokenizer import Tokenizer
 from minivlm.transformer import Block
 from minivlm.vlm import VLMConfig, tower_configs

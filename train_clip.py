@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from minivlm import checkpoint, run
 from minivlm.clip import CLIP, CLIPConfig, contrastive_backward
-from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed, load_meta
-from minivlm.data import load_records, pick_captions, shuffled
+from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed
+from minivlm.data import pick_captions, shuffled
 from minivlm.images import Pictures, augment
 from minivlm.log import Meter, Run
 from minivlm.losses import clip_loss, equal_rows
 from minivlm.metrics import recall_at_k
 from minivlm.optim import Optimizer, lr_scale
+from minivlm.prepared import load_meta, load_records
 from minivlm.tokenizer import Tokenizer
 from minivlm.vit import ViTConfig
 

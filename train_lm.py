@@ -15,11 +15,12 @@ import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint, run
-from minivlm.data import Batch, batches, collate, hash_seed, load_records
+from minivlm.data import Batch, batches, collate, hash_seed
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.log import Meter, Run
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
+from minivlm.prepared import load_records
 from minivlm.tokenizer import Tokenizer
 
 

@@ -15,13 +15,14 @@ import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint, run
-from minivlm.data import Batch, batches, collate, hash_seed, load_records, render_records
+from minivlm.data import Batch, batches, collate, hash_seed, render_records
 from minivlm.data import shuffled, switch_out
 from minivlm.images import Pictures
 from minivlm.log import Meter, Run
 from minivlm.lora import add_lora
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
+from minivlm.prepared import load_records
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 

@@ -31,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minivlm import checkpoint  # noqa: E402
 from minivlm.captioner import Captioner  # noqa: E402
-from minivlm.data import caption_rows, collate, load_records, shorten_rows  # noqa: E402
+from minivlm.data import caption_rows, collate, shorten_rows  # noqa: E402
 from minivlm.generate import generate  # noqa: E402
 from minivlm.images import Pictures  # noqa: E402
+from minivlm.prepared import load_records  # noqa: E402
 from minivlm.run import cli, pick_device, provenance, seed_everything  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 

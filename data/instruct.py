@@ -36,8 +36,8 @@ from data.facts import things_of  # noqa: E402
 from data.phrasings import asker  # noqa: E402
 from data.teachers import LocalTeacher, OpenAITeacher, Request, Teacher  # noqa: E402
 from data.teachers import TemplateTeacher, ask, journal  # noqa: E402
-from minivlm.data import load_meta, load_records  # noqa: E402
 from minivlm.files import read_text  # noqa: E402
+from minivlm.prepared import load_meta, load_records  # noqa: E402
 from minivlm.run import cli, printable  # noqa: E402
 
 TYPES = ("conversation", "detail", "reasoning")

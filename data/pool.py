@@ -10,10 +10,10 @@ import torch
 from tqdm import tqdm
 
 from minivlm import checkpoint
-from minivlm.data import load_records
 from minivlm.generate import generate
 from minivlm.images import Pictures
 from minivlm.measure import prompt_of
+from minivlm.prepared import load_records
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 

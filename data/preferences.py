@@ -47,9 +47,9 @@ from data.raters import AXES, Ratings, SimulatedHuman, SimulatedJudge  # noqa: E
 from data.raters import ranks_of, true_ratings  # noqa: E402
 from data.teachers import OpenAITeacher, ask, journal  # noqa: E402
 from minivlm import run  # noqa: E402
-from minivlm.data import load_meta, load_records  # noqa: E402
 from minivlm.files import read_text  # noqa: E402
 from minivlm.images import Pictures  # noqa: E402
+from minivlm.prepared import load_meta, load_records  # noqa: E402
 from minivlm.rankings import check_ranking, rating_of  # noqa: E402
 
 

@@ -29,7 +29,7 @@ from data.facts import beside, named_by, things_of  # noqa: E402
 from data.phrasings import asker, harmless  # noqa: E402
 from data.template import DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Answered  # noqa: E402
 from data.template import in_style, names_of, world_of  # noqa: E402
-from minivlm.data import load_meta, load_records  # noqa: E402
+from minivlm.prepared import load_meta, load_records  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 
 

@@ -1,7 +1,4 @@
-"""Records and batches.
-
-A prepared data set is a folder: `<split>.jsonl` with one record a line, pictures (see images.py),
-tokenizer.tiktoken, meta.json.
+"""Rows and batches: what a step reads, out of records (prepared.py) and pictures (images.py).
 
 A batch is a pure function of (seed, step): resuming needs the step and nothing else.
 """
@@ -16,104 +13,8 @@ import torch
 from torch import Tensor
 
 from minivlm.conversation import count_images, render
-from minivlm.files import parse_json, read_lines
-from minivlm.images import MAX_PIXELS
 from minivlm.losses import IGNORE_INDEX
 from minivlm.tokenizer import Tokenizer
-
-# --- records ---
-
-
-TEXTS = ("image", "text", "question", "answer", "kind", "style", "border")
-LISTS = ("captions", "conversations", "objects", "expect", "wrong", "responses")
-
-
-def load_records(
-    folder: str | Path, split: str, need: tuple[str, ...] = (), unique: bool = False
-) -> list[dict]:
-    """Read `<folder>/<split>.jsonl`.
-
-    Args:
-        need: keys that every record must have, besides its id.
-        unique: refuse two records of one id, where replies are kept by it.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a line that is no JSON object, lacks a key, has a value of another type than
-            it must, or the id of an earlier one, with file and line.
-    """
-    path = Path(folder) / f"{split}.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no data at {path}; run the data set's prepare.py first, for instance "
-            "python data/shapes/prepare.py"
-        )
-    records, ids = [], set()
-    for name, record in read_lines(path):
-        missing = [key for key in dict.fromkeys(("id", *need)) if not record.get(key)]
-        if missing:
-            raise ValueError(f"{name} has no {' and no '.join(missing)}")
-        fault = fault_of(record)
-        if fault:
-            raise ValueError(f"{name} has {fault}")
-        if unique and record["id"] in ids:
-            raise ValueError(f"{name} has the id {record['id']!r} of an earlier line")
-        ids.add(record["id"])
-        records.append(record)
-    if not records:
-        raise ValueError(f"{path} is empty")
-    return records
-
-
-def fault_of(record: dict) -> str:
-    """What a record has that is of another type than it must be, or ""."""
-    if type(record["id"]) not in (str, int):
-        return "an id that is neither text nor a whole number"
-    for key in TEXTS:
-        if not isinstance(record.get(key) or "", str):
-            return f"{key} that is no text"
-    for key in LISTS:
-        if not isinstance(record.get(key, []), list):
-            return f"{key} that are no list"
-    if not all(isinstance(c, str) and c.strip() for c in record.get("captions", [])):
-        return "a caption that is empty or no text"
-    for o in record.get("objects", []):
-        look = (o.get("attributes") or {}) if isinstance(o, dict) else None
-        if not isinstance(look, dict) or not all(
-            text is None or isinstance(text, str)
-            for text in (o.get("name"), o.get("place"), look.get("color"), look.get("size"))
-        ):
-            return "an object that is not {name, attributes, box}"
-    return ""
-
-
-def load_meta(folder: str | Path) -> dict:
-    """Read meta.json: what the data set says of itself (name, image_size, phrases, classes, ...).
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is no JSON object, lacks a name or an image_size that pictures can have,
-            or has names of other types than evaluate.py reads.
-    """
-    path = Path(folder) / "meta.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}; run the data set's prepare.py first")
-    meta = parse_json(path.read_bytes(), str(path))
-    size = meta.get("image_size") if isinstance(meta, dict) else None
-    if type(size) is not int or not 0 < size <= MAX_PIXELS ** 0.5 or not meta.get("name"):
-        raise ValueError(
-            f"{path} lacks a name or an image_size in pixels, "
-            'as in {"name": "mine", "image_size": 48}'
-        )
-    for key, kind in (("phrases", str), ("prompts", list), ("chance", (int, float))):
-        named = meta.get(key, {})
-        if not isinstance(named, dict) or not all(isinstance(v, kind) for v in named.values()):
-            raise ValueError(f"{path} has {key} that are not as a prepare.py writes them")
-    return meta
-
-
-# --- batches ---
-
 
 @dataclass
 class Batch:

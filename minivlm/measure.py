@@ -21,9 +21,10 @@ from tqdm import tqdm
 from minivlm import metrics
 from minivlm.clip import CLIP
 from minivlm.conversation import render
-from minivlm.data import caption_rows, collate, load_records, shorten_rows
+from minivlm.data import caption_rows, collate, shorten_rows
 from minivlm.generate import answer_logprobs, beam_search, generate
 from minivlm.images import Pictures
+from minivlm.prepared import load_records
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 

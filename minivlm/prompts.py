@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minivlm.data import load_meta, load_records
 from minivlm.images import Pictures, contact_sheet
 from minivlm.measure import prompt_of
+from minivlm.prepared import load_meta, load_records
 from minivlm.rankings import rating_of
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minivlm.data import load_records
+from minivlm.prepared import load_records
 
 # --- reading ---
 

@@ -25,7 +25,7 @@ from data.checks import faults  # noqa: E402
 from data.facts import claims, holds, things_of  # noqa: E402
 from data.phrasings import KINDS, patterns, spelled  # noqa: E402
 from data.template import PRIVATE, REFUSE, UNKNOWN  # noqa: E402
-from minivlm.data import load_meta, load_records  # noqa: E402
+from minivlm.prepared import load_meta, load_records  # noqa: E402
 from minivlm.run import provenance  # noqa: E402
 
 MANNERS = {PRIVATE, REFUSE, UNKNOWN, *(line.split(" => ")[1] for line in patterns("harmless"))}

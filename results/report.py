@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "results")]  # the checkout, so that this runs as a script
 
 from charts import legend, panel  # noqa: E402
-from minivlm.data import load_meta  # noqa: E402
 from minivlm.images import Pictures, contact_sheet  # noqa: E402
+from minivlm.prepared import load_meta  # noqa: E402
 from minivlm.run import environment  # noqa: E402
 from tables import DIALOGUES, MAIN, read_log  # noqa: E402
 

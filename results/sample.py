@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout, so that this runs as a script
 
 from data.instruct import TYPES, told  # noqa: E402
-from minivlm.data import load_records  # noqa: E402
+from minivlm.prepared import load_records  # noqa: E402
 
 EACH, COLUMNS, SIDE, GAP = 10, 6, 150, 28  # dialogues of a type; pixels of a picture, of its number
 

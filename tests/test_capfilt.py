@@ -12,8 +12,8 @@ import torch
 from data import capfilt
 from minivlm import checkpoint
 from minivlm.captioner import Captioner
-from minivlm.data import load_records
 from minivlm.images import Pictures
+from minivlm.prepared import load_records
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLMConfig
 

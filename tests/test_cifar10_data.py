@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.cifar10 import prepare
-from minivlm.data import load_meta, load_records
+from minivlm.prepared import load_meta, load_records
 
 
 def photographs(root: Path, n: int = 3) -> Path:

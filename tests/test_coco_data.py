@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from data.coco import prepare
-from minivlm.data import load_meta, load_records
 from minivlm.metrics import mentions
+from minivlm.prepared import load_meta, load_records
 from minivlm.tokenizer import Tokenizer
 
 

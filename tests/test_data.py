@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from minivlm import images
-from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed, load_meta
-from minivlm.data import load_records, pack, pick_captions, render_records, shuffled, switch_out
+from minivlm.data import Batch, batches, caption_rows, check_captions, collate, hash_seed
+from minivlm.data import pack, pick_captions, render_records, shuffled, switch_out
 from minivlm.images import Pictures, augment, fit, open_image, to_tensor
+from minivlm.prepared import load_meta, load_records
 from minivlm.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})

@@ -44,9 +44,10 @@ from data.nlvr import prepare as nlvr
 from data.webdata import prepare as webdata
 from data.webdata.shards import Sample, read_shard, write_shards
 from minivlm import checkpoint, files
-from minivlm.data import load_meta, load_records, render_records
+from minivlm.data import render_records
 from minivlm.images import Pictures, open_image
 from minivlm.pairs import load_pairs
+from minivlm.prepared import load_meta, load_records
 from minivlm.rankings import load_rankings
 from minivlm.run import cli, printable
 from minivlm.tokenizer import GPT2_PATTERN, PATTERN, Tokenizer

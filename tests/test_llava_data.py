@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.llava import prepare
-from minivlm.data import load_meta, load_records
+from minivlm.prepared import load_meta, load_records
 
 
 def talk(*texts: str, first: str = "human") -> list[dict]:

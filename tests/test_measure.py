@@ -12,8 +12,8 @@ from PIL import Image
 
 from data.cifar10 import prepare as class_folders
 from minivlm import measure
-from minivlm.data import load_meta
 from minivlm.images import Pictures
+from minivlm.prepared import load_meta
 from minivlm.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})

@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw
 from data.nlvr import prepare
 from data.shapes.language import NUMBERS
 from minivlm.conversation import count_images
-from minivlm.data import load_meta, load_records, render_records
+from minivlm.data import render_records
 from minivlm.images import Pictures
+from minivlm.prepared import load_meta, load_records
 from minivlm.tokenizer import Tokenizer
 
 RGB = {"yellow": (255, 255, 0), "black": (0, 0, 0), "blue": (0, 153, 255)}

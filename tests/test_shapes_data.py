@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from data.shapes import language, prepare, questions, world
-from minivlm.data import load_meta, load_records, render_records
+from minivlm.data import render_records
 from minivlm.images import Pictures, open_image
 from minivlm.metrics import answer_ok, is_refusal, mentions, style_ok
+from minivlm.prepared import load_meta, load_records
 from minivlm.tokenizer import Tokenizer
 
 SPLITS = ("train", "val", "web", "text", "zeroshot", "eval")

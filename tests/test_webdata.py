@@ -16,8 +16,8 @@ from data.webdata import prepare
 from data.webdata.shards import Sample, read_shard, write_shards
 from minivlm import checkpoint
 from minivlm.clip import CLIP
-from minivlm.data import load_meta, load_records
 from minivlm.images import Pictures, fit, open_image, to_tensor
+from minivlm.prepared import load_meta, load_records
 from minivlm.tokenizer import Tokenizer
 
 

@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.webdata.shards import PICTURES, Sample, read_shard, refuse, write_shards  # noqa: E402
 from minivlm import checkpoint  # noqa: E402
 from minivlm.clip import CLIP  # noqa: E402
-from minivlm.data import caption_rows, collate, fault_of, shorten_rows  # noqa: E402
+from minivlm.data import caption_rows, collate, shorten_rows  # noqa: E402
 from minivlm.images import fit, open_image, to_tensor  # noqa: E402
-from minivlm.prepared import Pack, check_vocab_size, write_folder  # noqa: E402
+from minivlm.prepared import Pack, check_vocab_size, fault_of, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
 from minivlm.tokenizer import Tokenizer  # noqa: E402
 

@@ -20,12 +20,12 @@ from minivlm import checkpoint, pretrained
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.clip_tokenizer import ClipTokenizer
 from minivlm.conversation import render
-from minivlm.data import load_records
 from minivlm.export import export, tokenizer_file
 from minivlm.generate import generate
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.images import Pictures
 from minivlm.measure import prompt_of
+from minivlm.prepared import load_records
 from minivlm.tokenizer import SPECIALS, Tokenizer
 from minivlm.vlm import VLM, VLMConfig
 from minivlm.weight_names import clip_names, gpt2_names, to_theirs
