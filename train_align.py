@@ -60,6 +60,10 @@ class Config:
     workers: int = 0  # processes that make batches ahead; 0 = none
     resume: bool = False  # continue the run in `out`
 
+    def __post_init__(self):
+        if self.image_size and not self.vision:
+            raise ValueError("image_size is for --vision; a ViT of ours takes its own pictures")
+
 
 # --- evaluate ---
 

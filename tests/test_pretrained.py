@@ -187,6 +187,8 @@ def test_published_folders_are_no_place_for_a_run(published):
     """Catches `--out` that overwrites what it starts from."""
     with pytest.raises(ValueError, match="vision and out are both"):
         train_align.main(train_align.Config(vision=f"{published}/clip", out=f"{published}/clip"))
+    with pytest.raises(ValueError, match="image_size is for --vision"):
+        train_align.Config(image_size=48)
 
 
 # --- what is refused ---
