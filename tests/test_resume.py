@@ -3,9 +3,12 @@
 results/resume.py does the same to whole processes, at random moments.
 """
 
+import dataclasses
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -14,9 +17,9 @@ from torch import nn
 
 from minivlm import checkpoint
 from minivlm.data import batches
-from minivlm.optim import Optimizer
 from minivlm.log import Meter, Run
-from test_train_scripts import STAGES, config_of, rows_of
+from minivlm.optim import Optimizer
+from test_train_scripts import ROOT, STAGES, config_of, rows_of
 
 
 class Stop(BaseException):
@@ -85,6 +88,28 @@ def test_a_terminated_run_saves_where_it_is_and_loses_nothing(stage, runs, folde
     script.main(cfg)
     assert_equal_runs(runs / stage, tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_terminated_process_ends_with_143_and_another_goes_on(runs, folder, tmp_path):
+    """Catches state that lives in the process alone, and workers of its group that break it off."""
+    changes = {"steps": 50, "eval_every": 50, "out": str(tmp_path / "cut")}
+    script, cfg = config_of("lm", folder, runs, **changes)
+    flags = dataclasses.asdict(cfg) | {"workers": 2, "threads": 1}
+    words = [sys.executable, "train_lm.py"]
+    words += [f"--{k}={v}" for k, v in flags.items() if not isinstance(v, bool)]
+    log = tmp_path / "cut" / "metrics.csv"
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True) as going:
+        while not log.is_file():  # step 0 is logged before the first update
+            assert going.poll() is None, going.stderr.read().decode()
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.killpg(going.pid, signal.SIGTERM)
+        said = going.stderr.read().decode()
+    assert going.returncode == 143 and "--resume continues" in said and "Traceback" not in said
+    assert checkpoint.load(tmp_path / "cut" / "ckpt.pt", ("lm",))["step"] < 50
+    script.main(dataclasses.replace(cfg, resume=True))
+    script.main(dataclasses.replace(cfg, out=str(tmp_path / "through")))
+    assert_equal_runs(tmp_path / "through", tmp_path / "cut")
 
 
 def test_terminated_in_its_last_step_a_run_is_finished(runs, folder, tmp_path):

@@ -6,10 +6,6 @@ That they run, log, resume bit for bit and accumulate gradients is in test_train
 import copy
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -21,7 +17,7 @@ from minivlm.images import Pictures
 from minivlm.measure import prompt_of
 from minivlm.rankings import load_rankings
 from minivlm.tokenizer import Tokenizer
-from test_train_scripts import ROOT, config_of, rows_of
+from test_train_scripts import config_of, rows_of
 
 
 def weights(run):
@@ -225,26 +221,3 @@ def test_a_ranking_that_teaches_nothing_is_named(
         script.main(cfg)
     assert "bad-1" in str(error.value) or "image" in changes
     assert not (tmp_path / "o").exists()
-
-
-def test_killed_in_the_middle_ppo_resumes_to_the_same_weights(runs, folder, tmp_path):
-    """Catches state that lives in the process alone: SIGKILL, --resume, compare bit by bit."""
-    flags = {"steps": 6, "eval_every": 2, "seed": 3, "data": folder, "init": runs / "sft",
-             "reward": runs / "reward", "batch_size": 6, "minibatches": 1, "n_val": 6,
-             "max_new_tokens": 6, "kl_target": 1.0, "threads": 1}
-    command = [sys.executable, "train_ppo.py"]
-    command += [str(x) for name, value in flags.items() for x in (f"--{name}", value)]
-    half, through = tmp_path / "half", tmp_path / "through"
-    log = half / "metrics.csv"
-    with subprocess.Popen([*command, "--out", half], cwd=ROOT, stderr=subprocess.PIPE) as going:
-        while not log.is_file() or len(log.read_text().splitlines()) < 3:  # step 2 is logged
-            assert going.poll() is None, going.stderr.read().decode()
-            time.sleep(0.01)
-        going.send_signal(signal.SIGKILL)
-    if not (half / "ckpt.pt").is_file():
-        pytest.fail("nothing was saved before the kill")
-    subprocess.run([*command, "--out", half, "--resume"], cwd=ROOT, check=True)
-    subprocess.run([*command, "--out", through], cwd=ROOT, check=True)
-    a, b = weights(half), weights(through)
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert rows_of(half / "metrics.csv") == rows_of(through / "metrics.csv")

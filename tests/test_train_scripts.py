@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ import train_ppo
 import train_reward
 import train_sft
 from conftest import SMALL
-from minivlm import checkpoint
+from minivlm import checkpoint, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -246,7 +247,7 @@ def test_an_unknown_flag_is_an_error(script):
     fails_clearly(call(script, "--lrr", "1"), "--lrr")
 
 
-def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys):
+def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys, monkeypatch):
     """Catches tracebacks for what users do wrong: each case names the file or value at fault."""
     broken = tmp_path / "broken.png"
     broken.write_bytes((folder / "samples" / "0.png").read_bytes()[:60])
@@ -254,19 +255,23 @@ def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys):
     cut = tmp_path / "cut"
     cut.mkdir()
     (cut / "ckpt.pt").write_bytes((runs / "sft" / "ckpt.pt").read_bytes()[:2000])
-    ask = ["--run", f"{runs}/sft", "--ask", "What is this?"]
+    ask, out = ["--run", f"{runs}/sft", "--ask", "What is this?"], ["--out", f"{tmp_path}/o"]
     fails_clearly(call("chat.py", *ask, "--image", str(broken)), "broken.png")
-    fails_clearly(call("chat.py", *ask, "--image", f"{tmp_path}/none.png"), "none.png")
-    fails_clearly(call("chat.py", *ask, "--image", f"{tmp_path}/float.tiff"), "float.tiff")
-    fails_clearly(call("chat.py", "--run", f"{runs}/sft", "--ask", "word " * 500), "context")
-    fails_clearly(call("chat.py", "--run", f"{runs}/clip", "--ask", "Hi"), "'clip'", "sft")
-    fails_clearly(call("chat.py", "--run", str(cut), "--ask", "Hi"), "ckpt.pt")
-    fails_clearly(
-        call("train_sft.py", "--init", f"{tmp_path}/nothing", "--out", f"{tmp_path}/o"),
-        "train_align.py",
-    )
-    done = call("train_lm.py", "--data", f"{tmp_path}/nothing", "--out", f"{tmp_path}/o")
-    fails_clearly(done, "prepare.py")
+    for module, args, words in (
+        (chat, [*ask, "--image", f"{tmp_path}/none.png"], ["none.png"]),
+        (chat, [*ask, "--image", f"{tmp_path}/float.tiff"], ["float.tiff"]),
+        (chat, ["--run", f"{runs}/sft", "--ask", "word " * 500], ["context"]),
+        (chat, ["--run", f"{runs}/clip", "--ask", "Hi"], ["'clip'", "sft"]),
+        (chat, ["--run", str(cut), "--ask", "Hi"], ["ckpt.pt"]),
+        (train_sft, ["--init", f"{tmp_path}/nothing", *out], ["train_align.py"]),
+        (train_lm, ["--data", f"{tmp_path}/nothing", *out], ["prepare.py"]),
+    ):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *args])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run.cli(module.main, module.Config)
+        done = SimpleNamespace(returncode=ended.value.code, stderr=capsys.readouterr().err)
+        fails_clearly(done, *words)
 
 
 @pytest.mark.parametrize("stage, flags, words", [
