@@ -92,7 +92,7 @@ def test_a_terminated_run_saves_where_it_is_and_loses_nothing(stage, runs, folde
 
 def test_a_terminated_process_ends_with_143_and_another_goes_on(runs, folder, tmp_path):
     """Catches state that lives in the process alone, and workers of its group that break it off."""
-    changes = {"steps": 150, "eval_every": 150, "out": str(tmp_path / "cut")}
+    changes = {"steps": 60, "eval_every": 60, "out": str(tmp_path / "cut")}
     script, cfg = config_of("lm", folder, runs, **changes)
     flags = dataclasses.asdict(cfg) | {"workers": 2, "threads": 1}
     words = [sys.executable, "train_lm.py"]
@@ -106,7 +106,7 @@ def test_a_terminated_process_ends_with_143_and_another_goes_on(runs, folder, tm
         os.killpg(going.pid, signal.SIGTERM)
         said = going.stderr.read().decode()
     assert going.returncode == 143 and "--resume continues" in said and "Traceback" not in said
-    assert checkpoint.load(tmp_path / "cut" / "ckpt.pt", ("lm",))["step"] < 150
+    assert checkpoint.load(tmp_path / "cut" / "ckpt.pt", ("lm",))["step"] < 60
     script.main(dataclasses.replace(cfg, resume=True))
     script.main(dataclasses.replace(cfg, out=str(tmp_path / "through")))
     assert_equal_runs(tmp_path / "through", tmp_path / "cut")
