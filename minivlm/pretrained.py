@@ -21,13 +21,14 @@ from minivlm.checkpoint import check_fit
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.files import first_line, parse_json, read_text
 from minivlm.gpt import GPT, GPTConfig
-from minivlm.tokenizer import GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, byte_letters
+from minivlm.tokenizer import GPT2_PATTERN, PATTERN, Tokenizer, byte_letters
 from minivlm.vit import ViTConfig
 from minivlm.weight_names import clip_names, gpt2_names, to_ours
 
 # tokenizer.PATTERN for huggingface/tokenizers, whose \w lacks the two joiners that tiktoken's has
 OURS = (r"'(?:[sdmt]|ll|ve|re)| ?[[\w\u200c\u200d]&&[^\d_]]+| ?\d+"
         r"| ?(?:[^\s\w\u200c\u200d]|_)+|\s+(?!\S)|\s+")
+
 
 def read_clip(folder: str | Path, image_size: int = 0) -> dict:
     """Read a CLIPModel as `CLIP.from_checkpoint` takes it; its tokenizer: `ClipTokenizer.read`.
@@ -76,7 +77,8 @@ def read_gpt2(folder: str | Path) -> dict:
 
     The chat template's special tokens that GPT-2 lacks get new rows of the embedding, each the mean
     of all rows, so that none is likely at first (Hewitt 2021, "Initializing New Word Embeddings for
-    Pretrained Language Models").
+    Pretrained Language Models"). Rows behind the tokenizer's last id, there to make the number of
+    rows round, are left out: no text has them.
 
     Raises:
         FileNotFoundError, ValueError: if the folder holds no GPT2LMHeadModel that fits.
@@ -98,14 +100,14 @@ def read_gpt2(folder: str | Path) -> dict:
     if head is not None and not torch.equal(head.float(), wte):
         raise ValueError(f"{folder}: the head is not tied to the embedding, as minivlm's is")
     tokenizer = read_tokenizer(folder)
-    missing = tokenizer.vocab_size - V
-    if missing > len(SPECIALS):
-        raise ValueError(f"{folder}: {len(tokenizer.ranks)} tokens do not fit {V} embeddings")
-    if missing > 0:
-        wte = torch.cat([wte, wte.mean(0, keepdim=True).expand(missing, -1)])
-    ours["wte.weight"] = ours["head.weight"] = wte
-    return {"stage": "lm", "configs": {"model": asdict(GPTConfig(len(wte), T, n_layer, n_head, C))},
-            "model": ours, "tokenizer": tokenizer.to_text()}
+    known, wanted = len(tokenizer.ranks), tokenizer.vocab_size
+    if V < known:
+        raise ValueError(f"{folder}: {known} tokens do not fit {V} embeddings")
+    new = wte.mean(0, keepdim=True).expand(max(0, wanted - V), -1)
+    ours["wte.weight"] = ours["head.weight"] = torch.cat([wte[:wanted], new])
+    config = GPTConfig(wanted, T, n_layer, n_head, C)
+    return {"stage": "lm", "configs": {"model": asdict(config)}, "model": ours,
+            "tokenizer": tokenizer.to_text()}
 
 
 def resize_positions(pos: Tensor, n_tokens: int) -> Tensor:
@@ -115,7 +117,7 @@ def resize_positions(pos: Tensor, n_tokens: int) -> Tensor:
         n_tokens: a square number of patches; n is one too.
 
     Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.2; bicubic as in DeiT, Touvron et
-    al. 2020, arXiv:2012.12877, section 5.
+    al. 2020, arXiv:2012.12877.
     """
     old, new = math.isqrt(len(pos) - 1), math.isqrt(n_tokens)
     grid = pos[1:].T.reshape(1, -1, old, old)                        # (1, C, old, old)

@@ -120,6 +120,26 @@ def test_gpt2_gets_the_special_tokens_that_it_lacks(published, words):
     torch.testing.assert_close(grown[V:], wte.mean(0).expand(len(SPECIALS) - 1, -1))
 
 
+def test_rows_that_only_make_a_round_number_are_left_out(published, words):
+    """Catches an id that the chatbot may write and no tokenizer can read."""
+    folder, V = published / "gpt2", words.vocab_size + 5
+    weights = load_file(folder / "model.safetensors")
+    wte = weights["transformer.wte.weight"]
+    weights["transformer.wte.weight"] = torch.cat([wte, torch.ones(5, wte.shape[1])])
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": V}))
+    lm = pretrained.read_gpt2(folder)
+    assert torch.equal(lm["model"]["head.weight"], wte)
+    assert lm["configs"]["model"]["vocab_size"] == words.vocab_size
+    weights["transformer.wte.weight"] = wte[:200]
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 200}))
+    with pytest.raises(ValueError, match=f"{len(words.ranks)} tokens do not fit 200 embeddings"):
+        pretrained.read_gpt2(folder)
+
+
 def test_positions_keep_what_they_are_at_their_own_resolution():
     """Catches interpolation in the wrong direction: rows and columns, and the class token."""
     pos = torch.randn(1 + 9, 4)
