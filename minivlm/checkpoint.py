@@ -44,8 +44,7 @@ def write(state: dict, path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as either
         temporary.unlink(missing_ok=True)
         kept = "the one before it is intact" if path.is_file() else "there was none before it"
-        reason = str(error).splitlines()[0]
-        raise OSError(f"{path} could not be written ({reason}); {kept}") from None
+        raise OSError(f"{path} could not be written ({first_line(error)}); {kept}") from None
 
 
 def save(
@@ -112,9 +111,11 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
             f"{file} holds more than tensors and plain types, or is no checkpoint; not loaded"
         ) from None
     except Exception as error:  # a damaged archive can break anywhere inside torch's reader
-        raise ValueError(
-            f"{file} is damaged ({first_line(error)}); train this stage again"
-        ) from None
+        remedy = "train this stage again"
+        if file.name == "ckpt.pt" and (file.parent / "best.pt").is_file():
+            remedy += ", or start another from best.pt beside it"
+        said = first_line(error).split(". ")[0]
+        raise ValueError(f"{file} is damaged ({said}); {remedy}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{file} is no minivlm checkpoint of format {FORMAT}")
     if state.get("stage") not in stages:
@@ -242,6 +243,9 @@ def resume(
         differ = sorted(
             k for k in configs | state["configs"] if state["configs"].get(k) != configs.get(k)
         )
+        if not any(k in state["configs"] for k in differ):
+            raise ValueError(f"{path} is older than {', '.join(differ)}, which it says nothing of; "
+                             "train this stage again")
         raise ValueError(
             f"{path} was trained with other settings of {', '.join(differ)}; "
             "resume with the same ones"

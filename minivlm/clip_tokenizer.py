@@ -7,6 +7,7 @@ single spaces and to lower case, as huggingface/transformers does; openai/CLIP r
 with ftfy besides. What looks like a special token in a text is ordinary text here.
 
 Source: Radford et al. 2021, arXiv:2103.00020, section 2.4; openai/CLIP, clip/simple_tokenizer.py.
+Used by: data/webdata/prepare.py --clip DIR, LAION's rule with the CLIP that LAION used.
 """
 
 import unicodedata
@@ -47,7 +48,8 @@ class ClipTokenizer:
     @classmethod
     def read(cls, folder: str | Path) -> "ClipTokenizer":
         """The tokenizer of a published folder; raises as `pretrained.read_merges`."""
-        return cls(*read_merges(Path(folder)))
+        vocab, merges, added, _ = read_merges(Path(folder))
+        return cls(vocab | added, merges)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without the special tokens around it.
@@ -77,18 +79,24 @@ class ClipTokenizer:
             bytes([bytes_of[x]]) if x in bytes_of else x.encode() for x in words
         ).decode("utf-8", "replace").strip()
 
-    def rows(self, texts: list[str], block_size: int = 77) -> tuple[Tensor, Tensor]:
+    def rows(
+        self, texts: list[str], block_size: int = 77, cut: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Texts between their special tokens, as CLIP's text tower takes them.
+
+        Args:
+            cut: shorten a text that is longer than block_size tokens; its end token stays.
 
         Returns:
             (B, T) ids, padded with <|endoftext|>, and (B,) lengths.
 
         Raises:
-            ValueError: if a text is longer than block_size tokens, or there is none.
+            ValueError: if a text is longer than block_size tokens and not cut, or there is none.
         """
         if not texts:
             raise ValueError("no texts")
-        rows = [[self.startoftext, *self.encode(text), self.endoftext] for text in texts]
+        most = block_size - 2 if cut else None
+        rows = [[self.startoftext, *self.encode(text)[:most], self.endoftext] for text in texts]
         lengths = torch.tensor([len(row) for row in rows])
         if int(lengths.max()) > block_size:
             text = texts[int(lengths.argmax())]

@@ -8,8 +8,7 @@ Each folder gets config.json, model.safetensors and the tokenizer as tokenizer.j
 how pictures are prepared, and a chatbot its chat template, for AutoProcessor.
 LlavaForConditionalGeneration has no norm behind its projector and no other way to say how large
 image tokens are, so only a VLM that was made without one, with train_align.py --projector llava,
-fits into it. Needs the safetensors package: pip install 'minivlm[pretrained]'. The way back is
-pretrained.py.
+fits into it. Needs the safetensors package. The way back is pretrained.py.
 
 Run: python -m minivlm.export --run runs/lm --out exported
 """
@@ -24,24 +23,31 @@ from minivlm import checkpoint, run
 from minivlm.clip import CLIPConfig
 from minivlm.gpt import GPTConfig
 from minivlm.images import MEAN, STD
-from minivlm.pretrained import OURS, safetensors
-from minivlm.tokenizer import PATTERN, SPECIALS, Tokenizer, byte_letters
+from minivlm.pretrained import pre_tokenizer, safetensors
+from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM, VLMConfig
 from minivlm.weight_names import clip_names, gpt2_names, llava_names, to_theirs
 
-
-# conversation.render for messages {"role": "user" | "assistant" | "system", "content": text}, with
-# "<image>" where a picture belongs; transformers' processor makes N tokens of each <|image|>
+# conversation.render for messages {"role": "user" | "assistant" | "system", "content": a text or a
+# list of {"type": "image"} and {"type": "text", "text": ...}}, with "<image>" in a text where a
+# picture belongs; transformers' processor makes N tokens of each <|image|>
 TEMPLATE = """\
-{%- for message in messages %}
-{%- if message.role == "assistant" %}{{ message.content | trim }}<|end|>
-{%- else %}<|{{ message.role }}|>
-{%- for part in message.content.split("<image>") %}
+{%- macro read(text) %}
+{%- for part in text.split("<image>") %}
 {%- if not loop.first %}<|image|>{% endif %}{{ part | trim }}
 {%- endfor %}
-{%- if message.role == "user" %}<|assistant|>{% endif %}
+{%- endmacro %}
+{%- for message in messages %}
+{%- if message.role != "assistant" %}<|{{ message.role }}|>{% endif %}
+{%- if message.content is string %}{{ read(message.content) }}
+{%- else %}
+{%- for piece in message.content %}
+{%- if piece.type == "image" %}<|image|>{% else %}{{ read(piece.text) }}{% endif %}
+{%- endfor %}
 {%- endif %}
+{%- if message.role == "assistant" %}<|end|>{% endif %}
+{%- if message.role == "user" %}<|assistant|>{% endif %}
 {%- endfor %}"""
 
 
@@ -49,7 +55,7 @@ TEMPLATE = """\
 class Config:
     """Options; the comments are the help texts."""
 
-    run: str = "runs/sft"  # which run to export: lm, clip, align, sft, ppo or dpo
+    run: str = "runs/lm"  # which run to export: lm, clip, align, sft, ppo or dpo
     out: str = "exported"  # folder to write
 
 
@@ -59,43 +65,50 @@ def export(state: dict, folder: Path) -> str:
     Args:
         state: as `checkpoint.load` or `pretrained.read_clip` gives it; without a tokenizer none is
             written, and a CLIP's texts end with the largest of their ids.
+        folder: made if it is not there; an earlier export in it is replaced.
 
     Returns:
         the name of the class that loads it.
 
     Raises:
         ValueError: if that class lacks what the model has, or safetensors is not installed.
+        OSError: if the folder cannot be written.
     """
     stage, model = state["stage"], state["configs"]["model"]
     tokenizer = Tokenizer.from_text(state["tokenizer"]) if "tokenizer" in state else None
     if stage == "lm":
         c = GPTConfig(**model)
-        name, config = "GPT2LMHeadModel", gpt2_config(c)
+        name, config, files = "GPT2LMHeadModel", gpt2_config(c), {}
         weights = to_theirs(gpt2_names(c.n_layer, "", "transformer."), state["model"])
     elif stage == "clip":
         c = CLIPConfig.from_dict(model)
-        name, config = "CLIPModel", clip_config(c, tokenizer)
+        name, config, files = "CLIPModel", clip_config(c, tokenizer), picture_files(c.vit)
         weights = to_theirs(clip_names(c), state["model"])
     else:
         c, vlm = VLMConfig.from_dict(model), VLM.from_checkpoint(state)
         name, config = "LlavaForConditionalGeneration", llava_config(c)
+        files = picture_files(c.vit) | chat_files(c)
         weights = to_theirs(llava_names(c), vlm.state_dict())
-    write(folder, config | {"architectures": [name], "dtype": "float32"}, weights, tokenizer)
-    if stage != "lm":
-        size = c.vit.image_size
-        picture = {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
-                   "do_resize": True, "size": {"shortest_edge": size}, "resample": 3,
-                   "do_center_crop": True, "crop_size": {"height": size, "width": size},
-                   "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-                   "image_mean": list(MEAN), "image_std": list(STD)}
-        write_json(folder / "preprocessor_config.json", picture)
-    if name.startswith("Llava"):
-        write_json(folder / "processor_config.json", {
-            "processor_class": "LlavaProcessor", "patch_size": c.vit.patch_size,
-            "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
-            "image_token": SPECIALS[2]})
-        (folder / "chat_template.jinja").write_text(TEMPLATE)
+    if tokenizer is not None:
+        files |= tokenizer_files(tokenizer, tokenizer.stop(stage))
+    # last, so that a folder that was only half written has none and is refused
+    files["config.json"] = config | {"architectures": [name], "dtype": "float32"}
+    write(folder, weights, files)
     return name
+
+
+def write(folder: Path, weights: dict[str, Tensor], files: dict[str, dict | str]) -> None:
+    """Write weights, then the other files in their order; whatever an earlier export left goes."""
+    writer = safetensors()
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.json"), folder / "chat_template.jinja"):
+        old.unlink(missing_ok=True)
+    writer.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the package leaves it to its owner alone
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(
+            content, indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def gpt2_config(c: GPTConfig) -> dict:
@@ -149,24 +162,34 @@ def llava_config(c: VLMConfig) -> dict:
             "tie_word_embeddings": False}
 
 
-def write(
-    folder: Path, config: dict, weights: dict[str, Tensor], tokenizer: Tokenizer | None
-) -> None:
-    """Write config, weights and tokenizer into a folder, which may be there already."""
-    writer = safetensors()
-    folder.mkdir(parents=True, exist_ok=True)
-    writer.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", config)
-    if tokenizer is not None:
-        write_json(folder / "tokenizer.json", tokenizer_file(tokenizer))
-        write_json(folder / "tokenizer_config.json", {
-            "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIALS[0],
-            "pad_token": SPECIALS[1]})
+def picture_files(c: ViTConfig) -> dict[str, dict]:
+    """How a ViT's pictures are prepared, CLIP's way."""
+    size = c.image_size
+    return {"preprocessor_config.json": {
+        "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True,
+        "size": {"shortest_edge": size}, "resample": 3, "do_center_crop": True,
+        "crop_size": {"height": size, "width": size}, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(MEAN),
+        "image_std": list(STD)}}
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file as people read it."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def chat_files(c: VLMConfig) -> dict[str, dict | str]:
+    """What LlavaProcessor makes a dialogue's ids with."""
+    return {"chat_template.jinja": TEMPLATE, "processor_config.json": {
+        "processor_class": "LlavaProcessor", "patch_size": c.vit.patch_size,
+        "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+        "image_token": "<|image|>"}}
+
+
+def tokenizer_files(tokenizer: Tokenizer, stop: int) -> dict[str, dict]:
+    """The tokenizer, and which token ends a text."""
+    return {
+        "tokenizer.json": tokenizer_file(tokenizer),
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.decode([stop]),
+            "pad_token": "<|pad|>"},
+        "generation_config.json": {"eos_token_id": stop, "pad_token_id": tokenizer.pad},
+    }
 
 
 def tokenizer_file(tokenizer: Tokenizer) -> dict:
@@ -174,17 +197,13 @@ def tokenizer_file(tokenizer: Tokenizer) -> dict:
     letters = byte_letters()
     names = {token: "".join(letters[b] for b in token) for token in tokenizer.ranks}
     vocab = {names[token]: rank for token, rank in tokenizer.ranks.items()}
-    pattern = OURS if tokenizer.pattern == PATTERN else tokenizer.pattern
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
-             "invert": False}
-    to_letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                  "use_regex": False}
     special = [{"id": len(vocab) + i, "content": name, "special": True, "normalized": False,
                 "single_word": False, "lstrip": False, "rstrip": False}
                for i, name in enumerate(SPECIALS)]
     return {"version": "1.0", "added_tokens": special, "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_letters]},
-            "post_processor": None, "decoder": to_letters,
+            "pre_tokenizer": pre_tokenizer(tokenizer.pattern), "post_processor": None,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                        "use_regex": False},
             "model": {"type": "BPE", "vocab": vocab, "fuse_unk": False, "byte_fallback": False,
                       "merges": [[names[a], names[b]] for a, b in merges_of(tokenizer.ranks)]}}
 
@@ -208,7 +227,13 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def main(cfg: Config) -> None:
-    """Export a run, say what loads it."""
+    """Export a run, say what loads it.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such run, or `out` is a run's folder.
+    """
+    if not cfg.out or list(Path(cfg.out).glob("*.pt")):
+        raise ValueError(f"out is {cfg.out!r}; name a folder that is not a run's")
     state = checkpoint.load(cfg.run, ("lm", "clip", "align", "sft", "ppo", "dpo"))
     name = export(state, Path(cfg.out))
     print(f"{cfg.out}: transformers.{name}.from_pretrained({cfg.out!r}) loads it")

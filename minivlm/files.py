@@ -4,7 +4,7 @@ A data folder, a published annotation file, a tar may come from anybody, by mist
 unlike what it should be. Here it is text, JSON, lines of JSON, a tar's member or a path; what the
 content must hold is said where it is used.
 
-Used by: data.py, images.py, evaluate.py, every prepare.py that reads a published data set.
+Used by: whatever reads a file here, and every prepare.py that reads a published data set.
 """
 
 import json

@@ -71,7 +71,11 @@ class Run:
             try:
                 header, *rows = read_text(self.csv).splitlines(keepends=True)
                 # a row without its end was cut off by a kill or a full disk
-                kept = [r for r in rows if r.endswith("\n") and int(r.split(",")[0]) <= start]
+                rows = [row for row in rows if row.endswith("\n")]
+                steps = [int(row.split(",")[0]) for row in rows]
+                if not header.startswith("step,") or steps != sorted(set(steps)) or min(steps) < 0:
+                    raise ValueError
+                kept = [row for row, step in zip(rows, steps) if step <= start]
             except ValueError:
                 raise ValueError(f"{self.csv} is no log of a run; move it away to resume") from None
             temporary = self.csv.with_suffix(".tmp")
@@ -89,7 +93,11 @@ class Run:
 
     def _terminate(self, *_) -> None:
         self.terminated = True
-        signal.signal(signal.SIGTERM, self.handler)
+        self._watch_no_more()
+
+    def _watch_no_more(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
 
     def stop(self, step: int) -> None:
         """End a terminated run, once step `step` is saved, as a shell expects it: exit code 143.
@@ -102,8 +110,7 @@ class Run:
 
     def finish(self, figures: dict[str, float]) -> None:
         """Say how long it took and what came out; from here on SIGTERM is nothing special."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.handler)
+        self._watch_no_more()
         said = ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
         print(f"{self.cfg.out}: {self.minutes:.1f} min, {said}")
 
@@ -111,10 +118,15 @@ class Run:
         """Append a row, with peak memory and minutes so far, to metrics.csv and print it.
 
         The first row sets the columns.
+
+        Raises:
+            ValueError: for a column that the log has not, say that of another version.
         """
         row = row | {"gb": peak_gb(), "min": round(self.minutes, 2)}
         new = not self.csv.is_file()
         columns = list(row) if new else self.csv.read_text().split("\n", 1)[0].split(",")
+        if not row.keys() <= set(columns):
+            raise ValueError(f"{self.csv} has no columns {', '.join(row.keys() - set(columns))}")
         with self.csv.open("a", newline="") as f:
             writer = csv.DictWriter(f, fieldnames=columns, restval="", lineterminator="\n")
             if new:
@@ -137,6 +149,7 @@ class Run:
             found = {"step": step, "loss": str(loss), "grad": str(grad), "batch": ids,
                      "recent_losses": self.recent}
             (self.folder / "stopped.json").write_text(json.dumps(found, indent=2) + "\n")
+            self._watch_no_more()
             name, value = ("gradient", grad) if math.isfinite(loss) else ("loss", loss)
             raise ValueError(
                 f"{name} is {value} at step {step}; batch {ids[:8]}; before it {self.recent}; "

@@ -3,14 +3,14 @@
     folder: config.json, model.safetensors or pytorch_model.bin, tokenizer.json or merges.txt
 
 Nothing is ever downloaded, and no code of a file is run. model.safetensors needs the package of
-that name: pip install 'minivlm[pretrained]'. The way back is export.py.
+that name. The way back is export.py.
 
-Used by: train_align.py --vision DIR --llm DIR.
+Used by: train_align.py --vision DIR --llm DIR; data/webdata/prepare.py --clip DIR.
 """
 
-import json
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,16 +19,14 @@ from torch import Tensor
 
 from minivlm.checkpoint import check_fit
 from minivlm.clip import CLIP, CLIPConfig
-from minivlm.files import first_line, parse_json, read_text
+from minivlm.files import check_entries, first_line, parse_json, read_text
 from minivlm.gpt import GPT, GPTConfig
-from minivlm.tokenizer import GPT2_PATTERN, PATTERN, Tokenizer, byte_letters
+from minivlm.images import MEAN, STD
+from minivlm.tokenizer import (
+    GPT2_PATTERN, HF_PATTERN, PATTERN, SPECIALS, Tokenizer, byte_letters,
+)
 from minivlm.vit import ViTConfig
 from minivlm.weight_names import clip_names, gpt2_names, to_ours
-
-# tokenizer.PATTERN for huggingface/tokenizers, whose \w lacks the two joiners that tiktoken's has
-OURS = (r"'(?:[sdmt]|ll|ve|re)| ?[[\w\u200c\u200d]&&[^\d_]]+| ?\d+"
-        r"| ?(?:[^\s\w\u200c\u200d]|_)+|\s+(?!\S)|\s+")
-
 
 def read_clip(folder: str | Path, image_size: int = 0) -> dict:
     """Read a CLIPModel as `CLIP.from_checkpoint` takes it; its tokenizer: `ClipTokenizer.read`.
@@ -52,14 +50,17 @@ def read_clip(folder: str | Path, image_size: int = 0) -> dict:
         expect(part, folder, layer_norm_eps=1e-5, num_channels=3)
         towers.append(part)
     vision, text = towers
+    if (folder / "preprocessor_config.json").is_file():
+        expect(read_json(folder / "preprocessor_config.json"), folder, image_mean=list(MEAN),
+               image_std=list(STD))
     C, mlp, n_layer, n_head, S, P = sizes(
         vision, folder, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
         num_attention_heads=12, image_size=224, patch_size=32)
     text_C, text_mlp, text_n_layer, text_n_head, T, V = sizes(
         text, folder, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
         num_attention_heads=8, max_position_embeddings=77, vocab_size=49408)
-    expect({"intermediate_size": mlp}, folder, intermediate_size=4 * C)
-    expect({"intermediate_size": text_mlp}, folder, intermediate_size=4 * text_C)
+    expect(vision | {"intermediate_size": mlp}, folder, intermediate_size=4 * C)
+    expect(text | {"intermediate_size": text_mlp}, folder, intermediate_size=4 * text_C)
     acts = [part.get("hidden_act", "quick_gelu") for part in towers]
     [n_embd] = sizes(config, folder, projection_dim=512)
     c = CLIPConfig(ViTConfig(S, P, n_layer, n_head, C, acts[0]), V, T, text_n_layer, text_n_head,
@@ -77,8 +78,7 @@ def read_gpt2(folder: str | Path) -> dict:
 
     The chat template's special tokens that GPT-2 lacks get new rows of the embedding, each the mean
     of all rows, so that none is likely at first (Hewitt 2021, "Initializing New Word Embeddings for
-    Pretrained Language Models"). Rows behind the tokenizer's last id, there to make the number of
-    rows round, are left out: no text has them.
+    Pretrained Language Models"). Rows of no token, there to make their number round, are left out.
 
     Raises:
         FileNotFoundError, ValueError: if the folder holds no GPT2LMHeadModel that fits.
@@ -99,13 +99,13 @@ def read_gpt2(folder: str | Path) -> dict:
     check_fit(ours, lambda: GPT(GPTConfig(V, T, n_layer, n_head, C)), str(folder))
     if head is not None and not torch.equal(head.float(), wte):
         raise ValueError(f"{folder}: the head is not tied to the embedding, as minivlm's is")
-    tokenizer = read_tokenizer(folder)
-    known, wanted = len(tokenizer.ranks), tokenizer.vocab_size
+    tokenizer, n_special = read_tokenizer(folder)
+    known = len(tokenizer.ranks) + n_special
     if V < known:
         raise ValueError(f"{folder}: {known} tokens do not fit {V} embeddings")
-    new = wte.mean(0, keepdim=True).expand(max(0, wanted - V), -1)
-    ours["wte.weight"] = ours["head.weight"] = torch.cat([wte[:wanted], new])
-    config = GPTConfig(wanted, T, n_layer, n_head, C)
+    new = wte[:known].mean(0, keepdim=True).expand(tokenizer.vocab_size - known, -1)
+    ours["wte.weight"] = ours["head.weight"] = torch.cat([wte[:known], new])
+    config = GPTConfig(tokenizer.vocab_size, T, n_layer, n_head, C)
     return {"stage": "lm", "configs": {"model": asdict(config)}, "model": ours,
             "tokenizer": tokenizer.to_text()}
 
@@ -125,15 +125,18 @@ def resize_positions(pos: Tensor, n_tokens: int) -> Tensor:
     return torch.cat([pos[:1], grid.flatten(2)[0].T])                # (1 + n_tokens, C)
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     """GPT-2's tokenizer, or ours as export.py writes it; special tokens stand behind all others.
+
+    Returns:
+        the tokenizer, and how many of its special tokens the folder knows: GPT-2 the first one.
 
     Raises:
         FileNotFoundError: if the folder has none.
-        ValueError: if its ids have gaps, its merges another order than their ids, or it splits text
-            in another way.
+        ValueError: if its ids have gaps, its merges another order than their ids, other special
+            tokens stand where ours do, or it splits text in another way.
     """
-    vocab, merges = read_merges(folder)
+    vocab, merges, added, splits = read_merges(folder)
     letters = byte_letters()
     pieces = [*letters.values(), *(m.replace(" ", "") for m in merges)]
     bytes_of = {letter: b for b, letter in letters.items()}
@@ -144,39 +147,71 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     joined = list(ranks.values())[len(letters):]
     if joined != sorted(joined):
         raise ValueError(f"{folder}: the merges do not come in the order of their ids")
-    pattern, path = GPT2_PATTERN, folder / "tokenizer.json"
-    if path.is_file():
-        split = json.dumps(read_json(path).get("pre_tokenizer"))
-        if json.dumps({"Regex": OURS}) in split:
-            pattern = PATTERN
-        elif '"Regex"' in split:
-            raise ValueError(f"{path} splits text neither in GPT-2's way nor in ours")
-    return Tokenizer(ranks, pattern)
+    special = vocab.keys() - set(pieces)
+    special = {name: vocab[name] for name in special} | added
+    known = [name for name, _ in sorted(special.items(), key=lambda kv: kv[1])]
+    if special != {name: len(ranks) + i for i, name in enumerate(SPECIALS[:len(known)])}:
+        raise ValueError(f"{folder}: special tokens {known[:8]}, expected {', '.join(SPECIALS)}, "
+                         "or the first of them, behind all others")
+    for pattern in (GPT2_PATTERN, PATTERN):
+        if splits in (None, pre_tokenizer(pattern)):
+            return Tokenizer(ranks, pattern), len(known)
+    raise ValueError(f"{folder}: text is split neither in GPT-2's way nor in ours")
 
 
-def read_merges(folder: Path) -> tuple[dict[str, int], list[str]]:
+def pre_tokenizer(pattern: str) -> dict:
+    """How tokenizer.json says that text is split: GPT-2's way has a name, ours is written out."""
+    to_letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                  "use_regex": pattern == GPT2_PATTERN}
+    if pattern == GPT2_PATTERN:
+        return to_letters
+    split = {"type": "Split", "pattern": {"Regex": HF_PATTERN}, "behavior": "Isolated",
+             "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, to_letters]}
+
+
+def read_merges(
+    folder: Path
+) -> tuple[dict[str, int], list[str], dict[str, int], dict | None]:
     """Vocabulary and merges of a byte-level BPE, each merge two pieces with a space between.
+
+    Returns:
+        pieces with their ids; merges; tokens that were added, with their ids; and how text is
+        split, None where the files do not say.
 
     Raises:
         FileNotFoundError, ValueError: if the folder has none, or the file is no such thing.
     """
+    bad = ValueError(f"{folder} holds no vocabulary with its merges")
+    added, splits = [], None
     if (folder / "tokenizer.json").is_file():
-        model = read_json(folder / "tokenizer.json").get("model")
-        vocab, merges = (model.get(k) for k in ("vocab", "merges")) if isinstance(model, dict) \
-            else (None, None)
-        if isinstance(merges, list):  # newer files write each as a pair
-            merges = [" ".join(m) if isinstance(m, list) else m for m in merges]
-    else:
-        vocab, path = read_json(folder / "vocab.json"), folder / "merges.txt"
-        if not path.is_file():
-            raise FileNotFoundError(f"neither tokenizer.json nor merges.txt in {folder}")
-        lines = read_text(path).splitlines()
+        file = read_json(folder / "tokenizer.json")
+        expect(file, folder, normalizer=None)
+        model, added, splits = (file.get(k) for k in ("model", "added_tokens", "pre_tokenizer"))
+        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+            raise bad
+        vocab, merges = model.get("vocab"), model.get("merges")
+        if not isinstance(merges, list):
+            raise bad
+        # newer files write each as a pair
+        merges = [" ".join(map(str, m)) if isinstance(m, list) else m for m in merges]
+        splits = {} if splits is None else splits
+        if isinstance(splits, dict) and splits.get("type") == "ByteLevel":
+            splits = {"trim_offsets": True, "use_regex": True} | splits  # older files leave it out
+            splits["trim_offsets"] = True                            # offsets are not asked for
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        vocab = read_json(folder / "vocab.json")
+        lines = read_text(folder / "merges.txt").splitlines()
         merges = [m for m in lines if m and not m.startswith("#version")]
-    if not isinstance(vocab, dict) or not isinstance(merges, list) or not all(
+    else:
+        raise FileNotFoundError(
+            f"neither tokenizer.json nor vocab.json with merges.txt in {folder}")
+    check_entries(added or [], f"{folder}, added_tokens", id=int, content=str)
+    if not isinstance(vocab, dict) or not all(
             isinstance(m, str) and m.count(" ") == 1 for m in merges) or not all(
             type(i) is int for i in vocab.values()):
-        raise ValueError(f"{folder} holds no vocabulary with its merges")
-    return vocab, merges
+        raise bad
+    return vocab, merges, {token["content"]: token["id"] for token in added or []}, splits
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -184,33 +219,36 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is neither.
-        ValueError: if a file is damaged, holds more than tensors, or leaves the folder; if the
-            safetensors package is missing.
+        ValueError: if a file is damaged, holds more than finite tensors, or leaves the folder; if
+            the safetensors package is missing.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(read_json(index).get("weight_map", {}).values()))
+            where = read_json(index).get("weight_map")
+            parts = list(where.values()) if isinstance(where, dict) else [None]
             if any(not isinstance(p, str) or Path(p).name != p for p in parts):
-                raise ValueError(f"{index} names files outside of its folder")
+                raise ValueError(f"{index} does not name files of its folder")
+            parts = sorted(set(parts))
         elif (folder / name).is_file():
             parts = [name]
         else:
             continue
+        load = partial(torch.load, map_location="cpu", weights_only=True)
+        if name.endswith(".safetensors"):
+            load = safetensors().load_file
         weights = {}
         for part in parts:
             try:
-                if name.endswith(".bin"):
-                    weights |= torch.load(folder / part, map_location="cpu", weights_only=True)
-                else:
-                    weights |= safetensors().load_file(folder / part)
-            except ImportError as error:
-                raise ValueError(str(error)) from None
+                weights |= load(folder / part)
             except Exception as error:  # a damaged file can break anywhere inside either reader
                 raise ValueError(f"{folder / part} is no readable file of tensors "
                                  f"({first_line(error)})") from None
-        if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
-            raise ValueError(f"{folder / name} holds more than named tensors")
+        for key, value in weights.items():
+            if not isinstance(key, str) or not isinstance(value, Tensor):
+                raise ValueError(f"{folder / name} holds more than named tensors")
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise ValueError(f"{folder / name}: {key} has numbers that are not finite")
         return weights
     raise FileNotFoundError(f"neither model.safetensors nor pytorch_model.bin in {folder}")
 
@@ -219,13 +257,12 @@ def safetensors():
     """The package's torch half.
 
     Raises:
-        ImportError: if it is not installed, with the remedy.
+        ValueError: if it is not installed, with the remedy.
     """
     try:
         import safetensors.torch
     except ImportError:
-        raise ImportError(
-            "this needs the safetensors package: pip install 'minivlm[pretrained]'") from None
+        raise ValueError("this needs another package: pip install safetensors") from None
     return safetensors.torch
 
 
@@ -244,10 +281,10 @@ def read_json(path: Path) -> dict:
 
 
 def expect(config: dict, folder: Path, **wanted: object) -> None:
-    """Refuse what our architecture does not have.
+    """Refuse what our architecture does not have; an entry that is missing counts as wanted.
 
     Raises:
-        ValueError: naming the first entry that is not as wanted; a missing one is.
+        ValueError: naming the first entry that is another.
     """
     for key, value in wanted.items():
         if config.get(key, value) != value:
@@ -255,7 +292,7 @@ def expect(config: dict, folder: Path, **wanted: object) -> None:
 
 
 def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:
-    """Entries of a config that must be positive integers, by default those given.
+    """Entries of a config that must be positive integers; a missing one has the value given here.
 
     Wider than any published tower is refused, before anything of such a size is made.
 

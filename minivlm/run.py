@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from minivlm.files import first_line
+
 LEAST = {
     "steps": 0, "batch_size": 1, "grad_accum": 1, "eval_every": 1, "warmup": 0,
     "lr": 0, "muon_lr": 0, "weight_decay": 0, "grad_clip": 0,
@@ -146,7 +148,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
-            f"device {name!r} is not usable here: {str(error).splitlines()[0]}"
+            f"device {name!r} is not usable here: {first_line(error)}"
         ) from None
     return device
 

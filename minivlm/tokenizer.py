@@ -24,6 +24,9 @@ from minivlm.files import read_text
 # with its leading space, other signs, white space.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"""
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+# PATTERN for huggingface/tokenizers, whose \w lacks the two joiners that tiktoken's has
+HF_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?[[\w\u200c\u200d]&&[^\d_]]+| ?\d+"
+              r"| ?(?:[^\s\w\u200c\u200d]|_)+|\s+(?!\S)|\s+")
 SPECIALS = (
     "<|endoftext|>", "<|pad|>", "<|image|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
 )

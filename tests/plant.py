@@ -81,7 +81,7 @@ BUGS = [
     ("the last checkpoint written before the best", "train_sft.py", "[log.best, log.ckpt] if",
      "[log.ckpt, log.best] if", "tests/test_resume.py"),
     ("a bad gradient applied", "minivlm/optim.py", "if math.isfinite(norm):", "if True:",
-     "tests/test_resume.py"),
+     "tests/test_optim.py"),
     ("GPT trained along with the projector", "train_align.py", "model.requires_grad_(False)",
      "pass", "tests/test_train_scripts.py"),
     ("micro-batches weigh alike", "train_sft.py", "* at.sum() / n_tokens", "/ cfg.grad_accum",

@@ -236,7 +236,7 @@ def test_saving_does_not_move_the_random_numbers(tmp_path):
     ({"model": {"n_embd": 4, "n_layer": 2}, "seed": 0}, "model"),
     ({"model": {"n_embd": 4, "n_layer": 1}, "seed": 1}, "seed"),
     ({"model": {"n_embd": 8, "n_layer": 1}, "seed": 1}, "model, seed"),
-    ({"model": {"n_embd": 4, "n_layer": 1}, "seed": 0, "batch_size": 3}, "batch_size"),
+    ({"model": {"n_embd": 4, "n_layer": 1}, "seed": 1, "batch_size": 3}, "batch_size, seed"),
 ])
 def test_resuming_with_other_settings_names_what_differs(configs, named, tmp_path):
     """Catches a resumed run that is quietly another run."""
@@ -248,6 +248,23 @@ def test_resuming_with_other_settings_names_what_differs(configs, named, tmp_pat
         checkpoint.resume(
             tmp_path / "ckpt.pt", "sft", configs, model, Optimizer(model, 1e-3, 0), Meter()
         )
+
+
+def test_a_run_from_before_an_option_existed_is_said_to_be_older(tmp_path):
+    """Catches a remedy that cannot be followed: the file has no value to resume with."""
+    save(tmp_path / "ckpt.pt")
+    model = make_model()
+    with pytest.raises(ValueError, match="is older than lora, which it says nothing of; train"):
+        checkpoint.resume(tmp_path / "ckpt.pt", "sft", CONFIGS | {"lora": 0}, model,
+                          Optimizer(model, 1e-3, 0), Meter())
+
+
+def test_a_damaged_checkpoint_leads_to_the_best_one(tmp_path):
+    """Catches a run given up whose best weights are whole."""
+    save(tmp_path / "best.pt")
+    (tmp_path / "ckpt.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"ckpt\.pt is damaged .*, or start another from best\.pt"):
+        checkpoint.load(tmp_path / "ckpt.pt", ("sft",))
 
 
 def test_a_setting_that_the_new_run_lacks_is_named_too(tmp_path):

@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -209,3 +210,36 @@ def test_every_planted_bug_has_its_place_and_its_line_in_the_docs():
             (ROOT / file).read_text().count(old) == 1 and old != new and (ROOT / test).is_file()
         ), name
         assert name in listed[file].split(", "), name
+
+
+def test_the_table_of_parity_holds_what_the_tests_compare():
+    """Catches a line that nobody measures any more, a new one that is missing, too few cases."""
+    page = (ROOT / "docs" / "parity.md").read_text()
+    line = r"^\| (.+) \| (.+): `.+` \| ([\d,]+) \| (\S+) \| (\S+) \|$"
+    rows = re.findall(line, page, flags=re.MULTILINE)
+    assert len(rows) == page.count("\n| ") - 1 > 50  # but for the head
+    for quantity, _, cases, worst, allowed in rows:
+        assert int(cases.replace(",", "")) >= 100, quantity
+        assert worst == allowed == "equal" or float(worst) <= float(allowed), quantity
+    compared = set()
+    for path in (ROOT / "tests" / "parity").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "agreement":
+                parts = getattr(node.args[0], "values", [node.args[0]])
+                texts = [re.escape(p.value) if isinstance(p, ast.Constant) else ".+" for p in parts]
+                compared.add("".join(texts))
+    names = [quantity for quantity, *_ in rows]
+    assert all(any(re.fullmatch(c, name) for c in compared) for name in names)
+    assert all(any(re.fullmatch(c, name) for name in names) for c in compared)
+
+
+def test_the_readme_says_of_kills_what_was_measured():
+    """Catches a claim without its file: runs cut off at random, and not a checkpoint lost."""
+    stages = json.loads((ROOT / "results" / "resume.json").read_text())["stages"]
+    assert {f"train_{stage}" for stage in stages} == set(SCRIPTS[:8])
+    kills = sum(line["sigkill"]["kills"] for line in stages.values())
+    assert f"({kills} times in\nall)" in README and kills >= 100
+    for line in stages.values():
+        assert line["sigkill"]["unreadable"] == 0 < line["sigkill"]["while_writing"]
+        assert line["sigterm"]["exit_code"] == 143
+        assert all(line[how]["equal"] for how in ("ctrl_c", "sigterm", "sigkill"))

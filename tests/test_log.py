@@ -130,7 +130,10 @@ def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
     assert rows_of(made)[-1]["loss"] == "0.5"
 
 
-@pytest.mark.parametrize("content", [b"", b"step,loss\nx,1\n", b"\xff", b"step\n1.5\n"])
+@pytest.mark.parametrize("content", [
+    b"", b"step,loss\nx,1\n", b"\xff", b"step,loss\n1.5,1\n", b"\n0,1\n", b"step,lo", b"loss\n0\n",
+    b"step,loss\n-7,1\n0,1\n", b"step,loss\n2,1\n0,1\n", b"step,loss\n0,1\n0,1\n",
+])
 def test_a_damaged_log_is_named(content, tmp_path):
     """Catches int()'s own words, which do not say what file they are about."""
     (tmp_path / "ckpt.pt").write_text("old")
@@ -138,6 +141,14 @@ def test_a_damaged_log_is_named(content, tmp_path):
     with pytest.raises(ValueError, match=r"metrics\.csv is no log of a run; move it away to res"):
         Run(Config(out=str(tmp_path), resume=True), __file__).begin(3)
     assert (tmp_path / "metrics.csv").read_bytes() == content
+
+
+def test_a_column_that_the_log_has_not_is_named_with_it(tmp_path):
+    """Catches csv's own words, which name no file."""
+    made = Run(Config(out=str(tmp_path)), __file__)
+    made.log({"step": 0, "loss": 1.0})
+    with pytest.raises(ValueError, match=r"metrics\.csv has no columns other"):
+        made.log({"step": 1, "other": 1.0})
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_what_led_to_it(tmp_path):

@@ -232,6 +232,28 @@ def test_without_muon_it_is_torchs_adamw():
         torch.testing.assert_close(p, q, atol=1e-8, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_leaves_everything_as_it_was(bad):
+    """Catches weights and moments that are lost to one bad batch: a later step equals that of an
+    optimizer which never saw it.
+    """
+    runs = []
+    for poisoned in (True, False):
+        torch.manual_seed(0)
+        model = Toy()
+        optimizer = Optimizer(model, 1e-2, 0.02, weight_decay=0.1)
+        if poisoned:
+            for p in model.parameters():
+                p.grad = torch.full_like(p, bad)
+            assert not math.isfinite(optimizer.step(1.0, 1.0))
+            assert all(p.grad is None for p in model.parameters())
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step(1.0, 1.0)
+        runs.append([p.detach().clone() for p in model.parameters()])
+    assert all(map(torch.equal, *runs))
+
+
 def test_a_step_tells_the_norm_before_clipping_and_forgets_gradients():
     """Catches a logged norm that never exceeds the clip, and gradients that add up over steps.
 

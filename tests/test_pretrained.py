@@ -4,6 +4,7 @@ tests/parity sets both beside transformers itself.
 """
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from minivlm.clip import CLIP
 from minivlm.clip_tokenizer import ClipTokenizer
 from minivlm.export import Config, export, main, merges_of, tokenizer_file
 from minivlm.gpt import GPT, GPTConfig
-from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
+from minivlm.tokenizer import GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, byte_letters
 from minivlm.vlm import VLM
 from minivlm.weight_names import llava_names, to_theirs
 
@@ -65,7 +66,45 @@ def test_what_is_exported_is_read_back_bit_for_bit(published, clip, words):
     assert gpt.head.weight is gpt.wte.weight
     export(state_of(gpt, "lm", words), published / "again")
     assert equal(*(load_file(published / name / "model.safetensors") for name in ("gpt2", "again")))
-    assert Tokenizer.from_text(lm["tokenizer"]).identity == words.identity
+
+
+@pytest.mark.parametrize("pattern", [PATTERN, GPT2_PATTERN])
+def test_a_tokenizer_is_read_back_as_it_was(pattern, words, tmp_path):
+    """Catches a split that goes out in a form in which it is not taken in again."""
+    ours = Tokenizer(words.ranks, pattern)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_file(ours)))
+    read, n_special = pretrained.read_tokenizer(tmp_path)
+    assert (read.identity, n_special) == (ours.identity, len(SPECIALS))
+
+
+def test_an_export_replaces_an_earlier_one(published, vlm_config, words):
+    """Catches a chat template beside a model that has none, an index that leads to other weights, a
+    folder without config.json that passes for whole.
+    """
+    folder = published / "gpt2"
+    config = replace(vlm_config, projector="llava", image_id=words.image,
+                     gpt=replace(vlm_config.gpt, vocab_size=words.vocab_size))
+    export(state_of(VLM(config), "sft", words), folder)
+    assert {"chat_template.jinja", "processor_config.json"} <= {p.name for p in folder.iterdir()}
+    stop = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert stop == words.end and json.loads(
+        (folder / "tokenizer_config.json").read_text())["eos_token"] == "<|end|>"
+    (folder / "model.safetensors.index.json").write_text("{}")
+    gpt = GPT(config.gpt)
+    export(state_of(gpt, "lm", words), folder)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json"]
+    assert (folder / "model.safetensors").stat().st_mode & 0o044
+    assert equal(pretrained.read_gpt2(folder)["model"], gpt.state_dict())
+
+
+@pytest.mark.parametrize("out", ["", "RUN"])
+def test_an_export_does_not_overwrite_a_run(out, runs):
+    """Catches `--out` that is the run itself, whose config.json would be lost, or no folder."""
+    out = out and str(runs / "lm")
+    with pytest.raises(ValueError, match="out is '.*'; name a folder that is not a run's"):
+        main(Config(run=str(runs / "lm"), out=out))
 
 
 @pytest.mark.parametrize("layout", ["bin", "two parts", "with a prefix and buffers"])
@@ -104,9 +143,17 @@ def test_half_precision_is_widened(published, clip):
     assert torch.equal(read["vit.pos"], clip.vit.pos.half().float())
 
 
+def know_one_special(folder: Path) -> None:
+    """Leave <|endoftext|> alone of the special tokens, as GPT-2 has it."""
+    file = json.loads((folder / "tokenizer.json").read_text())
+    file["added_tokens"] = file["added_tokens"][:1]
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+
+
 def test_gpt2_gets_the_special_tokens_that_it_lacks(published, words):
     """Catches rows in the wrong place or of the wrong size: GPT-2 has <|endoftext|> only."""
     folder, V = published / "gpt2", len(words.ranks) + 1
+    know_one_special(folder)
     weights = load_file(folder / "model.safetensors")
     wte = weights["transformer.wte.weight"] = weights["transformer.wte.weight"][:V].clone()
     (folder / "model.safetensors").unlink()
@@ -120,23 +167,30 @@ def test_gpt2_gets_the_special_tokens_that_it_lacks(published, words):
     torch.testing.assert_close(grown[V:], wte.mean(0).expand(len(SPECIALS) - 1, -1))
 
 
-def test_rows_that_only_make_a_round_number_are_left_out(published, words):
-    """Catches an id that the chatbot may write and no tokenizer can read."""
-    folder, V = published / "gpt2", words.vocab_size + 5
+@pytest.mark.parametrize("n_special", [1, len(SPECIALS)])
+def test_rows_that_only_make_a_round_number_are_left_out(n_special, published, words):
+    """Catches an id that the chatbot may write and no tokenizer can read, and special tokens that
+    start as what stands in rows which nothing has trained.
+    """
+    folder, known = published / "gpt2", len(words.ranks) + n_special
+    if n_special == 1:
+        know_one_special(folder)
     weights = load_file(folder / "model.safetensors")
-    wte = weights["transformer.wte.weight"]
-    weights["transformer.wte.weight"] = torch.cat([wte, torch.ones(5, wte.shape[1])])
+    wte = weights["transformer.wte.weight"][:known]
+    weights["transformer.wte.weight"] = torch.cat([wte, 9 * torch.ones(64, wte.shape[1])])
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": V}))
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": known + 64}))
     lm = pretrained.read_gpt2(folder)
-    assert torch.equal(lm["model"]["head.weight"], wte)
-    assert lm["configs"]["model"]["vocab_size"] == words.vocab_size
-    weights["transformer.wte.weight"] = wte[:200]
+    grown = lm["model"]["head.weight"]
+    assert lm["configs"]["model"]["vocab_size"] == len(grown) == words.vocab_size
+    assert torch.equal(grown[:known], wte)
+    torch.testing.assert_close(grown[known:], wte.mean(0).expand(len(SPECIALS) - n_special, -1))
+    weights["transformer.wte.weight"] = wte[:200].clone()
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 200}))
-    with pytest.raises(ValueError, match=f"{len(words.ranks)} tokens do not fit 200 embeddings"):
+    with pytest.raises(ValueError, match=f"{known} tokens do not fit 200 embeddings"):
         pretrained.read_gpt2(folder)
 
 
@@ -277,9 +331,14 @@ def test_a_head_of_its_own_is_refused(published):
     ("config.json", "[]", r"config\.json holds no JSON object"),
     ("model.safetensors", None, "neither model.safetensors nor pytorch_model.bin in"),
     ("model.safetensors", "nothing", r"model\.safetensors is no readable file of tensors"),
-    ("model.safetensors.index.json", '{"weight_map": {"a": "../x"}}', "outside of its folder"),
-    ("model.safetensors.index.json", '{"weight_map": {"a": 3}}', "outside of its folder"),
-    ("tokenizer.json", None, r"no vocab\.json in"),
+    ("model.safetensors.index.json", '{"weight_map": {"a": "../x"}}', "does not name files of its"),
+    ("model.safetensors.index.json", '{"weight_map": {"a": 1, "b": "c"}}', "does not name files"),
+    ("model.safetensors.index.json", '{"weight_map": {"a": [1]}}', "does not name files of its"),
+    ("model.safetensors.index.json", '{"weight_map": ["a"]}', "does not name files of its folder"),
+    ("model.safetensors.index.json", "{}", "does not name files of its folder"),
+    ("tokenizer.json", None, r"neither tokenizer\.json nor vocab\.json with merges\.txt in"),
+    ("tokenizer.json", '{"model": {"vocab": {}, "merges": [["a", 3]]}}', "'!' is no letter of a"),
+    ("tokenizer.json", '{"model": {"vocab": {}, "merges": []}, "added_tokens": [1]}', "added_tok"),
     ("tokenizer.json", '{"model": 3}', "holds no vocabulary with its merges"),
     ("tokenizer.json", '{"model": {"vocab": {}, "merges": []}}', "'!' is no letter of a byte, or"),
     ("tokenizer.json", '{"model": {"vocab": {}, "merges": ["a b c"]}}', "holds no vocabulary"),
@@ -306,25 +365,77 @@ def test_code_in_weights_is_not_run(published):
     torch.save({"logit_scale": Bomb()}, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin is no readable file of tensors"):
         pretrained.read_clip(folder)
-    torch.save([1, 2], folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="no readable file of tensors|more than named tensors"):
-        pretrained.read_clip(folder)
     assert not (published / "hit").exists()
 
 
-def test_ids_in_another_order_or_another_split_are_refused(published):
-    """Catches text that would come out as other tokens than the weights were trained with."""
+@pytest.mark.parametrize("weights, message", [
+    ([1, 2], "no readable file of tensors"), ({"a": 1}, "more than named tensors"),
+    ({"a": torch.tensor([1.0, float("nan")])}, "a has numbers that are not finite"),
+])
+def test_weights_that_are_none_are_named(weights, message, published):
+    """Catches a list taken for a dictionary, and a loss that is nan from the first step on."""
+    (published / "clip" / "model.safetensors").unlink()
+    torch.save(weights, published / "clip" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=rf"pytorch_model\.bin.* {message}"):
+        pretrained.read_clip(published / "clip")
+
+
+SPLIT = "text is split neither in GPT-2's way nor in ours"
+AS_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"pre_tokenizer": None}, SPLIT), ({"pre_tokenizer": {"type": "Whitespace"}}, SPLIT),
+    ({"pre_tokenizer": AS_GPT2 | {"add_prefix_space": True}}, SPLIT),
+    ({"pre_tokenizer": AS_GPT2 | {"use_regex": False}}, SPLIT),
+    ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}]}}, SPLIT),
+    ({"normalizer": {"type": "Lowercase"}}, "normalizer is {'type': 'Lowercase'}, minivlm has N"),
+    ({"added_tokens": [{"id": 283, "content": "<s>"}]}, r"special tokens \['<s>'\], expected <"),
+    ({"added_tokens": [{"id": 3, "content": "<|endoftext|>"}]}, "behind all others"),
+])
+def test_a_tokenizer_that_reads_text_in_another_way_is_refused(changes, message, published):
+    """Catches text that comes out as other tokens than the weights were trained with."""
+    path = published / "gpt2" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        pretrained.read_tokenizer(published / "gpt2")
+
+
+def test_the_split_of_gpt2s_own_file_is_known(published, words):
+    """Catches a file of an older version, which leaves out what is so by default."""
+    path = published / "gpt2" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": AS_GPT2}))
+    assert pretrained.read_tokenizer(published / "gpt2")[0].pattern == GPT2_PATTERN
+
+
+def test_merges_or_a_model_of_another_kind_are_refused(published):
+    """Catches joins in another order than their ids, and pieces that were not joined at all."""
     path = published / "gpt2" / "tokenizer.json"
     file = json.loads(path.read_text())
-    other = json.loads(path.read_text())
-    other["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w"
-    path.write_text(json.dumps(other))
-    with pytest.raises(ValueError, match="splits text neither in GPT-2's way nor in ours"):
+    path.write_text(json.dumps(file | {"model": file["model"] | {"type": "Unigram"}}))
+    with pytest.raises(ValueError, match="holds no vocabulary with its merges"):
         pretrained.read_tokenizer(published / "gpt2")
     file["model"]["merges"].reverse()
     path.write_text(json.dumps(file))
     with pytest.raises(ValueError, match="the merges do not come in the order of their ids"):
         pretrained.read_tokenizer(published / "gpt2")
+
+
+def test_pictures_that_are_prepared_in_another_way_are_refused(published):
+    """Catches a CLIP trained with another mean, which would be given ours in silence."""
+    path = published / "clip" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.5, 0.5, 0.5]}))
+    with pytest.raises(ValueError, match=r"image_mean is \[0.5, 0.5, 0.5\], minivlm has \[0.48"):
+        pretrained.read_clip(published / "clip")
+
+
+def test_a_missing_package_is_one_line(published, monkeypatch):
+    """Catches a traceback where safetensors is not installed, in reading and in writing."""
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for act in (lambda: pretrained.read_clip(published / "clip"),
+                lambda: export(state_of(GPT(GPTConfig(n_layer=1, n_embd=32)), "lm"), published)):
+        with pytest.raises(ValueError, match="another package: pip install safetensors"):
+            act()
 
 
 def test_what_llava_lacks_is_said(vlm, tokenizer, tmp_path):

@@ -22,6 +22,14 @@ from minivlm.optim import Optimizer
 from test_train_scripts import ROOT, STAGES, config_of, rows_of
 
 
+@pytest.fixture(autouse=True)
+def default_sigterm():
+    """A run that a test breaks off leaves its handler behind."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Stop(BaseException):
     """The process ends here, whatever the code would like to do about it."""
 
@@ -76,18 +84,17 @@ def test_a_terminated_run_saves_where_it_is_and_loses_nothing(stage, runs, folde
     the steps before it, and an exit code that says all is well.
     """
     script, cfg = config_of(stage, folder, runs, out=str(tmp_path))
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         interrupt(script, cfg, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert ended.value.code == 143
     assert checkpoint.load(tmp_path / "ckpt.pt", (stage,))["step"] == 3  # between two evaluations
     assert [r["step"] for r in rows_of(tmp_path / "metrics.csv")] == ["0", "2"]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     torch.randn(7)
     _, cfg = config_of(stage, folder, runs, out=str(tmp_path), resume=True)
     script.main(cfg)
     assert_equal_runs(runs / stage, tmp_path)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_terminated_process_ends_with_143_and_another_goes_on(runs, folder, tmp_path):
@@ -233,6 +240,7 @@ def test_a_gradient_that_is_no_number_is_not_applied(runs, folder, tmp_path, mon
     with pytest.raises(ValueError, match=r"gradient is nan at step 2; batch \['.*before it \["):
         script.main(cfg)
     assert (tmp_path / "stopped.json").is_file()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.undo()
     _, cfg = config_of("sft", folder, runs, out=str(tmp_path), resume=True)
     script.main(cfg)

@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from data.webdata import prepare
+from conftest import stir
+from data.webdata import prepare, similarity
 from data.webdata.shards import Sample, read_shard, write_shards
 from minivlm import checkpoint
 from minivlm.clip import CLIP
+from minivlm.export import export
 from minivlm.images import Pictures, fit, open_image, to_tensor
 from minivlm.prepared import load_meta, load_records
-from minivlm.tokenizer import Tokenizer
+from minivlm.tokenizer import Tokenizer, byte_letters
 
 
 def jpeg(color=(200, 30, 30), side: int = 24) -> bytes:
@@ -178,7 +180,7 @@ def test_a_clip_refuses_pairs_that_are_not_alike(tmp_path, clip, monkeypatch):
         [tmp_path / "ckpt.pt"], stage="clip", configs={"model": dataclasses.asdict(config)},
         model=model, tokenizer=tokenizer, step=0, best=0.0,
     )
-    monkeypatch.setattr(prepare, "BATCH", 4)
+    monkeypatch.setattr(similarity, "BATCH", 4)
     source = web(tmp_path / "web")
     cosines = {}
     for shard in sorted(source.glob("*.tar")):
@@ -199,6 +201,30 @@ def test_a_clip_refuses_pairs_that_are_not_alike(tmp_path, clip, monkeypatch):
     kept = list(read_shard(tmp_path / "kept" / "00000.tar", Counter()))
     assert {s.key: s.info["similarity"] for s in kept} == {
         k: pytest.approx(v, abs=1e-3) for k, v in cosines.items() if v >= limit}
+
+
+def test_a_published_clip_judges_with_its_own_words(tmp_path, clip, monkeypatch):
+    """Catches our tokens given to CLIP's text tower, and a text that is too long for it."""
+    letters = list(byte_letters().values())
+    pieces = [*letters, *(x + "</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
+    model = CLIP(dataclasses.replace(clip.config, vocab_size=len(pieces), text_block_size=12))
+    state = {"stage": "clip", "configs": {"model": dataclasses.asdict(model.config)},
+             "model": stir(model).eval().state_dict()}
+    export(state, tmp_path / "clip")
+    vocab = {p: i for i, p in enumerate(pieces)}
+    (tmp_path / "clip" / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "clip" / "merges.txt").write_text("#version: 0.2\n")
+    read, rows_of = similarity.load_clip(str(tmp_path / "clip"))
+    idx, lengths = rows_of(["A  B", "a text that is far too long"])
+    start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
+    assert idx[0, :4].tolist() == [start, vocab["a</w>"], vocab["b</w>"], end]
+    assert lengths.tolist() == [4, 12] and idx[1, -1] == end
+    torch.testing.assert_close(read.encode_text(idx, lengths), model.encode_text(idx, lengths))
+    cfg = prepare.Config(str(web(tmp_path / "web")), clip=str(tmp_path / "clip"),
+                         min_similarity=-1.0, write_shards=str(tmp_path / "kept"))
+    prepare.main(cfg)
+    kept = list(read_shard(tmp_path / "kept" / "00000.tar", Counter()))
+    assert kept and all(-1 <= s.info["similarity"] <= 1 for s in kept)
 
 
 def test_a_folder_of_pictures_with_texts_will_do(tmp_path):

@@ -25,22 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 # the checkout, so that this runs as a script
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.webdata.shards import PICTURES, Sample, read_shard, refuse, write_shards  # noqa: E402
-from minivlm import checkpoint  # noqa: E402
-from minivlm.clip import CLIP  # noqa: E402
-from minivlm.data import caption_rows, collate, shorten_rows  # noqa: E402
-from minivlm.images import fit, open_image, to_tensor  # noqa: E402
+from data.webdata.similarity import by_similarity  # noqa: E402
+from minivlm.images import fit, open_image  # noqa: E402
 from minivlm.prepared import Pack, check_vocab_size, fault_of, write_folder  # noqa: E402
 from minivlm.run import cli  # noqa: E402
-from minivlm.tokenizer import Tokenizer  # noqa: E402
-
-BATCH = 200  # pairs that CLIP looks at together
 
 
 @dataclass
@@ -48,7 +42,7 @@ class Config:
     """What to read, what to keep, what to write."""
 
     shards: str = "data/webdata/shards"  # folder of *.tar, one .tar, or a folder of pictures + .txt
-    clip: str = ""  # run folder of train_clip.py that judges similarity; empty = no such rule
+    clip: str = ""  # run of train_clip.py, or published CLIP, to judge similarity; empty = no rule
     min_text: int = 5  # characters of a text
     max_text: int = 200  # no rule of LAION's: a text tower holds so many, a longer text stops it
     min_bytes: int = 5000  # bytes of a picture's file
@@ -136,43 +130,6 @@ def by_size(
             yield sample, picture
 
 
-@torch.no_grad()
-def by_similarity(
-    cfg: Config, pairs: Iterator[tuple], skipped: Counter, named: list[str]
-) -> Iterator[tuple]:
-    """Pairs that a CLIP finds alike enough, cosine in info["similarity"]; all without a CLIP."""
-    if not cfg.clip:
-        yield from pairs
-        return
-    state = checkpoint.load(cfg.clip, ("clip",))
-    tokenizer, model = Tokenizer.from_text(state["tokenizer"]), CLIP.from_checkpoint(state).eval()
-    size, longest = model.vit.config.image_size, model.text.block_size
-
-    def judge(part: list[tuple]) -> Iterator[tuple]:
-        squares = [np.asarray(fit(picture, size)) for _, picture in part]
-        rows = caption_rows([sample.text for sample, _ in part], tokenizer)
-        # a long text is judged by its start
-        batch = collate(shorten_rows(rows, longest, 1), tokenizer.pad, longest)
-        img_z = model.encode_image(to_tensor(np.stack(squares)))     # (B, C)
-        cosines = (img_z * model.encode_text(batch.idx, batch.lengths)).sum(-1).tolist()
-        for (sample, picture), cosine in zip(part, cosines):
-            if cosine < cfg.min_similarity:
-                skipped[f"similarity under {cfg.min_similarity}"] += 1
-                named.append(f"{sample.key}: similarity {cosine:.3f}")
-            else:
-                sample.info["similarity"] = round(cosine, 4)
-                yield sample, picture
-
-    part: list[tuple] = []
-    for pair in pairs:
-        part.append(pair)
-        if len(part) == BATCH:
-            yield from judge(part)
-            part = []
-    if part:
-        yield from judge(part)
-
-
 # --- the data set ---
 
 
@@ -189,7 +146,8 @@ def main(cfg: Config) -> dict[str, float]:
     ):
         raise ValueError(f"write_shards {cfg.write_shards} is where the shards are read from")
     samples = tqdm(read_all(cfg.shards, skipped, named), desc="pairs", disable=None)
-    kept = by_similarity(cfg, by_size(cfg, samples, skipped, named), skipped, named)
+    kept = by_similarity(
+        by_size(cfg, samples, skipped, named), cfg.clip, cfg.min_similarity, skipped, named)
     folder = Path(cfg.write_shards or cfg.out)
     if cfg.write_shards:
         counted: list[str] = []

@@ -18,9 +18,10 @@ from torch import Tensor
 HEAD = """# Equal to independent implementations
 
 Written by `python -m pytest tests/parity --large --table docs/parity.md`. A case is one draw of
-sizes, weights and inputs. The error of a tensor is its largest difference over the peer's largest
-magnitude; the worst over all cases and all that was compared stands here. "equal" means the same
-ids, texts or truth values.
+sizes, weights and inputs; of models of true size it is a text with a picture, or a position of a
+text; of an exported chatbot a dialogue or a question. The error of a tensor is its largest
+difference over the peer's largest magnitude; the worst over all cases and all that was compared
+stands here. "equal" means the same ids, texts or truth values.
 
 | quantity | peer | cases | worst relative error | allowed |
 |---|---|---|---|---|
