@@ -137,6 +137,8 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
             tokens stand where ours do, or it splits text in another way.
     """
     vocab, merges, added, splits = read_merges(folder)
+    if splits is not None:
+        expect(read_json(folder / "tokenizer.json"), folder, normalizer=None)
     letters = byte_letters()
     pieces = [*letters.values(), *(m.replace(" ", "") for m in merges)]
     bytes_of = {letter: b for b, letter in letters.items()}
@@ -186,7 +188,6 @@ def read_merges(
     added, splits = [], None
     if (folder / "tokenizer.json").is_file():
         file = read_json(folder / "tokenizer.json")
-        expect(file, folder, normalizer=None)
         model, added, splits = (file.get(k) for k in ("model", "added_tokens", "pre_tokenizer"))
         if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
             raise bad
