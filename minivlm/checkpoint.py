@@ -196,7 +196,9 @@ def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: s
 
 
 class _Unfilled(TorchFunctionMode):
-    """Within it no weights are drawn; on no device that would only load 2 s of torch's modules."""
+    """Within it no weights are drawn: a tensor without memory needs none, and torch would load two
+    seconds' worth of modules to draw them.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

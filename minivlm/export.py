@@ -23,7 +23,8 @@ from minivlm import checkpoint, run
 from minivlm.clip import CLIPConfig
 from minivlm.gpt import GPTConfig
 from minivlm.images import MEAN, STD
-from minivlm.pretrained import pre_tokenizer, safetensors
+from minivlm.pretrained import safetensors
+from minivlm.pretrained_tokenizers import pre_tokenizer
 from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM, VLMConfig

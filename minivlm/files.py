@@ -53,6 +53,21 @@ def parse_json(content: str | bytes, name: str):
         raise ValueError(f"{name} is no JSON in UTF-8: {error}") from None
 
 
+def read_json(path: Path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}")
+    found = parse_json(read_text(path), str(path))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return found
+
+
 def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
     """The JSON objects of a file that has one a line, each with "file:line" to call it by.
 
@@ -89,6 +104,18 @@ def check_entries(entries: list, name: str, /, **types: type) -> None:
             if not isinstance(value, kind):
                 raise ValueError(f"{name}, entry {n}: {key} is {str(value)[:40]!r}, expected "
                                  f"{kind.__name__}")
+
+
+def expect(config: dict, folder: Path, **wanted: object) -> None:
+    """Refuse a published config that asks for what minivlm does not have; an entry that is missing
+    counts as wanted.
+
+    Raises:
+        ValueError: naming the first entry that is another.
+    """
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{folder}: {key} is {config[key]!r}, minivlm has {value!r} only")
 
 
 def is_number(x) -> bool:

@@ -19,12 +19,10 @@ from torch import Tensor
 
 from minivlm.checkpoint import check_fit
 from minivlm.clip import CLIP, CLIPConfig
-from minivlm.files import check_entries, first_line, parse_json, read_text
+from minivlm.files import expect, first_line, read_json
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.images import MEAN, STD
-from minivlm.tokenizer import (
-    GPT2_PATTERN, HF_PATTERN, PATTERN, SPECIALS, Tokenizer, byte_letters,
-)
+from minivlm.pretrained_tokenizers import read_tokenizer
 from minivlm.vit import ViTConfig
 from minivlm.weight_names import clip_names, gpt2_names, to_ours
 
@@ -125,96 +123,6 @@ def resize_positions(pos: Tensor, n_tokens: int) -> Tensor:
     return torch.cat([pos[:1], grid.flatten(2)[0].T])                # (1 + n_tokens, C)
 
 
-def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """GPT-2's tokenizer, or ours as export.py writes it; special tokens stand behind all others.
-
-    Returns:
-        the tokenizer, and how many of its special tokens the folder knows: GPT-2 the first one.
-
-    Raises:
-        FileNotFoundError: if the folder has none.
-        ValueError: if its ids have gaps, its merges another order than their ids, other special
-            tokens stand where ours do, or it splits text in another way.
-    """
-    vocab, merges, added, splits = read_merges(folder)
-    if splits is not None:
-        expect(read_json(folder / "tokenizer.json"), folder, normalizer=None)
-    letters = byte_letters()
-    pieces = [*letters.values(), *(m.replace(" ", "") for m in merges)]
-    bytes_of = {letter: b for b, letter in letters.items()}
-    try:
-        ranks = {bytes(bytes_of[x] for x in piece): vocab[piece] for piece in pieces}
-    except KeyError as missing:
-        raise ValueError(f"{folder}: {missing} is no letter of a byte, or has no id") from None
-    joined = list(ranks.values())[len(letters):]
-    if joined != sorted(joined):
-        raise ValueError(f"{folder}: the merges do not come in the order of their ids")
-    special = vocab.keys() - set(pieces)
-    special = {name: vocab[name] for name in special} | added
-    known = [name for name, _ in sorted(special.items(), key=lambda kv: kv[1])]
-    if special != {name: len(ranks) + i for i, name in enumerate(SPECIALS[:len(known)])}:
-        raise ValueError(f"{folder}: special tokens {known[:8]}, expected {', '.join(SPECIALS)}, "
-                         "or the first of them, behind all others")
-    for pattern in (GPT2_PATTERN, PATTERN):
-        if splits in (None, pre_tokenizer(pattern)):
-            return Tokenizer(ranks, pattern), len(known)
-    raise ValueError(f"{folder}: text is split neither in GPT-2's way nor in ours")
-
-
-def pre_tokenizer(pattern: str) -> dict:
-    """How tokenizer.json says that text is split: GPT-2's way has a name, ours is written out."""
-    to_letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                  "use_regex": pattern == GPT2_PATTERN}
-    if pattern == GPT2_PATTERN:
-        return to_letters
-    split = {"type": "Split", "pattern": {"Regex": HF_PATTERN}, "behavior": "Isolated",
-             "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, to_letters]}
-
-
-def read_merges(
-    folder: Path
-) -> tuple[dict[str, int], list[str], dict[str, int], dict | None]:
-    """Vocabulary and merges of a byte-level BPE, each merge two pieces with a space between.
-
-    Returns:
-        pieces with their ids; merges; tokens that were added, with their ids; and how text is
-        split, None where the files do not say.
-
-    Raises:
-        FileNotFoundError, ValueError: if the folder has none, or the file is no such thing.
-    """
-    bad = ValueError(f"{folder} holds no vocabulary with its merges")
-    added, splits = [], None
-    if (folder / "tokenizer.json").is_file():
-        file = read_json(folder / "tokenizer.json")
-        model, added, splits = (file.get(k) for k in ("model", "added_tokens", "pre_tokenizer"))
-        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-            raise bad
-        vocab, merges = model.get("vocab"), model.get("merges")
-        if not isinstance(merges, list):
-            raise bad
-        # newer files write each as a pair
-        merges = [" ".join(map(str, m)) if isinstance(m, list) else m for m in merges]
-        splits = {} if splits is None else splits
-        if isinstance(splits, dict) and splits.get("type") == "ByteLevel":
-            splits = {"trim_offsets": True, "use_regex": True} | splits  # older files leave it out
-            splits["trim_offsets"] = True                            # offsets are not asked for
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocab = read_json(folder / "vocab.json")
-        lines = read_text(folder / "merges.txt").splitlines()
-        merges = [m for m in lines if m and not m.startswith("#version")]
-    else:
-        raise FileNotFoundError(
-            f"neither tokenizer.json nor vocab.json with merges.txt in {folder}")
-    check_entries(added or [], f"{folder}, added_tokens", id=int, content=str)
-    if not isinstance(vocab, dict) or not all(
-            isinstance(m, str) and m.count(" ") == 1 for m in merges) or not all(
-            type(i) is int for i in vocab.values()):
-        raise bad
-    return vocab, merges, {token["content"]: token["id"] for token in added or []}, splits
-
-
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors or pytorch_model.bin, in one file or in parts.
 
@@ -265,31 +173,6 @@ def safetensors():
     except ImportError:
         raise ValueError("this needs another package: pip install safetensors") from None
     return safetensors.torch
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is none, or it is none.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}; expected a folder as published")
-    found = parse_json(read_text(path), str(path))
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return found
-
-
-def expect(config: dict, folder: Path, **wanted: object) -> None:
-    """Refuse what our architecture does not have; an entry that is missing counts as wanted.
-
-    Raises:
-        ValueError: naming the first entry that is another.
-    """
-    for key, value in wanted.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"{folder}: {key} is {config[key]!r}, minivlm has {value!r} only")
 
 
 def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:

@@ -100,7 +100,7 @@ def to_ours(names: Names, theirs: dict[str, Tensor], folder: Path) -> dict[str, 
 
 
 def to_theirs(names: Names, ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back."""
+    """Rename, turn and split our tensors into the published ones, as copies."""
     out = {}
     for name, group, turned in names:
         parts = ours[name].chunk(len(group)) if len(group) > 1 else [ours[name]]

@@ -230,7 +230,7 @@ BUGS = [
      "wte[:known].mean(0, keepdim=True)", "wte[:1]", "tests/test_pretrained.py"),
     ("code in published weights run", "minivlm/pretrained.py", "weights_only=True",
      "weights_only=False", "tests/test_pretrained.py"),
-    ("word ends not marked", "minivlm/clip_tokenizer.py", 'pieces[-1] += "</w>"', "pass",
+    ("word ends not marked", "minivlm/pretrained_tokenizers.py", 'pieces[-1] += "</w>"', "pass",
      "tests/test_pretrained.py"),
     ("a norm lost on the way out", "minivlm/export.py", 'if c.projector != "llava":',
      'if c.projector == "linear":', "tests/test_pretrained.py"),

@@ -25,7 +25,8 @@ SCRIPTS = (
 )
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
 EXTRAS = {  # optional: extras of setup.py
-    ("teachers.py", "openai"), ("pretrained.py", "safetensors"), ("clip_tokenizer.py", "regex"),
+    ("teachers.py", "openai"),
+    ("pretrained.py", "safetensors"), ("pretrained_tokenizers.py", "regex"),
     ("test_pretrained.py", "safetensors"), ("test_properties.py", "hypothesis"),
 }
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from minivlm import checkpoint
 from minivlm.clip import CLIP
-from minivlm.clip_tokenizer import ClipTokenizer
 from minivlm.data import caption_rows, collate, shorten_rows
 from minivlm.images import fit, to_tensor
 from minivlm.pretrained import read_clip
+from minivlm.pretrained_tokenizers import ClipTokenizer
 from minivlm.tokenizer import Tokenizer
 
 BATCH = 200  # pairs that CLIP looks at together

@@ -18,7 +18,6 @@ import train_align
 import train_sft
 from minivlm import checkpoint, pretrained
 from minivlm.clip import CLIP, CLIPConfig
-from minivlm.clip_tokenizer import ClipTokenizer
 from minivlm.conversation import render
 from minivlm.export import export, tokenizer_file
 from minivlm.generate import generate
@@ -26,7 +25,8 @@ from minivlm.gpt import GPT, GPTConfig
 from minivlm.images import Pictures
 from minivlm.measure import prompt_of
 from minivlm.prepared import load_records
-from minivlm.tokenizer import SPECIALS, Tokenizer
+from minivlm.pretrained_tokenizers import ClipTokenizer, read_tokenizer
+from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
 from minivlm.vlm import VLM, VLMConfig
 from minivlm.weight_names import clip_names, gpt2_names, to_theirs
 from parity.peers import folder_of, whole
@@ -146,7 +146,7 @@ def byte_merges(n: int) -> list[str]:
     """n merges of byte pairs, then of what came out, in GPT-2's letters: the right number of them
     is what matters.
     """
-    rng, letters = random.Random(0), list(pretrained.byte_letters().values())
+    rng, letters = random.Random(0), list(byte_letters().values())
     pieces, merges, known = list(letters), [], set(letters)
     while len(merges) < n:
         a, b = rng.choice(pieces), rng.choice(letters)
@@ -159,7 +159,7 @@ def byte_merges(n: int) -> list[str]:
 
 def write_tokenizer(folder, merges: list[str]) -> None:
     """vocab.json and merges.txt as GPT-2's folder has them."""
-    pieces = [*pretrained.byte_letters().values(), *(m.replace(" ", "") for m in merges)]
+    pieces = [*byte_letters().values(), *(m.replace(" ", "") for m in merges)]
     vocab = {p: i for i, p in enumerate([*pieces, "<|endoftext|>"])}
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
@@ -208,7 +208,7 @@ def test_clips_tokenizer_is_transformers_on_the_true_vocabulary(hf, agreement, t
                      "CLIPTokenizer, bpe_simple_vocab_16e6.txt.gz", 0)
     with gzip.open(folder_of("clip") / "bpe_simple_vocab_16e6.txt.gz") as f:
         merges = f.read().decode().split("\n")[1:49152 - 256 - 2 + 1]
-    letters = list(pretrained.byte_letters().values())
+    letters = list(byte_letters().values())
     pieces = [*letters, *(x + "</w>" for x in letters), *(m.replace(" ", "") for m in merges),
               "<|startoftext|>", "<|endoftext|>"]
     vocab = {p: i for i, p in enumerate(pieces)}
@@ -235,7 +235,7 @@ def test_our_tokenizer_is_the_same_in_the_published_format(hf, agreement, tmp_pa
     theirs = hf.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     assert theirs.convert_tokens_to_ids(list(SPECIALS)) == [
         ours.endoftext, ours.pad, ours.image, ours.system, ours.user, ours.assistant, ours.end]
-    assert pretrained.read_tokenizer(tmp_path)[0].identity == ours.identity
+    assert read_tokenizer(tmp_path)[0].identity == ours.identity
     for rng in seen.cases(1000):
         text = babble(rng)
         ids = ours.encode(text)
@@ -249,7 +249,7 @@ def test_gpt2s_tokenizer_is_transformers(hf, agreement, tmp_path):
     for rng in seen.cases(100):
         merges = byte_merges(400)[: rng.randint(0, 400)]
         write_tokenizer(tmp_path, merges)
-        ours, _ = pretrained.read_tokenizer(tmp_path)
+        ours, _ = read_tokenizer(tmp_path)
         theirs = hf.GPT2Tokenizer.from_pretrained(tmp_path)
         for _ in range(10):
             text = babble(rng)
