@@ -11,11 +11,12 @@ import difflib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from plant import copy_project
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "mutation.md"
@@ -59,10 +60,7 @@ def without_decorators(source: str) -> str:
 
 def prepare(copy: Path) -> None:
     """A copy of the project with mutmut's settings in it."""
-    skip = shutil.ignore_patterns(
-        ".git", ".venv", "runs", "prepared", "prepared[!.]*", "__pycache__", "*.egg-info"
-    )
-    shutil.copytree(ROOT, copy, ignore=skip, dirs_exist_ok=True)
+    copy_project(copy)
     for name in MODULES:
         path = copy / "minivlm" / f"{name}.py"
         path.write_text(without_decorators(path.read_text()))

@@ -240,14 +240,19 @@ BUGS = [
 ]
 
 
+def copy_project(to: Path) -> None:
+    """The project without what git ignores: what has been installed, prepared or trained."""
+    skip = shutil.ignore_patterns(
+        ".git", ".venv", "runs", "prepared", "prepared[!.]*", "__pycache__", "*.egg-info"
+    )  # the folders of data sets, not minivlm/prepared.py
+    shutil.copytree(ROOT, to, ignore=skip, dirs_exist_ok=True)
+
+
 def fails(test: str, file: str = "", old: str = "", new: str = "") -> bool:
     """Whether the test file fails on a copy of the project, with a bug in it or as it is."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        skip = shutil.ignore_patterns(
-            ".git", ".venv", "runs", "prepared", "prepared[!.]*", "__pycache__", "*.egg-info"
-        )  # the folders of data sets, not minivlm/prepared.py
-        shutil.copytree(ROOT, copy, ignore=skip)
+        copy_project(copy)
         if file:
             text = (copy / file).read_text()
             (copy / file).write_text(text.replace(old, new))
