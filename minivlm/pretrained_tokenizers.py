@@ -40,9 +40,8 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
         ValueError: if its ids have gaps, its merges another order than their ids, other special
             tokens stand where ours do, or it splits text in another way.
     """
-    vocab, merges, added, splits = read_merges(folder)
-    if splits is not None:
-        expect(read_json(folder / "tokenizer.json"), folder, normalizer=None)
+    vocab, merges, file = read_merges(folder)
+    expect(file, folder, normalizer=None)
     letters = byte_letters()
     pieces = [*letters.values(), *(m.replace(" ", "") for m in merges)]
     bytes_of = {letter: b for b, letter in letters.items()}
@@ -53,14 +52,16 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     joined = list(ranks.values())[len(letters):]
     if joined != sorted(joined):
         raise ValueError(f"{folder}: the merges do not come in the order of their ids")
-    special = vocab.keys() - set(pieces)
-    special = {name: vocab[name] for name in special} | added
+    special = {name: vocab[name] for name in vocab.keys() - set(pieces)}
     known = [name for name, _ in sorted(special.items(), key=lambda kv: kv[1])]
     if special != {name: len(ranks) + i for i, name in enumerate(SPECIALS[:len(known)])}:
         raise ValueError(f"{folder}: special tokens {known[:8]}, expected {', '.join(SPECIALS)}, "
                          "or the first of them, behind all others")
+    splits = file.get("pre_tokenizer") or {}
+    if isinstance(splits, dict) and splits.get("type") == "ByteLevel":
+        splits = {"use_regex": True} | splits | {"trim_offsets": True}  # the default; not asked for
     for pattern in (GPT2_PATTERN, PATTERN):
-        if splits in (None, pre_tokenizer(pattern)):
+        if not file or splits == pre_tokenizer(pattern):
             return Tokenizer(ranks, pattern), len(known)
     raise ValueError(f"{folder}: text is split neither in GPT-2's way nor in ours")
 
@@ -76,23 +77,20 @@ def pre_tokenizer(pattern: str) -> dict:
     return {"type": "Sequence", "pretokenizers": [split, to_letters]}
 
 
-def read_merges(
-    folder: Path
-) -> tuple[dict[str, int], list[str], dict[str, int], dict | None]:
+def read_merges(folder: Path) -> tuple[dict[str, int], list[str], dict]:
     """Vocabulary and merges of a byte-level BPE, each merge two pieces with a space between.
 
     Returns:
-        pieces with their ids; merges; tokens that were added, with their ids; and how text is
-        split, None where the files do not say.
+        pieces and added tokens with their ids; merges; and all of tokenizer.json, or {} where the
+        folder has vocab.json and merges.txt, which say no more.
 
     Raises:
         FileNotFoundError, ValueError: if the folder has none, or the file is no such thing.
     """
-    bad = ValueError(f"{folder} holds no vocabulary with its merges")
-    added, splits = [], None
+    bad, file = ValueError(f"{folder} holds no vocabulary with its merges"), {}
     if (folder / "tokenizer.json").is_file():
         file = read_json(folder / "tokenizer.json")
-        model, added, splits = (file.get(k) for k in ("model", "added_tokens", "pre_tokenizer"))
+        model = file.get("model")
         if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
             raise bad
         vocab, merges = model.get("vocab"), model.get("merges")
@@ -100,10 +98,6 @@ def read_merges(
             raise bad
         # newer files write each as a pair
         merges = [" ".join(map(str, m)) if isinstance(m, list) else m for m in merges]
-        splits = {} if splits is None else splits
-        if isinstance(splits, dict) and splits.get("type") == "ByteLevel":
-            splits = {"trim_offsets": True, "use_regex": True} | splits  # older files leave it out
-            splits["trim_offsets"] = True                            # offsets are not asked for
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocab = read_json(folder / "vocab.json")
         lines = read_text(folder / "merges.txt").splitlines()
@@ -111,12 +105,13 @@ def read_merges(
     else:
         raise FileNotFoundError(
             f"neither tokenizer.json nor vocab.json with merges.txt in {folder}")
-    check_entries(added or [], f"{folder}, added_tokens", id=int, content=str)
+    added = file.get("added_tokens") or []
+    check_entries(added, f"{folder}, added_tokens", id=int, content=str)
     if not isinstance(vocab, dict) or not all(
             isinstance(m, str) and m.count(" ") == 1 for m in merges) or not all(
             type(i) is int for i in vocab.values()):
         raise bad
-    return vocab, merges, {token["content"]: token["id"] for token in added or []}, splits
+    return vocab | {token["content"]: token["id"] for token in added}, merges, file
 
 
 class ClipTokenizer:
@@ -144,8 +139,8 @@ class ClipTokenizer:
     @classmethod
     def read(cls, folder: str | Path) -> "ClipTokenizer":
         """The tokenizer of a published folder; raises as `read_merges`."""
-        vocab, merges, added, _ = read_merges(Path(folder))
-        return cls(vocab | added, merges)
+        vocab, merges, _ = read_merges(Path(folder))
+        return cls(vocab, merges)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without the special tokens around it.
