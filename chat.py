@@ -8,15 +8,16 @@ takes another picture. Reads: a run folder of train_sft.py, train_ppo.py, train_
 train_align.py or train_caption.py.
 """
 
+from minivlm.loading.models import vlm_from
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from minivlm import checkpoint, run
 from minivlm.conversation import IMAGE_MARK, Turn, render
-from minivlm.images import fit, open_image, to_tensor
 from minivlm.generate import stream
+from minivlm.loading.images import fit, open_image, to_tensor
+from minivlm.running import checkpoint, machine, options
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -69,7 +70,7 @@ def answer(
         out.append(token)
         text = tokenizer.decode(out)
         if not text.endswith("\ufffd"):  # half a character waits for its other half
-            print(run.printable(text[len(shown):]), end="", flush=True)
+            print(options.printable(text[len(shown):]), end="", flush=True)
             shown = text
     print()
     return tokenizer.decode(out)
@@ -84,11 +85,11 @@ def load_picture(path: str, cfg: Config, size: int, device: torch.device) -> tor
 
 def main(cfg: Config) -> dict[str, float]:
     """Load the run, then answer once or talk until the user stops."""
-    run.seed_everything(cfg.seed, cfg.threads)
-    device = run.pick_device(cfg.device)
+    machine.seed_everything(cfg.seed, cfg.threads)
+    device = machine.pick_device(cfg.device)
     state = checkpoint.load(cfg.run, ("sft", "dpo", "ppo", "align", "caption"), device)
     tokenizer, model = (
-        Tokenizer.from_text(state["tokenizer"]), VLM.from_checkpoint(state).to(device).eval()
+        Tokenizer.from_text(state["tokenizer"]), vlm_from(state).to(device).eval()
     )
     size = model.config.vit.image_size
     stop = tokenizer.stop(state["stage"])
@@ -111,7 +112,7 @@ def main(cfg: Config) -> dict[str, float]:
                     load_picture(question.removeprefix("/image ").strip(), cfg, size, device), []
                 )
             except (ValueError, FileNotFoundError) as error:
-                print(run.printable(str(error)))  # keep the picture and the conversation there are
+                print(options.printable(str(error)))  # keep the picture and the conversation there are
             continue
         # a mark typed by the user is text, as special tokens are
         question = question.replace(IMAGE_MARK, "image")
@@ -132,4 +133,4 @@ def main(cfg: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run.cli(main, Config)
+    options.cli(main, Config)

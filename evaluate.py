@@ -16,18 +16,18 @@ Run: python evaluate.py --run runs/sft [--questions quiz]
 import csv
 import json
 import time
+from minivlm.loading.models import clip_from, vlm_from
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.axes import axes
-from data.raters import SimulatedJudge
-from minivlm import checkpoint, measure, run
-from minivlm.clip import CLIP
-from minivlm.files import check_entries, read_lines, read_text
-from minivlm.images import Pictures
-from minivlm.prepared import load_meta, load_records
+from minivlm.evaluation import measure
+from minivlm.evaluation.axes import axes
+from minivlm.evaluation.raters import SimulatedJudge
+from minivlm.loading.images import Pictures
+from minivlm.loading.prepared import load_meta, load_records
+from minivlm.running import checkpoint, machine, options
+from minivlm.running.files import check_entries, read_lines, read_text
 from minivlm.tokenizer import Tokenizer
-from minivlm.vlm import VLM
 
 # --- config ---
 
@@ -107,11 +107,11 @@ def read_answers(cfg: Config) -> list[dict] | None:
 def main(cfg: Config) -> dict[str, float]:
     """Measure, print the table, write the file; return the figures."""
     began = time.time()
-    run.seed_everything(cfg.seed, cfg.threads)
-    device, meta = run.pick_device(cfg.device), load_meta(cfg.data)
+    machine.seed_everything(cfg.seed, cfg.threads)
+    device, meta = machine.pick_device(cfg.device), load_meta(cfg.data)
     state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft", "ppo", "dpo"))
     tokenizer = Tokenizer.from_text(state["tokenizer"])
-    model = (CLIP if state["stage"] == "clip" else VLM).from_checkpoint(state).to(device).eval()
+    model = (clip_from if state["stage"] == "clip" else vlm_from)(state).to(device).eval()
     file = Path(cfg.data) / f"{cfg.questions}.jsonl"
     if cfg.questions != "eval" and not file.is_file():
         raise FileNotFoundError(f"no questions at {file}; data/quiz.py writes a quiz")
@@ -128,7 +128,7 @@ def main(cfg: Config) -> dict[str, float]:
         judged_by = checkpoint.load(cfg.judge, ("clip",))
         if judged_by["configs"]["tokenizer"] != tokenizer.identity:
             raise ValueError(f"{cfg.judge} and {cfg.run} have different tokenizers")
-        judge = CLIP.from_checkpoint(judged_by).to(device).eval()
+        judge = clip_from(judged_by).to(device).eval()
     pictures = Pictures(cfg.data, model.vit.config.image_size)
     folder = Path(cfg.run).parent if Path(cfg.run).is_file() else Path(cfg.run)
     out = Path(cfg.out or folder / f"{cfg.questions}.json")
@@ -175,12 +175,12 @@ def main(cfg: Config) -> dict[str, float]:
     # a coin's accuracy, precision, recall, ...
     chance |= {k: 0.5 for k in figures if k.startswith("pope")}
     chance = {k: p for k, p in chance.items() if k in figures}
-    print(run.printable(table(figures, blind, chance)))
+    print(options.printable(table(figures, blind, chance)))
     report = {
         "run": cfg.run,
         "data": meta["name"],
         "train_seconds": cfg.train_seconds,
-        **run.provenance(cfg, began),
+        **machine.provenance(cfg, began),
         "training": training,
         "figures": figures,
         "blind": blind,
@@ -194,4 +194,4 @@ def main(cfg: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run.cli(main, Config)
+    options.cli(main, Config)

@@ -1,13 +1,14 @@
 """Packaging: the library is `minivlm/`; the scripts run from the checkout."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="minivlm",
     version="0.1.0",
     description="The whole vision-language training recipe, from scratch, in readable PyTorch",
     license="MIT",
-    packages=["minivlm"],
+    packages=find_packages(include=["minivlm", "minivlm.*"]),
+    package_dir={"": "."},  # an editable install puts the checkout on the path, data/ included
     python_requires=">=3.10",
     install_requires=["torch>=2.4", "numpy>=1.26", "pillow>=10.0", "tqdm>=4.66", "tiktoken>=0.7"],
     extras_require={

@@ -7,29 +7,31 @@
 
 Source: BLIP, arXiv:2201.12086, section 3; SimVLM, arXiv:2108.10904, section 3.
 Reads: runs/clip, runs/lm.   Writes: runs/caption.
-Expect (2 CPU cores): 3 min, held-out loss 1.7 -> .5, pairs judged rightly .93 (always no: .67)
+Expect (2 CPU cores): 3 min, held-out loss 1.7 -> .5; .93 of the pairs are judged right by the
+matching head (.67 by a head that always says no)
 Run: python train_caption.py [--objective prefix_lm]
 """
 
-import time
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
-from minivlm import checkpoint, run
 from minivlm.captioner import Captioner
-from minivlm.data import Batch, batches, caption_rows, check_captions, collate, cut_rows, hash_seed
-from minivlm.data import pick_captions, shuffled
-from minivlm.images import Pictures
-from minivlm.log import Meter, Run
+from minivlm.conversation import Row, caption_rows, make_row
+from minivlm.loading.batches import Batch, check_captions, collate, cut_rows, hash_seed
+from minivlm.loading.batches import pick_captions, shuffled
+from minivlm.loading.images import Pictures
+from minivlm.loading.models import take_towers, tower_configs
+from minivlm.loading.prepared import load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
-from minivlm.prepared import load_records
+from minivlm.running import checkpoint
+from minivlm.running.options import cli
+from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
 from minivlm.transformer import Block
-from minivlm.vlm import VLMConfig, tower_configs
-
+from minivlm.vlm import VLMConfig
 
 # --- config ---
 
@@ -38,31 +40,35 @@ from minivlm.vlm import VLMConfig, tower_configs
 class Config:
     """Options of the run; the comments are the help texts."""
 
-    data: str = "data/shapes/prepared"  # folder made by a prepare.py
-    split: str = "train"  # which file of it to learn from: train, or web (noisy captions)
-    objective: str = "blip"  # lm, prefix_lm (SimVLM) or blip
-    clip: str = "runs/clip"  # where the ViT comes from
-    lm: str = "runs/lm"  # where the GPT comes from
-    scratch: bool = False  # take only sizes and tokenizer from there, random weights
-    out: str = "runs/caption"  # run folder
-    steps: int = 300  # optimizer steps
-    batch_size: int = 64  # pictures with a caption a step
-    n_texts: int = 8  # rows of text alone beside them, in prefix_lm
-    prompt: str = "a picture of"  # stands before every caption and is not learned
-    label_smoothing: float = 0.1  # of lm and blip, as BLIP's decoder has it
-    grad_accum: int = 1  # micro-batches a step; blip compares pairs within one
-    lr: float = 2e-3  # peak rate of AdamW: embeddings, norms, heads
-    muon_lr: float = 0.005  # peak rate of Muon: matrices of blocks and projector; 0 = AdamW
-    weight_decay: float = 0.05  # on matrices and embeddings
-    warmup: int = 50  # steps until the peak rate
-    grad_clip: float = 1.0  # largest norm of the gradient
-    eval_every: int = 150  # steps between evaluations, each logged and saved
-    seed: int = 0  # weights and order of the data
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    dtype: str = "auto"  # auto (bfloat16 on a GPU, else float32), float32, bfloat16
-    compile: bool = False  # torch.compile of every block: slow to start, then faster
-    threads: int = 0  # CPU threads; 0 = torch's choice
-    workers: int = 0  # processes that make batches ahead; 0 = none
+    # data
+    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
+    split: str = "train"  # which file of the data folder to learn from: train, or web (noisy)
+    n_texts: int = 8  # >= 0; rows of text alone per step, for prefix_lm
+    prompt: str = "a picture of"  # text before every caption; it is read, not learned
+    out: str = "runs/caption"  # run folder to write
+    # model
+    clip: str = "runs/clip"  # run folder that the ViT comes from
+    lm: str = "runs/lm"  # run folder that the GPT comes from
+    # optimization
+    objective: str = "blip"  # lm | prefix_lm | blip; prefix_lm is SimVLM's
+    label_smoothing: float = 0.1  # of lm and blip, 0 <= x < 1; 0.1 as in BLIP's decoder
+    steps: int = 300  # >= 0; optimizer steps
+    batch_size: int = 64  # >= 1; pictures per step, each with one caption
+    grad_accum: int = 1  # >= 1; micro-batches per step; blip compares pairs within one
+    lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, heads, biases
+    muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: matrices of blocks, projector; 0 = AdamW
+    weight_decay: float = 0.05  # >= 0; on matrices and embeddings
+    warmup: int = 50  # >= 0; steps until the peak learning rate
+    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    # machine
+    eval_every: int = 150  # >= 1; steps between evaluations, each logged and saved
+    log_every: int = 10  # >= 1; steps between rows of training losses in metrics.csv
+    seed: int = 0  # >= 0; decides the initial weights and the order of the data
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
+    dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
+    compile: bool = False  # use torch.compile on every block: slow to start, then faster
+    threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
+    workers: int = 0  # >= 0; processes that make batches ahead; 0 = none
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
@@ -79,139 +85,135 @@ class Config:
 def evaluate(
     model: Captioner, val_batches: list[Batch], skip: int, device: torch.device, blip: bool
 ) -> dict[str, float]:
-    """Mean loss per caption token of held-out batches, in nats; for blip also the share of pairs
-    that the matching head judges rightly. Two thirds of these are hard negatives: always no is
-    right in two of three cases.
+    """Mean loss per caption token of held-out batches, in nats.
+
+    For blip also the share of pairs that the matching head judges right. Two thirds of the pairs
+    are hard negatives, so a head that always says no is right in two of three cases.
     """
     model.eval()
-    loss, n, right, n_rows = 0.0, 0, 0.0, 0
+    loss, right = 0.0, 0.0
+    n_tokens, n_rows = 0, 0
     for batch in val_batches:
         batch = batch.to(device)
-        at, B = batch.targets != IGNORE_INDEX, len(batch.idx)        # (B, T)
+        at = batch.targets != IGNORE_INDEX                           # (B, T)
+        B = len(batch.idx)
         if blip:
             losses, match = model.blip_losses(batch, skip, 0.0, torch.Generator().manual_seed(0))
-            batch_loss, right = losses["lm"], right + float(match) * B
+            batch_loss = losses["lm"]
+            right += float(match) * B
         else:
             logits = model.vlm(batch.idx, batch.images, at=at, prefix=model.prefix_of(batch))
             batch_loss = next_token_loss(logits, batch.targets[at])
-        loss, n, n_rows = loss + float(batch_loss * at.sum()), n + int(at.sum()), n_rows + B
+        loss += float(batch_loss * at.sum())
+        n_tokens += int(at.sum())
+        n_rows += B
     model.train()
-    return {"val_loss": loss / n, **({"val_match": right / n_rows} if blip else {})}
+    figures = {"val_loss": loss / n_tokens}
+    if blip:
+        figures["val_match"] = right / n_rows
+    return figures
 
 
 def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
-    run.seed_everything(cfg.seed, cfg.threads)
-    device, log = run.pick_device(cfg.device), Run(cfg, __file__)
+    run = Run(cfg, __file__)
 
     # --- model ---
-    clip, lm = checkpoint.load(cfg.clip, ("clip",)), checkpoint.load(cfg.lm, ("lm",))
+    clip = checkpoint.load(cfg.clip, ("clip",))
+    lm = checkpoint.load(cfg.lm, ("lm",))
     tokenizer = Tokenizer.from_text(lm["tokenizer"])
     vit, gpt = tower_configs(clip, lm)
-    blip, prefix_lm = cfg.objective == "blip", cfg.objective == "prefix_lm"
+    blip = cfg.objective == "blip"
+    prefix_lm = cfg.objective == "prefix_lm"
     config = VLMConfig(tokenizer.image, vit, gpt, prefix_lm=prefix_lm)
     model = Captioner(config)
-    if not cfg.scratch:
-        model.vlm.take_towers(clip, lm)
-    model.to(device)
-    for block in model.modules():
-        if cfg.compile and isinstance(block, Block):
-            block.compile()
+    take_towers(model.vlm, clip, lm)
+    model.to(run.device)
+    if cfg.compile:
+        for module in model.modules():
+            if isinstance(module, Block):
+                module.compile()
 
     # --- data ---
-    records, held_out = (
-        load_records(cfg.data, split, need=("image", "captions")) for split in (cfg.split, "val")
-    )
-    texts = load_records(cfg.data, "text", need=("text",)) if prefix_lm and cfg.n_texts else []
-    pictures, prompt = Pictures(cfg.data, vit.image_size), tokenizer.encode(cfg.prompt)
-    skip = vit.n_tokens + len(prompt)
-    check_captions(records + held_out, tokenizer, skip + 1, gpt.block_size)
+    records = load_records(cfg.data, cfg.split, need=("image", "captions"))
+    val_records = load_records(cfg.data, "val", need=("image", "captions"))
+    texts = []
+    if prefix_lm and cfg.n_texts:
+        texts = load_records(cfg.data, "text", need=("text",))
+    pictures = Pictures(cfg.data, vit.image_size)
+    prompt = tokenizer.encode(cfg.prompt)
+    skip = vit.n_tokens + len(prompt)  # tokens before the caption
+    check_captions(records + val_records, tokenizer, skip + 1, gpt.block_size)
 
-    def make(pairs: list[tuple[dict, str]], rows: list) -> Batch:
-        names, images = [r["id"] for r, _ in pairs], pictures.get([r["image"] for r, _ in pairs])
-        names += [f"text {i}" for i in range(len(rows) - len(pairs))]
-        has_picture = [int(i < len(pairs)) for i in range(len(rows))]
-        return collate(rows, tokenizer.pad, gpt.block_size, names, images, has_picture)
+    def rows_of(captions: list[str]) -> list[Row]:
+        return caption_rows(captions, tokenizer, vit.n_tokens, prompt, end=True)
 
-    def rows_of(pairs: list[tuple[dict, str]]) -> list:
-        return caption_rows([c for _, c in pairs], tokenizer, vit.n_tokens, prompt, end=True)
+    def collect(chosen: list[dict], rows: list[Row]) -> Batch:
+        n_texts = len(rows) - len(chosen)
+        names = [r["id"] for r in chosen] + [f"text {i}" for i in range(n_texts)]
+        images = pictures.get([r["image"] for r in chosen])
+        n_images = [1] * len(chosen) + [0] * n_texts
+        return collate(rows, tokenizer.pad, gpt.block_size, names, images, n_images)
+
+    def text_rows(longest: int, generator: torch.Generator) -> list[Row]:
+        """Some documents, all of whose tokens are learned, cut to `longest` tokens."""
+        picks = torch.randint(max(1, len(texts)), (cfg.n_texts,), generator=generator).tolist()
+        rows = []
+        for i in picks if texts else []:
+            ids = tokenizer.encode(texts[i]["text"])[:longest]
+            if len(ids) > 1:  # one token predicts nothing
+                rows.append(make_row((ids, True)))
+        return rows
 
     def make_batch(step: int) -> Batch:
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1))
-        chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed)
-        pairs = pick_captions([records[i] for i in chosen], generator)
-        rows = rows_of(pairs)
-        if prefix_lm:  # documents are cut to the length of the longest caption
-            T = max(len(ids) for ids, _ in rows) - vit.n_tokens
-            picks = torch.randint(max(1, len(texts)), (cfg.n_texts,), generator=generator).tolist()
-            documents = [tokenizer.encode(texts[i]["text"])[:T] for i in picks if texts]
-            documents = [ids for ids in documents if len(ids) > 1]   # one token predicts nothing
-            rows = cut_rows(rows, skip, generator)
-            rows += cut_rows([(ids, [True] * len(ids)) for ids in documents], 1, generator)
-        return make(pairs, rows)
+        chosen = [records[i] for i in shuffled(step, cfg.batch_size, len(records), cfg.seed)]
+        rows = rows_of(pick_captions(chosen, generator))
+        if prefix_lm:
+            longest = max(len(row.ids) for row in rows) - vit.n_tokens
+            documents = text_rows(longest, generator)
+            rows = cut_rows(rows, skip, generator) + cut_rows(documents, 1, generator)
+        return collect(chosen, rows)
 
-    first = [(r, r["captions"][0]) for r in held_out]
-    starts = range(0, min(256, len(held_out)), 64)
-    val_batches = [make(first[i:i + 64], rows_of(first[i:i + 64])) for i in starts]
+    val_batches = []
+    for i in range(0, min(256, len(val_records)), 64):
+        part = val_records[i:i + 64]
+        val_batches.append(collect(part, rows_of([r["captions"][0] for r in part])))
 
     # --- optimizer ---
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
-    configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
-    start, best, meter = 0, float("inf"), Meter()
-    if cfg.resume:
-        start, best = checkpoint.resume(log.ckpt, "caption", configs, model, optimizer, meter)
-    make_batch(start)  # a batch that cannot be made must not cost the run that `out` holds
-    log.begin(start)
+    run.hold("caption", model, optimizer, tokenizer, config)
+    run.begin(make_batch)
 
     # --- loop ---
-    made, row = batches(make_batch, start, cfg.steps, cfg.workers), {}
-    bar = tqdm(
-        range(start, cfg.steps + 1), desc="caption", initial=start, total=cfg.steps, disable=None
-    )
-    for step in bar:
-        paths = [log.ckpt] if log.terminated else []
-        # step 0 is measured before any update: a blind guess at captions, and at what fits
-        if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
-            row = evaluate(model, val_batches, skip, device, blip)
-            extra = ("itc", "itm", "match") if blip else ()
-            log.log({
-                "step": step, **meter.means(("loss", "lr", "grad", "ms", "data_ms", *extra)), **row,
-            })
-            paths = [log.best, log.ckpt] if row["val_loss"] < best else [log.ckpt]
-            best = min(best, row["val_loss"])
-        if paths:
-            checkpoint.save(
-                paths, stage="caption", configs=configs, model=model, tokenizer=tokenizer,
-                step=step, best=best, optimizer=optimizer, meter=meter,
-            )
+    for step in run.steps():
+        # step 0 is measured before any update: captions and matches are guessed blindly
+        if run.is_due(step):
+            figures = evaluate(model, val_batches, skip, run.device, blip)
+            run.record(figures, loss=figures["val_loss"])
         if step == cfg.steps:
             break
-        if log.terminated and paths:
-            log.stop(step)
 
-        began = time.time()
-        batch = next(made).to(device)
-        got_data = time.time()
-
-        # a micro-batch weighs as many tokens as it supervises, in contrast and match as many rows:
-        # the sum is the whole batch's mean, but for the contrast, which is within the part
-        loss, n_tokens = 0.0, (batch.targets != IGNORE_INDEX).sum()
-        told: dict[str, float] = {}                                  # what blip logs besides
+        batch = run.next_batch().to(run.device)
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 2))
+        loss, parts_of_loss = 0.0, defaultdict(float)
         for part in batch.split(cfg.grad_accum):
-            at = part.targets != IGNORE_INDEX                        # (B, T), where the head runs
-            share, rows = at.sum() / n_tokens, len(part.idx) / len(batch.idx)
+            # writing is a mean over tokens, contrast and match are means over rows
+            share = part.n_supervised / batch.n_supervised
+            row_share = len(part.idx) / len(batch.idx)
             if blip:
-                with run.autocast(device, cfg.dtype):
+                with run.autocast():
                     losses, match = model.blip_losses(part, skip, cfg.label_smoothing, generator)
-                part_loss = (losses["itc"] + losses["itm"]) * rows + losses["lm"] * share
-                for name, value in {**losses, "match": match}.items():
-                    told[name] = told.get(name, 0.0) + value.item() * rows
+                part_loss = (losses["itc"] + losses["itm"]) * row_share + losses["lm"] * share
+                for name in ("itc", "itm"):
+                    parts_of_loss[name] += losses[name].item() * row_share
+                parts_of_loss["match"] += match.item() * row_share
             else:
-                with run.autocast(device, cfg.dtype):
+                at = part.targets != IGNORE_INDEX                    # (B, T), where the head runs
+                with run.autocast():
                     logits = model.vlm(part.idx, part.images, at=at, prefix=model.prefix_of(part))
                 smoothing = 0.0 if prefix_lm else cfg.label_smoothing
                 part_loss = next_token_loss(logits, part.targets[at], smoothing) * share
@@ -219,17 +221,12 @@ def main(cfg: Config) -> dict[str, float]:
             loss += part_loss.item()
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
-        log.check(loss, grad, step, batch.ids)
         model.clamp_scale()
-
-        meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
-                  data_ms=1000 * (got_data - began), **told)
-        bar.set_postfix(loss=f"{loss:.3f}")
+        run.add(batch.ids, loss=loss, grad=grad, lr=cfg.lr * scale, **parts_of_loss)
 
     # --- finish ---
-    log.finish(row)
-    return row
+    return run.finish()
 
 
 if __name__ == "__main__":
-    run.cli(main, Config)
+    cli(main, Config)

@@ -10,27 +10,30 @@ Expect (2 CPU cores): 1.8 min, pair accuracy .49 -> .71 (people's noise allows .
 Run: python train_reward.py [--facts]
 """
 
-import json
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from minivlm import checkpoint, run
-from minivlm.data import Batch, batches, collate, hash_seed, pack, shuffled
+from minivlm.conversation import append_unread, pack, prompt_of
+from minivlm.evaluation.raters import rating_of
 from minivlm.heads import RewardModel
-from minivlm.images import Pictures
-from minivlm.log import Meter, Run
-from minivlm.lora import add_lora
+from minivlm.loading.batches import Batch, collate, hash_seed, shuffled
+from minivlm.loading.images import Pictures
+from minivlm.loading.models import vlm_from
+from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import ranking_loss
-from minivlm.measure import prompt_of
 from minivlm.optim import Optimizer, Together, lr_scale
-from minivlm.rankings import judge_scores, load_rankings, rating_of
+from minivlm.preferences.agreement import judge_scores
+from minivlm.preferences.rankings import load_rankings
+from minivlm.running import checkpoint
+from minivlm.running.options import cli
+from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
-from minivlm.vlm import VLM
 
+# weight of a prompt's squared mean score, which pairs leave free, so that it would drift. The idea is
+# Eisenstein et al.'s, 2023, arXiv:2312.09244, eq. 2; 0.01 is what TRL recommends
+CENTER = 0.01
 
 # --- config ---
 
@@ -39,32 +42,35 @@ from minivlm.vlm import VLM
 class Config:
     """Options of the run; the comments are the help texts."""
 
-    data: str = "data/shapes/prepared"  # folder made by a prepare.py
-    split: str = "preferences"  # which file of it holds the rankings to learn from
-    val_split: str = "preferences_val"  # which file of it holds those to measure with
-    init: str = "runs/sft"  # where the VLM comes from: sft
-    out: str = "runs/reward"  # run folder
-    steps: int = 900  # optimizer steps
-    batch_size: int = 16  # prompts a step, each with all its answers
-    grad_accum: int = 1  # micro-batches a step, same result with less memory
-    lr: float = 5e-4  # peak rate of AdamW: embeddings, norms, head
-    muon_lr: float = 0.003  # peak rate of Muon: matrices of blocks and projector; 0 = AdamW for all
-    weight_decay: float = 0.05  # on matrices and embeddings
-    warmup: int = 20  # steps until the peak rate
-    grad_clip: float = 1.0  # largest norm of the gradient
-    margin: float = 0.0  # log-odds asked for per point that two answers' ratings differ by
-    center: float = 0.01  # weight of the squared mean score of a prompt, which pairs leave free
-    facts: bool = False  # show the reward model true captions of the picture, in random order
-    vit_rate: float = 0.0  # the ViT's rates as a share of the others' peak rates; 0 = frozen
-    lora: int = 0  # rank of LoRA adapters, which learn then beside the head; 0 = all weights
-    lora_layers: str = "gpt.*,projector.*"  # names of the linear maps that get one
-    eval_every: int = 300  # steps between evaluations, each logged and saved
-    seed: int = 0  # weights and order of the data
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    dtype: str = "auto"  # auto (bfloat16 on a GPU, else float32), float32, bfloat16
-    compile: bool = False  # torch.compile: slow to start, then faster
-    threads: int = 0  # CPU threads; 0 = torch's choice
-    workers: int = 0  # processes that make batches ahead; 0 = none
+    # data
+    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
+    split: str = "preferences"  # which file of the data folder holds the rankings to learn from
+    val_split: str = "preferences_val"  # which file holds the rankings to measure with
+    facts: bool = False  # let the reward model read true captions of the picture, in random order
+    out: str = "runs/reward"  # run folder to write
+    # model
+    init: str = "runs/sft"  # run folder that the VLM comes from: sft
+    vit_rate: float = 0.0  # >= 0; the ViT's learning rates as a share of the others; 0 = frozen
+    lora: int = 0  # >= 0; rank of LoRA adapters, which learn beside the head; 0 = train the weights
+    # optimization
+    margin: float = 0.0  # >= 0; log-odds demanded for each point that two ratings differ by
+    steps: int = 900  # >= 0; optimizer steps
+    batch_size: int = 16  # >= 1; prompts per step, each with all its answers
+    grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
+    lr: float = 5e-4  # >= 0; peak learning rate of AdamW: embeddings, norms, head, biases
+    muon_lr: float = 0.003  # >= 0; peak learning rate of Muon: matrices of blocks, projector; 0 = AdamW
+    weight_decay: float = 0.05  # >= 0; on matrices and embeddings
+    warmup: int = 20  # >= 0; steps until the peak learning rate
+    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    # machine
+    eval_every: int = 300  # >= 1; steps between evaluations, each logged and saved
+    log_every: int = 10  # >= 1; steps between rows of training losses in metrics.csv
+    seed: int = 0  # >= 0; decides the head's initial weights and the order of the data
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
+    dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
+    compile: bool = False  # use torch.compile: slow to start, then faster
+    threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
+    workers: int = 0  # >= 0; processes that make batches ahead; 0 = none
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
@@ -90,16 +96,18 @@ def score(model: RewardModel, batch: Batch, ranks: Tensor) -> Tensor:
 def evaluate(
     model: RewardModel, val_parts: list[Part], rankings: list[dict], device: torch.device
 ) -> dict[str, float]:
-    """Loss and agreement with held-out rankings, by their gap in ratings where they have ratings.
+    """Loss and agreement with held-out rankings; where they have ratings, also by rating gap.
 
-    From here on the model's scores have mean 0 and deviation 1 on these answers.
+    Afterwards the model's scores have mean 0 and standard deviation 1 on these answers.
     """
     model.eval()
-    loss, scores = 0.0, []
+    loss = 0.0
+    scores: list[list[float]] = []  # of each ranking's answers
     for batch, ranks, _ in val_parts:
-        made = score(model, batch.to(device), ranks.to(device)).cpu()            # (B, K)
-        loss += float(ranking_loss(made, ranks)) * len(ranks)
-        scores += [row[there].tolist() for row, there in zip(made, ranks > 0)]
+        part = score(model, batch.to(device), ranks.to(device)).cpu()            # (B, K)
+        loss += float(ranking_loss(part, ranks)) * len(ranks)
+        for row, is_answer in zip(part, ranks > 0):
+            scores.append(row[is_answer].tolist())
     model.train()
     model.normalize(torch.tensor([s for row in scores for s in row]))
     return {"val_loss": loss / len(rankings), **judge_scores(rankings, scores)}
@@ -108,132 +116,117 @@ def evaluate(
 def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
     # --- run ---
-    run.seed_everything(cfg.seed, cfg.threads)
-    device, log = run.pick_device(cfg.device), Run(cfg, __file__)
+    run = Run(cfg, __file__)
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("sft",))
     tokenizer = Tokenizer.from_text(before["tokenizer"])
-    model = RewardModel(VLM.from_checkpoint(before))
+    model = RewardModel(vlm_from(before))
     config = model.vlm.config
     if cfg.lora:
-        add_lora(model.vlm, cfg.lora_layers, cfg.lora, frozen=model.vlm.vit)
-    model.to(device)
+        add_lora(model.vlm, LAYERS, cfg.lora, frozen=model.vlm.vit)
+    model.to(run.device)
 
     # --- data ---
-    rankings, held_out = (load_rankings(cfg.data, s) for s in (cfg.split, cfg.val_split))
-    K = max(len(r["responses"]) for r in rankings + held_out)
+    rankings = load_rankings(cfg.data, cfg.split)
+    val_rankings = load_rankings(cfg.data, cfg.val_split)
+    every = rankings + val_rankings
+    K = max(len(r["responses"]) for r in every)
+    N, block_size = config.vit.n_tokens, config.gpt.block_size
     pictures = Pictures(cfg.data, config.vit.image_size)
-    if cfg.facts and not all(r.get("captions") for r in rankings + held_out):
+    if cfg.facts and not all(r.get("captions") for r in every):
         raise ValueError(f"--facts needs captions in every record of {cfg.split}, {cfg.val_split}")
 
-    for r in rankings + held_out:  # too long is better known now than at its step
-        room = config.gpt.block_size - len(prompt_of(
-            r["question"], model.vlm, tokenizer, r["captions"] if cfg.facts else []))
+    for r in every:  # an answer that is too long must not come up in the middle of the run
+        facts = r["captions"] if cfg.facts else []
+        room = block_size - len(prompt_of(r["question"], tokenizer, N, facts))
         if max(len(tokenizer.encode(a)) for a in r["responses"]) >= room:
             raise ValueError(f"record {r['id']} has an answer too long for the context of "
-                             f"{config.gpt.block_size} tokens; shorten it")
+                             f"{block_size} tokens; shorten it")
 
-    def make(records: list[dict], generator: torch.Generator) -> Part:
-        rows, ranks, ratings = [], torch.zeros(len(records), K).long(), torch.zeros(len(records), K)
-        segments = []
-        for b, r in enumerate(records):
-            order = torch.randperm(len(r.get("captions", [])), generator=generator)
-            facts = [r["captions"][i] for i in order] if cfg.facts else []
-            prompt, n = prompt_of(r["question"], model.vlm, tokenizer, facts), len(r["responses"])
-            answers = [tokenizer.encode(a.strip()) + [tokenizer.end] for a in r["responses"]]
-            # one token more, which nobody reads: an answer is scored at its very last one
-            answers[-1] = answers[-1] + [tokenizer.end]
-            *row, of_answers = pack(prompt, answers)
-            rows.append(row)
-            segments.append(of_answers)
+    def packed(r: dict, generator: torch.Generator):
+        """A row with all answers of a ranking, and the segment of each token."""
+        captions = r.get("captions", [])
+        order = torch.randperm(len(captions), generator=generator).tolist()
+        facts = [captions[i] for i in order] if cfg.facts else []
+        prompt = prompt_of(r["question"], tokenizer, N, facts)
+        answers = [tokenizer.encode(a.strip()) + [tokenizer.end] for a in r["responses"]]
+        row, segments = pack(prompt, answers)
+        # an answer is scored at its last token, so the last answer's must be an input too
+        return append_unread(row, tokenizer.end), segments + segments[-1:]
+
+    def collect(chosen: list[dict], generator: torch.Generator) -> Part:
+        rows, segments = zip(*[packed(r, generator) for r in chosen])
+        ranks = torch.zeros(len(chosen), K, dtype=torch.long)
+        ratings = torch.zeros(len(chosen), K)
+        for b, r in enumerate(chosen):
+            n = len(r["responses"])
             ranks[b, :n] = torch.tensor(r["ranking"])
             if r.get("ratings"):
                 ratings[b, :n] = torch.tensor([rating_of(x) for x in r["ratings"]])
-        batch = collate(rows, tokenizer.pad, config.gpt.block_size, [r["id"] for r in records],
-                        pictures.get([r["image"] for r in records]), [1] * len(records), segments)
+        names = [r["id"] for r in chosen]
+        images = pictures.get([r["image"] for r in chosen])
+        n_images = [1] * len(chosen)
+        batch = collate(rows, tokenizer.pad, block_size, names, images, n_images, segments)
         return batch, ranks, ratings
+
+    lengths = torch.tensor([sum(map(len, r["responses"])) for r in rankings])
 
     def make_parts(step: int) -> list[Part]:
         chosen = shuffled(step, cfg.batch_size, len(rankings), cfg.seed, lengths)
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1))
-        return [make([rankings[i] for i in part.tolist()], generator)
-                for part in torch.tensor(chosen).tensor_split(cfg.grad_accum)]
+        parts = torch.tensor(chosen).tensor_split(cfg.grad_accum)
+        return [collect([rankings[i] for i in part.tolist()], generator) for part in parts]
 
-    lengths = torch.tensor([sum(map(len, r["responses"])) for r in rankings])
     generator = torch.Generator().manual_seed(0)
-    val_parts = [make(held_out[i:i + 16], generator) for i in range(0, len(held_out), 16)]
+    val_parts = []
+    for i in range(0, len(val_rankings), 16):
+        val_parts.append(collect(val_rankings[i:i + 16], generator))
 
     # --- optimizer ---
-    # eyes that a captioner or chatbot got by with may not tell its good answers from bad ones
+    # the ViT may lack features that judging answers needs, so it can be trained too, more slowly
     vit = model.vlm.vit.requires_grad_(False)
-    optimizer = Together(Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay))
+    optimizers = [Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)]
     if cfg.vit_rate:
         vit.requires_grad_(True)
-        rates = cfg.vit_rate * cfg.lr, cfg.vit_rate * cfg.muon_lr
-        optimizer = Together(*optimizer.optimizers, Optimizer(vit, *rates, cfg.weight_decay))
+        lr, muon_lr = cfg.vit_rate * cfg.lr, cfg.vit_rate * cfg.muon_lr
+        optimizers.append(Optimizer(vit, lr, muon_lr, cfg.weight_decay))
+    optimizer = Together(*optimizers)
     step_score = torch.compile(score) if cfg.compile else score
 
     # --- resume ---
-    configs = {"model": asdict(config), "tokenizer": tokenizer.identity, **run.settings(cfg)}
-    start, best, meter = 0, float("inf"), Meter()
-    if cfg.resume:
-        start, best = checkpoint.resume(log.ckpt, "reward", configs, model, optimizer, meter)
-    make_parts(start)  # a batch that cannot be made must not cost the run that `out` holds
-    log.begin(start)
+    run.hold("reward", model, optimizer, tokenizer, config)
+    run.begin(make_parts)
 
     # --- loop ---
-    made, row = batches(make_parts, start, cfg.steps, cfg.workers), {}
-    bar = tqdm(
-        range(start, cfg.steps + 1), desc="reward", initial=start, total=cfg.steps, disable=None
-    )
-    for step in bar:
-        paths = [log.ckpt] if log.terminated else []
-        # step 0 is measured before any update: a fresh head tosses coins
-        if (step % cfg.eval_every == 0 or step == cfg.steps) and not (cfg.resume and step == start):
-            row = evaluate(model, val_parts, held_out, device)
-            log.log({"step": step, **meter.means(("loss", "lr", "grad", "ms", "data_ms")), **row})
-            paths = [log.best, log.ckpt] if row["val_loss"] < best else [log.ckpt]
-            best = min(best, row["val_loss"])
-        if paths:
-            checkpoint.save(
-                paths, stage="reward", configs=configs, model=model, tokenizer=tokenizer,
-                step=step, best=best, optimizer=optimizer, meter=meter,
-            )
+    for step in run.steps():
+        # step 0 is measured before any update: a fresh head prefers at random
+        if run.is_due(step):
+            figures = evaluate(model, val_parts, val_rankings, run.device)
+            run.record(figures, loss=figures["val_loss"])
         if step == cfg.steps:
             break
-        if log.terminated and paths:
-            log.stop(step)
 
-        began = time.time()
-        parts = next(made)
-        got_data = time.time()
-
-        # each prompt weighs the same, however many pairs it has
         loss, ids = 0.0, []
-        for batch, ranks, ratings in parts:
-            batch, ranks, ratings = batch.to(device), ranks.to(device), ratings.to(device)
-            margin = cfg.margin * (ratings[:, :, None] - ratings[:, None]).clamp(min=0)
-            with run.autocast(device, cfg.dtype):
+        for batch, ranks, ratings in run.next_batch():
+            batch, ranks, ratings = batch.to(run.device), ranks.to(run.device), ratings.to(run.device)
+            margin = cfg.margin * (ratings[:, :, None] - ratings[:, None]).clamp(min=0)  # (B, K, K)
+            with run.autocast():
                 scores = step_score(model, batch, ranks)             # (B, K)
-            mean = scores.sum(1) / (ranks > 0).sum(1)                # 0 stands where no answer does
-            part_loss = ranking_loss(scores, ranks, margin) + cfg.center * mean.square().mean()
+            mean = scores.sum(1) / (ranks > 0).sum(1)                # (B,), missing answers score 0
+            part_loss = ranking_loss(scores, ranks, margin) + CENTER * mean.square().mean()
+            # each prompt weighs the same, however many pairs it has
             part_loss = part_loss * len(ranks) / cfg.batch_size
             part_loss.backward()
-            loss, ids = loss + part_loss.item(), ids + batch.ids
+            loss += part_loss.item()
+            ids += batch.ids
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
-        log.check(loss, grad, step, ids)
-
-        meter.add(loss=loss, lr=cfg.lr * scale, grad=grad, ms=1000 * (time.time() - began),
-                  data_ms=1000 * (got_data - began))
-        bar.set_postfix(loss=f"{loss:.3f}")
+        run.add(ids, loss=loss, grad=grad, lr=cfg.lr * scale)
 
     # --- finish ---
-    print(json.dumps({k: round(v, 3) for k, v in row.items()}, indent=1))
-    log.finish({"pair accuracy": row["accuracy/all"]})
-    return row
+    return run.finish()
 
 
 if __name__ == "__main__":
-    run.cli(main, Config)
+    cli(main, Config)

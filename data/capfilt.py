@@ -18,25 +18,24 @@ probabilities, Neural Computation 14(1), eqs. 4 and 9. It is not in BLIP.
 """
 
 import json
-import sys
 import time
+from minivlm.loading.models import captioner_from
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-# the checkout, so that this runs as a script
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from minivlm import checkpoint  # noqa: E402
-from minivlm.captioner import Captioner  # noqa: E402
-from minivlm.data import caption_rows, collate, shorten_rows  # noqa: E402
-from minivlm.generate import generate  # noqa: E402
-from minivlm.images import Pictures  # noqa: E402
-from minivlm.prepared import load_records  # noqa: E402
-from minivlm.run import cli, pick_device, provenance, seed_everything  # noqa: E402
-from minivlm.tokenizer import Tokenizer  # noqa: E402
+from minivlm.captioner import Captioner
+from minivlm.conversation import caption_rows
+from minivlm.generate import generate
+from minivlm.loading.batches import collate, shorten_rows
+from minivlm.loading.images import Pictures
+from minivlm.loading.prepared import load_records
+from minivlm.running import checkpoint
+from minivlm.running.machine import pick_device, provenance, seed_everything
+from minivlm.running.options import cli
+from minivlm.tokenizer import Tokenizer
 
 
 @dataclass
@@ -154,7 +153,7 @@ def main(cfg: Config) -> dict[str, float]:
     objective = state["configs"]["objective"]
     if objective != "blip":
         raise ValueError(f"{cfg.run} was trained by {objective}: only blip can judge")
-    tokenizer, model = Tokenizer.from_text(state["tokenizer"]), Captioner.from_checkpoint(state)
+    tokenizer, model = Tokenizer.from_text(state["tokenizer"]), captioner_from(state)
     model.to(device).eval()
     prompt = tokenizer.encode(state["configs"]["prompt"])
     out = Path(cfg.out or f"{cfg.data}/capfilt.jsonl")

@@ -20,25 +20,21 @@ import hashlib
 import json
 import random
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# the checkout, so that this runs as a script
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data import template  # noqa: E402
-from data.checks import faults, parse  # noqa: E402
-from data.facts import things_of  # noqa: E402
-from data.phrasings import asker  # noqa: E402
-from data.teachers import LocalTeacher, OpenAITeacher, Request, Teacher  # noqa: E402
-from data.teachers import TemplateTeacher, ask, journal  # noqa: E402
-from minivlm.files import read_text  # noqa: E402
-from minivlm.prepared import load_meta, load_records  # noqa: E402
-from minivlm.run import cli, printable  # noqa: E402
+from minivlm.engine import template
+from minivlm.engine.checks import faults, parse
+from minivlm.engine.phrasings import asker
+from minivlm.engine.teachers import LocalTeacher, OpenAITeacher, Request, Teacher
+from minivlm.engine.teachers import TemplateTeacher, ask, journal
+from minivlm.evaluation.scene import things_of
+from minivlm.loading.prepared import load_meta, load_records
+from minivlm.running.files import read_text
+from minivlm.running.options import cli, printable
 
 TYPES = ("conversation", "detail", "reasoning")
 

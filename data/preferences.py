@@ -30,27 +30,24 @@ arXiv:2312.10665, section 3. Used by: train_reward.py, train_dpo.py.
 import hashlib
 import json
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# the checkout, so that this runs as a script
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data import judge  # noqa: E402
-from data.layouts import pairs_of, read_ranked, trl_of, unpack  # noqa: E402
-from data.pool import answered, ask_pool  # noqa: E402
-from data.raters import AXES, Ratings, SimulatedHuman, SimulatedJudge  # noqa: E402
-from data.raters import ranks_of, true_ratings  # noqa: E402
-from data.teachers import OpenAITeacher, ask, journal  # noqa: E402
-from minivlm import run  # noqa: E402
-from minivlm.files import read_text  # noqa: E402
-from minivlm.images import Pictures  # noqa: E402
-from minivlm.prepared import load_meta, load_records  # noqa: E402
-from minivlm.rankings import check_ranking, rating_of  # noqa: E402
+from minivlm.engine.teachers import OpenAITeacher, ask, journal
+from minivlm.evaluation.raters import AXES, Ratings, SimulatedHuman, SimulatedJudge
+from minivlm.evaluation.raters import ranks_of, rating_of, true_ratings
+from minivlm.loading.images import Pictures
+from minivlm.loading.prepared import load_meta, load_records
+from minivlm.preferences import judge
+from minivlm.preferences.layouts import read_ranked, trl_of, unpack
+from minivlm.preferences.pairs import pairs_of
+from minivlm.preferences.pool import answered, ask_pool
+from minivlm.preferences.rankings import check_ranking
+from minivlm.running import machine, options
+from minivlm.running.files import read_text
 
 
 @dataclass
@@ -191,7 +188,7 @@ def main(cfg: Config) -> dict[str, float]:
             else:
                 skipped["unknown id"] += 1
     else:
-        run.seed_everything(cfg.seed, cfg.threads)
+        machine.seed_everything(cfg.seed, cfg.threads)
         pictures = Pictures(cfg.data, meta["image_size"])
         need = ("image", "question", "kind")
         questions = load_records(cfg.data, cfg.questions, need, unique=True)
@@ -207,7 +204,7 @@ def main(cfg: Config) -> dict[str, float]:
         rate = make_rater(records, pictures, meta, out, cfg, skipped)  # before the long part
         drawn = answered(chosen, Path(cfg.answers)) if cfg.answers else ask_pool(
             chosen, cfg.run.split(","), cfg.data, cfg.k, (cfg.temperature, cfg.hot),
-            cfg.max_new_tokens, cfg.batch_size, run.pick_device(cfg.device), cfg.seed)
+            cfg.max_new_tokens, cfg.batch_size, machine.pick_device(cfg.device), cfg.seed)
         sampled = [(q, answers) for q, answers in drawn if len(answers) > 1]
         skipped["one answer only"] = len(drawn) - len(sampled)
         skipped["no answers in the file"] = len(chosen) - len(drawn)
@@ -257,4 +254,4 @@ def main(cfg: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run.cli(main, Config)
+    options.cli(main, Config)

@@ -15,22 +15,18 @@ Used by: evaluate.py reads what it writes.
 import json
 import random
 import re
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-# the checkout, so that this runs as a script
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data.facts import NUMBERS, OPPOSITE, PLACES, SIZES, Thing  # noqa: E402
-from data.facts import beside, named_by, things_of  # noqa: E402
-from data.phrasings import asker, harmless  # noqa: E402
-from data.template import DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Answered  # noqa: E402
-from data.template import in_style, names_of, world_of  # noqa: E402
-from minivlm.prepared import load_meta, load_records  # noqa: E402
-from minivlm.run import cli  # noqa: E402
+from minivlm.engine.phrasings import asker, harmless
+from minivlm.engine.template import DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Answered
+from minivlm.engine.template import in_style, names_of, world_of
+from minivlm.evaluation.scene import NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside
+from minivlm.evaluation.scene import named_by, things_of
+from minivlm.loading.prepared import load_meta, load_records
+from minivlm.running.options import cli
 
 
 @dataclass

@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.checkpoint import rebuild
 from minivlm.clip import MAX_LOGIT_SCALE
-from minivlm.data import Batch
+from minivlm.loading.batches import Batch
 from minivlm.losses import IGNORE_INDEX, clip_loss, equal_rows, match_loss, next_token_loss
-from minivlm.transformer import last_only
+from minivlm.masks import last_only
 from minivlm.vlm import VLM, VLMConfig
 
 
@@ -42,11 +41,6 @@ class Captioner(nn.Module):
         nn.init.normal_(self.txt_proj.weight, std=C ** -0.5)
         nn.init.normal_(self.match.weight, std=0.02)
         nn.init.zeros_(self.match.bias)
-
-    @classmethod
-    def from_checkpoint(cls, state: dict) -> "Captioner":
-        """Rebuild the model of a checkpoint, weights and all."""
-        return rebuild(state, lambda d: cls(VLMConfig.from_dict(d)))
 
     @property
     def logit_scale(self) -> Tensor:

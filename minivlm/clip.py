@@ -8,19 +8,13 @@ the last real token by its length, not at the largest id. Used by: train_clip.py
 """
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import ContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.checkpoint import rebuild
-from minivlm.data import Batch
-from minivlm.losses import clip_loss
-from minivlm.transformer import Block, check_sizes, init_weights
+from minivlm.transformer import Block, init_weights
 from minivlm.vit import ViT, ViTConfig
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5: the multiplier never exceeds 100
@@ -38,9 +32,6 @@ class CLIPConfig:
     text_n_embd: int = 128
     n_embd: int = 128  # width of the shared space
     act: str = "quick_gelu"
-
-    def __post_init__(self):
-        check_sizes(self)
 
     @classmethod
     def from_dict(cls, d: dict) -> "CLIPConfig":
@@ -99,11 +90,6 @@ class CLIP(nn.Module):
         nn.init.normal_(self.img_proj.weight, std=config.vit.n_embd ** -0.5)
         nn.init.normal_(self.txt_proj.weight, std=config.text_n_embd ** -0.5)
 
-    @classmethod
-    def from_checkpoint(cls, state: dict) -> "CLIP":
-        """Rebuild the model of a checkpoint, weights and all."""
-        return rebuild(state, lambda d: cls(CLIPConfig.from_dict(d)))
-
     @property
     def logit_scale(self) -> Tensor:
         """The multiplier of the cosine similarities, already exponentiated."""
@@ -129,44 +115,3 @@ class CLIP(nn.Module):
         self.log_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
-def contrastive_backward(
-    model: nn.Module, parts: list[Batch], autocast: Callable[[], ContextManager] = nullcontext
-) -> float:
-    """Gradients of InfoNCE over all parts together, holding one part's graph at a time.
-
-    Plain accumulation would compare a pair with its own part only. Here all features are made
-    first, without graphs; the loss of the whole gives their gradients; then each part is made again
-    and its features are pulled back with those gradients. The result equals one large batch's.
-
-    Args:
-        model: maps (images, idx, lengths) to (img_z, txt_z, logit_scale).
-        parts: micro-batches; one alone is the plain case.
-        autocast: makes the context in which the model runs; the loss stays outside, in full
-            precision, because a similarity of 100 rounded to bfloat16 is off by a quarter.
-
-    Returns:
-        the loss in nats.
-
-    Source: Gao et al. 2021 (GradCache), arXiv:2101.06983, section 3.
-    """
-    def features(part: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        with autocast():
-            return model(part.images, part.idx, part.lengths)
-
-    if len(parts) == 1:
-        loss = clip_loss(*features(parts[0]))
-        loss.backward()
-        return loss.item()
-    with torch.no_grad():
-        made = [features(part) for part in parts]
-    img_z = torch.cat([m[0] for m in made]).requires_grad_()
-    txt_z = torch.cat([m[1] for m in made]).requires_grad_()
-    scale = made[0][2].clone().requires_grad_()
-    loss = clip_loss(img_z, txt_z, scale)
-    loss.backward()
-    sizes = [len(m[0]) for m in made]
-    for part, img_grad, txt_grad in zip(parts, img_z.grad.split(sizes), txt_z.grad.split(sizes)):
-        new_img, new_txt, new_scale = features(part)
-        share = scale.grad * len(part.idx) / sum(sizes)  # shares add up to the whole gradient
-        torch.autograd.backward([new_img, new_txt, new_scale], [img_grad, txt_grad, share])
-    return loss.item()

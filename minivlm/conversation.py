@@ -1,22 +1,117 @@
-"""The chat template: turns in, ids and "which of them are answers" out.
+"""From words to rows: token ids, and which of them are answers that the model learns.
 
     <|user|> <|image|> x N  question ids   <|assistant|> answer ids <|end|>   <|user|> ...
        -         -             -               -            answer    answer
 
-Ids and mask are appended together, piece by piece (contract 8); nothing is found again afterwards
-by searching a string, the mistake that has silently emptied the loss of many a fine-tune.
+Every row in the project is made by `make_row`, which appends ids and answer mask together, piece by
+piece (contract 8). Nothing is found again afterwards by searching a string, the mistake that has
+silently emptied the loss of many a fine-tune.
 
 Turns are LLaVA's own: {"from": "human" | "gpt" | "system", "value": text}, with "<image>" where the
 picture belongs. Source: format of haotian-liu/LLaVA, docs/Finetune_Custom_Data.md.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from minivlm.tokenizer import Tokenizer
 
 IMAGE_MARK = "<image>"
 
 Turn = dict[str, str]
+
+
+# --- rows ---
+
+
+class Row(NamedTuple):
+    """Token ids of one text, and for each whether it belongs to an answer and is learned."""
+
+    ids: list[int]
+    is_answer: list[bool]
+
+
+def make_row(*pieces: tuple[list[int], bool]) -> Row:
+    """Append pieces of text, each with whether it is an answer.
+
+    >>> make_row(([7, 8], False), ([1, 2], True))
+    Row(ids=[7, 8, 1, 2], is_answer=[False, False, True, True])
+    """
+    row = Row([], [])
+    for ids, is_answer in pieces:
+        row.ids.extend(ids)
+        row.is_answer.extend([is_answer] * len(ids))
+    return row
+
+
+def answer_row(prompt: list[int], answer: list[int]) -> Row:
+    """A prompt, which is read, and an answer to it, which is learned."""
+    return make_row((prompt, False), (answer, True))
+
+
+def append_unread(row: Row, filler: int) -> Row:
+    """Append one token, so that the token before it becomes an input of the model.
+
+    `collate` shifts: a row's last token is only ever a target, never an input. A model that gives a
+    verdict at the last token (a reward model at the end of an answer, BLIP's matching head at the
+    end of a caption) must read that token. The filler takes its place as the last one. Nothing reads
+    the filler and nothing learns it.
+    """
+    return Row(row.ids + [filler], row.is_answer + [False])
+
+
+def pack(prompt: list[int], answers: list[list[int]]) -> tuple[Row, list[int]]:
+    """One row that holds a prompt once and several answers to it; and the segment of each token.
+
+        ids       prompt without its last token | that token, answer 1 | that token, answer 2 | ...
+        segments  0                             | 1                    | 2                    | ...
+
+    The prompt's last token stands before each answer, because the answer's first token is predicted
+    there.
+
+    Source: Wang and Hegde 2024, arXiv:2410.20305 (for pairs).
+
+    >>> pack([7, 8], [[1, 2], [3]])[0].ids
+    [7, 8, 1, 2, 8, 3]
+    >>> pack([7, 8], [[1, 2], [3]])[1]
+    [0, 1, 1, 1, 2, 2]
+    """
+    shared, last = prompt[:-1], prompt[-1:]
+    pieces = [(shared, False)]
+    segments = [0] * len(shared)
+    for k, answer in enumerate(answers, start=1):
+        pieces += [(last, False), (answer, True)]
+        segments += [k] * (1 + len(answer))
+    return make_row(*pieces), segments
+
+
+def caption_rows(
+    captions: Iterable[str],
+    tokenizer: Tokenizer,
+    n_image_tokens: int = 0,
+    prompt: list[int] | None = None,
+    end: bool = False,
+) -> list[Row]:
+    """LLaVA's "plain" rows: the picture, a prompt if there is one, the caption and its end token.
+
+    Caption and end token are learned, picture and prompt are not.
+
+    Args:
+        n_image_tokens: N, placeholders before the text; 0 for a text tower.
+        prompt: ids before every caption, BLIP's "a picture of".
+        end: make the caption's end token an input too, see `append_unread`.
+
+    Source: haotian-liu/LLaVA, llava/train/train.py, preprocess_plain; BLIP, models/blip.py.
+    """
+    before = [tokenizer.image] * n_image_tokens + (prompt or [])
+    rows = []
+    for caption in captions:
+        row = answer_row(before, tokenizer.encode(caption) + [tokenizer.endoftext])
+        rows.append(append_unread(row, tokenizer.end) if end else row)
+    return rows
+
+
+# --- the chat template ---
 
 
 def checked(turns: list[Turn]) -> Iterator[tuple[str, str]]:
@@ -47,10 +142,8 @@ def checked(turns: list[Turn]) -> Iterator[tuple[str, str]]:
         yield role, value
 
 
-def render(
-    turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int
-) -> tuple[list[int], list[bool]]:
-    """Turn a conversation into ids and mark the answer tokens, each answer's <|end|> included.
+def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
+    """Turn a conversation into a row; each answer's <|end|> is part of the answer.
 
     Args:
         turns: an optional system turn, then human and gpt in alternation; a last human turn is
@@ -66,33 +159,41 @@ def render(
 
     Source: masking of LLaVA, arXiv:2304.08485, table 2 (only the answer's tokens are in the loss).
     """
-    ids: list[int] = []
-    is_answer: list[bool] = []
-
-    def put(piece: list[int], answer: bool = False) -> None:
-        ids.extend(piece)
-        is_answer.extend([answer] * len(piece))
-
+    pieces: list[tuple[list[int], bool]] = []
     for role, value in checked(turns):
         if role == "gpt":
-            put(tokenizer.encode(value.strip()), answer=True)
-            put([tokenizer.end], answer=True)
+            pieces.append((tokenizer.encode(value.strip()) + [tokenizer.end], True))
             continue
-        put([tokenizer.user if role == "human" else tokenizer.system])
+        pieces.append(([tokenizer.user if role == "human" else tokenizer.system], False))
         for k, text in enumerate(value.split(IMAGE_MARK)):
-            if k:
-                put([tokenizer.image] * n_image_tokens)
+            if k > 0:  # a picture stands between two pieces of text
+                pieces.append(([tokenizer.image] * n_image_tokens, False))
             if text.strip():
-                put(tokenizer.encode(text.strip()))
+                pieces.append((tokenizer.encode(text.strip()), False))
         if role == "human":
-            put([tokenizer.assistant])
-    return ids, is_answer
+            pieces.append(([tokenizer.assistant], False))
+    return make_row(*pieces)
+
+
+def prompt_of(
+    question: str, tokenizer: Tokenizer, n_image_tokens: int, facts: Sequence[str] = ()
+) -> list[int]:
+    """The ids of a question about a picture, up to where its answer begins.
+
+    Args:
+        facts: true captions of the picture, shown before the question. A reward model that reads
+            them need not guess what the picture shows (factually augmented RLHF, LLaVA-RLHF,
+            arXiv:2309.14525, section 3.2).
+    """
+    lines = [IMAGE_MARK, *facts, question]
+    turns = [{"from": "human", "value": "\n".join(lines)}]
+    return render(turns, tokenizer, n_image_tokens).ids
 
 
 def render_v1(
     turns: list[Turn], encode: Callable[[str], list[int]], bos: int, eos: int, image_id: int,
     n_image_tokens: int = 1,
-) -> tuple[list[int], list[bool]]:
+) -> Row:
     """The same for LLaVA-1.5's template, for people who bring its weights.
 
         <s>SYSTEM USER: question ASSISTANT: answer</s>USER: question ASSISTANT: answer</s>
@@ -116,43 +217,28 @@ def render_v1(
 
     Source: haotian-liu/LLaVA, llava/conversation.py (conv_vicuna_v1) and preprocess_v1.
     """
-    ids, is_answer, asked = [bos], [False], ""
+    pieces: list[tuple[list[int], bool]] = [([bos], False)]
+    asked = ""
 
-    def put(piece: list[int], answer: bool) -> None:
-        ids.extend(piece)
-        is_answer.extend([answer] * len(piece))
-
-    def put_question() -> None:
+    def close_question() -> None:
         for k, text in enumerate(asked.split(IMAGE_MARK)):
-            put([image_id] * n_image_tokens * bool(k) + (encode(text) if text else []), False)
+            if k > 0:
+                pieces.append(([image_id] * n_image_tokens, False))
+            if text:
+                pieces.append((encode(text), False))
 
     for role, value in checked(turns):
         if role == "gpt":
-            put_question()
-            put([*encode(" " + value), eos], True)
+            close_question()
+            pieces.append(([*encode(" " + value), eos], True))
             asked = ""
+        elif role == "human":
+            asked += f"USER: {value} ASSISTANT:"
         else:
-            asked += f"USER: {value} ASSISTANT:" if role == "human" else f"{value} "
+            asked += f"{value} "
     if asked:  # ready for the answer
-        put_question()
-    return ids, is_answer
-
-
-def render_plain(
-    caption: str, encode: Callable[[str], list[int]], bos: int, image_id: int,
-    n_image_tokens: int = 1,
-) -> tuple[list[int], list[bool]]:
-    """LLaVA's rows of stage 1: the picture, then the caption and a line break, which are learned.
-
-    Raises:
-        ValueError: for an empty caption.
-
-    Source: haotian-liu/LLaVA, llava/train/train.py, preprocess_plain.
-    """
-    if not caption.strip():
-        raise ValueError("the caption is empty")
-    before, text = [bos] + [image_id] * n_image_tokens, encode(caption + "\n")
-    return before + text, [False] * len(before) + [True] * len(text)
+        close_question()
+    return make_row(*pieces)
 
 
 def count_images(turns: list[Turn]) -> int:

@@ -4,7 +4,7 @@ Every row's next token is written at that row's own length (contract 2), so a ba
 padding, and a row's answer does not depend on who shares its batch. With the cache each new token
 costs one position; without it, everything is read again: same answer, more work.
 
-Used by: evaluate.py, chat.py, rollout.py, data/pool.py, data/capfilt.py.
+Used by: evaluate.py, chat.py, rollout.py, minivlm/preferences/pool.py, data/capfilt.py.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.losses import IGNORE_INDEX, token_logprobs
-from minivlm.transformer import last_only
+from minivlm.masks import last_only
 
 # --- choosing a token ---
 

@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minivlm.transformer import Block, KVCache, attention_mask, check_sizes, init_weights
-from minivlm.transformer import segment_mask
+from minivlm.cache import KVCache
+from minivlm.masks import attention_mask, segment_mask
+from minivlm.transformer import Block, init_weights
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,6 @@ class GPTConfig:
     n_head: int = 4
     n_embd: int = 128
     dropout: float = 0.0
-
-    def __post_init__(self):
-        check_sizes(self)
 
 
 class GPT(nn.Module):

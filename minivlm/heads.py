@@ -14,10 +14,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from minivlm.checkpoint import rebuild
-from minivlm.lora import merged
-from minivlm.transformer import last_only
-from minivlm.vlm import VLM, VLMConfig
+from minivlm.masks import last_only
+from minivlm.vlm import VLM
 
 
 def apply(head: nn.Linear, hidden: Tensor) -> Tensor:
@@ -45,11 +43,6 @@ class RewardModel(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 
-    @classmethod
-    def from_checkpoint(cls, state: dict) -> "RewardModel":
-        """Rebuild the reward model of a checkpoint, its normalization included."""
-        return rebuild(state, lambda d: cls(VLM(VLMConfig.from_dict(d))), merged)
-
     def raw(
         self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,
         img_emb: Tensor | None = None, segments: Tensor | None = None,
@@ -60,7 +53,7 @@ class RewardModel(nn.Module):
             idx: (B, T) ids, padded right, each row up to the end token of its (last) answer.
             lengths: (B,) tokens of each row.
             images: (n, 3, S, S), or img_emb: (n, N, C), as VLM.embed takes them.
-            segments: (B, T) where rows hold several answers, as `data.pack` makes them.
+            segments: (B, T) where rows hold several answers, as `conversation.pack` makes them.
 
         Returns:
             (B,), or with segments (answers of all rows,), row by row.

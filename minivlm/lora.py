@@ -23,6 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+LAYERS = "gpt.*,projector.*"  # linear maps that get an adapter: all but the ViT's, as in LLaVA
+
+
 class LoRALinear(nn.Linear):
     """A linear map with an adapter beside it, which takes the map's own weights, frozen.
 

@@ -13,7 +13,6 @@ Used by: train_ppo.py.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -157,39 +156,31 @@ def minibatches(n: int, parts: int, epochs: int, seed: int) -> Iterator[Tensor]:
         yield from torch.randperm(n, generator=generator).tensor_split(parts)
 
 
-# --- the pull ---
+# --- the KL coefficient ---
+
+KL_HORIZON = 10_000  # answers; as in Ziegler et al. 2019 (openai/lm-human-preferences)
 
 
-@dataclass
-class FixedKL:
-    """A KL coefficient that stays as it is."""
-
-    kl_coef: float
-
-    def update(self, kl: float, n: int) -> None:
-        """Nothing to learn from a batch's KL."""
-
-
-@dataclass
-class AdaptiveKL:
-    """A KL coefficient that grows while the KL of an answer is above its target, and shrinks below.
+def adapted_kl_coef(
+    kl_coef: float, kl: float, target: float, n: int, horizon: int = KL_HORIZON
+) -> float:
+    """A KL coefficient that grows while an answer's KL is above its target, and shrinks below.
 
         error = clip(kl / target - 1, -0.2, 0.2)
         kl_coef = kl_coef * (1 + error * min(1, n / horizon))
 
     Args:
-        kl_coef: where it starts.
-        target: nats of a whole answer.
-        horizon: answers until it has fully reacted.
+        kl: mean of n answers, in nats an answer.
+        target: nats an answer; 0 leaves the coefficient as it is.
+        n: answers.
+        horizon: answers until the coefficient has fully reacted.
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 4 and below.
+
+    >>> round(adapted_kl_coef(0.1, kl=9.0, target=6.0, n=10_000), 3), adapted_kl_coef(0.1, 9, 0, 1)
+    (0.12, 0.1)
     """
-
-    kl_coef: float
-    target: float = 6.0
-    horizon: int = 10000
-
-    def update(self, kl: float, n: int) -> None:
-        """Learn from the mean KL, in nats an answer, of n answers."""
-        error = min(0.2, max(-0.2, kl / self.target - 1))
-        self.kl_coef *= 1 + error * min(1.0, n / self.horizon)
+    if target == 0:
+        return kl_coef
+    error = min(0.2, max(-0.2, kl / target - 1))
+    return kl_coef * (1 + error * min(1.0, n / horizon))

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minivlm.data import collate
+from minivlm.conversation import answer_row, append_unread
 from minivlm.generate import generate
 from minivlm.heads import RewardModel, ValueModel
+from minivlm.loading.batches import collate
 from minivlm.lora import adapters, adapters_off
 from minivlm.losses import IGNORE_INDEX, masked_mean, token_logprobs
-from minivlm.prompts import PromptBatch
-from minivlm.rankings import read_row
 from minivlm.rl import shape_score
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -116,13 +115,46 @@ def logprobs(
 
 
 @dataclass
+class PromptBatch:
+    """B questions, ready to be answered and scored.
+
+    questions: their records; images: (B, 3, S, S); prompts: ids that the policy reads; judged: ids
+    that the reward model reads before an answer (they may hold captions); seed: of the draws.
+    """
+
+    questions: list[dict]
+    images: Tensor
+    prompts: list[list[int]]
+    judged: list[list[int]]
+    seed: int
+
+
+@dataclass
+class RolloutPart:
+    """Some rows of a rollout, cut to the longest of them, as PPO's update reads them.
+
+    All (b, T), but feats and value_feats: (b, N, Cv).
+    """
+
+    idx: Tensor
+    targets: Tensor
+    mask: Tensor
+    logp: Tensor
+    values: Tensor
+    advs: Tensor
+    returns: Tensor
+    feats: Tensor
+    value_feats: Tensor
+
+
+@dataclass
 class Rollout:
     """B answers that a policy drew, and all that PPO needs to know of them.
 
-    idx, targets: (B, T) dialogues as `collate` makes them, lengths: (B,) theirs; logp, ref_logp,
-    entropy: (B, T), 0 outside of the answers; values: (B, T); feats, value_feats: (B, N, Cv), what
-    the ViTs of policy and value model see; score: (B,); ended: (B,) bool, whether the end token was
-    written; answers: their ids, without it.
+    idx, targets: (B, T) dialogues as `collate` makes them; lengths: (B,) of them; logp, ref_logp,
+    entropy: (B, T), 0 outside of the answers; values: (B, T); feats, value_feats: (B, N, Cv), patch
+    features of the policy's and the value model's ViT; score: (B,); ended: (B,) bool, whether the
+    end token was written; answers: their ids, without the end token; ids: of the questions' records.
     """
 
     idx: Tensor
@@ -137,45 +169,54 @@ class Rollout:
     score: Tensor | None
     ended: Tensor
     answers: list[list[int]]
+    ids: list[str]
 
     @property
     def mask(self) -> Tensor:
         """(B, T) bool, True where a token of the answer is chosen."""
         return self.targets != IGNORE_INDEX
 
-    def part(self, rows: Tensor, *others: Tensor) -> list[Tensor]:
-        """Of rows (b,), as long as the longest of them: idx, targets, mask, logp, values, others.
+    def names(self, rows: Tensor | None = None) -> list[str]:
+        """The ids of the questions' records, of all rows or of some, (b,)."""
+        return self.ids if rows is None else [self.ids[i] for i in rows.tolist()]
 
-        Args:
-            others: (B, T) each.
-
-        Returns:
-            (b, T) each.
-        """
+    def part(self, rows: Tensor, advs: Tensor, returns: Tensor) -> RolloutPart:
+        """The given rows (b,), with their advantages and returns, each (B, T) of all rows."""
         T = int(self.lengths[rows].max())
-        every = (self.idx, self.targets, self.mask, self.logp, self.values, *others)
-        return [x[rows, :T] for x in every]
+        return RolloutPart(
+            idx=self.idx[rows, :T],
+            targets=self.targets[rows, :T],
+            mask=self.mask[rows, :T],
+            logp=self.logp[rows, :T],
+            values=self.values[rows, :T],
+            advs=advs[rows, :T],
+            returns=returns[rows, :T],
+            feats=self.feats[rows],
+            value_feats=self.value_feats[rows],
+        )
 
     def worth(self, end_penalty: float, length_penalty: float) -> Tensor:
-        """(B,) what each answer is worth as a whole, see `rl.shape_score`."""
+        """(B,) the score of each answer, less its penalties; see `rl.shape_score`."""
         return shape_score(self.score, self.ended, self.mask.sum(1), end_penalty, length_penalty)
 
 
-def describe(rollout: Rollout, true: list[float]) -> dict[str, float]:
-    """What a rollout was like: means over answers, or over their tokens.
+def describe(rollout: Rollout, true_scores: list[float]) -> dict[str, float]:
+    """Figures of a rollout: means over answers, or over their tokens.
 
     Args:
-        true: the answers' scores by the scene, which nothing learns from, or empty.
+        true_scores: how good the answers are by the scene, or empty. Nothing learns from them.
     """
-    mask, kl = rollout.mask, rollout.logp - rollout.ref_logp         # (B, T)
-    out = {"true_score": sum(true) / len(true) if true else float("nan")}
+    mask = rollout.mask                                              # (B, T)
+    kl = rollout.logp - rollout.ref_logp                             # (B, T)
+    out = {"true_score": sum(true_scores) / len(true_scores) if true_scores else float("nan")}
     if rollout.score is not None:
         out["score"] = float(rollout.score.mean())
-    return out | {
-        "kl_token": float(masked_mean(kl, mask)), "kl_answer": float(kl.sum(1).mean()),
-        "entropy": float(masked_mean(rollout.entropy, mask)),
-        "length": float(mask.sum(1).float().mean()), "ended": float(rollout.ended.float().mean()),
-    }
+    out["kl_token"] = float(masked_mean(kl, mask))
+    out["kl_answer"] = float(kl.sum(1).mean())
+    out["entropy"] = float(masked_mean(rollout.entropy, mask))
+    out["length"] = float(mask.sum(1).float().mean())
+    out["ended"] = float(rollout.ended.float().mean())
+    return out
 
 
 @torch.no_grad()
@@ -184,69 +225,84 @@ def roll_out(
     batch: PromptBatch, tokenizer: Tokenizer, max_new_tokens: int, temperature: float,
     use_cache: bool = True,
 ) -> Rollout:
-    """Let the policy answer, and the other models read its answers.
+    """Let the policy answer, and let the other models read its answers.
 
-    The reward model reads `batch.judged`, all others `batch.prompts`.
+    The reward model reads `batch.judged`, all others read `batch.prompts`.
 
     Args:
-        ref: another model, or the policy itself, which then is read without its adapters.
-        reward_model, value_model: or None, where nobody wants to know.
-        temperature: of drawing, above 0; log-probabilities are of the same distribution.
+        ref: the frozen reference, or the policy itself, which is then read without its adapters.
+        reward_model, value_model: or None, where scores or values are not needed.
+        temperature: of drawing, above 0; log-probabilities are those of the same distribution.
         use_cache: as `generate` takes it.
 
     Raises:
-        ValueError: if a score is no finite number, or as `generate` and `collate`.
+        ValueError: if a score is NaN or inf, or as `generate` and `collate`.
     """
     device = next(policy.parameters()).device
-    end, pad, images = tokenizer.end, tokenizer.pad, batch.images.to(device)
+    end, pad = tokenizer.end, tokenizer.pad
+    images = batch.images.to(device)
+    # 1. the policy draws an answer to every question
     drawn = generate(
         policy, images, batch.prompts, keep_stop=True, max_new_tokens=max_new_tokens, stop=end,
         temperature=temperature, use_cache=use_cache,
         generator=torch.Generator(device).manual_seed(batch.seed),
     )
     ended = torch.tensor([ids[-1] == end for ids in drawn], device=device)
-    rows = [
-        (p + said, [False] * len(p) + [True] * len(said)) for p, said in zip(batch.prompts, drawn)
-    ]
-    ids = [q["id"] for q in batch.questions] or None
-    seen = collate(rows, pad, policy.gpt.config.block_size, ids).to(device)
-    seen_by: dict[tuple[int, bool], Tensor] = {}                     # (B, N, Cv) each
+    names = [str(q["id"]) for q in batch.questions]
+    rows = [answer_row(prompt, ids) for prompt, ids in zip(batch.prompts, drawn)]
+    dialogues = collate(rows, pad, policy.gpt.config.block_size, names or None).to(device)
 
-    def look(vlm: VLM) -> Tensor:
-        key = id(vlm.vit), any(m.on for _, m in adapters(vlm.vit))   # equal ViTs look once
-        if key not in seen_by:
-            seen_by[key] = vlm.vit.features(images)
-        return vlm.projector(seen_by[key])                           # (B, N, C)
+    features: dict[tuple[int, bool], Tensor] = {}  # of each ViT, which models may share
+
+    def feats_of(vlm: VLM) -> Tensor:
+        """(B, N, Cv); a ViT with adapters switched on is another one."""
+        key = id(vlm.vit), any(m.on for _, m in adapters(vlm.vit))
+        if key not in features:
+            features[key] = vlm.vit.features(images)
+        return features[key]
 
     def read(vlm: VLM, with_entropy: bool = False) -> list[Tensor]:
-        img_emb = look(vlm)
-        return in_parts(seen.lengths, lambda rows, T: logprobs(
-            vlm, tokenizer.image, seen.idx[rows, :T], seen.targets[rows, :T], img_emb[rows],
-            temperature, with_entropy)[: 1 + with_entropy])
+        """Log-probabilities of the answers, and if wanted entropies, (B, T) each."""
+        img_emb = vlm.projector(feats_of(vlm))                       # (B, N, C)
 
+        def read_rows(rows: Tensor, T: int) -> list[Tensor]:
+            logp, entropy = logprobs(
+                vlm, tokenizer.image, dialogues.idx[rows, :T], dialogues.targets[rows, :T],
+                img_emb[rows], temperature, with_entropy,
+            )
+            return [logp, entropy] if with_entropy else [logp]
+
+        return in_parts(dialogues.lengths, read_rows)
+
+    # 2. policy and reference say how likely each token of the answers is
     logp, entropy = read(policy, with_entropy=True)                  # (B, T) each
-    feats, = seen_by.values()
+    feats = feats_of(policy)
     with adapters_off(ref):
-        ref_logp, = read(ref)                                        # (B, T)
-    score = values = value_feats = None
+        [ref_logp] = read(ref)                                       # (B, T)
+
+    # 3. the value model says at each token what is still to come
+    values = value_feats = None
     if value_model is not None:
-        value_emb = look(value_model.vlm)
-        value_feats = seen_by[id(value_model.vlm.vit), False]
-        values, = in_parts(seen.lengths, lambda rows, T: [
-            value_model(seen.idx[rows, :T], img_emb=value_emb[rows])])           # (B, T)
+        value_feats = feats_of(value_model.vlm)
+        value_emb = value_model.vlm.projector(value_feats)           # (B, N, C)
+        [values] = in_parts(dialogues.lengths, lambda rows, T: [
+            value_model(dialogues.idx[rows, :T], img_emb=value_emb[rows])])      # (B, T)
+
+    # 4. the reward model scores whole answers, at their last token, which must be an input
+    score = None
     if reward_model is not None:
-        # it scores at the last token of the answer, so it reads one token more
-        rows = [read_row(p, said, end) for p, said in zip(batch.judged, drawn)]
-        whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size, ids).to(device)
-        judge_emb = look(reward_model.vlm)
-        score, = in_parts(whole.lengths, lambda rows, T: [reward_model(
-            whole.idx[rows, :T], whole.lengths[rows], img_emb=judge_emb[rows])])         # (B,)
+        rows = [append_unread(answer_row(p, ids), end) for p, ids in zip(batch.judged, drawn)]
+        whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size, names or None).to(device)
+        score_emb = reward_model.vlm.projector(feats_of(reward_model.vlm))       # (B, N, C)
+        [score] = in_parts(whole.lengths, lambda rows, T: [reward_model(
+            whole.idx[rows, :T], whole.lengths[rows], img_emb=score_emb[rows])])         # (B,)
         if not bool(score.isfinite().all()):
-            said = tokenizer.decode(drawn[int(score.isfinite().int().argmin())])
-            raise ValueError(f"the reward model's score of {said!r} is no finite number")
+            worst = tokenizer.decode(drawn[int(score.isfinite().int().argmin())])
+            raise ValueError(f"the reward model's score of {worst!r} is NaN or inf")
+
+    answers = [ids[:-1] if ids[-1] == end else ids for ids in drawn]
     return Rollout(
-        idx=seen.idx, targets=seen.targets, lengths=seen.lengths, logp=logp, ref_logp=ref_logp,
-        entropy=entropy, values=values, feats=feats, value_feats=value_feats, score=score,
-        ended=ended,
-        answers=[ids[: len(ids) - (ids[-1] == end)] for ids in drawn],
+        idx=dialogues.idx, targets=dialogues.targets, lengths=dialogues.lengths, logp=logp,
+        ref_logp=ref_logp, entropy=entropy, values=values, feats=feats, value_feats=value_feats,
+        score=score, ended=ended, answers=answers, ids=names,
     )

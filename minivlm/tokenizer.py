@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tiktoken
 
-from minivlm.files import read_text
+from minivlm.running.files import read_text
 
 # GPT-2's split, written so that Python's re and tiktoken's engine both read it: a word or a number
 # with its leading space, other signs, white space.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minivlm.transformer import Block, check_sizes, init_weights
+from minivlm.transformer import Block, init_weights
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class ViTConfig:
     feature_layer: int = -2  # which block's output a VLM reads; LLaVA takes the last but one
 
     def __post_init__(self):
-        check_sizes(self)
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"

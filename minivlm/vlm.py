@@ -14,12 +14,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from minivlm.checkpoint import check_fit, rebuild
-from minivlm.clip import CLIP, CLIPConfig
+from minivlm.cache import KVCache
 from minivlm.gpt import GPT, GPTConfig
-from minivlm.lora import merged
 from minivlm.projector import Projector
-from minivlm.transformer import KVCache
 from minivlm.vit import ViT, ViTConfig
 
 
@@ -54,24 +51,6 @@ class VLM(nn.Module):
         self.vit = ViT(config.vit)
         self.projector = Projector(config.vit.n_embd, config.gpt.n_embd, config.projector)
         self.gpt = GPT(config.gpt)
-
-    @classmethod
-    def from_checkpoint(cls, state: dict) -> "VLM":
-        """Rebuild the model of a checkpoint, LoRA merged; of several models in it, the VLM."""
-        def pick(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-            if state.get("stage") in ("caption", "ppo"):
-                weights = {
-                    k.removeprefix("vlm."): v for k, v in weights.items() if k.startswith("vlm.")
-                }
-            return merged(weights)
-
-        return rebuild(state, lambda d: cls(VLMConfig.from_dict(d)), pick)
-
-    def take_towers(self, clip: dict, lm: dict) -> None:
-        """Start from the ViT of a CLIP and from a language model, as checkpoints hold them."""
-        eyes = {k.removeprefix("vit."): v for k, v in clip["model"].items() if k.startswith("vit.")}
-        self.vit.load_state_dict(eyes)
-        self.gpt.load_state_dict(lm["model"])
 
     def embed(
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None
@@ -126,17 +105,3 @@ class VLM(nn.Module):
         return self.gpt.new_cache(batch, max_len)
 
 
-def tower_configs(clip: dict, lm: dict) -> tuple[ViTConfig, GPTConfig]:
-    """Sizes of a CLIP's ViT and of a language model, once it is known that their weights fit.
-
-    Args:
-        clip, lm: as `checkpoint.load` or pretrained.py gives them.
-
-    Raises:
-        ValueError: as `checkpoint.check_fit`.
-    """
-    described, text = clip["configs"].get("model"), lm["configs"].get("model")
-    name = "the checkpoint"
-    check_fit(clip["model"], lambda: CLIP(CLIPConfig.from_dict(described)), clip.get("file", name))
-    check_fit(lm["model"], lambda: GPT(GPTConfig(**text)), lm.get("file", name))
-    return ViTConfig(**described["vit"]), GPTConfig(**text)

@@ -3,7 +3,7 @@
     python results/engine.py [data/shapes/prepared]
 
 Writes 20,000 dialogues to a temporary folder, then reads them again: each is judged by the checks
-that replies of a language model pass, and every sentence that the grammar of data/facts.py can read
+that replies of a language model pass, and every sentence that the grammar of minivlm/evaluation/scene.py can read
 must hold of the annotated scene. Writes results/instruct/engine.json.
 """
 
@@ -18,15 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the checkout, so that this runs as a script
-
-from data import instruct  # noqa: E402
-from data.checks import faults  # noqa: E402
-from data.facts import claims, holds, things_of  # noqa: E402
-from data.phrasings import KINDS, patterns, spelled  # noqa: E402
-from data.template import PRIVATE, REFUSE, UNKNOWN  # noqa: E402
-from minivlm.prepared import load_meta, load_records  # noqa: E402
-from minivlm.run import provenance  # noqa: E402
+from data import instruct
+from minivlm.engine.checks import faults
+from minivlm.engine.phrasings import KINDS, patterns, spelled
+from minivlm.engine.template import PRIVATE, REFUSE, UNKNOWN
+from minivlm.evaluation.scene import claims, holds, things_of
+from minivlm.loading.prepared import load_meta, load_records
+from minivlm.running.machine import provenance
 
 MANNERS = {PRIVATE, REFUSE, UNKNOWN, *(line.split(" => ")[1] for line in patterns("harmless"))}
 # steps of an answer that state no fact of the picture by themselves

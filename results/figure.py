@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, to run as a script
-
-from minivlm.images import contact_sheet  # noqa: E402
+from minivlm.loading.images import contact_sheet
 
 KINDS = ("exist", "color", "count", "position", "hidden", "detail", "private", "harmless")
 

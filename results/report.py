@@ -16,13 +16,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "results")]  # the checkout, so that this runs as a script
-
-from charts import legend, panel  # noqa: E402
-from minivlm.images import Pictures, contact_sheet  # noqa: E402
-from minivlm.prepared import load_meta  # noqa: E402
-from minivlm.run import environment  # noqa: E402
-from tables import DIALOGUES, MAIN, read_log  # noqa: E402
+from charts import legend, panel
+from minivlm.loading.images import Pictures, contact_sheet
+from minivlm.loading.prepared import load_meta
+from minivlm.running.machine import environment
+from tables import DIALOGUES, MAIN, read_log
 
 NAMES = {"lm": "LM", "clip": "CLIP", "caption": "captioner", "align": "connector", "sft": "SFT",
          "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}

@@ -23,9 +23,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the checkout, to run as a script
-
-from minivlm import checkpoint, run  # noqa: E402
+from minivlm.running import checkpoint, machine, options
 
 STEPS = 30
 SMALL = ("--threads", "1", "--seed", "3", "--steps", str(STEPS), "--eval_every", "5")
@@ -184,9 +182,9 @@ def main(cfg: Config) -> None:
             line["sigkill"]["equal"] = equal(runs / stage, out)
             table[stage] = line
             print(stage, json.dumps(line), flush=True)
-    result = {"stages": table, **run.provenance(cfg, began)}
+    result = {"stages": table, **machine.provenance(cfg, began)}
     Path(cfg.out).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    run.cli(main, Config)
+    options.cli(main, Config)

@@ -9,20 +9,18 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from minivlm.loading.models import vlm_from
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, to run as a script
-
-from minivlm import checkpoint, run  # noqa: E402
-from minivlm.data import collate, pack  # noqa: E402
-from minivlm.generate import generate  # noqa: E402
-from minivlm.heads import RewardModel  # noqa: E402
-from minivlm.measure import prompt_of  # noqa: E402
-from minivlm.tokenizer import Tokenizer  # noqa: E402
-from minivlm.vlm import VLM  # noqa: E402
+from minivlm.conversation import pack, prompt_of
+from minivlm.generate import generate
+from minivlm.heads import RewardModel
+from minivlm.loading.batches import collate
+from minivlm.running import checkpoint, machine
+from minivlm.tokenizer import Tokenizer
 
 
 @dataclass
@@ -52,10 +50,10 @@ def fastest(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, floa
 def main(cfg: Settings) -> None:
     """Take turns; keep the fastest of each."""
     began, state = time.time(), checkpoint.load(cfg.run, ("sft", "ppo"))
-    model, tokenizer = VLM.from_checkpoint(state), Tokenizer.from_text(state["tokenizer"])
+    model, tokenizer = vlm_from(state), Tokenizer.from_text(state["tokenizer"])
     S = model.config.vit.image_size
     images = torch.zeros(cfg.batch_size, 3, S, S)
-    prompts = [prompt_of("Describe the picture.", model, tokenizer)] * cfg.batch_size
+    prompts = [prompt_of("Describe the picture.", tokenizer, model.config.vit.n_tokens)] * cfg.batch_size
 
     def roll(use_cache: bool) -> None:
         made = generate(model, images, prompts, max_new_tokens=cfg.max_new_tokens, stop=-1,
@@ -66,9 +64,9 @@ def main(cfg: Settings) -> None:
     answer, n = list(range(cfg.answer_tokens)), cfg.n_prompts
     reward_model, size = RewardModel(model), model.config.gpt.block_size
     reward_model.vlm.vit.requires_grad_(False)
-    *row, segments = pack(prompts[0], [answer] * cfg.n_answers)
+    row, segments = pack(prompts[0], [answer] * cfg.n_answers)
     shared = collate([row] * n, tokenizer.pad, size, segments=[segments] * n)
-    *row, _ = pack(prompts[0], [answer])
+    row, _ = pack(prompts[0], [answer])
     single = collate([row] * (n * cfg.n_answers), tokenizer.pad, size)
 
     def step(packed: bool) -> None:
@@ -86,7 +84,7 @@ def main(cfg: Settings) -> None:
         "times_faster_packed": best["single"] / best["packed"]}
     out = Path(__file__).parent / "preferences" / "rollouts.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({**run.provenance(cfg, began), "figures": figures}, indent=1) + "\n")
+    out.write_text(json.dumps({**machine.provenance(cfg, began), "figures": figures}, indent=1) + "\n")
     print(figures)
 
 

@@ -8,7 +8,6 @@ They are the first ten of each type, not chosen by hand. Beside each stands what
 told; the picture lets a reader judge both.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,10 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the checkout, so that this runs as a script
-
-from data.instruct import TYPES, told  # noqa: E402
-from minivlm.prepared import load_records  # noqa: E402
+from data.instruct import TYPES, told
+from minivlm.loading.prepared import load_records
 
 EACH, COLUMNS, SIDE, GAP = 10, 6, 150, 28  # dialogues of a type; pixels of a picture, of its number
 

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from minivlm.captioner import Captioner, hard_negatives
-from minivlm.data import Batch, caption_rows, collate, cut_rows
+from minivlm.conversation import caption_rows
+from minivlm.loading.batches import Batch, collate, cut_rows
 from minivlm.losses import IGNORE_INDEX, clip_loss, next_token_loss
+from minivlm.masks import attention_mask, last_only
 from minivlm.tokenizer import Tokenizer
-from minivlm.transformer import attention_mask, last_only
 from minivlm.vlm import VLMConfig
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})

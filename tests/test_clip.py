@@ -2,6 +2,7 @@
 
 import copy
 import math
+from minivlm.loading.models import clip_from
 from dataclasses import asdict
 from functools import partial
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minivlm.clip import CLIP, CLIPConfig, contrastive_backward
-from minivlm.data import Batch, collate
+from minivlm.clip import CLIP, CLIPConfig
+from minivlm.loading.batches import Batch, collate
 from minivlm.losses import clip_loss
+from train_clip import contrastive_backward
 
 
 def batch(B: int, longest: int = 12) -> Batch:
@@ -83,7 +85,7 @@ def test_a_caption_longer_than_the_tower_is_refused(clip):
 def test_a_checkpoint_brings_back_config_and_features(clip):
     """Catches: a nested config left a dict, weights that are not loaded."""
     state = {"configs": {"model": asdict(clip.config)}, "model": clip.state_dict()}
-    again, images = CLIP.from_checkpoint(state), torch.randn(2, 3, 16, 16)
+    again, images = clip_from(state), torch.randn(2, 3, 16, 16)
     assert again.config == clip.config == CLIPConfig.from_dict(asdict(clip.config))
     assert torch.equal(again.encode_image(images), clip.encode_image(images))
 

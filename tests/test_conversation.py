@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from minivlm.conversation import IMAGE_MARK, count_images, render, render_plain, render_v1
+from minivlm.conversation import IMAGE_MARK, count_images, render, render_v1
 from minivlm.tokenizer import Tokenizer, train_bpe
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
@@ -271,16 +271,3 @@ def test_between_two_pictures_stands_nothing():
     """Catches the piece that SentencePiece makes of an empty text (here 7) between two pictures."""
     ids, _ = render_v1([human("<image><image>")], lambda t: [7, *t.encode()], 1, 2, -200)
     assert ids == [1, 7, *b"USER: ", -200, -200, 7, *b" ASSISTANT:"]
-
-
-def test_llavas_plain_rows_learn_the_caption_and_the_line_break():
-    """Catches the picture among what is learned, and an end that is not."""
-    ids, is_answer = render_plain("a b", TOKENIZER.encode, 1000, 1002, 3)
-    assert ids == [1000, 1002, 1002, 1002, *b"a b\n"]
-    assert is_answer == [False] * 4 + [True] * 4
-    pieces = Pieces()
-    want = pieces.whole("<image>A dog.\n")  # LLaVA's string, as it reads it
-    ids, is_answer = render_plain("A dog.", pieces.encode, pieces.BOS, pieces.IMAGE)
-    assert ids == want and is_answer == [False] * len(pieces.whole(IMAGE_MARK)) + [True] * 4
-    with pytest.raises(ValueError, match="^the caption is empty$"):
-        render_plain(" ", TOKENIZER.encode, 0, 1)

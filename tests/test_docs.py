@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minivlm.run import CHOICES, LEAST, parse_args
+from minivlm.running.options import CHOICES, LEAST, parse_args
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -187,7 +187,7 @@ def test_no_function_is_written_twice():
 
 
 def test_every_mutant_in_the_docs_changes_what_the_code_says():
-    """Catches a list that the code has outgrown: `python tests/mutation.py` makes a new one."""
+    """Catches a list that the code has outgrown: `python tests/audit/mutation.py` makes a new one."""
     spec = importlib.util.spec_from_file_location("mutation", ROOT / "tests" / "mutation.py")
     mutation = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mutation)
@@ -200,7 +200,7 @@ def test_every_mutant_in_the_docs_changes_what_the_code_says():
 
 
 def test_every_planted_bug_has_its_place_and_its_line_in_the_docs():
-    """Catches bugs that the source has outgrown: `python tests/plant.py` could not plant them."""
+    """Catches bugs that the source has outgrown: `python tests/audit/plant.py` could not plant them."""
     spec = importlib.util.spec_from_file_location("plant", ROOT / "tests" / "plant.py")
     plant = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plant)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minivlm.data import pack
+from minivlm.conversation import pack
 from minivlm.gpt import GPT
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 
@@ -53,8 +53,9 @@ def test_packed_answers_are_read_as_if_each_stood_alone(gpt):
     """Catches: positions that count on over another answer, an answer that sees its neighbor, a
     context that is filled by all answers together."""
     prompt, answers = ids(1, 4)[0].tolist(), [ids(1, n)[0].tolist() for n in (9, 11, 10)]
-    rows, segments = zip(*((row, of) for row, _, of in (
-        pack(prompt, answers), pack(prompt[:3], answers[:1]))))
+    packed = [pack(prompt, answers), pack(prompt[:3], answers[:1])]
+    rows = [row.ids for row, _ in packed]
+    segments = [of for _, of in packed]
     T = max(map(len, rows)) + gpt.config.block_size  # pads do not fill the context either
     assert max(map(len, rows)) > gpt.config.block_size >= 4 + 11
     idx = torch.tensor([row + [0] * (T - len(row)) for row in rows])
@@ -66,7 +67,7 @@ def test_packed_answers_are_read_as_if_each_stood_alone(gpt):
         alone = gpt(torch.tensor([text]))[0]
         torch.testing.assert_close(together[b, here], alone, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="text has"):
-        row, _, of = pack(prompt, [[1] * gpt.config.block_size, [2]])
+        (row, _), of = pack(prompt, [[1] * gpt.config.block_size, [2]])
         gpt(torch.tensor([row]), segments=torch.tensor([of]))
     with pytest.raises(ValueError, match="segments go with no prefix"):
         gpt(idx, segments=segments, prefix=torch.tensor([1, 1]))

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minivlm.data import collate, pack
+from minivlm.conversation import pack
 from minivlm.heads import RewardModel, ValueModel
+from minivlm.loading.batches import collate
 
 PICTURE = [258] * 4  # image tokens a picture, and the placeholder's id, of conftest's tiny models
 IDX = torch.tensor([[1, *PICTURE, 2, 3, 257], [*PICTURE, 4, 5, 6, 7], [*PICTURE, 8, 257, 257, 257]])
@@ -32,7 +33,7 @@ def test_packed_answers_are_scored_as_if_each_stood_alone(vlm):
     asked = [([1, *PICTURE, 2], [[3, 4, 5], [6], [7, 8]]), ([*PICTURE, 9], [[4, 257]])]
     rows, segments = [], []
     for prompt, answers in asked:
-        *row, of = pack(prompt, [*answers[:-1], answers[-1] + [0]])  # one more, which nobody reads
+        row, of = pack(prompt, [*answers[:-1], answers[-1] + [0]])  # one more, which nobody reads
         rows.append(row)
         segments.append(of)
     batch = collate(rows, 257, 16, None, images, segments=segments)

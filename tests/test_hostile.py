@@ -32,24 +32,26 @@ from PIL import EpsImagePlugin, Image
 
 import chat
 import evaluate
-from conftest import stir
-from data import instruct, judge, layouts, pool, preferences, teachers
-from data.checks import faults, parse
+from data import instruct, preferences
 from data.cifar10 import prepare as cifar10
 from data.coco import prepare as coco
-from data.facts import things_of
 from data.instruct import told
 from data.llava import prepare as llava
 from data.nlvr import prepare as nlvr
 from data.webdata import prepare as webdata
 from data.webdata.shards import Sample, read_shard, write_shards
-from minivlm import checkpoint, files
-from minivlm.data import render_records
-from minivlm.images import Pictures, open_image
-from minivlm.pairs import load_pairs
-from minivlm.prepared import load_meta, load_records
-from minivlm.rankings import load_rankings
-from minivlm.run import cli, printable
+from minivlm.engine import teachers
+from minivlm.engine.checks import faults, parse
+from minivlm.evaluation.scene import things_of
+from minivlm.loading.batches import render_records
+from minivlm.loading.images import Pictures, open_image
+from minivlm.loading.models import vlm_from
+from minivlm.loading.prepared import load_meta, load_records
+from minivlm.preferences import judge, layouts, pool
+from minivlm.preferences.pairs import load_pairs
+from minivlm.preferences.rankings import load_rankings
+from minivlm.running import checkpoint
+from minivlm.running.options import cli, printable
 from minivlm.tokenizer import GPT2_PATTERN, PATTERN, Tokenizer
 from minivlm.vlm import VLM
 
@@ -736,7 +738,7 @@ def ckpt(tmp_path, vlm) -> Path:
 
 def load_all(path: Path) -> tuple[VLM, Tokenizer]:
     state = checkpoint.load(path, ("sft",))
-    return VLM.from_checkpoint(state), Tokenizer.from_text(state["tokenizer"])
+    return vlm_from(state), Tokenizer.from_text(state["tokenizer"])
 
 
 def test_sizes_that_no_weights_have_are_refused_before_memory_is_taken(ckpt, tmp_path):
@@ -748,7 +750,7 @@ def test_sizes_that_no_weights_have_are_refused_before_memory_is_taken(ckpt, tmp
     places = [(k,) for k in model] + [(t, k) for t in ("vit", "gpt") for k in model[t]]
     n = 0
     with harmless(tmp_path, seconds=20):
-        VLM.from_checkpoint(state)
+        vlm_from(state)
         for at in places:
             for bad in (None, "32", "x", -1, 0, 1.5, True, [], {}, 10 ** 5, 10 ** 9, 10 ** 30):
                 changed = state | {"configs": {"model": spoiled(model, at, bad)}}
@@ -757,7 +759,7 @@ def test_sizes_that_no_weights_have_are_refused_before_memory_is_taken(ckpt, tmp
                 if at[-1] == "image_id" and bad == 0 or (at[-1], bad) == ("feature_layer", -1):
                     continue                                         # another model, but one
                 with pytest.raises(ValueError, match="describes no model|do not fit") as caught:
-                    VLM.from_checkpoint(changed)
+                    vlm_from(changed)
                 n, said = n + 1, str(caught.value)
                 assert str(ckpt) in said and len(said) < 400
                 if at[-1] in ("n_embd", "block_size", "vocab_size"):  # built, on no device
@@ -767,7 +769,7 @@ def test_sizes_that_no_weights_have_are_refused_before_memory_is_taken(ckpt, tmp
             changed = copy.deepcopy(model)
             (changed if len(key) == 1 else changed[key[0]]).pop(key[-1])
             try:  # a default takes its place
-                VLM.from_checkpoint(state | {"configs": {"model": changed}})
+                vlm_from(state | {"configs": {"model": changed}})
             except ValueError as error:
                 assert str(ckpt) in str(error)
     assert n > 150

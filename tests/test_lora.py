@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from minivlm.checkpoint import load
-from minivlm.heads import RewardModel
+from minivlm.loading.models import reward_model_from, vlm_from
 from minivlm.lora import LoRALinear, adapters, adapters_off, add_lora, merged
+from minivlm.running.checkpoint import load
 from minivlm.vlm import VLM
 from test_train_scripts import config_of
 
@@ -117,7 +117,7 @@ def test_a_stage_trains_adapters_and_its_checkpoint_is_a_model_like_any_other(
     assert all(torch.equal(of_vlm[k], v) for k, v in init.items())   # the base has not moved
     moved = {k for k, v in of_vlm.items() if k.endswith("lora_B") and v.any()}
     assert len(moved) >= 4
-    model = (RewardModel if stage == "reward" else VLM).from_checkpoint(load(out, (stage,)))
+    model = (reward_model_from if stage == "reward" else vlm_from)(load(out, (stage,)))
     assert not list(adapters(model))
     if stage == "reward":
         assert model.std != 1

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import stir
-from minivlm.conversation import IMAGE_MARK, render
-from minivlm.data import batches, collate, hash_seed, pack, shuffled
+from minivlm.conversation import IMAGE_MARK, pack, render
 from minivlm.generate import beam_search, filter_logits, generate, pick
 from minivlm.gpt import GPTConfig
+from minivlm.loading.batches import batches, collate, hash_seed, shuffled
 from minivlm.losses import next_token_loss
 from minivlm.tokenizer import GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, train_bpe
 from minivlm.vit import ViTConfig
@@ -198,7 +198,7 @@ def test_targets_are_the_next_token_where_it_is_an_answer_and_ignored_elsewhere(
        st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_a_packed_row_learns_every_answer_once_behind_the_whole_prompt(prompt, answers):
     """Catches an answer whose first token is predicted from another answer's last."""
-    *row, segments = pack(prompt, answers)
+    row, segments = pack(prompt, answers)
     batch = collate([row], 0, 99, segments=[segments])
     idx, targets, of = (x[0].tolist() for x in (batch.idx, batch.targets, batch.segments))
     for k, answer in enumerate(answers, 1):

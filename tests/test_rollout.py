@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from minivlm.conversation import prompt_of
 from minivlm.heads import RewardModel, ValueModel
 from minivlm.lora import add_lora
 from minivlm.losses import kl_estimate
-from minivlm.measure import prompt_of
-from minivlm.prompts import PromptBatch, Prompts
+from minivlm.preferences.prompts import Prompts
 from minivlm.rl import explained_variance
-from minivlm.rollout import logprobs, roll_out, share_vit
+from minivlm.rollout import PromptBatch, logprobs, roll_out, share_vit
 
 QUESTIONS = ("Is it?", "A", "How so?")
 
@@ -33,7 +33,7 @@ def roll(models, tokenizer, temperature=0.7, n=3, max_new_tokens=8, judged=None,
     """A rollout over n questions about random pictures."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(n, 3, 16, 16, generator=generator)
-    prompts = [prompt_of(QUESTIONS[i % 3], models[0], tokenizer) for i in range(n)]
+    prompts = [prompt_of(QUESTIONS[i % 3], tokenizer, models[0].config.vit.n_tokens) for i in range(n)]
     batch = PromptBatch([], images, prompts, judged or prompts, seed=1)
     return images, prompts, roll_out(
         *models, batch, tokenizer, max_new_tokens, temperature, **options)
@@ -86,7 +86,7 @@ def test_logprobs_are_those_of_a_softmax_by_hand(models, tokenizer):
 def test_answers_are_drawn_with_the_probabilities_that_are_reported(models, tokenizer):
     """Catches a sampler and a logprobs that disagree: 3000 first tokens, 5 sigma."""
     policy, n = models[0], 3000
-    prompt, temperature = prompt_of("A", policy, tokenizer), 1.3
+    prompt, temperature = prompt_of("A", tokenizer, policy.config.vit.n_tokens), 1.3
     images = torch.zeros(n, 3, 16, 16)
     batch = PromptBatch([], images, [prompt] * n, [prompt] * n, seed=0)
     r = roll_out(*models, batch, tokenizer, 1, temperature)
@@ -102,7 +102,7 @@ def test_scores_values_and_ends_belong_to_their_answers(models, tokenizer):
     policy, _, reward_model, value_model = models
     with torch.no_grad():  # make the end likely, so that both kinds of row occur
         policy.gpt.head.weight[tokenizer.end] *= 3
-    judged = [prompt_of("Other?", policy, tokenizer)] * 8
+    judged = [prompt_of("Other?", tokenizer, policy.config.vit.n_tokens)] * 8
     images, prompts, r = roll(models, tokenizer, 1.6, n=8, max_new_tokens=5, judged=judged)
     assert 0 < r.ended.sum() < 8
     for b in range(8):
@@ -167,7 +167,7 @@ def test_facts_are_for_the_judge_alone_and_in_random_order(tmp_path, vlm, tokeni
     (tmp_path / "meta.json").write_text(json.dumps({"name": "t", "image_size": 16}))
     prompts = Prompts(tmp_path, "train", vlm, tokenizer, facts=True)
     batch = prompts.batch(prompts.load("prompts", 2), seed=3)
-    plain = prompt_of("A", vlm, tokenizer)
+    plain = prompt_of("A", tokenizer, vlm.config.vit.n_tokens)
     assert batch.prompts == [plain] * 40 and batch.images.shape == (40, 3, 16, 16)
     orders = {"\n".join([*order, "A"]) for order in permutations(captions)}
     assert {tokenizer.decode(ids[5:-1]) for ids in batch.judged} == orders

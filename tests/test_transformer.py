@@ -7,8 +7,9 @@ import torch
 from conftest import stir
 from torch import nn
 
-from minivlm.transformer import Attention, Block, KVCache, activation, attention_mask, init_weights
-from minivlm.transformer import segment_mask
+from minivlm.cache import KVCache
+from minivlm.masks import attention_mask, segment_mask
+from minivlm.transformer import Attention, Block, activation, init_weights
 
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
 

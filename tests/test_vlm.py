@@ -1,5 +1,6 @@
 """The splice of pictures into text: order, counts, and what a picture may and may not change."""
 
+from minivlm.loading.models import vlm_from
 from dataclasses import asdict, replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivlm.data import collate
+from minivlm.loading.batches import collate
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.projector import Projector
 from minivlm.vlm import VLM, VLMConfig
@@ -248,7 +249,7 @@ def test_a_checkpoint_brings_back_config_and_logits(vlm):
     """Catches: a nested config left a dict, weights not loaded, a tied head that comes apart."""
 
     state = {"configs": {"model": asdict(vlm.config)}, "model": vlm.state_dict()}
-    again, images = VLM.from_checkpoint(state), torch.randn(3, 3, 16, 16)
+    again, images = vlm_from(state), torch.randn(3, 3, 16, 16)
     assert again.config == vlm.config == VLMConfig.from_dict(asdict(vlm.config))
     assert torch.equal(again(MIXED, images), vlm(MIXED, images))
     assert again.gpt.head.weight is again.gpt.wte.weight

@@ -15,7 +15,6 @@ arXiv:2103.00020, section 3.1.4.
 """
 
 import io
-import sys
 import tarfile
 import time
 from collections import Counter
@@ -25,14 +24,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-# the checkout, so that this runs as a script
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from data.shapes.language import article, sentence  # noqa: E402
-from minivlm.files import BROKEN_TAR, first_line, members_of, read_member  # noqa: E402
-from minivlm.images import fit, open_image  # noqa: E402
-from minivlm.prepared import Pack, check_vocab_size, summary, write_folder  # noqa: E402
-from minivlm.run import cli  # noqa: E402
+from data.shapes.language import sentence
+from minivlm.evaluation.english import article
+from minivlm.loading.images import fit, open_image
+from minivlm.loading.prepared import Pack, check_vocab_size, summary, write_folder
+from minivlm.running.files import BROKEN_TAR, first_line, members_of, read_member
+from minivlm.running.options import cli
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 # the first one is the caption; all are text for a tokenizer and a language model

@@ -18,7 +18,6 @@ Source: Lin et al. 2014, arXiv:1405.0312; Chen et al. 2015, arXiv:1504.00325; sp
 and Fei-Fei 2015, arXiv:1412.2306.
 """
 
-import sys
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -26,16 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-# the checkout, so that this runs as a script
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from data.words import plural  # noqa: E402
-from minivlm.files import check_entries, inside, is_number  # noqa: E402
-from minivlm.files import parse_json, read_text  # noqa: E402
-from minivlm.images import fit, open_image  # noqa: E402
-from minivlm.metrics import words_of  # noqa: E402
-from minivlm.prepared import Pack, check_vocab_size, summary, write_folder  # noqa: E402
-from minivlm.run import cli  # noqa: E402
+from minivlm.evaluation.english import plural
+from minivlm.loading.images import fit, open_image
+from minivlm.loading.prepared import Pack, check_vocab_size, summary, write_folder
+from minivlm.metrics import words_of
+from minivlm.running.files import check_entries, inside, is_number, parse_json, read_text
+from minivlm.running.options import cli
 
 CATEGORY, SIDES = {"id": int, "name": str}, {"width": int, "height": int}
 

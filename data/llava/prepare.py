@@ -16,7 +16,6 @@ Source: Liu et al. 2023, arXiv:2304.08485; docs/Finetune_Custom_Data.md and prep
 """
 
 import json
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -24,15 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-# the checkout, so that this runs as a script
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from minivlm.conversation import IMAGE_MARK, count_images, render  # noqa: E402
-from minivlm.files import inside, parse_json  # noqa: E402
-from minivlm.images import fit, open_image  # noqa: E402
-from minivlm.prepared import Pack, check_vocab_size, summary, write_folder  # noqa: E402
-from minivlm.run import cli  # noqa: E402
-from minivlm.tokenizer import Tokenizer  # noqa: E402
+from minivlm.conversation import IMAGE_MARK, count_images, render
+from minivlm.loading.images import fit, open_image
+from minivlm.loading.prepared import Pack, check_vocab_size, summary, write_folder
+from minivlm.running.files import inside, parse_json
+from minivlm.running.options import cli
+from minivlm.tokenizer import Tokenizer
 
 
 @dataclass

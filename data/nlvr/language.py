@@ -8,8 +8,9 @@ import random
 from collections import Counter
 from itertools import product
 
-from data.shapes.language import NUMBERS, article, join, sentence
+from data.shapes.language import NUMBERS, sentence
 from data.shapes.questions import Round, ask_style, styled
+from minivlm.evaluation.english import article, join
 
 COLORS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
 SHAPES = ("circle", "square", "triangle")

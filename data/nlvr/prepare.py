@@ -19,7 +19,6 @@ import io
 import json
 import random
 import re
-import sys
 import tarfile
 import time
 from collections import Counter
@@ -31,17 +30,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, to run as a script
-
-from data.nlvr.language import COLORS, PLACES, SHAPES, SIZED, SIZES, THINGS  # noqa: E402
-from data.nlvr.language import (  # noqa: E402
-    captions, count, describe, dialogue, exist, named, statement,
-)
-from data.shapes.questions import Round  # noqa: E402
-from minivlm.files import BROKEN_TAR, first_line, members_of, read_member  # noqa: E402
-from minivlm.images import open_image  # noqa: E402
-from minivlm.run import cli  # noqa: E402
-from minivlm.prepared import check_vocab_size, start_folder, write_folder  # noqa: E402
+from data.nlvr.language import COLORS, PLACES, SHAPES, SIZED, SIZES, THINGS, captions, count
+from data.nlvr.language import describe, dialogue, exist, named, statement
+from data.shapes.questions import Round
+from minivlm.loading.images import open_image
+from minivlm.loading.prepared import check_vocab_size, start_folder, write_folder
+from minivlm.running.files import BROKEN_TAR, first_line, members_of, read_member
+from minivlm.running.options import cli
 
 SIDE, LEFTS, GAP = 100, (0, 150, 300), 128  # a box's side, columns where boxes begin, gray between
 ORDERS = list(permutations(range(3)))  # picture k has box ORDERS[k][i] in place i; found in pixels

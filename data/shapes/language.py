@@ -9,7 +9,7 @@ Used by: questions.py, prepare.py.
 import random
 
 from data.shapes.world import COLORS, SHAPES, Object, Scene
-from data.words import article, join
+from minivlm.evaluation.english import article, join
 
 NUMBERS = (
     "zero", "one", "two", "three", "four", "five",

@@ -11,7 +11,6 @@ samples/*.png. Equal arguments give equal bytes.
 
 import json
 import random
-import sys
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, to run as a script
-
-from data.shapes import language, questions, world  # noqa: E402
-from minivlm.images import save_samples  # noqa: E402
-from minivlm.run import cli  # noqa: E402
-from minivlm.prepared import check_vocab_size, start_folder  # noqa: E402
-from minivlm.tokenizer import Tokenizer  # noqa: E402
+from data.shapes import language, questions, world
+from minivlm.loading.images import save_samples
+from minivlm.loading.prepared import check_vocab_size, start_folder
+from minivlm.running.options import cli
+from minivlm.tokenizer import Tokenizer
 
 SHARD = 1000  # scenes a task
 ANSWERED = ("exist", "color", "shape", "size", "position", "count", "relation")

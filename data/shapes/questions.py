@@ -12,8 +12,9 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from data.shapes.language import NUMBERS, article, at, captions, join, name, relation
+from data.shapes.language import NUMBERS, at, captions, name, relation
 from data.shapes.world import COLORS, PLACES, SEEN, SHAPES, Object, Scene
+from minivlm.evaluation.english import article, join
 
 STYLES = {
     "word": ("Answer in one word.", "Reply with a single word.", "One word, please.",

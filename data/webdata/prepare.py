@@ -17,7 +17,6 @@ Source: Schuhmann et al. 2021 (LAION-400M), arXiv:2111.02114, section 2.2: 5 cha
 """
 
 import io
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,14 +26,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-# the checkout, so that this runs as a script
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from data.webdata.shards import PICTURES, Sample, read_shard, refuse, write_shards  # noqa: E402
-from data.webdata.similarity import by_similarity  # noqa: E402
-from minivlm.images import fit, open_image  # noqa: E402
-from minivlm.prepared import Pack, check_vocab_size, fault_of, write_folder  # noqa: E402
-from minivlm.run import cli  # noqa: E402
+from data.webdata.shards import PICTURES, Sample, read_shard, refuse, write_shards
+from data.webdata.similarity import by_similarity
+from minivlm.loading.images import fit, open_image
+from minivlm.loading.prepared import Pack, check_vocab_size, fault_of, write_folder
+from minivlm.running.options import cli
 
 
 @dataclass

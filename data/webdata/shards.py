@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from minivlm.files import BROKEN_TAR, MAX_BYTES, members_of, read_member
-from minivlm.run import printable
+from minivlm.running.files import BROKEN_TAR, MAX_BYTES, members_of, read_member
+from minivlm.running.options import printable
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 MAX_TEXT = 1_000_000  # bytes of a text or of JSON; more is no caption

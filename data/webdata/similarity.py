@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivlm import checkpoint
 from minivlm.clip import CLIP
-from minivlm.data import caption_rows, collate, shorten_rows
-from minivlm.images import fit, to_tensor
-from minivlm.pretrained import read_clip
-from minivlm.pretrained_tokenizers import ClipTokenizer
+from minivlm.conversation import caption_rows
+from minivlm.loading.batches import collate, shorten_rows
+from minivlm.loading.images import fit, to_tensor
+from minivlm.loading.models import clip_from
+from minivlm.pretrained.tokenizers import ClipTokenizer
+from minivlm.pretrained.weights import read_clip
+from minivlm.running import checkpoint
 from minivlm.tokenizer import Tokenizer
 
 BATCH = 200  # pairs that CLIP looks at together
@@ -62,10 +64,10 @@ def by_similarity(
 def load_clip(path: str) -> tuple[CLIP, Callable[[list[str]], tuple[Tensor, Tensor]]]:
     """A CLIP, and what makes its text tower's ids and lengths of texts, long ones cut."""
     if (Path(path) / "config.json").is_file() and not list(Path(path).glob("*.pt")):
-        model, words = CLIP.from_checkpoint(read_clip(path)).eval(), ClipTokenizer.read(path)
+        model, words = clip_from(read_clip(path)).eval(), ClipTokenizer.read(path)
         return model, partial(words.rows, block_size=model.text.block_size, cut=True)
     state = checkpoint.load(path, ("clip",))
-    tokenizer, model = Tokenizer.from_text(state["tokenizer"]), CLIP.from_checkpoint(state).eval()
+    tokenizer, model = Tokenizer.from_text(state["tokenizer"]), clip_from(state).eval()
     longest = model.text.block_size
 
     def rows_of(texts: list[str]) -> tuple[Tensor, Tensor]:

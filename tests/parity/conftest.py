@@ -29,7 +29,7 @@ stands here. "equal" means the same ids, texts or truth values.
 TAIL = """
 Not in the table: SigLIP's loss, momentum encoders and queues, which minivlm does not have; LLaVA's
 masks and POPE's, CHAIR's and AMBER's counts, whose code is in no package and whose published rules
-`tests/test_conversation.py` and `tests/test_metrics.py` write out again; what needs no peer
+`tests/test_conversation.py` and `tests/metrics/test_metrics.py` write out again; what needs no peer
 (`tests/parity/test_metamorphic.py`: order, pads, shifts, swapped pictures, adapters, packed rows).
 gpt2-xl is compared by names and shapes only.
 """

@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.clip import contrastive_backward
-from minivlm.data import Batch
+from train_clip import contrastive_backward
+from minivlm.loading.batches import Batch
 from minivlm.losses import clip_loss
 from parity.peers import one_file, whole
 

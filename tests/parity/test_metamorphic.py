@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.captioner import hard_negatives
-from minivlm.checkpoint import load
-from minivlm.data import collate, pack
+from minivlm.conversation import pack
 from minivlm.gpt import GPT
-from minivlm.heads import RewardModel, ValueModel
+from minivlm.heads import ValueModel
+from minivlm.loading.batches import collate
+from minivlm.loading.models import reward_model_from, vlm_from
 from minivlm.lora import adapters, add_lora, merged
 from minivlm.losses import dpo_loss, kl_estimate, sequence_logprobs, token_logprobs
 from minivlm.rl import gae, kl_rewards, whiten
+from minivlm.running.checkpoint import load
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM, VLMConfig
 
@@ -123,7 +125,7 @@ def questions(runs: Path) -> tuple[Tensor, Tensor, Tensor, Tokenizer]:
 def test_another_picture_changes_the_answers_distribution(runs, questions, stage):
     """Catches a stage that unlearns to look, or whose checkpoint has lost projector or ViT."""
     idx, lengths, images, _ = questions
-    vlm, rows = VLM.from_checkpoint(load(runs / stage, (stage,))).eval(), torch.arange(3)
+    vlm, rows = vlm_from(load(runs / stage, (stage,))).eval(), torch.arange(3)
     with torch.no_grad():
         own, others = (vlm(idx, pictures)[rows, lengths - 1].softmax(-1)
                        for pictures in (images, images.roll(1, 0)))
@@ -134,7 +136,7 @@ def test_dialogues_in_another_order_have_their_own_scores_and_values(runs, quest
     """Catches a picture given to another row, and a score that depends on the neighbors' length."""
     idx, lengths, images, _ = questions
     state, order = load(runs / "reward", ("reward",)), torch.tensor([2, 0, 1])
-    judge = RewardModel.from_checkpoint(state).eval()
+    judge = reward_model_from(state).eval()
     with torch.no_grad():
         score = judge(idx, lengths, images)
         assert all(abs(float(a - b)) > 1e-4 for a, b in pairwise(score))
@@ -150,7 +152,7 @@ def test_dialogues_in_another_order_have_their_own_scores_and_values(runs, quest
 def test_swapping_a_pairs_answers_flips_the_sign_of_the_reward_models_logit(runs, questions):
     """Catches a score that depends on the answer's place in its packed row."""
     idx, lengths, images, tokenizer = questions
-    judge = RewardModel.from_checkpoint(load(runs / "reward", ("reward",))).eval()
+    judge = reward_model_from(load(runs / "reward", ("reward",))).eval()
     prompt, block_size = idx[0, :lengths[0]].tolist(), judge.vlm.gpt.config.block_size
     for rng in cases():
         answers = [[rng.randrange(200) for _ in range(rng.randint(1, 6))] + [tokenizer.end]
@@ -158,7 +160,7 @@ def test_swapping_a_pairs_answers_flips_the_sign_of_the_reward_models_logit(runs
         logits = []
         for pair in (answers, answers[::-1]):
             # one more token behind the row, which `collate` leaves out
-            row, learned, of = pack(prompt, [pair[0], pair[1] + [tokenizer.end]])
+            (row, learned), of = pack(prompt, [pair[0], pair[1] + [tokenizer.end]])
             batch = collate([(row, learned)], tokenizer.pad, block_size, segments=[of])
             with torch.no_grad():
                 first, second = judge.raw(
@@ -176,7 +178,7 @@ def test_packed_answers_leak_nothing_into_each_other_forward_or_back(gpt: GPT):
         prompt = [rng.randrange(256) for _ in range(rng.randint(1, 5))]
         answers = [[rng.randrange(256) for _ in range(rng.randint(1, 6))]
                    for _ in range(rng.randint(2, 4))]
-        row, _, of = pack(prompt, answers)
+        (row, _), of = pack(prompt, answers)
         idx, segments, k = torch.tensor([row]), torch.tensor([of]), rng.randint(1, len(answers))
         emb = gpt.wte(idx).detach().requires_grad_()
         logits = gpt(emb=emb, segments=segments)

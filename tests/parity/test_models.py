@@ -13,14 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minivlm import pretrained
 from minivlm.clip import CLIP, CLIPConfig
-from minivlm.export import export
 from minivlm.gpt import GPT, GPTConfig
+from minivlm.pretrained.export import export
+from minivlm.pretrained.weight_names import clip_names, gpt2_names, llava_names, to_theirs
 from minivlm.tokenizer import Tokenizer
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM, VLMConfig
-from minivlm.weight_names import clip_names, gpt2_names, llava_names, to_theirs
 from parity.peers import one_file, whole
 
 BYTES = Tokenizer({bytes([i]): i for i in range(256)})

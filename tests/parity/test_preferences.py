@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.losses import (
-    dpo_loss, kl_estimate, ppo_policy_loss, ppo_value_loss, ranking_loss, reward_loss,
-    sequence_logprobs, token_logprobs,
-)
+from minivlm.losses import dpo_loss, kl_estimate, ppo_policy_loss, ppo_value_loss
+from minivlm.losses import ranking_loss, reward_loss, sequence_logprobs, token_logprobs
 from minivlm.rl import AdaptiveKL, FixedKL, gae, kl_rewards, whiten
 from parity.peers import functions
 

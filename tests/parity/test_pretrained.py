@@ -8,6 +8,7 @@ import gzip
 import json
 import random
 import unicodedata
+from minivlm.loading.models import clip_from, vlm_from
 from dataclasses import asdict
 
 import pytest
@@ -16,20 +17,20 @@ from PIL import Image
 
 import train_align
 import train_sft
-from minivlm import checkpoint, pretrained
 from minivlm.clip import CLIP, CLIPConfig
-from minivlm.conversation import render
-from minivlm.export import export, tokenizer_file
+from minivlm.conversation import prompt_of, render
 from minivlm.generate import generate
 from minivlm.gpt import GPT, GPTConfig
-from minivlm.images import Pictures
-from minivlm.measure import prompt_of
-from minivlm.prepared import load_records
-from minivlm.pretrained_tokenizers import ClipTokenizer, read_tokenizer
+from minivlm.loading.images import Pictures
+from minivlm.loading.prepared import load_records
+from minivlm.pretrained import weights as pretrained
+from minivlm.pretrained.export import export, tokenizer_file
+from minivlm.pretrained.tokenizers import ClipTokenizer, read_tokenizer
+from minivlm.pretrained.weight_names import clip_names, gpt2_names, to_theirs
+from minivlm.running import checkpoint
 from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
 from minivlm.vlm import VLM, VLMConfig
-from minivlm.weight_names import clip_names, gpt2_names, to_theirs
-from parity.peers import folder_of, whole
+from parity.peers import folder_of
 from parity.test_models import hf  # noqa: F401
 
 # width, layers, heads of the vision tower, image and patch size; the same of the text tower; space
@@ -93,7 +94,7 @@ def test_a_clip_of_true_size_gives_the_same_logits(hf, name, agreement, tmp_path
     theirs = hf.CLIPModel(clip_of(hf, name)).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     state = pretrained.read_clip(tmp_path / "theirs")
-    ours = CLIP.from_checkpoint(state).eval()
+    ours = clip_from(state).eval()
     S = ours.config.vit.image_size
     images, idx = torch.randn(5, 3, S, S), torch.randint(0, 49406, (20, 77))
     lengths = torch.randint(2, 78, (20,))
@@ -180,7 +181,7 @@ def test_positions_at_another_resolution_are_interpolated_alike(hf, agreement, t
         theirs = hf.CLIPModel(hf.CLIPConfig(vision_config=vision, text_config=text)).eval()
         theirs.vision_model.embeddings.position_embedding.weight.normal_()
         theirs.save_pretrained(tmp_path)
-        ours = CLIP.from_checkpoint(pretrained.read_clip(tmp_path, patch * new)).eval()
+        ours = clip_from(pretrained.read_clip(tmp_path, patch * new)).eval()
         images = torch.randn(2, 3, patch * new, patch * new)
         want = theirs.get_image_features(pixel_values=images, interpolate_pos_encoding=True)
         want = getattr(want, "pooler_output", want)
@@ -310,14 +311,14 @@ def test_a_trained_chatbot_answers_the_same_in_transformers(hf, agreement, folde
     train_sft.main(train_sft.Config(init=f"{tmp_path}/align", out=f"{tmp_path}/sft", **small))
     state = checkpoint.load(tmp_path / "sft", ("sft",))
     export(state, tmp_path / "hf")
-    ours, tokenizer = VLM.from_checkpoint(state).eval(), Tokenizer.from_text(state["tokenizer"])
+    ours, tokenizer = vlm_from(state).eval(), Tokenizer.from_text(state["tokenizer"])
     theirs = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
     records = load_records(folder, "val", need=("conversations",))
     pictures = Pictures(folder, ours.config.vit.image_size)
     for rng in seen.cases():
         record = rng.choice([r for r in records if r.get("image")])
         question = rng.choice(["What is there?", "How many?", "Is there a red circle?"])
-        prompt = prompt_of(question, ours, tokenizer)
+        prompt = prompt_of(question, tokenizer, ours.config.vit.n_tokens)
         images = pictures.get([record["image"]])
         said = generate(ours, images, [prompt], max_new_tokens=8, stop=tokenizer.end)
         out = theirs.generate(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from minivlm.metrics_text import bleu, cider, rouge_l
+from minivlm.metrics.captions import bleu, cider, rouge_l
 from minivlm.tokenizer import GPT2_PATTERN, PATTERN, Tokenizer, train_bpe
 from parity.peers import whole
 

@@ -1,0 +1,102 @@
+"""data/llava/prepare.py: LLaVA's JSON as it is published, and all that can be wrong with it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.llava import prepare
+from minivlm.loading.prepared import load_meta, load_records
+
+
+def talk(*texts: str, first: str = "human") -> list[dict]:
+    """Turns by human and gpt in alternation."""
+    roles = ("human", "gpt") if first == "human" else ("gpt", "human")
+    return [{"from": roles[i % 2], "value": v} for i, v in enumerate(texts)]
+
+
+def publish(root: Path, records: list, pictures: tuple[str, ...] = ()) -> prepare.Config:
+    """Write a published file, and gray pictures of 40 x 20 pixels, each another gray."""
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(pictures):
+        (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20), (20 * i,) * 3).save(root / "images" / name)
+    (root / "mix.json").write_text(json.dumps(records))
+    return prepare.Config(
+        f"{root}/mix.json", f"{root}/images", out=f"{root}/prepared", val_every=2, image_size=16)
+
+
+PICTURES = ("coco/train2017/1.png", "gqa/images/2.png", "3.png")
+RECORDS = [
+    {"id": "000000033471", "image": PICTURES[0],
+     "conversations": talk("<image>\nWhat is it?", "A bus.", "What color?", "Red.")},
+    {"id": 7, "image": PICTURES[1], "conversations": talk("Describe it.\n<image>", "A cat.")},
+    {"image": PICTURES[0], "conversations": talk("<image>\nHow many?", "One.")},
+    {"id": "t", "conversations": talk("What is 2 + 2?", "4.")},
+    {"id": "t", "image": PICTURES[2], "conversations": talk("What is this? <image>", "A dog.")},
+]
+
+
+def test_published_dialogues_become_a_data_set(tmp_path):
+    """Catches a picture on both sides, another one's dialogue, an id lost, <image> left behind."""
+    cfg = publish(tmp_path, RECORDS, PICTURES)
+    counts = prepare.main(cfg)
+    assert (counts["train"], counts["val"], counts["skipped"]) == (2, 3, 0)
+    train, val = (load_records(cfg.out, s, ("conversations",)) for s in ("train", "val"))
+    assert [r["id"] for r in val] == ["000000033471", "record 2", "t (2)"]
+    assert [r["id"] for r in train] == ["7", "t"] and "image" not in train[1]
+    assert train[0]["conversations"][0]["value"] == "<image>\nDescribe it."
+    assert val[2]["conversations"][0]["value"] == "<image>\nWhat is this?"
+    assert val[0]["image"] == val[1]["image"] == "val.npy#0" and val[2]["image"] == "val.npy#1"
+    grays = [np.load(f"{cfg.out}/{s}.npy")[:, 8, 8, 0].tolist() for s in ("train", "val")]
+    assert grays == [[20], [0, 40]]
+    seen = load_meta(cfg.out)["seen"]
+    assert seen == {".": 1, "coco/train2017": 2, "gqa/images": 1, "text only": 1, "turns": 12}
+    assert json.loads((Path(cfg.out) / "llava.json").read_text()) == RECORDS
+
+
+@pytest.mark.parametrize("record, reason", [
+    ("text", "no conversation"), ({"id": "a"}, "no conversation"),
+    ({"conversations": [["human", "x"]]}, "turn that is not {from, value}"),
+    ({"conversations": []}, "turns out of order"),
+    ({"conversations": talk("x")}, "no answer"),
+    ({"conversations": talk("x", "y", first="gpt")}, "turns out of order"),
+    ({"conversations": talk("x", "  ")}, "empty turn"),
+    ({"conversations": talk("<image>\nx", "y")}, "<image> without a picture"),
+    ({"image": "3.png", "conversations": talk("x", "y")}, "picture without <image>"),
+    ({"image": "3.png", "conversations": talk("<image>\n<image>", "y")}, "several <image> marks"),
+    ({"image": "3.png", "conversations": talk("x", "y", "<image>", "z")},
+     "<image> in a later turn"),
+    ({"image": ["3.png"], "conversations": talk("<image>\nx", "y")}, "several pictures"),
+    ({"image": "4.png", "conversations": talk("<image>\nx", "y")}, "missing picture"),
+    ({"image": "bad.png", "conversations": talk("<image>\nx", "y")}, "unreadable picture"),
+    ({"image": "../mix.json", "conversations": talk("<image>\nx", "y")},
+     "picture outside of the folder"),
+])
+def test_what_cannot_be_used_is_counted_by_reason(record, reason, tmp_path):
+    """Catches a record dropped in silence, or taken half."""
+    cfg = publish(tmp_path, [*RECORDS, record], PICTURES)
+    (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
+    assert prepare.main(cfg)["skipped"] == 1
+    assert load_meta(cfg.out)["skipped"] == {reason: 1}
+    assert json.loads((Path(cfg.out) / "llava.json").read_text()) == RECORDS
+
+
+def test_wrong_files_are_named(tmp_path):
+    """Catches tracebacks: no file, no list, another encoding, no folder, nothing usable."""
+    cfg = publish(tmp_path, RECORDS)
+    with pytest.raises(ValueError, match="record for val; skipped {'missing picture': 4}"):
+        prepare.main(cfg)
+    for content, message in ((b'{"a": 1}', "is no list"), (b'["\xe9"]', "no JSON in UTF-8")):
+        Path(cfg.source).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            prepare.main(cfg)
+    with pytest.raises(FileNotFoundError, match="no dialogues at"):
+        prepare.main(prepare.Config("nowhere.json", cfg.images))
+    Path(cfg.source).write_text("[]")
+    with pytest.raises(FileNotFoundError, match="no folder of pictures"):
+        prepare.main(prepare.Config(cfg.source, "nowhere"))
+    with pytest.raises(ValueError, match="fit 'zoom' is not one of"):
+        prepare.Config(fit="zoom")

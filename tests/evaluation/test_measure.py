@@ -1,0 +1,167 @@
+"""Measuring: a model that knows everything scores 1, one that lies is caught, by each measure."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.cifar10 import prepare as class_folders
+from minivlm.evaluation import measure
+from minivlm.loading.images import Pictures
+from minivlm.loading.prepared import load_meta
+from minivlm.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
+ROOT = Path(__file__).parents[2]
+PHRASES = {"dog": "dog", "dogs": "dog", "puppy": "dog", "cat": "cat", "red ring": "red ring"}
+
+
+def held_out(folder: Path, meta: dict, **splits: list[dict]) -> measure.HeldOut:
+    """A folder of two gray pictures with the given records."""
+    np.save(folder / "val.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    for split, records in splits.items():
+        lines = [json.dumps({"id": str(i)} | r) for i, r in enumerate(records)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return measure.HeldOut(str(folder), meta, TOKENIZER, Pictures(folder, 16))
+
+
+def test_objects_are_named_with_and_without_a_color(tmp_path):
+    """Catches a photograph's object, which has no color, and one that only people's words name."""
+    record = {"image": "val.npy#0", "captions": ["A puppy, red", "Ring. Two dogs"], "objects": [
+        {"name": "cat", "attributes": {}},
+        {"name": "ring", "attributes": {"color": "red"}, "hidden": True},
+    ]}
+    data = held_out(tmp_path, {"phrases": PHRASES}, val=[record])
+    assert data.object_names(record, (False,)) == ["cat"]
+    assert data.object_names(record, (True,)) == ["red ring"]
+    assert data.shown(record) == ["cat", "dog", "dog"]
+
+
+def test_a_picture_without_objects_is_not_asked_about(tmp_path):
+    """Catches a crash on a photograph in which nothing is boxed, and synonyms counted as absent."""
+    data = held_out(tmp_path, {"phrases": PHRASES}, val=[
+        {"image": "val.npy#0", "objects": []},
+        {"image": "val.npy#1", "captions": ["A puppy."], "objects": [{"name": "cat"}]},
+        {"image": "val.npy#1", "captions": ["A cat."], "objects": [{"name": "dog"}]},
+    ])
+    asked = []
+
+    def ask(pairs):
+        asked.extend(pairs)
+        told = "A puppy and a cat. A red ring."
+        return [told if q.startswith("Describe") else "Yes" for _, q in pairs]
+
+    figures = measure.hallucination(ask, data, 10, 0, [])
+    assert {image for image, _ in asked} == {"val.npy#1"}
+    assert figures["chair/chair_i"] == pytest.approx(1 / 3) and figures["chair/recall"] == 1
+
+
+@pytest.mark.parametrize("answer, want", [("two", 0.9), ("Two.", 0.9), ("three", 0.0)])
+def test_answers_of_several_people_are_scored_as_vqa_does(tmp_path, answer, want):
+    """Catches people's answers left unread: 3 of 10 say 2, (3 * 2/3 + 7 * 1) / 10 = 0.9."""
+    people = ["2"] * 3 + ["many"] * 7
+    data = held_out(tmp_path, {}, eval=[
+        {"image": "val.npy#0", "kind": "count", "question": "How many?", "people": people}])
+    figures = measure.answers(lambda pairs: [answer] * len(pairs), data, 5, [])
+    assert figures["vqa/accuracy"] == pytest.approx(want)
+
+
+def test_the_likeliest_candidate_is_the_answer(tmp_path, monkeypatch):
+    """Catches a rank by the worst, candidates of another kind, questions of other styles."""
+    shared = {"kind": "color", "question": "Which?", "style": "word"}
+    data = held_out(tmp_path, {}, eval=[
+        {"image": "val.npy#0", "answer": "Red", **shared},
+        {"image": "val.npy#1", "answer": "Blue", **shared},
+        {"image": "val.npy#1", "answer": "Two", "kind": "count", "question": "?", "style": "word"},
+        {"image": "val.npy#1", "answer": "It is red.", **shared, "style": "sentence"},
+    ])
+    tokenizer, given = data.tokenizer, []
+
+    def always_red(model, images, prompts, answers, pad):
+        given.append([tokenizer.decode(a[:-1]) for a in answers])
+        assert len(images) == len(prompts) and all(a[-1] == tokenizer.end for a in answers)
+        return torch.tensor([[-1.0 - (a != "Red") for a in given[-1]]] * len(prompts))
+
+    monkeypatch.setattr(measure, "answer_logprobs", always_red)
+    sees = type("Model", (), {"config": type("C", (), {"vit": type("V", (), {"n_tokens": 4})})})
+    chance: dict[str, float] = {}
+    figures = measure.ranked(sees, data, TOKENIZER.end, 10, chance)
+    assert figures == {"ranked/color": 0.5, "ranked/count": 1.0}
+    assert sorted(given) == [["Blue", "Red"], ["Two"]]
+    assert chance == {"ranked/color": 0.5, "ranked/count": 1.0}
+
+
+def test_captions_are_compared_with_their_own_pictures_references(tmp_path, monkeypatch):
+    """Catches references of another picture, made and reference swapped, CHAIR of another row.
+
+    The first picture's caption is one of its references, the second one's is the first's.
+    """
+    objects = [[{"name": "cat"}], [{"name": "dog"}]]
+    said = [["A gray cat sleeps on a chair.", "A cat."], ["Two dogs run over wet sand.", "Dogs."]]
+    data = held_out(tmp_path, {"phrases": PHRASES}, val=[
+        {"image": f"val.npy#{i}", "captions": said[i], "objects": objects[i]} for i in range(2)])
+
+    def beams(model, images, prompts, **options):
+        assert len(images) == len(prompts) == 2 and options["stop"] == TOKENIZER.endoftext
+        return [(TOKENIZER.encode(said[0][0]), 0.0)] * 2
+
+    monkeypatch.setattr(measure, "beam_search", beams)
+    sees = type("Model", (), {"config": type("C", (), {"vit": type("V", (), {"n_tokens": 4})})})
+    log: list[dict] = []
+    figures = measure.captioning(sees, data, "a picture of", 10, 3, 9, 10, log)
+    alone = measure.metrics.cider(
+        ["a gray cat sleeps on a chair"] * 2,
+        [["a gray cat sleeps on a chair", "a cat"], ["two dogs run over wet sand", "dogs"]])
+    assert figures["captions/cider"] == pytest.approx(alone[0])
+    assert alone[1][0] > 4 > 1 > alone[1][1]
+    assert figures["captions/chair_i"] == figures["captions/recall"] == 0.5
+    assert [e["answer"] for e in log] == [said[0][0]] * 2
+
+
+def test_everything_everywhere_leaves_pope_out(tmp_path):
+    """Catches a division by no question."""
+    data = held_out(tmp_path, {"phrases": {"dog": "dog"}}, val=[
+        {"image": "val.npy#0", "objects": [{"name": "dog"}]}])
+    figures = measure.hallucination(lambda pairs: ["A dog."] * len(pairs), data, 5, 0, [])
+    assert set(figures) == {"chair/chair_i", "chair/chair_s", "chair/recall"}
+    data.meta["phrases"] = {"cat": "cat"}
+    with pytest.raises(ValueError, match="meta.json has no phrase for 'dog' of 0"):
+        measure.hallucination(lambda pairs: [], data, 5, 0, [])
+
+
+def test_a_captioner_is_stopped_where_captions_end(tmp_path):
+    """Catches a captioner that runs on behind its caption, because no answer ended."""
+    assert TOKENIZER.stop("caption") == TOKENIZER.stop("align") == TOKENIZER.endoftext
+    assert TOKENIZER.stop("sft") == TOKENIZER.end
+
+
+def test_a_folder_of_classes_is_classified_and_drawn(clip, tmp_path):
+    """Catches an answer logged beside another picture's truth, and a drawing that cannot be made.
+
+    The tower has random weights: whatever it chooses, log, accuracy and drawing must agree.
+    """
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(3):
+                pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / label / f"{i}.png")
+    out = str(tmp_path / "out")
+    class_folders.main(class_folders.Config(str(tmp_path), out, image_size=16))
+    data = measure.HeldOut(out, load_meta(out), TOKENIZER, Pictures(out, 16))
+    log: list[dict] = []
+    figures = measure.zero_shot(clip.eval(), data, log)
+    truth = {r["image"]: r["label"] for r in data.records("zeroshot", "label")}
+    assert {e["image"]: e["expected"] for e in log} == truth and len(truth) == 6
+    hits = [e["answer"] == e["expected"] for e in log]
+    assert figures == {"zero_shot/all": pytest.approx(sum(hits) / 6)}
+    (tmp_path / "eval.answers.jsonl").write_text("\n".join(map(json.dumps, log)))
+    draw = [sys.executable, str(ROOT / "results" / "confusion.py"), str(tmp_path)]
+    subprocess.run([*draw, str(tmp_path / "confusion.png")], check=True)
+    assert subprocess.run(draw, capture_output=True).returncode == 1
+    assert Image.open(tmp_path / "confusion.png").size[0] > 200

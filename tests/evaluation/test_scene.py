@@ -1,0 +1,113 @@
+"""What a sentence claims and whether it is true, against scenes small enough to see."""
+
+import pytest
+
+from minivlm.evaluation.scene import Thing, beside, claims, holds, named_by, things_of
+
+RED = Thing("circle", "red", "large", 0.2, 0.2, 0.10, "top left")
+BLUE = Thing("circle", "blue", "small", 0.8, 0.2, 0.02, "top right")
+RING = Thing("ring", "red", "small", 0.2, 0.8, 0.02, "bottom left")
+THREE = [RED, BLUE, RING]
+NAMES = frozenset({"red circle", "blue circle", "red ring", "white cross"})
+
+
+@pytest.mark.parametrize("phrase, want", [
+    ("red circle", [RED]), ("circles", [RED, BLUE]), ("red objects", [RED, RING]),
+    ("the small ring", [RING]), ("large ring", []), ("objects", THREE), ("a cross", []),
+    ("small things", [BLUE, RING]), ("blue", []),
+])
+def test_a_phrase_fits_what_it_says(phrase, want):
+    """Catches a plural that is lost, a size or color that is not asked for."""
+    assert named_by(phrase, THREE) == want
+
+
+@pytest.mark.parametrize("text, true", [
+    ("There is a red circle at the top left.", True),
+    ("There is a red circle at the top right.", False),
+    ("Yes, there is a ring in the center.", False),
+    ("No, there is no cross.", True), ("There is no ring.", False),
+    ("There are two circles.", True), ("There is one circle.", False),
+    ("There are no white objects.", True), ("There are three objects.", True),
+    ("There is a red circle, a blue circle and a red ring.", True),
+    ("There is a red circle and a white ring.", False),
+    ("There is a red circle and a red circle.", False),
+    ("There are two circles and a ring.", True), ("There is a ring and two circles.", True),
+    ("There are two red circles and a red ring.", False),
+    ("There are three circles and a ring.", False),
+    ("- red circle\n- blue circle\n- red ring", True), ("- red circle\n- green ring", False),
+    ("The ring is red.", True), ("The ring is blue.", False), ("The ring is small.", True),
+    ("The circle is red.", False),  # one of them is not
+    ("The blue object is a circle.", True), ("The blue object is a ring.", False),
+    ("The ring is at the bottom left.", True), ("The ring is at the bottom.", False),
+    ("The red circle is left of the blue circle.", True),
+    ("The ring is above the red circle.", False), ("The ring is below the blue circle.", True),
+    ("The red circle is larger than the ring.", True),
+    ("The ring is larger than the blue circle.", False),
+    ("There are more circles than rings.", True), ("There are fewer circles than rings.", False),
+    ("There are as many rings as crosses.", False),
+    ("There are as many rings as blue things.", True),
+    ("The ring and the red circle have the same color.", True),
+    ("The ring and the red circle have different colors.", False),
+    ("The ring and the red circle have different shapes.", True),
+    ("The only blue object is the blue circle.", True), ("The only red object is the ring.", False),
+    ("The cross is white.", False),  # there is none
+    ("There are two circles in the picture.", True), ("There are no rings here.", False),
+    ("There are three shapes in total.", True), ("There is no red shape.", False),
+    ("The ring is to the left of the blue circle.", True),
+    ("The ring is in the bottom left corner.", True), ("- a red circle\n- red ring.", True),
+])
+def test_a_claim_is_true_or_not(text, true):
+    """Catches a predicate turned round, a subject that is not there, a claim about some for all."""
+    read, other = claims(text)
+    assert read and not other
+    assert all(holds(c, THREE, NAMES) for c in read) == true
+
+
+@pytest.mark.parametrize("text", [
+    "There is a fence.", "The sky is blue.", "There are no people.", "The background is dark.",
+    "The ring is shiny.", "There is a red circle on the wall.", "The answer is three.",
+    "There are two red circles and a tree.", "There is nothing unusual.",
+    "There is only a red circle.", "There are more circles than trees.",
+])
+def test_what_nobody_has_listed_is_neither_true_nor_false(text):
+    """Catches ordinary sentences of a language model called false, or let through as true."""
+    read, other = claims(text)
+    assert other or [holds(c, THREE, NAMES) for c in read] == [None]
+
+
+def test_things_without_color_or_size_are_not_judged_by_them():
+    """Catches a photograph's cat and dog called alike, because neither has a color."""
+    cat = Thing("cat", "", "", 0.2, 0.2, 0.1, "top left")
+    pets = [cat, Thing("dog", "", "", 0.8, 0.2, 0.1, "top right", crowd=True)]
+    for text in ("The cat and the dog have the same color.", "The cat is brown.",
+                 "There is one dog."):
+        assert [holds(c, pets, frozenset({"cat", "dog"})) for c in claims(text)[0]] == [None]
+    assert holds(claims("There are no dogs.")[0][0], pets) is False
+
+
+def test_sentences_that_are_not_understood_are_given_back():
+    """Catches a claim read into words that make none."""
+    assert claims("It looks cheerful. Yes. The ring seems to float over water!") == (
+        [], ["it looks cheerful", "the ring seems to float over water"])
+
+
+def test_a_record_gives_its_things_with_places_by_their_boxes():
+    """Catches rows and columns mixed up, and an own word for the place that is not heeded."""
+    record = {"objects": [
+        {"name": "Dog", "box": [0.0, 0.7, 0.2, 0.9]},
+        {"name": "ring", "attributes": {"color": "red", "size": "small"}, "place": "middle tile",
+         "box": [0.4, 0.4, 0.6, 0.6], "hidden": "tiny"},
+    ]}
+    dog, ring = things_of(record)
+    assert (dog.name, dog.place, dog.hidden) == ("dog", "bottom left", False)
+    assert dog.area == pytest.approx(0.04)
+    assert (ring.name, ring.place, ring.hidden) == ("red ring", "middle tile", True)
+    for wrong in ({"name": "dog"}, {"name": "dog", "box": [0, 0, 70, 90]}, {"box": [0, 0, 1, 1]}):
+        with pytest.raises(ValueError, match="an object without a name, or without a box"):
+            things_of({"objects": [wrong]})
+
+
+def test_a_relation_needs_a_visible_distance():
+    """Catches things in one row called above each other."""
+    near = Thing("ring", "", "", 0.5, 0.25, 0.1, "top")
+    assert beside(RED, near, "left of") and not beside(RED, near, "above")

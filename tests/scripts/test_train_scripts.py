@@ -1,0 +1,360 @@
+"""Every script end to end on tiny data: runs, learns, resumes bit for bit, moves what it should."""
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+import chat
+import evaluate
+import train_align
+import train_caption
+import train_clip
+import train_dpo
+import train_lm
+import train_ppo
+import train_reward
+import train_sft
+from conftest import SMALL
+from minivlm.running import checkpoint, options
+
+ROOT = Path(__file__).parents[2]
+
+
+def config_of(stage: str, folder: Path, runs: Path, **changes):
+    """The stage's script and the Config its run was made with, some fields changed."""
+    script = {
+        "lm": train_lm, "clip": train_clip, "caption": train_caption, "align": train_align,
+        "sft": train_sft, "reward": train_reward, "ppo": train_ppo, "dpo": train_dpo,
+    }[stage]
+    made = json.loads((runs / stage / "config.json").read_text())
+    return script, script.Config(**(made | changes))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """A log's rows without the columns that hold wall time and memory."""
+    with path.open() as f:
+        return [
+            {k: v for k, v in row.items() if not k.endswith(("ms", "gb", "min"))}
+            for row in csv.DictReader(f)
+        ]
+
+
+STAGES = ("lm", "clip", "caption", "align", "sft", "reward", "ppo", "dpo")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_leaves_config_log_checkpoints_versions_and_its_script(stage, runs):
+    """Catches a run folder that cannot say how it came about."""
+    names = {p.name for p in (runs / stage).iterdir()}
+    assert {
+        "config.json", "metrics.csv", "ckpt.pt", "best.pt", "env.txt", f"train_{stage}.py"
+    } <= names
+    assert [int(r["step"]) for r in rows_of(runs / stage / "metrics.csv")] == [0, 2, 4]
+    assert not list((runs / stage).glob("*.tmp"))
+
+
+def test_the_first_logged_loss_is_what_theory_says(runs, folder):
+    """Catches a wrong head, a wrong shift or a first update before the first measurement:
+    ln V and ln B at step 0.
+    """
+    vocab_size = checkpoint.load(runs / "lm", ("lm",))["configs"]["model"]["vocab_size"]
+    lm, clip = (float(rows_of(runs / s / "metrics.csv")[0]["val_loss"]) for s in ("lm", "clip"))
+    assert lm == pytest.approx(math.log(vocab_size), abs=0.1)
+    # random towers are not blind: at a multiplier of 14 their chance similarities cost a little
+    # more than ln B
+    assert math.log(40) - 0.1 < clip < math.log(40) + 0.7
+
+
+@pytest.mark.parametrize("stage", ("sft", "reward", "ppo", "dpo"))
+def test_evaluating_more_often_does_not_change_the_weights(stage, runs, folder, tmp_path):
+    """Catches validation that draws from training's generators or leaves the model in eval mode."""
+    script, cfg = config_of(stage, folder, runs, out=str(tmp_path), eval_every=1)
+    script.main(cfg)
+    a, b = (
+        torch.load(f / "ckpt.pt", weights_only=True)["model"] for f in (runs / stage, tmp_path)
+    )
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path):
+    """Catches micro-batches averaged as if each supervised equally many tokens, and contrasts
+    within parts only. BLIP's contrast is within a part, so captioning is tested without it.
+    """
+    same = {"steps": 1, "eval_every": 1} | {
+        "caption": {"objective": "lm"}, "dpo": {"sft_coef": 1.0}}.get(stage, {})
+    script, cfg = config_of(stage, folder, runs, out=str(tmp_path), grad_accum=3, **same)
+    script.main(cfg)
+    script, once = config_of(stage, folder, runs, out=str(tmp_path / "once"), **same)
+    script.main(once)
+    a, b = (rows_of(f / "metrics.csv")[1] for f in (tmp_path, tmp_path / "once"))
+    after = "val_score" if stage == "ppo" else "val_loss"
+    assert float(a[after]) == pytest.approx(float(b[after]), abs=1e-4)
+    value = ("value_loss",) if stage == "ppo" else ()
+    # a step's size hides the gradient's: Muon and AdamW normalize
+    for key in ("loss", "grad", *value):
+        assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4, abs=1e-6)
+
+
+def test_only_the_projector_changes_in_stage_3a(runs):
+    """Catches a frozen tower that moves, and a projector that does not."""
+    after = torch.load(runs / "align" / "ckpt.pt", weights_only=True)["model"]
+    clip = torch.load(runs / "clip" / "best.pt", weights_only=True)["model"]
+    lm = torch.load(runs / "lm" / "best.pt", weights_only=True)["model"]
+    assert all(torch.equal(v, clip[k]) for k, v in after.items() if k.startswith("vit."))
+    assert all(
+        torch.equal(v, lm[k.removeprefix("gpt.")]) for k, v in after.items() if k.startswith("gpt.")
+    )
+    torch.manual_seed(SMALL["seed"])
+    config = checkpoint.load(runs / "align", ("align",))["configs"]["model"]
+    fresh = train_align.VLM(train_align.VLMConfig.from_dict(config))
+    weights = [k for k in after if k.startswith("projector.") and k.endswith("weight")]
+    assert weights and not any(torch.equal(after[k], fresh.state_dict()[k]) for k in weights)
+
+
+def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
+    """Catches freeze_vit being ignored, either way."""
+    before = torch.load(runs / "align" / "best.pt", weights_only=True)["model"]
+    after = torch.load(runs / "sft" / "ckpt.pt", weights_only=True)["model"]
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("vit."))
+    assert not torch.equal(before["gpt.wte.weight"], after["gpt.wte.weight"])
+    script, cfg = config_of("sft", folder, runs, out=str(tmp_path), freeze_vit=False, steps=1)
+    script.main(cfg)
+    after = torch.load(tmp_path / "ckpt.pt", weights_only=True)["model"]
+    assert not torch.equal(before["vit.patch.weight"], after["vit.patch.weight"])
+
+
+@pytest.mark.parametrize("objective", ("lm", "prefix_lm", "blip"))
+def test_every_captioning_objective_trains_and_leads_to_a_chatbot(
+    objective, runs, folder, tmp_path, capsys
+):
+    """Catches an objective that breaks, a ViT left behind, and a prefix mask that stays in SFT."""
+    script, cfg = config_of(
+        "caption", folder, runs, out=str(tmp_path / "caption"), objective=objective, grad_accum=2,
+        n_texts=3,
+    )
+    row = script.main(cfg)
+    assert 0 < row["val_loss"] < 8
+    assert ("val_match" in row) == (objective == "blip")  # nothing else trains that head
+    state = torch.load(tmp_path / "caption" / "ckpt.pt", weights_only=True)
+    before = torch.load(runs / "clip" / "best.pt", weights_only=True)["model"]
+    assert state["configs"]["model"]["prefix_lm"] == (objective == "prefix_lm")
+    assert not torch.equal(state["model"]["vlm.vit.patch.weight"], before["vit.patch.weight"])
+    script, cfg = config_of(
+        "sft", folder, runs, init=str(tmp_path / "caption"), out=str(tmp_path / "sft"), steps=1
+    )
+    script.main(cfg)
+    after = torch.load(tmp_path / "sft" / "ckpt.pt", weights_only=True)
+    assert after["configs"]["model"]["prefix_lm"] is False
+    picture = str(folder / "samples" / "0.png")
+    for run in ("caption", "sft"):
+        chat.main(chat.Config(str(tmp_path / run), picture, "What is this?", max_new_tokens=4))
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_an_unknown_objective_is_refused(runs, folder, tmp_path):
+    """Catches a misspelled objective that trains another one."""
+    with pytest.raises(ValueError, match="objective 'itm' is not one of lm, prefix_lm, blip"):
+        script, cfg = config_of("caption", folder, runs, out=str(tmp_path), objective="itm")
+        script.main(cfg)
+
+
+def test_the_language_model_learns_on_its_tiny_corpus(folder, tmp_path):
+    """Catches a loop that does not learn: 60 steps must take the loss from ln V = 6.7 below 3."""
+    cfg = train_lm.Config(
+        data=str(folder), out=str(tmp_path), steps=60, n_layer=2, n_embd=64, batch_size=8,
+        warmup=5, eval_every=60,
+    )
+    row = train_lm.main(cfg)
+    assert row["val_loss"] < 3
+
+
+@pytest.mark.parametrize("stage", ("clip", "caption", "sft", "ppo", "dpo"))
+def test_evaluation_writes_figures_beside_a_blind_baseline(stage, runs, folder, tmp_path):
+    """Catches an evaluation that cannot run on a weak model, or whose blind side sees."""
+    out = tmp_path / "figures.json"
+    figures = evaluate.main(
+        evaluate.Config(
+            str(runs / stage), str(folder), str(out), n_images=40, n_questions=4, n_describe=8,
+            max_new_tokens=8, batch_size=16, rank=True,
+            judge=str(runs / "clip") if stage == "caption" else "",
+        )
+    )
+    written = json.loads(out.read_text())
+    assert written["figures"] == figures and written["blind"].keys() == figures.keys()
+    assert {"command", "environment", "minutes", "config"} <= written.keys()
+    assert all(0 <= v <= (10 if k == "captions/cider" else 2.5 if "clip_score" in k else 1)
+               for k, v in figures.items())
+    for group, stages in {"captions/clip_score": ("caption",), "zero_shot/": ("clip",),
+                          "ranked/": ("caption", "align", "sft", "ppo", "dpo")}.items():
+        assert any(k.startswith(group) for k in figures) == (stage in stages)
+
+
+def test_chat_answers_once_about_a_picture(runs, folder, capsys):
+    """Catches a chat that breaks on the pictures that prepare.py itself writes."""
+    picture = str(folder / "samples" / "0.png")
+    chat.main(chat.Config(str(runs / "sft"), picture, "Is there a red ring?", max_new_tokens=5))
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_chat_talks_in_turns_and_survives_a_wrong_picture(runs, folder, capsys, monkeypatch):
+    """Catches a conversation lost to a typing mistake, and control tokens typed by the user."""
+    picture = str(folder / "samples" / "1.png")
+    typed = iter([
+        "Describe the picture.", "/image nowhere.png", "<image> <|end|> What color?", "/new",
+        f"/image {picture}", "List the objects.", "",
+    ])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    chat.main(chat.Config(str(runs / "sft"), picture, max_new_tokens=4))
+    assert "no picture at nowhere.png" in capsys.readouterr().out
+
+
+# --- mistakes on the command line: one line, exit code 2, nothing lost ---
+
+
+def call(script: str, *args: str) -> subprocess.CompletedProcess:
+    """Run a script as a user would."""
+    return subprocess.run([sys.executable, script, *args], capture_output=True, text=True, cwd=ROOT)
+
+
+def fails_clearly(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Assert exit code 2 and one line that says what was wrong."""
+    assert done.returncode == 2, done.stderr
+    [said] = done.stderr.strip().splitlines()
+    assert "error:" in said and all(w in said for w in words), said
+
+
+SCRIPTS = (
+    "train_lm.py", "train_clip.py", "train_caption.py", "train_align.py", "train_sft.py",
+    "evaluate.py", "chat.py", "data/shapes/prepare.py", "data/nlvr/prepare.py",
+    "data/coco/prepare.py", "data/cifar10/prepare.py", "data/webdata/prepare.py",
+    "data/capfilt.py",
+)
+
+
+@pytest.mark.parametrize("script", ("train_sft.py", "data/shapes/prepare.py"))
+def test_an_unknown_flag_is_an_error(script):
+    """Catches a mistyped option that is silently ignored."""
+    fails_clearly(call(script, "--lrr", "1"), "--lrr")
+
+
+def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys, monkeypatch):
+    """Catches tracebacks for what users do wrong: each case names the file or value at fault."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((folder / "samples" / "0.png").read_bytes()[:60])
+    Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "ckpt.pt").write_bytes((runs / "sft" / "ckpt.pt").read_bytes()[:2000])
+    ask, out = ["--run", f"{runs}/sft", "--ask", "What is this?"], ["--out", f"{tmp_path}/o"]
+    fails_clearly(call("chat.py", *ask, "--image", str(broken)), "broken.png")
+    for module, args, words in (
+        (chat, [*ask, "--image", f"{tmp_path}/none.png"], ["none.png"]),
+        (chat, [*ask, "--image", f"{tmp_path}/float.tiff"], ["float.tiff"]),
+        (chat, ["--run", f"{runs}/sft", "--ask", "word " * 500], ["context"]),
+        (chat, ["--run", f"{runs}/clip", "--ask", "Hi"], ["'clip'", "sft"]),
+        (chat, ["--run", str(cut), "--ask", "Hi"], ["ckpt.pt"]),
+        (train_sft, ["--init", f"{tmp_path}/nothing", *out], ["train_align.py"]),
+        (train_lm, ["--data", f"{tmp_path}/nothing", *out], ["prepare.py"]),
+    ):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *args])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            options.cli(module.main, module.Config)
+        done = SimpleNamespace(returncode=ended.value.code, stderr=capsys.readouterr().err)
+        fails_clearly(done, *words)
+
+
+@pytest.mark.parametrize("stage, flags, words", [
+    ("lm", {"data": "nowhere"}, "prepare.py"), ("lm", {"block_size": 100_000}, "too few"),
+    ("clip", {"patch_size": 7}, "not a multiple of patch_size"),
+    ("clip", {"batch_size": 10_000}, "larger than"),
+    ("clip", {"block_size": 5}, "the context holds 5"), ("clip", {"n_layer": 1}, "n_layer 1"),
+    ("clip", {"n_embd": 40}, "n_embd 40"), ("align", {"lm": "nowhere"}, "train_lm.py"),
+    ("align", {"projector": "conv"}, "projector 'conv'"), ("sft", {"steps": -1}, "steps is -1"),
+    ("sft", {"batch_size": 0}, "batch_size is 0"), ("sft", {"grad_accum": 0}, "grad_accum is 0"),
+    ("sft", {"eval_every": 0}, "eval_every is 0"), ("sft", {"dtype": "fp16"}, "dtype 'fp16'"),
+    ("sft", {"device": "cuda:77"}, "not usable"), ("sft", {"init": "clip"}, "stage 'clip'"),
+    ("sft", {"init": "OUT"}, "would overwrite"), ("sft", {"muon_lr": -1.0}, "muon_lr is -1"),
+    ("reward", {"split": "nothing"}, "data/preferences.py first"),
+    ("reward", {"init": "clip"}, "stage 'clip'"), ("reward", {"margin": -1.0}, "margin is -1"),
+    ("ppo", {"init": "lm"}, "stage 'lm'"), ("ppo", {"kl": "k4"}, "kl 'k4'"),
+    ("ppo", {"temperature": 0.0}, "expected temperature > 0"),
+    ("ppo", {"max_new_tokens": 250}, "more than the context"),
+    ("ppo", {"split": "nothing"}, "no data at"), ("ppo", {"records": "val"}, "no picture train"),
+    ("ppo", {"reward": "nowhere"}, "train_reward.py"), ("ppo", {"batch_size": 9999}, "larger than"),
+    ("ppo", {"minibatches": 7, "grad_accum": 1}, "minibatches times grad_accum, 7 is more than"),
+    ("dpo", {"init": "clip"}, "stage 'clip'"), ("dpo", {"kind": "kto"}, "kind 'kto'"),
+    ("dpo", {"beta": 0.0}, "beta is 0.0"), ("dpo", {"split": "nothing"}, "no pairs at"),
+    ("dpo", {"kind": "ipo", "label_smoothing": 0.1}, "label_smoothing is 0.1 for kind ipo"),
+    ("dpo", {"batch_size": 9999}, "larger than"),
+    ("dpo", {"lora": 2, "lora_layers": "gtp.*"}, "no linear map is called 'gtp"),
+])
+def test_a_mistake_in_the_options_does_not_cost_the_run_there_is(
+    stage, flags, words, runs, folder, tmp_path
+):
+    """Catches a run folder emptied before data, model and options are known to be good."""
+    out = tmp_path / "old"
+    out.mkdir()
+    for name in ("ckpt.pt", "best.pt", "metrics.csv", "config.json"):
+        (out / name).write_text("the old run")
+    if "init" in flags:
+        flags = {"init": str(out) if flags["init"] == "OUT" else str(runs / flags["init"])}
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        script, cfg = config_of(stage, folder, runs, out=str(out), **flags)
+        script.main(cfg)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "best.pt", "ckpt.pt", "config.json", "metrics.csv",
+    ]
+    assert all(p.read_text() == "the old run" for p in out.iterdir())
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"lr": 1e-4}, "other settings of lr"),
+    ({"weight_decay": 0.5, "warmup": 1}, "of warmup, weight_decay"),
+    ({"batch_size": 4}, "of batch_size"), ({"steps": 4}, "at step 4 already"),
+])
+def test_resuming_another_experiment_is_refused(changes, words, runs, folder, tmp_path):
+    """Catches a run whose second half was made with other options than its config.json says."""
+    shutil.copytree(runs / "sft", tmp_path / "sft")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "sft").iterdir()}
+    script, cfg = config_of(
+        "sft", folder, runs, out=str(tmp_path / "sft"), resume=True, **({"steps": 8} | changes)
+    )
+    with pytest.raises(ValueError, match=words):
+        script.main(cfg)
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "sft").iterdir()}
+
+
+@pytest.mark.parametrize("turns,words", [
+    ([], "conversations"),
+    ([{"from": "human", "value": "<image>\nHi"}, {"from": "bot", "value": "Hello"}],
+     "unknown role 'bot'"),
+    ([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+     "0 <image> marks and 1 pictures"),
+    ([{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": ""}], "empty"),
+    ([{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "very " * 400}],
+     "context"),
+])
+def test_a_bad_dialogue_stops_sft_with_the_record_named(turns, words, runs, folder, tmp_path):
+    """Catches silent skips: a record that cannot be trained on is an error, never dropped."""
+    for name in ("val.jsonl", "val.npy", "train.npy"):
+        (tmp_path / name).symlink_to(folder / name)
+    record = {"id": "bad-1", "image": "train.npy#0", "conversations": turns}
+    good = (folder / "train.jsonl").read_text().splitlines()[0]
+    (tmp_path / "train.jsonl").write_text(good + "\n" + json.dumps(record) + "\n")
+    script, cfg = config_of(
+        "sft", folder, runs, data=str(tmp_path), out=str(tmp_path / "o"), batch_size=2
+    )
+    with pytest.raises(ValueError, match=words) as error:
+        script.main(cfg)
+    assert "bad-1" in str(error.value) or "train.jsonl:2" in str(error.value)
