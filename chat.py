@@ -3,12 +3,13 @@
     python chat.py --image data/shapes/prepared/samples/0.png
     python chat.py --image scene.png --ask "How many circles are there?"
 
-In the conversation: an empty line or Ctrl-D ends it, /new forgets the turns so far, /image PATH
-takes another picture. Reads: a run folder of train_sft.py, train_ppo.py, train_dpo.py,
-train_align.py or train_caption.py.
+In the conversation, an empty line or Ctrl-D ends it, /new forgets all turns, and /image
+PATH takes another picture.
+
+Reads: a run folder of train_sft.py, train_ppo.py, train_dpo.py, train_align.py or
+train_caption.py.
 """
 
-from minivlm.loading.models import vlm_from
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from minivlm.conversation import IMAGE_MARK, Turn, render
 from minivlm.generate import stream
 from minivlm.loading.images import fit, open_image, to_tensor
+from minivlm.loading.models import vlm_from
 from minivlm.running import checkpoint, machine, options
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -26,40 +28,34 @@ from minivlm.vlm import VLM
 
 @dataclass
 class Config:
-    """Options; the comments are the help texts."""
+    """Options of the conversation; the comments are the help texts."""
 
-    run: str = "runs/sft"  # run folder with the model
-    image: str = ""  # picture to talk about; empty = talk without one
+    # conversation
+    run: str = "runs/sft"  # run folder of the model
+    image: str = ""  # picture to talk about; empty = talk without a picture
     ask: str = ""  # ask this once and exit; empty = a conversation
-    fit: str = "crop"  # how the picture is made square: crop, pad, stretch
-    max_new_tokens: int = 128  # longest answer in tokens
-    temperature: float = 0.0  # 0 = always the likeliest token; 1 = the model's own distribution
-    top_k: int = 0  # keep only so many likeliest tokens; 0 = all
-    top_p: float = 1.0  # keep the likeliest tokens that make up this probability
-    seed: int = 0  # for temperatures above 0
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    threads: int = 0  # CPU threads; 0 = torch's choice
-
-    def __post_init__(self):
-        if (
-            self.temperature < 0 or not 0 < self.top_p <= 1
-            or self.top_k < 0 or self.max_new_tokens < 1
-        ):
-            raise ValueError(
-                "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_new_tokens >= 1"
-            )
+    fit: str = "crop"  # crop | pad | stretch; how the picture is made square
+    # answers
+    max_new_tokens: int = 128  # >= 1; longest answer, in tokens
+    temperature: float = 0.0  # >= 0; 0 = the likeliest token, 1 = the model's distribution
+    top_k: int = 0  # >= 0; draw from the k likeliest tokens only; 0 = from all
+    top_p: float = 1.0  # 0 .. 1; draw from the likeliest tokens of this total probability
+    # machine
+    seed: int = 0  # >= 0; decides what is drawn at temperatures above 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
+    threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
 
 # --- answer ---
 
 
 def answer(
-    model: VLM, tokenizer: Tokenizer, turns: list[Turn], images: torch.Tensor | None, cfg: Config,
-    generator: torch.Generator, stop: int,
+    model: VLM, tokenizer: Tokenizer, turns: list[Turn], images: torch.Tensor | None,
+    cfg: Config, generator: torch.Generator, stop: int,
 ) -> str:
     """Print the answer to the last turn while it is written; return it."""
     ids, _ = render(turns, tokenizer, model.config.vit.n_tokens)
-    out: list[int] = []
+    written: list[int] = []
     shown = ""
     for (token,) in stream(
         model, images, [ids], max_new_tokens=cfg.max_new_tokens, stop=stop,
@@ -67,66 +63,82 @@ def answer(
     ):
         if token is None or token == stop:
             break
-        out.append(token)
-        text = tokenizer.decode(out)
-        if not text.endswith("\ufffd"):  # half a character waits for its other half
+        written.append(token)
+        text = tokenizer.decode(written)
+        # a text that ends in the middle of a character waits for its next bytes
+        if not text.endswith("\ufffd"):
             print(options.printable(text[len(shown):]), end="", flush=True)
             shown = text
     print()
-    return tokenizer.decode(out)
+    return tokenizer.decode(written)
 
 
-def load_picture(path: str, cfg: Config, size: int, device: torch.device) -> torch.Tensor | None:
+def load_picture(
+    path: str, cfg: Config, size: int, device: torch.device
+) -> torch.Tensor | None:
     """The picture as the model takes it, (1, 3, S, S), or None for an empty path."""
     if not path:
         return None
-    return to_tensor(np.asarray(fit(open_image(path), size, cfg.fit)))[None].to(device)
+    pixels = np.asarray(fit(open_image(path), size, cfg.fit))        # (S, S, 3)
+    return to_tensor(pixels)[None].to(device)
+
+
+def typed() -> str:
+    """The next line that the user types; "" at the end of the input."""
+    try:
+        return input("you: ").strip()
+    except EOFError:
+        return ""
 
 
 def main(cfg: Config) -> dict[str, float]:
     """Load the run, then answer once or talk until the user stops."""
+    options.check(cfg)
+
+    # --- model ---
     machine.seed_everything(cfg.seed, cfg.threads)
     device = machine.pick_device(cfg.device)
     state = checkpoint.load(cfg.run, ("sft", "dpo", "ppo", "align", "caption"), device)
-    tokenizer, model = (
-        Tokenizer.from_text(state["tokenizer"]), vlm_from(state).to(device).eval()
-    )
+    tokenizer = Tokenizer.from_text(state["tokenizer"])
+    model = vlm_from(state).to(device).eval()
     size = model.config.vit.image_size
     stop = tokenizer.stop(state["stage"])
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
-    images, turns = load_picture(cfg.image, cfg, size, device), []
+    # --- conversation ---
+    images = load_picture(cfg.image, cfg, size, device)
+    turns: list[Turn] = []
     while True:
-        try:
-            question = cfg.ask or input("you: ").strip()
-        except EOFError:
-            question = ""
+        question = cfg.ask or typed()
         if not question:
             break
         if question == "/new":
             turns = []
             continue
         if question.startswith("/image "):
+            path = question.removeprefix("/image ").strip()
             try:
-                images, turns = (
-                    load_picture(question.removeprefix("/image ").strip(), cfg, size, device), []
-                )
+                images = load_picture(path, cfg, size, device)
+                turns = []
             except (ValueError, FileNotFoundError) as error:
-                print(options.printable(str(error)))  # keep the picture and the conversation there are
+                # the picture and the turns so far stay
+                print(options.printable(str(error)))
             continue
         # a mark typed by the user is text, as special tokens are
         question = question.replace(IMAGE_MARK, "image")
-        value = f"{IMAGE_MARK}\n{question}" if images is not None and not turns else question
-        turns.append({"from": "human", "value": value})
+        if images is not None and not turns:
+            question = f"{IMAGE_MARK}\n{question}"
+        turns.append({"from": "human", "value": question})
         try:
-            said = answer(model, tokenizer, turns, images, cfg, generator, stop)
+            text = answer(model, tokenizer, turns, images, cfg, generator, stop)
         except ValueError as error:
             if cfg.ask:
                 raise
-            print(f"{error} (/new starts afresh)")
+            print(f"{error} (/new starts a new conversation)")
             turns.pop()
             continue
-        turns.append({"from": "gpt", "value": said.strip() or "..."})
+        # render refuses an empty answer
+        turns.append({"from": "gpt", "value": text.strip() or "..."})
         if cfg.ask:
             break
     return {}

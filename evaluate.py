@@ -1,14 +1,15 @@
-"""Measure a run on held-out data: retrieval, zero-shot, captions, answers, POPE, CHAIR, style.
+"""Measure a run on held-out records: retrieval, captions, answers, invented objects, style.
 
-Every figure stands beside chance and a blind baseline: the same model looking at a gray picture.
-What a run cannot do (a CLIP writes nothing, a chatbot has no text tower) is left out of its table,
-and so is what a data folder does not hold (zeroshot.jsonl with prompts, eval.jsonl, phrases that
-name objects).
+Every figure stands beside chance and beside a blind baseline: the same model on a gray
+picture. The table leaves out what a run cannot do (a CLIP writes nothing, a chatbot has no
+text tower) and what the data folder does not hold (zeroshot.jsonl with prompts, eval.jsonl,
+phrases that name objects).
 
-With --axes, a chatbot's figures are summed up by what preferences are to change: hallucination,
-helpfulness, safety, preference (against another run, as judged by a simulated judge), honesty.
+With --axes, a chatbot's figures are also summed up by what preferences are meant to change:
+hallucination, helpfulness, safety, preference (against another run, by a simulated judge),
+honesty.
 
-Reads: a run folder and a prepared data folder.   Writes: eval.json (quiz.json) in the run folder.
+Reads: a run folder and a data folder.   Writes: eval.json (quiz.json) in the run folder.
 Run: python evaluate.py --run runs/sft [--questions quiz]
      python evaluate.py --run runs/dpo --axes --against runs/sft
 """
@@ -16,79 +17,88 @@ Run: python evaluate.py --run runs/sft [--questions quiz]
 import csv
 import json
 import time
-from minivlm.loading.models import clip_from, vlm_from
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from minivlm.clip import CLIP
 from minivlm.evaluation import measure
 from minivlm.evaluation.axes import axes
+from minivlm.evaluation.measure import EvalData, Figures
 from minivlm.evaluation.raters import SimulatedJudge
 from minivlm.loading.images import Pictures
+from minivlm.loading.models import clip_from, vlm_from
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.running import checkpoint, machine, options
 from minivlm.running.files import check_entries, read_lines, read_text
 from minivlm.tokenizer import Tokenizer
+from minivlm.vlm import VLM
 
 # --- config ---
 
 
 @dataclass
 class Config:
-    """Options; the comments are the help texts."""
+    """Options of the measurement; the comments are the help texts."""
 
-    run: str = "runs/sft"  # run folder of any stage behind the first
-    data: str = "data/shapes/prepared"  # folder made by a prepare.py
+    # files
+    run: str = "runs/sft"  # run folder to measure: clip, align, caption, sft, ppo or dpo
+    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
     out: str = ""  # file for the figures; empty = <questions>.json in the run folder
-    questions: str = "eval"  # which file of the data folder to ask: eval, quiz, quiz_held_out
-    n_images: int = 1000  # held-out pictures for retrieval
-    n_questions: int = 300  # at most so many questions of a kind
-    n_describe: int = 300  # pictures to describe for CHAIR, and to ask about for POPE
-    max_new_tokens: int = 96  # longest answer
-    ask: bool = True  # ask the chatbot's questions; --no-ask leaves a captioner its captions
-    describe: bool = True  # measure CHAIR and POPE; --no-describe leaves the other questions
-    rank: bool = False  # answer in one word too by taking the likeliest of all candidates
-    axes: bool = False  # sum a chatbot's figures up on five axes too
-    against: str = ""  # axes: a run, evaluated before, whose answers are to be beaten; empty = none
-    error_rate: float = 0.1  # axes: share of the simulated judge's ratings that are guesses
-    judge: str = ""  # a run of train_clip.py that judges a captioner's captions: CLIPScore
-    n_beams: int = 3  # texts followed at once when a captioner writes, as BLIP does
-    batch_size: int = 100  # rows answered at a time
-    blind: bool = True  # measure the same model on gray pictures too
-    seed: int = 0  # which objects POPE asks about
-    train_seconds: int = 0  # what all before it took, to be kept with the figures; 0 = not told
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    threads: int = 0  # CPU threads; 0 = torch's choice
+    # how much is asked
+    questions: str = "eval"  # file of the data folder to ask: eval, quiz, quiz_held_out
+    n_images: int = 1000  # >= 1; held-out pictures for retrieval; more makes it harder
+    n_questions: int = 300  # >= 1; most questions of each kind
+    n_describe: int = 300  # >= 1; pictures for CHAIR, POPE and captions
+    max_new_tokens: int = 96  # >= 1; longest answer, in tokens
+    # what is measured
+    ask: bool = True  # ask questions; --no-ask measures the captions of a captioner only
+    describe: bool = True  # measure CHAIR and POPE; --no-describe leaves them out
+    rank: bool = False  # also answer one-word questions by choosing the likeliest candidate
+    # axes
+    axes: bool = False  # also sum up a chatbot's figures on five axes
+    against: str = ""  # run, evaluated before, to compare the answers with; empty = none
+    error_rate: float = 0.1  # 0 .. 1; share of random ratings by the simulated judge
+    # captions
+    clip_score: str = ""  # run of train_clip.py that computes CLIPScore; empty = none
+    n_beams: int = 3  # >= 1; beams of a captioner's beam search; BLIP has 3
+    # measurement
+    batch_size: int = 100  # >= 1; answers written at a time; less needs less memory
+    blind: bool = True  # also measure the model on gray pictures
+    seed: int = 0  # >= 0; decides which objects POPE asks about
+    train_seconds: int = 0  # >= 0; seconds of all training, noted in the file; 0 = unknown
+    # machine
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
+    threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
 
-# --- tables ---
+# --- checks: what is missing is better known before the measurement than after it ---
 
 
-def table(figures: dict[str, float], blind: dict[str, float], chance: dict[str, float]) -> str:
-    """One line a figure: name, value, blind baseline, chance."""
-    lines = [f"{'figure':40s} {'value':>7s} {'blind':>7s} {'chance':>7s}"]
-    for name, value in figures.items():
-        cells = [f"{d[name]:7.3f}" if name in d else "      -" for d in (blind, chance)]
-        lines.append(f"{name:40s} {value:7.3f} {' '.join(cells)}")
-    return "\n".join(lines)
-
-
-def last_row(path: Path) -> dict[str, float]:
-    """The last row of a run's log: final losses, ms a step, peak memory; {} if there is no log.
+def check_wishes(cfg: Config, stage: str, meta: dict) -> None:
+    """Refuse what this run or this data folder cannot give.
 
     Raises:
-        ValueError: if it is no table of numbers.
+        FileNotFoundError: if there are no such questions.
+        ValueError: if --axes or --clip_score does not fit the run or the other options.
     """
-    if not path.is_file():
-        return {}
-    try:
-        *_, row = csv.DictReader(read_text(path).splitlines())
-        return {k: float(v) for k, v in row.items() if v}
-    except (ValueError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path} is no log of a run: {error}") from None
+    file = Path(cfg.data) / f"{cfg.questions}.jsonl"
+    if cfg.questions != "eval" and not file.is_file():
+        raise FileNotFoundError(f"no questions at {file}; data/quiz.py writes a quiz")
+    if cfg.axes:
+        if stage not in ("sft", "ppo", "dpo") or not meta.get("phrases"):
+            raise ValueError("--axes needs a chatbot, and pictures whose objects are known")
+        if not cfg.ask or not cfg.describe:
+            raise ValueError(
+                "--axes needs all answers; leave --no-ask and --no-describe out"
+            )
+    if cfg.clip_score and stage != "caption":
+        raise ValueError(f"{cfg.run} is no captioner; --clip_score scores captions only")
 
 
 def read_answers(cfg: Config) -> list[dict] | None:
-    """The answers of the run to be beaten, as its own evaluation has left them.
+    """The answers of the run to compare with, as its own evaluation wrote them; or None.
 
     Raises:
         FileNotFoundError: if there are none.
@@ -98,83 +108,147 @@ def read_answers(cfg: Config) -> list[dict] | None:
         return None
     path = Path(cfg.against) / f"{cfg.questions}.answers.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"no answers at {path}; run evaluate.py --run {cfg.against} first")
+        raise FileNotFoundError(
+            f"no answers at {path}; run evaluate.py --run {cfg.against} first"
+        )
     log = [record for _, record in read_lines(path)]
     check_entries(log, str(path), image=str, kind=str, question=str, answer=str)
     return log
 
 
-def main(cfg: Config) -> dict[str, float]:
+def load_scorer(cfg: Config, tokenizer: Tokenizer, device: torch.device) -> CLIP | None:
+    """The CLIP that scores captions, or None if none is wanted.
+
+    Raises:
+        ValueError: if it has another tokenizer than the captioner.
+    """
+    if not cfg.clip_score:
+        return None
+    state = checkpoint.load(cfg.clip_score, ("clip",))
+    # with other ids, the texts that the CLIP has learned would be other texts
+    if state["configs"]["tokenizer"] != tokenizer.identity:
+        raise ValueError(f"{cfg.clip_score} and {cfg.run} have different tokenizers")
+    return clip_from(state).to(device).eval()
+
+
+# --- figures ---
+
+
+def vlm_figures(
+    cfg: Config, model: VLM, state: dict, scorer: CLIP | None, data: EvalData,
+    chance: Figures, log: list[dict],
+) -> Figures:
+    """What a VLM can do; `chance` gets chance levels, `log` gets answers.
+
+    Args:
+        state: the model's checkpoint.
+
+    Raises:
+        ValueError: if the data folder holds nothing to measure.
+    """
+    stop = data.tokenizer.stop(state["stage"])
+    ask = measure.make_answerer(model, data, stop, cfg.max_new_tokens, cfg.batch_size)
+    figures: Figures = {}
+    if cfg.ask and data.has(cfg.questions):
+        figures |= measure.answers(ask, data, cfg.n_questions, log, cfg.questions)
+        if cfg.rank:
+            figures |= measure.ranked(
+                model, data, stop, cfg.n_questions, chance, cfg.questions
+            )
+    if cfg.ask and cfg.describe and "phrases" in data.meta:
+        figures |= measure.hallucination(ask, data, cfg.n_describe, cfg.seed, log)
+    # only a captioner has learned to write what people write about a picture
+    if state["stage"] == "caption":
+        figures |= measure.captioning(
+            model, data, state["configs"]["prompt"], cfg.n_describe, cfg.n_beams,
+            cfg.max_new_tokens, cfg.batch_size, log, scorer,
+        )
+    if not figures:
+        raise ValueError(
+            f"{cfg.data} has no {cfg.questions}.jsonl and its meta.json no phrases: "
+            "nothing to measure"
+        )
+    return figures
+
+
+def last_row(path: Path) -> Figures:
+    """The last row of a run's metrics.csv, {} if there is no such file.
+
+    A finished run ends with an evaluation, so the row holds the final losses, training's
+    and the held-out ones, the ms per step and the peak memory. Empty columns are left out.
+
+    Raises:
+        ValueError: if it is no table of numbers.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        # ValueError if there is no row, TypeError if a row has more cells than the header
+        *_, row = csv.DictReader(read_text(path).splitlines())
+        return {name: float(value) for name, value in row.items() if value}
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is no log of a run: {error}") from None
+
+
+def table(figures: Figures, blind: Figures, chance: Figures) -> str:
+    """One line per figure: name, value, blind baseline, chance."""
+    lines = [f"{'figure':40s} {'value':>7s} {'blind':>7s} {'chance':>7s}"]
+    for name, value in figures.items():
+        line = f"{name:40s} {value:7.3f}"
+        for baseline in (blind, chance):
+            line += f" {baseline[name]:7.3f}" if name in baseline else "       -"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main(cfg: Config) -> Figures:
     """Measure, print the table, write the file; return the figures."""
     began = time.time()
+    options.check(cfg)
+
+    # --- model and data ---
     machine.seed_everything(cfg.seed, cfg.threads)
-    device, meta = machine.pick_device(cfg.device), load_meta(cfg.data)
+    device = machine.pick_device(cfg.device)
+    meta = load_meta(cfg.data)
     state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft", "ppo", "dpo"))
     tokenizer = Tokenizer.from_text(state["tokenizer"])
-    model = (clip_from if state["stage"] == "clip" else vlm_from)(state).to(device).eval()
-    file = Path(cfg.data) / f"{cfg.questions}.jsonl"
-    if cfg.questions != "eval" and not file.is_file():
-        raise FileNotFoundError(f"no questions at {file}; data/quiz.py writes a quiz")
-    if cfg.axes:  # what is missing is better known now than after the measurement
-        if state["stage"] not in ("sft", "ppo", "dpo") or not meta.get("phrases"):
-            raise ValueError("--axes needs a chatbot, and pictures whose objects are known")
-        if not cfg.ask or not cfg.describe:
-            raise ValueError("--axes needs all answers; leave --no-ask and --no-describe out")
-        their_log, questions = read_answers(cfg), load_records(cfg.data, cfg.questions)
-    judge = None
-    if cfg.judge:
-        if state["stage"] != "caption":
-            raise ValueError(f"{cfg.run} writes no captions that {cfg.judge} could judge")
-        judged_by = checkpoint.load(cfg.judge, ("clip",))
-        if judged_by["configs"]["tokenizer"] != tokenizer.identity:
-            raise ValueError(f"{cfg.judge} and {cfg.run} have different tokenizers")
-        judge = clip_from(judged_by).to(device).eval()
+    build = clip_from if state["stage"] == "clip" else vlm_from
+    model = build(state).to(device).eval()
+    check_wishes(cfg, state["stage"], meta)
+    if cfg.axes:  # read before the measurement, like everything that may be missing
+        their_log = read_answers(cfg)
+        questions = load_records(cfg.data, cfg.questions)
+    scorer = load_scorer(cfg, tokenizer, device)
     pictures = Pictures(cfg.data, model.vit.config.image_size)
-    folder = Path(cfg.run).parent if Path(cfg.run).is_file() else Path(cfg.run)
+    folder = Path(state["file"]).parent
     out = Path(cfg.out or folder / f"{cfg.questions}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    log, training = [], last_row(folder / "metrics.csv")
+    training = last_row(folder / "metrics.csv")
+
+    # --- measure ---
     chance = {f"answers/{kind}": p for kind, p in meta.get("chance", {}).items()}
-    sides: list[dict[str, float]] = []
-    for blind in (False, True)[: 1 + cfg.blind]:
-        data = measure.HeldOut(cfg.data, meta, tokenizer, pictures, blind)
-        kept = [] if blind else log
+
+    def measured(blind: bool, log: list[dict]) -> Figures:
+        data = EvalData(cfg.data, meta, tokenizer, pictures, blind)
         if state["stage"] == "clip":
             figures = measure.retrieval(model, data, cfg.n_images, chance)
-            if "prompts" in meta and data.has("zeroshot"):
-                figures |= measure.zero_shot(model, data, kept)
-        else:
-            stop = tokenizer.stop(state["stage"])
-            ask = measure.make_answerer(model, data, stop, cfg.max_new_tokens, cfg.batch_size)
-            figures = {}
-            if cfg.ask and data.has(cfg.questions):
-                figures |= measure.answers(ask, data, cfg.n_questions, kept, cfg.questions)
-                if cfg.rank:
-                    figures |= measure.ranked(
-                        model, data, stop, cfg.n_questions, chance, cfg.questions
-                    )
-            if cfg.ask and cfg.describe and "phrases" in meta:
-                figures |= measure.hallucination(ask, data, cfg.n_describe, cfg.seed, kept)
-            if state["stage"] == "caption":
-                figures |= measure.captioning(
-                    model, data, state["configs"]["prompt"], cfg.n_describe, cfg.n_beams,
-                    cfg.max_new_tokens, cfg.batch_size, kept, judge,
-                )
-            if not figures:
-                raise ValueError(
-                    f"{cfg.data} has no {cfg.questions}.jsonl and its meta.json no phrases: "
-                    "nothing to measure"
-                )
-        sides.append(figures)
-    figures, blind = sides[0], sides[1] if cfg.blind else {}
+            return figures | measure.zero_shot(model, data, log)
+        return vlm_figures(cfg, model, state, scorer, data, chance, log)
+
+    log: list[dict] = []
+    figures = measured(False, log)  # log holds the answers of the seeing model only
+    blind = measured(True, []) if cfg.blind else {}
     if cfg.axes:
-        summed = axes(figures, log, their_log, questions, load_records(cfg.data, "val"),
-                      meta["phrases"], SimulatedJudge(cfg.error_rate, cfg.seed))
-        figures |= {f"axes/{k}": v for k, v in summed.items()}
+        judge = SimulatedJudge(cfg.error_rate, cfg.seed)
+        records = load_records(cfg.data, "val")
+        summary = axes(figures, log, their_log, questions, records, meta["phrases"], judge)
+        figures |= {f"axes/{name}": value for name, value in summary.items()}
     chance |= {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
-    # a coin's accuracy, precision, recall, ...
+    # POPE asks about as many absent as present objects: a coin is right half the time
     chance |= {k: 0.5 for k in figures if k.startswith("pope")}
     chance = {k: p for k, p in chance.items() if k in figures}
+
+    # --- write ---
     print(options.printable(table(figures, blind, chance)))
     report = {
         "run": cfg.run,
@@ -188,7 +262,8 @@ def main(cfg: Config) -> dict[str, float]:
     }
     out.write_text(json.dumps(report, indent=1) + "\n")
     if log:
-        out.with_suffix(".answers.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+        lines = "".join(json.dumps(entry) + "\n" for entry in log)
+        out.with_suffix(".answers.jsonl").write_text(lines)
     print(f"wrote {out}")
     return figures
 

@@ -64,7 +64,7 @@ $python evaluate.py --run "$out/clip" --data "$folder" $few
 say "stage 2, captioning: the model learns to say what is there, and whether a text fits"
 $python train_caption.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/caption" --seed "$seed" $caption $steps
 say "measure the captioner: captions, and the same questions as the chatbot's, which it cannot answer"
-$python evaluate.py --run "$out/caption" --data "$folder" --judge "$out/clip" --no-blind --n_questions 100 --n_describe 100 $few
+$python evaluate.py --run "$out/caption" --data "$folder" --clip_score "$out/clip" --no-blind --n_questions 100 --n_describe 100 $few
 say "stage 3a, connector: the projector alone learns"
 $python train_align.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/align" --seed "$seed" $steps
 say "stage 3b, instructions: the model learns to answer"

@@ -1,4 +1,4 @@
-"""Connector pretraining: only the projector learns, so that patches become words the GPT can read.
+"""Connector pretraining: the projector learns to turn patches into words that the GPT can read.
 
    loss = - mean_t log p(caption_t | picture, caption before t),   gradient to the projector alone
 
@@ -21,7 +21,7 @@ from minivlm.loading.models import take_towers, tower_configs
 from minivlm.loading.prepared import load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
-from minivlm.pretrained import read_clip, read_gpt2
+from minivlm.pretrained.weights import read_clip, read_gpt2
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
@@ -37,21 +37,21 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "train"  # which file of the data folder to learn from: train, or web (noisy)
+    split: str = "train"  # which file of the data folder to learn from: train or web
     out: str = "runs/align"  # run folder to write
     # model
     clip: str = "runs/clip"  # run folder that the ViT comes from
     lm: str = "runs/lm"  # run folder that the GPT comes from
     vision: str = ""  # folder of a published CLIP to take the ViT from instead
     llm: str = ""  # folder of a published GPT-2 to take instead, with its tokenizer
-    image_size: int = 0  # >= 0; pixels to interpolate a published ViT to; 0 = keep its own size
-    projector: str = "mlp"  # mlp | linear | llava; LLaVA-1.5's, LLaVA's, or mlp without a norm
+    image_size: int = 0  # >= 0; pixels to interpolate a published ViT to; 0 = its own
+    projector: str = "mlp"  # mlp | linear | llava; LLaVA-1.5's, LLaVA's, mlp without norm
     # optimization
     steps: int = 200  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pictures per step, each with one caption
     grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: biases and norm
-    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: the projector's matrices; 0 = AdamW
+    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: the matrices; 0 = AdamW
     weight_decay: float = 0.0  # >= 0; on matrices
     warmup: int = 20  # >= 0; steps until the peak learning rate
     grad_clip: float = 1.0  # >= 0; largest norm of the gradient
@@ -68,7 +68,7 @@ class Config:
 
     def __post_init__(self):
         if self.image_size and not self.vision:
-            raise ValueError("image_size is for --vision; a ViT of ours takes its own pictures")
+            raise ValueError("image_size is for --vision; other ViTs keep their size")
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -137,7 +137,7 @@ def main(cfg: Config) -> dict[str, float]:
             at = part.targets != IGNORE_INDEX                        # (B, T), the captions
             with run.autocast():
                 logits = step_model(part.idx, part.images, at=at)    # (M, V)
-            # a micro-batch weighs as much as it has targets: the sum is the mean over the batch
+            # weighted by its caption tokens: the sum over parts is the mean over the batch
             part_loss = next_token_loss(logits, part.targets[at])
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()

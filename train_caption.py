@@ -1,14 +1,14 @@
 """Captioning: from "does it match" to "say what is there". Three published objectives, one network.
 
    lm         - mean_t log p(caption_t | picture, prompt, caption before t), smoothed
-   prefix_lm  the same behind a random cut; picture and text before the cut see each other both
-              ways, and some rows are text alone (SimVLM)
-   blip       contrast + match + lm: InfoNCE, yes or no on hard negatives, and writing (BLIP)
+   prefix_lm  the same behind a random cut; picture and text before the cut see each other
+              both ways, and some rows are text alone (SimVLM)
+   blip       contrast + match + lm: InfoNCE, yes or no on hard negatives, writing (BLIP)
 
 Source: BLIP, arXiv:2201.12086, section 3; SimVLM, arXiv:2108.10904, section 3.
 Reads: runs/clip, runs/lm.   Writes: runs/caption.
-Expect (2 CPU cores): 3 min, held-out loss 1.7 -> .5; .93 of the pairs are judged right by the
-matching head (.67 by a head that always says no)
+Expect (2 CPU cores): 3 min, held-out loss 1.7 -> .5; the matching head judges .93 of the pairs
+right (.67 if it always said no)
 Run: python train_caption.py [--objective prefix_lm]
 """
 
@@ -42,7 +42,7 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "train"  # which file of the data folder to learn from: train, or web (noisy)
+    split: str = "train"  # which file of the data folder to learn from: train or web
     n_texts: int = 8  # >= 0; rows of text alone per step, for prefix_lm
     prompt: str = "a picture of"  # text before every caption; it is read, not learned
     out: str = "runs/caption"  # run folder to write
@@ -56,7 +56,7 @@ class Config:
     batch_size: int = 64  # >= 1; pictures per step, each with one caption
     grad_accum: int = 1  # >= 1; micro-batches per step; blip compares pairs within one
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, heads, biases
-    muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: matrices of blocks, projector; 0 = AdamW
+    muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: all matrices; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
     grad_clip: float = 1.0  # >= 0; largest norm of the gradient
@@ -87,8 +87,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss per caption token of held-out batches, in nats.
 
-    For blip also the share of pairs that the matching head judges right. Two thirds of the pairs
-    are hard negatives, so a head that always says no is right in two of three cases.
+    For blip also the share of pairs that the matching head judges right. Two thirds of the
+    pairs are hard negatives, so a head that always says no is right in two of three cases.
     """
     model.eval()
     loss, right = 0.0, 0.0
@@ -98,11 +98,13 @@ def evaluate(
         at = batch.targets != IGNORE_INDEX                           # (B, T)
         B = len(batch.idx)
         if blip:
-            losses, match = model.blip_losses(batch, skip, 0.0, torch.Generator().manual_seed(0))
+            generator = torch.Generator().manual_seed(0)
+            losses, match = model.blip_losses(batch, skip, 0.0, generator)
             batch_loss = losses["lm"]
             right += float(match) * B
         else:
-            logits = model.vlm(batch.idx, batch.images, at=at, prefix=model.prefix_of(batch))
+            prefix = model.prefix_of(batch)                          # (B,) or None
+            logits = model.vlm(batch.idx, batch.images, at=at, prefix=prefix)
             batch_loss = next_token_loss(logits, batch.targets[at])
         loss += float(batch_loss * at.sum())
         n_tokens += int(at.sum())
@@ -158,9 +160,11 @@ def main(cfg: Config) -> dict[str, float]:
 
     def text_rows(longest: int, generator: torch.Generator) -> list[Row]:
         """Some documents, all of whose tokens are learned, cut to `longest` tokens."""
-        picks = torch.randint(max(1, len(texts)), (cfg.n_texts,), generator=generator).tolist()
+        if not texts:
+            return []
+        picks = torch.randint(len(texts), (cfg.n_texts,), generator=generator)
         rows = []
-        for i in picks if texts else []:
+        for i in picks.tolist():
             ids = tokenizer.encode(texts[i]["text"])[:longest]
             if len(ids) > 1:  # one token predicts nothing
                 rows.append(make_row((ids, True)))
@@ -168,7 +172,8 @@ def main(cfg: Config) -> dict[str, float]:
 
     def make_batch(step: int) -> Batch:
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1))
-        chosen = [records[i] for i in shuffled(step, cfg.batch_size, len(records), cfg.seed)]
+        places = shuffled(step, cfg.batch_size, len(records), cfg.seed)
+        chosen = [records[i] for i in places]
         rows = rows_of(pick_captions(chosen, generator))
         if prefix_lm:
             longest = max(len(row.ids) for row in rows) - vit.n_tokens
@@ -205,16 +210,19 @@ def main(cfg: Config) -> dict[str, float]:
             share = part.n_supervised / batch.n_supervised
             row_share = len(part.idx) / len(batch.idx)
             if blip:
+                smoothing = cfg.label_smoothing
                 with run.autocast():
-                    losses, match = model.blip_losses(part, skip, cfg.label_smoothing, generator)
-                part_loss = (losses["itc"] + losses["itm"]) * row_share + losses["lm"] * share
+                    losses, match = model.blip_losses(part, skip, smoothing, generator)
+                part_loss = (losses["itc"] + losses["itm"]) * row_share
+                part_loss = part_loss + losses["lm"] * share
                 for name in ("itc", "itm"):
                     parts_of_loss[name] += losses[name].item() * row_share
                 parts_of_loss["match"] += match.item() * row_share
             else:
-                at = part.targets != IGNORE_INDEX                    # (B, T), where the head runs
+                at = part.targets != IGNORE_INDEX                    # (B, T), head runs here
                 with run.autocast():
-                    logits = model.vlm(part.idx, part.images, at=at, prefix=model.prefix_of(part))
+                    prefix = model.prefix_of(part)                   # (B,) or None
+                    logits = model.vlm(part.idx, part.images, at=at, prefix=prefix)
                 smoothing = 0.0 if prefix_lm else cfg.label_smoothing
                 part_loss = next_token_loss(logits, part.targets[at], smoothing) * share
             part_loss.backward()

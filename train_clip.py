@@ -1,11 +1,11 @@
-"""Image-text alignment: a picture and its caption meet, all other pairs of the batch part (CLIP).
+"""Image-text alignment (CLIP): the vectors of a picture and its caption meet, all others part.
 
    loss = (cross_entropy(s * img_z @ txt_z.T, diagonal)
            + cross_entropy(s * txt_z @ img_z.T, diagonal)) / 2
 
 Source: CLIP, Radford et al. 2021, arXiv:2103.00020, figure 3.
 Reads: a prepared data folder.   Writes: runs/clip.
-Expect (2 CPU cores): 2 min, loss of 1,000 held-out pairs ln 1000 = 6.9 -> 1.2, recall@1 .00 -> .68
+Expect (2 CPU cores): 2 min; of 1,000 held-out pairs loss ln 1000 = 6.9 -> 1.2, recall@1 0 -> .68
 Run: python train_clip.py [--batch_size 256]
 """
 
@@ -40,7 +40,7 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "train"  # which file of the data folder to learn from: train, or web (noisy)
+    split: str = "train"  # which file of the data folder to learn from: train or web
     shift: int = 0  # >= 0; augmentation: move each picture by up to so many pixels
     mirror: bool = False  # augmentation: mirror each picture with probability 1/2
     out: str = "runs/clip"  # run folder to write
@@ -51,10 +51,10 @@ class Config:
     block_size: int = 64  # >= 2; longest caption in tokens
     # optimization
     steps: int = 350  # >= 0; optimizer steps
-    batch_size: int = 192  # >= 1; pairs per step; each pair's negatives are the rest of the batch
-    grad_accum: int = 1  # >= 1; micro-batches per step: less memory, features computed twice
+    batch_size: int = 192  # >= 1; pairs per step; all others are a pair's negatives
+    grad_accum: int = 1  # >= 1; micro-batches per step: less memory, more time
     lr: float = 1e-3  # >= 0; peak learning rate of AdamW: embeddings, heads, norms, biases
-    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices of the blocks; 0 = AdamW
+    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices of blocks; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
     grad_clip: float = 1.0  # >= 0; largest norm of the gradient
@@ -74,7 +74,7 @@ class Config:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of 32, the width of a head")
         if self.n_layer < 2:
             raise ValueError(
-                f"n_layer {self.n_layer} is below 2: a VLM reads the ViT's last block but one"
+                f"n_layer {self.n_layer} is below 2: a VLM reads the last block but one"
             )
 
 
@@ -99,19 +99,22 @@ def evaluate(model: CLIP, batch: Batch, device: torch.device) -> dict[str, float
 
 
 def contrastive_backward(
-    model: nn.Module, parts: list[Batch], autocast: Callable[[], ContextManager] = nullcontext
+    model: nn.Module,
+    parts: list[Batch],
+    autocast: Callable[[], ContextManager] = nullcontext,
 ) -> float:
     """Gradients of InfoNCE over all parts together, holding one part's graph at a time.
 
-    Plain accumulation would compare a pair with its own part only. Here all features are made
-    first, without graphs; the loss of the whole gives their gradients; then each part is made again
-    and its features are pulled back with those gradients. The result equals one large batch's.
+    Plain accumulation would compare a pair with the pairs of its own part only. Here all features
+    are computed first, without graphs. The loss over all of them gives the features' gradients.
+    Then each part is computed again, with its graph, and those gradients flow back through it. The
+    result equals that of one large batch.
 
     Args:
         model: maps (images, idx, lengths) to (img_z, txt_z, logit_scale).
         parts: micro-batches; one alone is the plain case.
-        autocast: makes the context in which the model runs; the loss stays outside, in full
-            precision, because a similarity of 100 rounded to bfloat16 is off by a quarter.
+        autocast: makes the context in which the model runs. The loss is computed outside of it,
+            in full precision: a similarity of 100 rounded to bfloat16 is off by a quarter.
 
     Returns:
         the loss in nats.
@@ -127,17 +130,18 @@ def contrastive_backward(
         loss.backward()
         return loss.item()
     with torch.no_grad():
-        made = [features(part) for part in parts]
-    img_z = torch.cat([m[0] for m in made]).requires_grad_()
-    txt_z = torch.cat([m[1] for m in made]).requires_grad_()
-    scale = made[0][2].clone().requires_grad_()
+        stored = [features(part) for part in parts]
+    img_z = torch.cat([z for z, _, _ in stored]).requires_grad_()    # (B, C)
+    txt_z = torch.cat([z for _, z, _ in stored]).requires_grad_()    # (B, C)
+    scale = stored[0][2].clone().requires_grad_()                    # ()
     loss = clip_loss(img_z, txt_z, scale)
     loss.backward()
-    sizes = [len(m[0]) for m in made]
-    for part, img_grad, txt_grad in zip(parts, img_z.grad.split(sizes), txt_z.grad.split(sizes)):
-        new_img, new_txt, new_scale = features(part)
-        share = scale.grad * len(part.idx) / sum(sizes)  # shares add up to the whole gradient
-        torch.autograd.backward([new_img, new_txt, new_scale], [img_grad, txt_grad, share])
+    sizes = [len(z) for z, _, _ in stored]
+    img_grads, txt_grads = img_z.grad.split(sizes), txt_z.grad.split(sizes)
+    for part, img_grad, txt_grad in zip(parts, img_grads, txt_grads):
+        # the parts' shares of the temperature's gradient add up to the whole
+        scale_grad = scale.grad * len(part.idx) / sum(sizes)
+        torch.autograd.backward(list(features(part)), [img_grad, txt_grad, scale_grad])
     return loss.item()
 
 
@@ -188,7 +192,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- loop ---
     for step in run.steps():
-        # step 0 is measured before any update: there the loss is near ln B of B held-out pairs
+        # step 0 is measured before any update: the loss of B held-out pairs is near ln B
         if run.is_due(step):
             figures = evaluate(model, val_batch, run.device)
             run.record(figures, loss=figures["val_loss"])
@@ -200,9 +204,8 @@ def main(cfg: Config) -> dict[str, float]:
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
         model.clamp_scale()
-        run.add(
-            batch.ids, loss=loss, grad=grad, lr=cfg.lr * scale, scale=model.logit_scale.item()
-        )
+        multiplier = model.logit_scale.item()
+        run.add(batch.ids, loss=loss, grad=grad, lr=cfg.lr * scale, scale=multiplier)
 
     # --- finish ---
     return run.finish()

@@ -1,15 +1,16 @@
-"""DPO: the policy learns from pairs which answer is preferred; no reward model, no rollouts.
+"""DPO: the policy learns from pairs which answer is preferred, without a reward model.
 
    h = log (policy / reference)(chosen) - log (policy / reference)(rejected)
    loss = - log sigmoid(beta h)        and its family: cDPO, robust, hinge, IPO
 
-The log-probability of an answer is a mean over its tokens, in which tokens that differ between the
-two answers weigh more (RLHF-V's dense DPO). --no-average --changed 1 takes sums, as first published.
+The log-probability of an answer is a mean over its tokens, in which tokens that differ
+between the two answers weigh more (RLHF-V's dense DPO). --no-average --changed 1 takes sums, as
+first published.
 
 Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; dense: RLHF-V, arXiv:2312.00849, section 3.2;
 with pictures: Silkie, arXiv:2312.10665, section 4.
-Reads: runs/sft, preferences_pairs.jsonl (data/preferences.py).   Writes: runs/dpo, samples_*.png.
-Expect (2 CPU cores): 1.3 min, loss .69 -> .67, true score 4.72 -> 4.78, half as many invented objects
+Reads: runs/sft, preferences_pairs.jsonl (data/preferences.py).   Writes: runs/dpo.
+Expect (2 CPU cores): 1.3 min, loss .69 -> .67, true score 4.72 -> 4.78, invented objects halved
 Run: python train_dpo.py [--kind ipo]
 """
 
@@ -46,30 +47,30 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "preferences_pairs"  # which file of the data folder holds the pairs to learn from
+    split: str = "preferences_pairs"  # which file of it holds the pairs to learn from
     val_split: str = "preferences_val_pairs"  # which file holds the pairs to measure with
     per_question: int = 1  # >= 0; pairs of each question at most, drawn at random; 0 = all
-    prompts: str = "prompts_val"  # which file holds questions to sample answers to; empty = none
+    prompts: str = "prompts_val"  # which file holds questions to answer; empty = none
     records: str = "train"  # which file says what the pictures of those questions show
     out: str = "runs/dpo"  # run folder to write
     # model
-    init: str = "runs/sft"  # run folder that policy and reference come from: sft, dpo or ppo
-    ref_logps: str = ""  # file of the reference's log-probabilities; empty = in the run folder
+    init: str = "runs/sft"  # run folder of policy and reference: sft, dpo or ppo
+    ref_logps: str = ""  # file of the reference's log-probabilities; empty = in `out`
     freeze_vit: bool = True  # leave the ViT as it is
-    lora: int = 0  # >= 0; rank of LoRA adapters, which alone learn then; 0 = train the weights
+    lora: int = 0  # >= 0; rank of LoRA adapters, which alone learn then; 0 = none
     # algorithm
     kind: str = "sigmoid"  # sigmoid | robust | hinge | ipo; sigmoid is DPO's
-    beta: float = 5.0  # > 0; larger stays closer to the reference (with --no-average, Silkie: .1)
-    label_smoothing: float = 0.0  # assumed share of wrong labels, for sigmoid (cDPO) and robust
-    average: bool = True  # an answer's mean over its tokens (RLHF-V, TRL's ipo) instead of its sum
-    changed: float = 5.0  # >= 0.01; weight of tokens that only one of the two answers has (RLHF-V: 5)
+    beta: float = 5.0  # > 0; larger stays closer to the reference (Silkie: .1)
+    label_smoothing: float = 0.0  # assumed share of wrong labels, of sigmoid and robust
+    average: bool = True  # mean over an answer's tokens (RLHF-V) instead of the sum
+    changed: float = 5.0  # >= 0.01; weight of tokens that only one answer has (RLHF-V: 5)
     sft_coef: float = 0.0  # >= 0; weight of the next-token loss of chosen answers (RPO)
     # optimization
     steps: int = 200  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pairs per step
     grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
     lr: float = 1e-4  # >= 0; peak learning rate of AdamW
-    muon_lr: float = 0.0  # >= 0; peak learning rate of Muon: matrices of blocks, projector; 0 = AdamW
+    muon_lr: float = 0.0  # >= 0; peak learning rate of Muon: all matrices; 0 = AdamW
     weight_decay: float = 0.0  # >= 0; on matrices and embeddings
     warmup: int = 10  # >= 0; steps until the peak learning rate
     grad_clip: float = 1.0  # >= 0; largest norm of the gradient
@@ -89,7 +90,7 @@ class Config:
 
     def __post_init__(self):
         z = torch.zeros(1)
-        # raises a ValueError for a kind, beta or label_smoothing that the loss does not know
+        # raises a ValueError for a beta or label_smoothing that the loss refuses
         dpo_loss(z, z, z, z, self.beta, self.kind, self.label_smoothing)
 
 
@@ -102,14 +103,16 @@ def score_pairs(
     model: VLM, batch: PairBatch, ref_logp: Tensor, cfg: Config
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss () of B pairs, and its figures, means over the pairs. ref_logp: (B, 2)."""
-    chosen, rejected, logp = pair_logprobs(model, batch, cfg.average)            # (B,) (B,) (B, T)
+    # (B,), (B,), (B, T)
+    chosen, rejected, logp = pair_logprobs(model, batch, cfg.average)
     ref_chosen, ref_rejected = ref_logp.unbind(1)
     losses = dpo_loss(
         chosen, rejected, ref_chosen, ref_rejected, cfg.beta, cfg.kind, cfg.label_smoothing
     )
     loss = losses.mean()
     if cfg.sft_coef:
-        is_chosen = (batch.rows.targets != IGNORE_INDEX) & (batch.rows.segments == 1)    # (B, T)
+        is_answer = batch.rows.targets != IGNORE_INDEX               # (B, T)
+        is_chosen = is_answer & (batch.rows.segments == 1)           # (B, T)
         loss = loss - cfg.sft_coef * sequence_logprobs(logp, is_chosen, average=True).mean()
     # the rewards that the policy implies, up to a term that depends on the prompt alone
     chosen_reward = cfg.beta * (chosen - ref_chosen)
@@ -150,7 +153,8 @@ def main(cfg: Config) -> dict[str, float]:
     before = checkpoint.load(cfg.init, ("sft", "dpo", "ppo"))
     tokenizer = Tokenizer.from_text(before["tokenizer"])
     model = vlm_from(before)
-    config = model.config = replace(model.config, prefix_lm=False)  # a chatbot reads causally
+    # a prefix-LM captioner reads its prompt both ways; a chatbot reads causally
+    config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)
     if cfg.lora:  # the reference is the same model with its adapters off
         add_lora(model, LAYERS, cfg.lora, frozen=model.vit if cfg.freeze_vit else None)
@@ -182,13 +186,16 @@ def main(cfg: Config) -> dict[str, float]:
     if cfg.prompts:
         prompts = Prompts(cfg.data, cfg.records, model, tokenizer, facts=False)
         questions = prompts.load(cfg.prompts, cfg.max_new_tokens)
-        questions = random.Random(cfg.seed).sample(questions, min(cfg.n_val, len(questions)))
+        n_val = min(cfg.n_val, len(questions))
+        questions = random.Random(cfg.seed).sample(questions, n_val)
 
     def sample_answers() -> dict[str, float]:
-        """Answer the held-out questions, draw a sheet of samples, return the rollout's figures."""
+        """Answer the held-out questions; draw a sheet of samples; return figures."""
         batch = prompts.batch(questions, cfg.seed)
         with run.autocast():
-            rollout = roll_out(model, ref, None, None, batch, tokenizer, cfg.max_new_tokens, 1.0)
+            rollout = roll_out(
+                model, ref, None, None, batch, tokenizer, cfg.max_new_tokens, temperature=1.0
+            )
         texts = [tokenizer.decode(ids).strip() for ids in rollout.answers]
         prompts.sheet(questions, texts, None).save(run.folder / f"samples_{run.step}.png")
         true_scores = prompts.true_scores(questions, texts)
@@ -207,17 +214,19 @@ def main(cfg: Config) -> dict[str, float]:
                            overwrite=not cfg.ref_logps and not cfg.resume)
     run.begin(make_parts)
     with run.autocast():
-        ref_logp = cache.fill(ref, maker, pairs + val_pairs, lengths, cfg.average, run.device)
-    ref_logp, val_ref_logp = ref_logp.to(run.device).split([len(pairs), len(val_pairs)])
+        ref_logp = cache.fill(
+            ref, maker, pairs + val_pairs, lengths, cfg.average, run.device
+        ).to(run.device)                                             # (n, 2)
+    ref_logp, val_ref_logp = ref_logp.split([len(pairs), len(val_pairs)])
 
     # --- loop ---
     for step in run.steps():
-        # step 0 is measured before any update: policy equals reference, so each pair costs ln 2
+        # step 0 is measured before any update: policy equals reference, a pair costs ln 2
         if run.is_due(step):
             figures = evaluate(model, val_parts, val_ref_logp, cfg, run)
             if questions:
                 figures |= sample_answers()
-            # a lower loss does not mean better answers, so the latest model is kept as the best
+            # a lower loss does not mean better answers: the latest model is the best
             run.record(figures, loss=figures["val_loss"], last_is_best=True)
         if step == cfg.steps:
             break

@@ -31,7 +31,7 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "text"  # which file of the data folder to learn from; its records hold `text`
+    split: str = "text"  # which file of the data folder to learn from
     tokenizer: str = ""  # tokenizer file; empty = the data folder's own
     out: str = "runs/lm"  # run folder to write
     # model
@@ -43,7 +43,7 @@ class Config:
     batch_size: int = 12  # >= 1; windows of text per step
     grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
-    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices of the blocks; 0 = AdamW
+    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices of blocks; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 30  # >= 0; steps until the peak learning rate
     grad_clip: float = 1.0  # >= 0; largest norm of the gradient
@@ -88,7 +88,8 @@ def main(cfg: Config) -> dict[str, float]:
 
     def make_batch(step: int) -> Batch:
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step))
-        starts = torch.randint(len(train) - cfg.block_size, (cfg.batch_size,), generator=generator)
+        n_starts = len(train) - cfg.block_size
+        starts = torch.randint(n_starts, (cfg.batch_size,), generator=generator)
         return windows(train, starts.tolist())
 
     starts = list(range(0, len(val) - cfg.block_size, cfg.block_size))[:64]
@@ -98,7 +99,8 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- model ---
     n_head = cfg.n_embd // 32
-    config = GPTConfig(tokenizer.vocab_size, cfg.block_size, cfg.n_layer, n_head, cfg.n_embd)
+    V, T = tokenizer.vocab_size, cfg.block_size
+    config = GPTConfig(V, T, cfg.n_layer, n_head, cfg.n_embd)
     model = GPT(config).to(run.device)
     step_model = torch.compile(model) if cfg.compile else model
 
@@ -121,7 +123,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch = run.next_batch().to(run.device)
         loss = 0.0
         for part in batch.split(cfg.grad_accum):
-            at = part.targets != IGNORE_INDEX                        # (B, T), where the head runs
+            at = part.targets != IGNORE_INDEX                        # (B, T), head runs here
             with run.autocast():
                 logits = step_model(part.idx, at=at)                 # (M, V)
             # every token of a text is a target: each predicts the next

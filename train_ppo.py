@@ -27,8 +27,10 @@ from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
 from minivlm.optim import Optimizer, Together, lr_scale
 from minivlm.preferences.prompts import Prompts
-from minivlm.rl import adapted_kl_coef, explained_variance, gae, kl_rewards, minibatches, whiten
-from minivlm.rollout import PromptBatch, Rollout, by_length, describe, logprobs, roll_out, share_vit
+from minivlm.rl import adapted_kl_coef, explained_variance, gae, kl_rewards, minibatches
+from minivlm.rl import whiten
+from minivlm.rollout import PromptBatch, Rollout, by_length, describe, logprobs, roll_out
+from minivlm.rollout import share_vit
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
@@ -48,33 +50,33 @@ class Config:
     records: str = "train"  # which file says what the pictures show, and holds captions
     out: str = "runs/ppo"  # run folder to write
     # model
-    init: str = "runs/sft"  # run folder that policy and reference come from: sft, or caption
+    init: str = "runs/sft"  # run folder of policy and reference: sft, or caption
     reward: str = "runs/reward"  # run folder of the reward model
-    lora: int = 0  # >= 0; rank of LoRA adapters, which alone learn then; 0 = train the weights
+    lora: int = 0  # >= 0; rank of LoRA adapters, which alone learn then; 0 = none
     # rollout
     batch_size: int = 256  # >= 1; answers per rollout
     temperature: float = 1.0  # > 0; of drawing answers, and of all log-probabilities
     max_new_tokens: int = 96  # >= 1; longest answer in tokens
     # rewards
-    kl_coef: float = 0.3  # >= 0; price of a nat of KL at each token (LLaVA-RLHF: .1, TRL: .05)
-    kl: str = "k1"  # k1 | k2 | k3; estimate of the KL per token (Schulman 2020)
-    kl_target: float = 0.0  # >= 0; nats per answer that kl_coef adapts to (Ziegler: 6); 0 = fixed
-    end_penalty: float = 1.0  # >= 0; taken off the score of an answer that does not end (Ziegler)
-    length_penalty: float = 0.0  # >= 0; taken off the score for each token of the answer
-    gamma: float = 1.0  # 0 .. 1; discount per token; 1 = none (Stiennon et al. 2020)
-    lam: float = 0.95  # 0 .. 1; GAE: lower has more bias, less variance (Schulman et al. 2015)
-    whiten_rewards: bool = False  # scale the rewards to variance 1 first (lm-human-preferences)
+    kl_coef: float = 0.3  # >= 0; price of a nat of KL (LLaVA-RLHF: .1, TRL: .05)
+    kl: str = "k1"  # k1 | k2 | k3; estimate of the KL per token
+    kl_target: float = 0.0  # >= 0; nats per answer that kl_coef aims at; 0 = fixed
+    end_penalty: float = 1.0  # >= 0; taken off the score of an answer without an end
+    length_penalty: float = 0.0  # >= 0; taken off the score for each token
+    gamma: float = 1.0  # 0 .. 1; discount per token; 1 = none
+    lam: float = 0.95  # 0 .. 1; GAE: lower has more bias and less variance
+    whiten_rewards: bool = False  # scale the rewards to variance 1 first
     # optimization
     steps: int = 70  # >= 0; rollouts, each followed by its updates
     epochs: int = 1  # >= 1; passes over a rollout (Ouyang et al. 2022: 1, TRL: 4)
     minibatches: int = 2  # >= 1; parts of a rollout, with an optimizer step each
-    grad_accum: int = 4  # >= 1; micro-batches per minibatch, rows of like length together
-    clip_eps: float = 0.2  # >= 0; how far a probability's ratio may move from 1 (PPO, section 6.1)
-    value_clip: float = 0.2  # >= 0; how far a value may move per rollout (openai/baselines, ppo2)
-    max_kl: float = 0.1  # >= 0; nats per token from the rollout's policy that end its updates; 0 = off
+    grad_accum: int = 4  # >= 1; micro-batches per minibatch, by length
+    clip_eps: float = 0.2  # >= 0; how far a ratio may move from 1 (PPO, section 6.1)
+    value_clip: float = 0.2  # >= 0; how far a value may move per rollout (as in ppo2)
+    max_kl: float = 0.1  # >= 0; nats per token that end a rollout's updates; 0 = off
     lr: float = 2e-4  # >= 0; peak learning rate of the policy's AdamW
-    muon_lr: float = 0.0  # >= 0; peak learning rate of the policy's Muon: matrices; 0 = AdamW
-    value_lr: float = 2e-3  # >= 0; peak learning rate of the value model's Muon; its AdamW: a quarter
+    muon_lr: float = 0.0  # >= 0; peak learning rate of the policy's Muon; 0 = AdamW
+    value_lr: float = 2e-3  # >= 0; peak learning rate of the value model's Muon
     weight_decay: float = 0.0  # >= 0; on matrices and embeddings
     warmup: int = 5  # >= 0; rollouts until the peak learning rate
     grad_clip: float = 1.0  # >= 0; largest norm of the gradient
@@ -102,7 +104,8 @@ def update(
 
     for each epoch, for each minibatch of answers:
         ratio_t = policy(token_t) / policy that drew it(token_t)
-        step down  - mean_t min(ratio_t advs_t, clip(ratio_t) advs_t)  +  mean_t (values_t - returns_t)^2 / 2
+        step down  - mean_t min(ratio_t advs_t, clip(ratio_t) advs_t)
+                   + mean_t (values_t - returns_t)^2 / 2
         stop once KL(policy that drew || policy) > max_kl
 
     Args:
@@ -134,7 +137,8 @@ def update(
             value_loss = ppo_value_loss(
                 values, part.values, part.returns, part.mask, cfg.value_clip
             )
-            share = part.mask.sum() / rollout.mask[rows].sum()  # every token weighs the same
+            # every token of the minibatch weighs the same
+            share = part.mask.sum() / rollout.mask[rows].sum()
             ((loss + value_loss) * share).backward()
 
             logp = logp.detach()
@@ -172,7 +176,8 @@ def main(cfg: Config) -> dict[str, float]:
     if scorer["configs"]["tokenizer"] != tokenizer.identity:
         raise ValueError(f"{cfg.reward} and {cfg.init} have different tokenizers")
     policy = vlm_from(before)
-    config = policy.config = replace(policy.config, prefix_lm=False)  # a chatbot reads causally
+    # a prefix-LM captioner reads its prompt both ways; a chatbot reads causally
+    config = policy.config = replace(policy.config, prefix_lm=False)
     if cfg.lora:  # the reference is the same model with its adapters off
         add_lora(policy, LAYERS, cfg.lora, frozen=policy.vit)
         ref = policy
@@ -190,7 +195,8 @@ def main(cfg: Config) -> dict[str, float]:
     step_model = torch.compile(policy) if cfg.compile else policy
 
     # --- data ---
-    prompts = Prompts(cfg.data, cfg.records, policy, tokenizer, facts=scorer["configs"]["facts"])
+    facts = scorer["configs"]["facts"]
+    prompts = Prompts(cfg.data, cfg.records, policy, tokenizer, facts)
     questions = prompts.load(cfg.split, cfg.max_new_tokens)
     val_questions = prompts.load(cfg.val_split, cfg.max_new_tokens)
     n_val = min(cfg.n_val, len(val_questions))
@@ -218,7 +224,8 @@ def main(cfg: Config) -> dict[str, float]:
     # --- resume ---
     run.hold("ppo", learner, optimizer, tokenizer, config,
              init=checkpoint.fingerprint(before), reward=checkpoint.fingerprint(scorer))
-    answer(make_batch(run.start))  # a rollout that fails must not cost the run that `out` holds
+    # a rollout that fails must not cost the run that `out` holds
+    answer(make_batch(run.start))
     run.begin(make_batch)
 
     # --- loop ---
@@ -239,22 +246,26 @@ def main(cfg: Config) -> dict[str, float]:
         rollout, figures = answer(run.next_batch())
         rollout_ms = 1000 * (time.time() - run.began)
 
-        # 2. rewards and advantages: what each token was worth, beyond what the value model foresaw
-        kl = kl_estimate(rollout.logp, rollout.ref_logp, cfg.kl)                 # (B, T)
-        worth = rollout.worth(cfg.end_penalty, cfg.length_penalty)               # (B,)
-        rewards = kl_rewards(worth, kl, rollout.mask, learner.kl_coef)           # (B, T)
+        # 2. advantages: what each token was worth, beyond what the value model foresaw
+        mask = rollout.mask                                              # (B, T)
+        kl = kl_estimate(rollout.logp, rollout.ref_logp, cfg.kl)         # (B, T)
+        worth = rollout.worth(cfg.end_penalty, cfg.length_penalty)       # (B,)
+        rewards = kl_rewards(worth, kl, mask, learner.kl_coef)           # (B, T)
         if cfg.whiten_rewards:
-            rewards = whiten(rewards, rollout.mask, shift_mean=False)
-        advs, returns = gae(rewards, rollout.values, rollout.mask, cfg.gamma, cfg.lam)   # (B, T)
+            rewards = whiten(rewards, mask, shift_mean=False)
+        # (B, T) each
+        advs, returns = gae(rewards, rollout.values, mask, cfg.gamma, cfg.lam)
 
         # 3. update: policy and value model take clipped steps on the same answers
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         order = hash_seed(cfg.seed, step, 2)
-        figures |= update(step_model, learner, optimizer, rollout, whiten(advs, rollout.mask),
-                          returns, scale, order, cfg, run)
+        figures |= update(
+            step_model, learner, optimizer, rollout, whiten(advs, mask), returns, scale, order,
+            cfg, run,
+        )
 
         # 4. log, and adapt the price of KL
-        figures["explained_variance"] = explained_variance(rollout.values, returns, rollout.mask)
+        figures["explained_variance"] = explained_variance(rollout.values, returns, mask)
         figures["kl_coef"] = learner.kl_coef
         run.add(rollout.names(), **figures, lr=cfg.lr * scale, rollout_ms=rollout_ms)
         learner.kl_coef = adapted_kl_coef(

@@ -1,10 +1,10 @@
 """Reward model: a copy of the SFT model learns which of several answers people prefer.
 
    loss = mean over prompts, mean over their pairs (i ranked before j):
-          - log sigmoid(score_i - score_j - margin)     + center * (mean score of the prompt)^2
+          - log sigmoid(score_i - score_j - margin)   + center * (mean score of the prompt)^2
 
-Source: InstructGPT, arXiv:2203.02155, eq. 1; true captions in its input (--facts): factually
-augmented RLHF, LLaVA-RLHF, arXiv:2309.14525, section 3.2.
+Source: InstructGPT, arXiv:2203.02155, eq. 1; true captions in its input (--facts):
+factually augmented RLHF of LLaVA-RLHF, arXiv:2309.14525, section 3.2.
 Reads: runs/sft, preferences.jsonl (data/preferences.py).   Writes: runs/reward.
 Expect (2 CPU cores): 1.8 min, pair accuracy .49 -> .71 (people's noise allows .8)
 Run: python train_reward.py [--facts]
@@ -24,15 +24,15 @@ from minivlm.loading.models import vlm_from
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import ranking_loss
 from minivlm.optim import Optimizer, Together, lr_scale
-from minivlm.preferences.agreement import judge_scores
+from minivlm.preferences.agreement import agreement
 from minivlm.preferences.rankings import load_rankings
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
 
-# weight of a prompt's squared mean score, which pairs leave free, so that it would drift. The idea is
-# Eisenstein et al.'s, 2023, arXiv:2312.09244, eq. 2; 0.01 is what TRL recommends
+# weight of a prompt's squared mean score, which pairs leave free, so that it would drift. The
+# idea is Eisenstein et al.'s, 2023, arXiv:2312.09244, eq. 2; 0.01 is what TRL recommends
 CENTER = 0.01
 
 # --- config ---
@@ -44,21 +44,21 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "preferences"  # which file of the data folder holds the rankings to learn from
+    split: str = "preferences"  # which file of it holds the rankings to learn from
     val_split: str = "preferences_val"  # which file holds the rankings to measure with
-    facts: bool = False  # let the reward model read true captions of the picture, in random order
+    facts: bool = False  # let the reward model read true captions of the picture
     out: str = "runs/reward"  # run folder to write
     # model
     init: str = "runs/sft"  # run folder that the VLM comes from: sft
-    vit_rate: float = 0.0  # >= 0; the ViT's learning rates as a share of the others; 0 = frozen
-    lora: int = 0  # >= 0; rank of LoRA adapters, which learn beside the head; 0 = train the weights
+    vit_rate: float = 0.0  # >= 0; learning rates of the ViT as a share of the others; 0 = none
+    lora: int = 0  # >= 0; rank of LoRA adapters, which learn beside the head; 0 = none
     # optimization
     margin: float = 0.0  # >= 0; log-odds demanded for each point that two ratings differ by
     steps: int = 900  # >= 0; optimizer steps
     batch_size: int = 16  # >= 1; prompts per step, each with all its answers
     grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
     lr: float = 5e-4  # >= 0; peak learning rate of AdamW: embeddings, norms, head, biases
-    muon_lr: float = 0.003  # >= 0; peak learning rate of Muon: matrices of blocks, projector; 0 = AdamW
+    muon_lr: float = 0.003  # >= 0; peak learning rate of Muon: all matrices; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 20  # >= 0; steps until the peak learning rate
     grad_clip: float = 1.0  # >= 0; largest norm of the gradient
@@ -80,7 +80,8 @@ class Config:
 
 # --- evaluate ---
 
-Part = tuple[Batch, Tensor, Tensor]  # rows with one picture a prompt; ranks (B, K); ratings (B, K)
+# rows, one for each prompt, with its picture; ranks (B, K); ratings (B, K)
+Part = tuple[Batch, Tensor, Tensor]
 
 
 def score(model: RewardModel, batch: Batch, ranks: Tensor) -> Tensor:
@@ -88,15 +89,17 @@ def score(model: RewardModel, batch: Batch, ranks: Tensor) -> Tensor:
 
     Picture and prompt are read once for all answers.
     """
-    raw = model.raw(batch.idx, batch.lengths, batch.images, segments=batch.segments)     # (M,)
-    return torch.zeros(ranks.shape, device=raw.device).masked_scatter(ranks > 0, raw)    # (B, K)
+    # (M,), M answers in all
+    raw = model.raw(batch.idx, batch.lengths, batch.images, segments=batch.segments)
+    scores = torch.zeros(ranks.shape, device=raw.device)             # (B, K)
+    return scores.masked_scatter(ranks > 0, raw)
 
 
 @torch.no_grad()
 def evaluate(
     model: RewardModel, val_parts: list[Part], rankings: list[dict], device: torch.device
 ) -> dict[str, float]:
-    """Loss and agreement with held-out rankings; where they have ratings, also by rating gap.
+    """Loss, and agreement with held-out rankings, by rating gap where they have ratings.
 
     Afterwards the model's scores have mean 0 and standard deviation 1 on these answers.
     """
@@ -110,7 +113,7 @@ def evaluate(
             scores.append(row[is_answer].tolist())
     model.train()
     model.normalize(torch.tensor([s for row in scores for s in row]))
-    return {"val_loss": loss / len(rankings), **judge_scores(rankings, scores)}
+    return {"val_loss": loss / len(rankings), **agreement(rankings, scores)}
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -135,7 +138,9 @@ def main(cfg: Config) -> dict[str, float]:
     N, block_size = config.vit.n_tokens, config.gpt.block_size
     pictures = Pictures(cfg.data, config.vit.image_size)
     if cfg.facts and not all(r.get("captions") for r in every):
-        raise ValueError(f"--facts needs captions in every record of {cfg.split}, {cfg.val_split}")
+        raise ValueError(
+            f"--facts needs captions in every record of {cfg.split} and {cfg.val_split}"
+        )
 
     for r in every:  # an answer that is too long must not come up in the middle of the run
         facts = r["captions"] if cfg.facts else []
@@ -184,7 +189,7 @@ def main(cfg: Config) -> dict[str, float]:
         val_parts.append(collect(val_rankings[i:i + 16], generator))
 
     # --- optimizer ---
-    # the ViT may lack features that judging answers needs, so it can be trained too, more slowly
+    # the ViT may lack features that judging needs, so it can be trained too, more slowly
     vit = model.vlm.vit.requires_grad_(False)
     optimizers = [Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)]
     if cfg.vit_rate:
@@ -209,8 +214,9 @@ def main(cfg: Config) -> dict[str, float]:
 
         loss, ids = 0.0, []
         for batch, ranks, ratings in run.next_batch():
-            batch, ranks, ratings = batch.to(run.device), ranks.to(run.device), ratings.to(run.device)
-            margin = cfg.margin * (ratings[:, :, None] - ratings[:, None]).clamp(min=0)  # (B, K, K)
+            batch, ranks = batch.to(run.device), ranks.to(run.device)
+            gaps = ratings[:, :, None] - ratings[:, None]            # (B, K, K)
+            margin = cfg.margin * gaps.clamp(min=0).to(run.device)
             with run.autocast():
                 scores = step_score(model, batch, ranks)             # (B, K)
             mean = scores.sum(1) / (ranks > 0).sum(1)                # (B,), missing answers score 0

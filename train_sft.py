@@ -1,4 +1,4 @@
-"""Visual instruction tuning: the model learns to answer, and only its answers are in the loss.
+"""Visual instruction tuning: the model learns to answer; only answers are in the loss.
 
    loss = - mean_t [t is an answer token] log p(token_t | picture, conversation before t)
 
@@ -14,7 +14,8 @@ import torch
 
 from minivlm.conversation import Row
 from minivlm.evaluation.held_out import held_out_loss
-from minivlm.loading.batches import Batch, collate, hash_seed, render_records, shuffled, switch_out
+from minivlm.loading.batches import Batch, collate, hash_seed, render_records, shuffled
+from minivlm.loading.batches import switch_out
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import vlm_from
 from minivlm.loading.prepared import load_records
@@ -42,13 +43,13 @@ class Config:
     # model
     init: str = "runs/align"  # run folder that the VLM comes from: align, caption or sft
     freeze_vit: bool = True  # leave the ViT as it is, as LLaVA does
-    lora: int = 0  # >= 0; rank of LoRA adapters, which alone learn then; 0 = train the weights
+    lora: int = 0  # >= 0; rank of LoRA adapters, which alone learn then; 0 = none
     # optimization
     steps: int = 1100  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; conversations per step
     grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
-    muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: matrices of blocks, projector; 0 = AdamW
+    muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: all matrices; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
     grad_clip: float = 1.0  # >= 0; largest norm of the gradient
@@ -100,7 +101,8 @@ def main(cfg: Config) -> dict[str, float]:
     def make_batch(step: int) -> Batch:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed, lengths)
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1))
-        noisy = switch_out([rows[i] for i in chosen], len(tokenizer.ranks), cfg.noise, generator)
+        clean = [rows[i] for i in chosen]
+        noisy = switch_out(clean, len(tokenizer.ranks), cfg.noise, generator)
         return collect([records[i] for i in chosen], noisy)
 
     val_batches = []

@@ -1,30 +1,31 @@
-"""Preferences: several answers of one or more models to each question, rated and ranked.
+"""Preferences: several answers to each question, rated and ranked.
 
-    python data/preferences.py                                       a simulated human
-    python data/preferences.py --rater file --ranked people.jsonl    rankings that people made
-    python data/preferences.py --rater judge --model NAME            a vision model at an endpoint
-    python data/preferences.py --rater judge-sim --error_rate 0.2    a simulated one, who may err
-    python data/preferences.py --run runs/sft,runs/ppo               a pool of models, as Silkie has
-    python data/preferences.py --answers OLD.jsonl --out NEW.jsonl   the same answers, rated anew
+    python data/preferences.py                                   a simulated human ranks
+    python data/preferences.py --rater judge-sim                 a simulated judge rates
+    python data/preferences.py --rater judge --model NAME        a vision-language model rates
+    python data/preferences.py --rater file --ranked FILE        people have ranked
+    python data/preferences.py --run runs/sft,runs/ppo           several chatbots answer
+    python data/preferences.py --answers OLD --out NEW           old answers are rated anew
 
-Writes, in the data folder,
+Writes into the data folder, with one JSON object a line,
 
-    preferences.jsonl   {"id", "image", "question", "kind", "responses": [K], "ratings": [K x {axis:
-                        1 .. 5}], "ranking": [K ranks, 1 is best, equals alike], "rater",
-                        "captions": true ones, for train_reward.py --facts}
-    preferences_pairs.jsonl
-                        {"id", "image", "conversations": [the question], "chosen", "rejected",
-                        "gap", "rater"}, every ordered pair, ties left out
+    preferences.jsonl          "id", "image", "question", "kind",
+                               "responses": [K], "ratings": [K x {axis: 1 .. 5}],
+                               "ranking": [K ranks, 1 is best, equals alike],
+                               "captions": true ones, for train_reward.py --facts, "rater"
+    preferences_pairs.jsonl    every ordered pair of a ranking, none of two equal ranks:
+                               "id", "image", "conversations": [the question],
+                               "chosen", "rejected", "gap", "rater"
 
-and for the last pictures preferences_val.jsonl, preferences_val_pairs.jsonl. With --trl,
-preferences_pairs.trl.jsonl too, as TRL's DPO trainer takes pictures: {"images", "prompt", "chosen",
-"rejected"} of messages, packed pictures saved as files beside it.
+and preferences_val.jsonl, preferences_val_pairs.jsonl with the rankings that are held out.
+With --trl, preferences_pairs.trl.jsonl in the layout of TRL's DPO trainer too: "images",
+"prompt", "chosen", "rejected" of messages, with packed pictures saved as files beside it.
 
-A judge's replies are written down as they arrive (preferences.raw.jsonl), so that a killed run goes
-on without asking twice; --fresh forgets them.
+Each reply of a judge is written to preferences.raw.jsonl as it arrives. A script that was
+killed and is started again asks for missing replies only; --fresh asks for all again.
 
-Source: K ranked answers: InstructGPT, arXiv:2203.02155, section 3.5; three axes: Silkie,
-arXiv:2312.10665, section 3. Used by: train_reward.py, train_dpo.py.
+Source: K ranked answers: InstructGPT, arXiv:2203.02155, section 3.5; three axes and several
+models that answer: Silkie, arXiv:2312.10665, section 3.
 """
 
 import hashlib
@@ -34,6 +35,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from minivlm.engine.teachers import OpenAITeacher, ask, journal
@@ -44,213 +46,322 @@ from minivlm.loading.prepared import load_meta, load_records
 from minivlm.preferences import judge
 from minivlm.preferences.layouts import read_ranked, trl_of, unpack
 from minivlm.preferences.pairs import pairs_of
-from minivlm.preferences.pool import answered, ask_pool
+from minivlm.preferences.pool import QuestionsWithAnswers, answered, ask_pool
 from minivlm.preferences.rankings import check_ranking
 from minivlm.running import machine, options
 from minivlm.running.files import read_text
 
+SIMULATIONS = ("human-sim", "judge-sim")
+RATERS = (*SIMULATIONS, "file", "judge")
+# points; the simulated human gives two answers one rank if they seem closer than this. It
+# is below 1/3, the difference that one point on one of three axes makes, so that even such a
+# difference mostly counts
+TIE = 0.1
+SAME = 1e-6  # points; a judge's mean ratings that differ by less differ by rounding only
+
+# --- config ---
+
 
 @dataclass
 class Config:
-    """Whose answers, to which questions, and who judges them."""
+    """Options of the script; the comments are the help texts."""
 
-    run: str = "runs/sft"  # run folder whose answers are sampled; several, with commas between
-    data: str = "data/shapes/prepared"  # folder made by a prepare.py
-    answers: str = ""  # file of rankings whose answers are rated again, none drawn; or empty
-    questions: str = "prompts"  # which file of it holds the questions
-    records: str = "train"  # which file of it tells what is true of their pictures
+    # data
+    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
+    questions: str = "prompts"  # which file of the data folder holds the questions
+    records: str = "train"  # which file of the data folder describes the pictures
     out: str = ""  # file to write; empty = preferences.jsonl in the data folder
-    n: int = 12000  # questions; those that get one answer only are left out
-    n_val: int = 600  # of them held out, by picture
-    k: int = 4  # different answers to each
-    temperature: float = 1.0  # of half of the draws; 1 = the model's own distribution
-    hot: float = 1.5  # temperature of the other half: what the model hardly ever says
-    max_new_tokens: int = 96  # longest answer
-    batch_size: int = 100  # questions answered at a time, k answers each
+    n: int = 12000  # >= 1; questions to draw; one that gets a single answer is left out
+    n_val: int = 600  # >= 1; rankings to hold out, by picture
+    trl: bool = False  # write the pairs in the layout of TRL too
+    # answers
+    run: str = "runs/sft"  # run folder of the chatbot; several with commas between
+    answers: str = ""  # file of rankings whose answers to rate anew; empty = draw answers
+    k: int = 4  # >= 2; different answers to each question
+    temperature: float = 1.0  # > 0; of half of the draws; higher = more varied answers
+    hot: float = 1.5  # > 0; of the other half: answers that the chatbot rarely gives
+    max_new_tokens: int = 96  # >= 1; longest answer
+    batch_size: int = 100  # >= 1; questions answered at once; more take more memory
+    # rater
     rater: str = "human-sim"  # human-sim, judge-sim (both simulations), file or judge
-    noise: float = 0.3  # human-sim: temperature of the noise, in points of the scale
-    tie: float = 0.1  # human-sim: answers closer than this are equal, in points
-    n_annotators: int = 1  # human-sim: whose mean ranks are ranked again
-    error_rate: float = 0.2  # judge-sim: share of its ratings that are guesses
+    noise: float = 0.3  # >= 0; human-sim: size of random errors, in points; 0 = none
+    error_rate: float = 0.2  # 0 .. 1; judge-sim: share of its ratings that are guesses
     ranked: str = ""  # file: JSON lines with id, responses and ranking
-    model: str = ""  # judge: the model's name
-    base_url: str = ""  # judge: the endpoint; empty = the client's default
-    rubric: str = "data/prompts/judge.txt"  # judge: what it is told to rate by
-    concurrency: int = 4  # judge: requests under way at once
-    retries: int = 5  # judge: further attempts at a request
-    timeout: float = 60.0  # judge: seconds until an attempt counts as failed
-    max_tokens: int = 600  # judge: longest reply
-    fresh: bool = False  # judge: forget the replies that an earlier run has left
-    trl: bool = False  # write the pairs for TRL too
-    seed: int = 0  # which questions, which answers, whose noise
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    threads: int = 0  # CPU threads; 0 = torch's choice
+    model: str = ""  # judge: name of a vision-language model
+    base_url: str = ""  # judge: endpoint; empty = the client's default
+    rubric: str = "data/prompts/judge.txt"  # judge: text file that tells it how to rate
+    concurrency: int = 4  # >= 1; judge: requests under way at once
+    retries: int = 5  # >= 0; judge: further attempts at a request that failed
+    timeout: float = 60.0  # > 0; judge: seconds until an attempt counts as failed
+    max_tokens: int = 600  # >= 1; judge: longest reply
+    fresh: bool = False  # judge: delete the replies of an earlier run and ask for all again
+    # machine
+    seed: int = 0  # >= 0; decides the questions, the answers and the simulations' errors
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
+    threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
     def __post_init__(self):
-        raters = ("human-sim", "judge-sim", "file", "judge")
-        if self.rater not in raters:
-            raise ValueError(f"rater {self.rater!r} is not one of {', '.join(raters)}")
+        if self.rater not in RATERS:
+            raise ValueError(f"rater {self.rater!r} is not one of {', '.join(RATERS)}")
         if self.rater == "judge" and not self.model:
             raise ValueError("rater judge needs --model, the name of a model")
         if self.answers and (self.rater == "file" or self.out in ("", self.answers)):
-            raise ValueError("answers that are there already need a rater other than file, and "
-                             "--out, another file to write to")
+            raise ValueError(
+                "answers from a file need a rater other than file, and --out, another file "
+                "to write"
+            )
         if self.rater == "file" and not self.ranked:
             raise ValueError("rater file needs --ranked, a file of rankings")
-        if self.k < 2 or min(self.n, self.n_val, self.batch_size, self.concurrency) < 1:
-            raise ValueError("expected k >= 2; n, n_val, batch_size and concurrency >= 1")
-        if min(self.temperature, self.hot) <= 0 or min(self.noise, self.tie) < 0:
-            raise ValueError("expected temperature > 0, hot > 0, noise >= 0 and tie >= 0")
-        if self.n_annotators < 1 or not 0 <= self.error_rate <= 1:
-            raise ValueError("expected n_annotators >= 1 and 0 <= error_rate <= 1")
 
 
 # --- rating ---
 
 Rated = Iterator[tuple[dict, list[str], list[Ratings], list[int]]]
+Rater = Callable[[QuestionsWithAnswers], Rated]
 
 
 def make_rater(
-    records: dict[str, dict], pictures: Pictures, meta: dict, out: Path, cfg: Config,
-    skipped: Counter,
-) -> Callable[[list[tuple[dict, list[str]]]], Rated]:
-    """A function from questions with their answers to the same with ratings and ranks.
+    records: dict[str, dict], pictures: Pictures, phrases: dict[str, str], out: Path,
+    cfg: Config, skipped: Counter,
+) -> Rater:
+    """Make the function that gives answers their ratings and ranks.
 
-    A reply of the judge that cannot be read is counted in `skipped`, and kept in the raw file.
+    Args:
+        records: picture -> its record, for the simulations.
+        phrases: the data set's names of objects, for the simulations.
+        skipped: counts, by reason, the judge's replies that cannot be read.
 
     Raises:
-        ValueError, OSError: if the judge's client, key, rubric or raw file is not as it must be.
+        ValueError, OSError: if a judge's client or key is missing, or its rubric or the
+            file of its replies cannot be read.
     """
-    def human_sim(sampled: list[tuple[dict, list[str]]]) -> Rated:
-        human = SimulatedHuman(cfg.noise, cfg.tie, cfg.n_annotators, cfg.seed)
-        for q, answers in sampled:
-            scene = records[q["image"]]
-            ratings = [true_ratings(a, q, scene, meta["phrases"]) for a in answers]
-            yield q, answers, ratings, human.rank(q["id"], [rating_of(r) for r in ratings])
-
-    def judge_sim(sampled: list[tuple[dict, list[str]]]) -> Rated:
-        simulated = SimulatedJudge(cfg.error_rate, cfg.seed)
-        for q, answers in sampled:
-            scene = records[q["image"]]
-            truth = [true_ratings(a, q, scene, meta["phrases"]) for a in answers]
-            ratings = simulated.rate(q["id"], truth)
-            yield q, answers, ratings, ranks_of([rating_of(r) for r in ratings], 1e-6)
-
-    if cfg.rater in ("human-sim", "judge-sim"):
-        return human_sim if cfg.rater == "human-sim" else judge_sim
-    rubric, raw = read_text(cfg.rubric), out.with_suffix(".raw.jsonl")
-    teacher = OpenAITeacher(cfg.model, cfg.base_url, cfg.concurrency, cfg.retries, cfg.timeout, 0.0,
-                            cfg.max_tokens)
+    if cfg.rater in SIMULATIONS:
+        return partial(simulate, records=records, phrases=phrases, cfg=cfg)
+    rubric = read_text(cfg.rubric)
+    teacher = OpenAITeacher(
+        cfg.model, cfg.base_url, cfg.concurrency, cfg.retries, cfg.timeout,
+        0.0,  # temperature: a judge shall not rate at random
+        cfg.max_tokens,
+    )
+    raw = out.with_suffix(".raw.jsonl")
     if cfg.fresh:
         raw.unlink(missing_ok=True)
-    told = hashlib.sha256(rubric.encode()).hexdigest()[:12]
-    done = journal(raw, {"judge": cfg.model, "rubric": told})
+    # replies under another rubric or by another model must not mix with these
+    rubric_hash = hashlib.sha256(rubric.encode()).hexdigest()[:12]
+    replies = journal(raw, {"judge": cfg.model, "rubric": rubric_hash})
 
-    def judged(sampled: list[tuple[dict, list[str]]]) -> Rated:
-        keys = [judge.key_of(*pair, pictures) for pair in sampled]
-        # what was cut off may fit now
-        left = [pair for pair, key in zip(sampled, keys) if done.get(key, {"cut": True})["cut"]]
-        done.update(ask(teacher, judge.requests_of(left, pictures, rubric), len(left), raw))
+    def ask_judge(sampled: QuestionsWithAnswers) -> Rated:
+        keys = [judge.key_of(q, answers, pictures) for q, answers in sampled]
+        to_ask = []
+        for pair, key in zip(sampled, keys):
+            # a reply that was cut off may be whole now, with a larger max_tokens
+            if key not in replies or replies[key]["cut"]:
+                to_ask.append(pair)
+        requests = judge.requests_of(to_ask, pictures, rubric)
+        replies.update(ask(teacher, requests, len(to_ask), raw))
         for (q, answers), key in zip(sampled, keys):
-            line = done.get(key, {"error": "no reply"})
+            reply = replies.get(key, {"error": "no reply"})
             try:
-                if line["error"] or line["cut"]:
-                    raise ValueError(line["error"] or "cut off")
-                ratings = judge.parse(line["raw"], len(answers))
+                if reply["error"] or reply["cut"]:
+                    raise ValueError(reply["error"] or "cut off")
+                ratings = judge.parse(reply["raw"], len(answers))
             except ValueError as error:
                 skipped[f"judge: {error}"] += 1
                 continue
-            yield q, answers, ratings, ranks_of([rating_of(r) for r in ratings], 1e-6)
+            yield q, answers, ratings, ranks_of([rating_of(r) for r in ratings], SAME)
 
-    return judged
+    return ask_judge
+
+
+def simulate(
+    sampled: QuestionsWithAnswers, records: dict[str, dict], phrases: dict[str, str],
+    cfg: Config,
+) -> Rated:
+    """Rate answers by the scene, with errors: a human's in ranks, a judge's in ratings."""
+    human = SimulatedHuman(cfg.noise, TIE, seed=cfg.seed)
+    simulated_judge = SimulatedJudge(cfg.error_rate, cfg.seed)
+    for q, answers in sampled:
+        scene = records[q["image"]]
+        ratings = [true_ratings(answer, q, scene, phrases) for answer in answers]
+        if cfg.rater == "human-sim":
+            ranks = human.rank(q["id"], [rating_of(r) for r in ratings])
+        else:
+            ratings = simulated_judge.rate(q["id"], ratings)
+            ranks = ranks_of([rating_of(r) for r in ratings], SAME)
+        yield q, answers, ratings, ranks
+
+
+# --- rankings ---
+
+
+def peoples_rankings(path: str, records: dict[str, dict], skipped: Counter) -> list[dict]:
+    """Read rankings that people made; find the picture of each by its name or its id."""
+    # who ranks may know pictures by other paths, so ids count too
+    image_of = {str(r["id"]): image for image, r in records.items()}
+    rankings = []
+    for r in read_ranked(path):
+        image = r["image"] if r["image"] in records else image_of.get(r["id"])
+        if image:
+            rankings.append(r | {"image": image})
+        else:
+            skipped["unknown id"] += 1
+    return rankings
+
+
+def own_rankings(
+    records: dict[str, dict], pictures: Pictures, meta: dict, out: Path, cfg: Config,
+    skipped: Counter,
+) -> list[dict]:
+    """Draw questions, have them answered, have the answers rated.
+
+    Raises:
+        ValueError: if a question is about an unknown picture, or a simulation lacks scenes.
+    """
+    machine.seed_everything(cfg.seed, cfg.threads)
+    # unique: answers are found by the question's id, in the pool and in the judge's file
+    questions = load_records(
+        cfg.data, cfg.questions, need=("image", "question", "kind"), unique=True
+    )
+    for q in questions:
+        if q["image"] not in records:
+            raise ValueError(
+                f"question {q['id']} is about a picture that {cfg.records} lacks"
+            )
+    chooser = random.Random(f"{cfg.seed} questions")
+    chosen = chooser.sample(questions, min(cfg.n, len(questions)))
+    phrases = meta.get("phrases")
+    has_scenes = phrases and all(records[q["image"]].get("objects") for q in chosen)
+    if cfg.rater in SIMULATIONS and not has_scenes:
+        raise ValueError(
+            f"rater {cfg.rater} needs the objects of every picture, and phrases for them "
+            "in meta.json: it simulates by changing true ratings"
+        )
+    # before the sampling, which takes minutes: a missing key or rubric must not cost them
+    rate = make_rater(records, pictures, phrases, out, cfg, skipped)
+    if cfg.answers:
+        drawn = answered(chosen, Path(cfg.answers))
+    else:
+        drawn = ask_pool(
+            chosen, cfg.run.split(","), cfg.data, cfg.k, (cfg.temperature, cfg.hot),
+            cfg.max_new_tokens, cfg.batch_size, machine.pick_device(cfg.device), cfg.seed,
+        )
+    # one answer cannot be ranked; it need not be rated, which may cost money
+    sampled = [(q, answers) for q, answers in drawn if len(answers) > 1]
+    skipped["one answer only"] = len(drawn) - len(sampled)
+    skipped["no answers in the file"] = len(chosen) - len(drawn)
+    rankings = []
+    for q, answers, ratings, ranks in rate(sampled):
+        rankings.append({
+            "id": q["id"], "image": q["image"], "question": q["question"],
+            "kind": q["kind"], "responses": answers, "ratings": ratings, "ranking": ranks,
+        })
+    return rankings
 
 
 # --- writing ---
 
 
-def main(cfg: Config) -> dict[str, float]:
-    """Sample or read, rate, write; return how many rankings and pairs, and what was left out.
+def held_out_pictures(rankings: list[dict], n_val: int) -> set[str]:
+    """The last pictures, as many as are needed for n_val rankings.
+
+    Whole pictures are held out, so that no picture is both in training and in held-out
+    rankings.
 
     Raises:
-        ValueError: if nothing can be ranked, or a question is about an unknown picture.
+        ValueError: if no ranking is left to learn from.
     """
-    began, meta = time.time(), load_meta(cfg.data)
+    held_out = set()
+    n_held = 0
+    # questions were drawn in random order, so the last pictures are as good as any
+    for image, n in reversed(Counter(r["image"] for r in rankings).items()):
+        if n_held >= n_val:
+            break
+        held_out.add(image)
+        n_held += n
+    if n_held == len(rankings):
+        raise ValueError(
+            f"{n_held} rankings, and {n_val} of them held out: none is left to learn from; "
+            "lower n_val"
+        )
+    return held_out
+
+
+def write_split(
+    rankings: list[dict], name: str, out: Path, pictures: Pictures, trl: bool
+) -> list[dict]:
+    """Write rankings and their pairs beside `out`, in files that begin with `name`.
+
+    Returns:
+        the pairs.
+    """
+    pairs = []
+    for r in rankings:
+        pairs += pairs_of(r)
+    files = {f"{name}.jsonl": rankings, f"{name}_pairs.jsonl": pairs}
+    if trl:  # TRL opens files and knows nothing of packed pictures
+        unpacked = unpack({r["image"] for r in rankings}, pictures, out)
+        files[f"{name}_pairs.trl.jsonl"] = [trl_of(pair, unpacked) for pair in pairs]
+    for file, rows in files.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        out.with_name(file).write_text(text, encoding="utf-8")
+    return pairs
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Read or draw answers, rate them, write the files.
+
+    Returns:
+        numbers of rankings and of pairs, the mean of each axis, and how many were left out.
+
+    Raises:
+        ValueError: if an option breaks its rule, a question is about an unknown picture, or
+            nothing can be ranked.
+    """
+    options.check(cfg)
+    began = time.time()
+    meta = load_meta(cfg.data)
     records = {r["image"]: r for r in load_records(cfg.data, cfg.records) if r.get("image")}
+    pictures = Pictures(cfg.data, meta["image_size"])
     out = Path(cfg.out or f"{cfg.data}/preferences.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
-    made, skipped = [], Counter()
+
+    skipped = Counter()
     if cfg.rater == "file":
-        known = {str(r["id"]): r["image"] for r in records.values()}
-        for r in read_ranked(cfg.ranked):
-            image = r["image"] if r["image"] in records else known.get(r["id"])
-            if image:
-                made.append(r | {"image": image})
-            else:
-                skipped["unknown id"] += 1
+        rankings = peoples_rankings(cfg.ranked, records, skipped)
     else:
-        machine.seed_everything(cfg.seed, cfg.threads)
-        pictures = Pictures(cfg.data, meta["image_size"])
-        need = ("image", "question", "kind")
-        questions = load_records(cfg.data, cfg.questions, need, unique=True)
-        strange = [q["id"] for q in questions if q["image"] not in records]
-        if strange:
-            raise ValueError(f"question {strange[0]} is about a picture that {cfg.records} lacks")
-        chosen = random.Random(f"{cfg.seed} questions").sample(
-            questions, min(cfg.n, len(questions)))
-        if cfg.rater in ("human-sim", "judge-sim") and not all(
-                meta.get("phrases") and records[q["image"]].get("objects") for q in chosen):
-            raise ValueError(f"rater {cfg.rater} needs objects of every picture and meta.json's "
-                             "phrases for them: without the truth there is nothing to simulate")
-        rate = make_rater(records, pictures, meta, out, cfg, skipped)  # before the long part
-        drawn = answered(chosen, Path(cfg.answers)) if cfg.answers else ask_pool(
-            chosen, cfg.run.split(","), cfg.data, cfg.k, (cfg.temperature, cfg.hot),
-            cfg.max_new_tokens, cfg.batch_size, machine.pick_device(cfg.device), cfg.seed)
-        sampled = [(q, answers) for q, answers in drawn if len(answers) > 1]
-        skipped["one answer only"] = len(drawn) - len(sampled)
-        skipped["no answers in the file"] = len(chosen) - len(drawn)
-        for q, answers, ratings, ranks in rate(sampled):
-            made.append({
-                "id": q["id"], "image": q["image"], "question": q["question"], "kind": q["kind"],
-                "responses": answers, "ratings": ratings, "ranking": ranks})
-    ranked = []
-    for r in made:
+        rankings = own_rankings(records, pictures, meta, out, cfg, skipped)
+    usable = []
+    for r in rankings:
         reason = check_ranking(r)
-        skipped[reason] += bool(reason)
-        if not reason:
+        if reason:
+            skipped[reason] += 1
+        else:
+            # the reward model may read them as facts; training never opens the records
             captions = records[r["image"]].get("captions", [])
-            ranked.append(r | {"rater": cfg.rater, "captions": captions})
-    skipped = Counter({reason: n for reason, n in skipped.items() if n})
-    if not ranked:
+            usable.append(r | {"rater": cfg.rater, "captions": captions})
+    skipped = +skipped  # without the reasons that were never met
+    if not usable:
         raise ValueError(f"nothing can be ranked; left out: {dict(skipped)}")
-    # held out by picture, so that no picture is on both sides
-    held_out, n_held = set(), 0
-    for image, n in reversed(Counter(r["image"] for r in ranked).items()):
-        if n_held < cfg.n_val:
-            held_out.add(image)
-            n_held += n
-    if n_held == len(ranked):
-        raise ValueError(f"{len(ranked)} rankings, and {cfg.n_val} of them held out: none is left "
-                         "to learn from; lower n_val")
+
+    held_out = held_out_pictures(usable, cfg.n_val)
     counts = {}
-    for side, keep in (("", False), ("_val", True)):
-        rows = [r for r in ranked if (r["image"] in held_out) == keep]
-        pairs = [p for r in rows for p in pairs_of(r)]
-        files = {f"{out.stem}{side}.jsonl": rows, f"{out.stem}{side}_pairs.jsonl": pairs}
-        if cfg.trl:
-            packed = Pictures(cfg.data, meta["image_size"])
-            unpacked = unpack({r["image"] for r in rows}, packed, out)
-            files[f"{out.stem}{side}_pairs.trl.jsonl"] = [trl_of(p, unpacked) for p in pairs]
-        for name, lines in files.items():
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            out.with_name(name).write_text(text, encoding="utf-8")
-        counts |= {f"rankings{side}": len(rows), f"pairs{side}": len(pairs)}
+    for side, is_held_out in (("", False), ("_val", True)):
+        rows = [r for r in usable if (r["image"] in held_out) == is_held_out]
+        pairs = write_split(rows, out.stem + side, out, pictures, cfg.trl)
+        counts[f"rankings{side}"] = len(rows)
+        counts[f"pairs{side}"] = len(pairs)
+
     means = {}
-    if all(r.get("ratings") for r in ranked):
-        every = [x for r in ranked for x in r["ratings"]]
-        means = {axis: sum(x.get(axis, 0) for x in every) / len(every) for axis in AXES}
-    print(f"{out}: {counts}, left out {dict(skipped) or 'nothing'}; mean ratings "
-          f"{ {k: round(v, 2) for k, v in means.items()} }; {time.time() - began:.0f} s")
-    return {**counts, **means, "skipped": sum(skipped.values())}
+    if all(r.get("ratings") for r in usable):  # people's rankings may have none
+        ratings = [rating for r in usable for rating in r["ratings"]]
+        for axis in AXES:
+            means[axis] = sum(rating.get(axis, 0) for rating in ratings) / len(ratings)
+    rounded = {axis: round(mean, 2) for axis, mean in means.items()}
+    print(
+        f"{out}: {counts}, left out {dict(skipped) or 'nothing'}; mean ratings {rounded}; "
+        f"{time.time() - began:.0f} s"
+    )
+    return {**counts, **means, "skipped": skipped.total()}
 
 
 if __name__ == "__main__":

@@ -1,199 +1,299 @@
-"""Questions about held-out pictures with what a right answer holds: was the lesson learned?
+"""Questions about held-out pictures, each with what a right answer contains.
 
     python data/quiz.py
-    python evaluate.py --questions quiz; python evaluate.py --questions quiz_held_out
+    python evaluate.py --questions quiz
+    python evaluate.py --questions quiz_held_out
 
-Writes two files that ask the same of the same pictures: quiz.jsonl in phrasings that
-data/instruct.py teaches, quiz_held_out.jsonl in those that it keeps back. What lies between the
-two figures is what an unread phrasing costs. The truth is what can be seen; questions that take two
-steps are asked only of pictures without hidden objects, for a teacher told by boxes would count
-them.
+Two files ask the same questions about the same pictures. quiz.jsonl uses the phrasings that
+data/instruct.py teaches, quiz_held_out.jsonl the unseen phrasings. The difference of the
+two figures is the price of an unseen phrasing.
 
-Used by: evaluate.py reads what it writes.
+The truth is what can be seen. Questions that need two steps are asked only about pictures
+without barely visible objects: a teacher that was told boxes would count these objects,
+too.
 """
 
 import json
-import random
 import re
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
-from minivlm.engine.phrasings import asker, harmless
-from minivlm.engine.template import DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Answered
-from minivlm.engine.template import in_style, names_of, world_of
-from minivlm.evaluation.scene import NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside
-from minivlm.evaluation.scene import named_by, things_of
+from minivlm.engine.phrasings import harmless, make_phraser
+from minivlm.engine.template import DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Draft, Things
+from minivlm.engine.template import World, attempt, in_style, names_of, world_of
+from minivlm.evaluation.scene import NUMBERS, OPPOSITE, PLACES, SIZES, beside, named_by
+from minivlm.evaluation.scene import things_of
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.running.options import cli
+
+Texts = tuple[str, ...]
 
 
 @dataclass
 class Config:
-    """Which pictures to ask about."""
+    """Options of the command; the comments are the help texts."""
 
-    data: str = "data/shapes/prepared"  # folder made by a prepare.py; both files are written there
-    split: str = "val"  # pictures that no dialogue is about
-    seed: int = 0  # which questions, and in which phrasings
+    # data
+    data: str = "data/shapes/prepared"  # data folder made by a prepare.py; gets both files
+    split: str = "val"  # which file of the data folder to ask about; held-out records
+    seed: int = 0  # >= 0; decides which questions are asked, and in which phrasings
 
 
 @dataclass
 class Question:
-    """A question whose words are chosen later: kind and `words` of a phrasing, style, judgment.
+    """A question whose phrasing is drawn later, with what judges an answer.
 
-    expect: a right answer contains one of these; wrong: and none of these. form: what an answer to
-    this question looks like, right or wrong, as a regular expression, worded as the offline teacher
-    words it. names: a right description names all of these, may: and nothing but these besides.
+    kind, words: of a `Draft`; style: "word", "sentence", ... or "" for none asked; answer:
+    a right one. expect: a right answer contains one of these texts; wrong: and none of
+    these. form: a regular expression that an answer matches, right or wrong, if it is
+    worded as the offline teacher words it. names: a right description names all of these
+    objects; may: and no others than these.
     """
 
     kind: str
     words: dict[str, str]
     style: str
     answer: str
-    expect: tuple[str, ...] = ()
-    wrong: tuple[str, ...] = ()
+    expect: Texts = ()
+    wrong: Texts = ()
     form: str = ""
-    names: tuple[str, ...] = ()
-    may: tuple[str, ...] = ()
+    names: Texts = ()
+    may: Texts = ()
 
 
-YES, NUMBER, SIDE = "(yes|no)", f"({'|'.join(NUMBERS)})", "(left of|right of|above|below)"
-FORMS = {                                                            # one word or "", full answer
-    "exist": (YES, f"{YES}, there is (no {{x}}|an? {{x}}( (at|in) the .+)?)"),
-    "negation": ("", f"({YES}, )?there is (no {{x}}|an? {{x}}( (at|in) the .+)?)"),
-    "color": ("({color})", "the {x} is ({color})"), "kind": ("({kind})", "the {x} is an? ({kind})"),
+# --- what an answer looks like ---
+
+SLOTS = {
+    "yes": "(yes|no)",
+    "n": f"({'|'.join(NUMBERS)})",
+    "side": f"({'|'.join(OPPOSITE)})",
+}
+# kind -> the answer in one word, "" if one word is not enough; the full answer. In braces:
+# SLOTS, the words of the question, and the values that an answer may name.
+FORMS = {
+    "exist": ("{yes}", "{yes}, there is (no {x}|an? {x}( (at|in) the .+)?)"),
+    "negation": ("", "({yes}, )?there is (no {x}|an? {x}( (at|in) the .+)?)"),
+    "color": ("({color})", "the {x} is ({color})"),
+    "kind": ("({kind})", "the {x} is an? ({kind})"),
     "size": ("({size})", "the {x} is ({size})"),
-    "count": (f"({NUMBER}|zero)", f"there (is|are) {NUMBER} ({{x}}|{{xs}})"),
+    "count": ("({n}|zero)", "there (is|are) {n} ({x}|{xs})"),
     "position": ("", "the {x} is (at|in) the .+"),
-    "relation": (YES, f"{YES}, the {{x}} is {SIDE} the {{y}}"),
-    "compare_number": (YES, f"{YES}, there are (more|fewer|as many) {{xs}} (than|as) {{ys}}"),
-    "compare_size": (YES, f"{YES}, the {{x}} is (larger|smaller) than the {{y}}"),
-    "same": (YES, f"{YES}, the {{x}} and the {{y}} have (the same|different) {{w}}s?"),
+    "relation": ("{yes}", "{yes}, the {x} is {side} the {y}"),
+    "compare_number": ("{yes}", "{yes}, there are (more|fewer|as many) {xs} (than|as) {ys}"),
+    "compare_size": ("{yes}", "{yes}, the {x} is (larger|smaller) than the {y}"),
+    "same": ("{yes}", "{yes}, the {x} and the {y} have (the same|different) {w}s?"),
     "unusual": ("", r"there (is|are) .+\. the only .+ is the .+"),
     "next_to": ("", r"the (?P<it>.+) is {r} the {x}\. the (?P=it) is ({color})"),
     "without": (
-        "", rf"there are {NUMBER} objects\. the {{x}} is one of them\. so {NUMBER} objects are "
-        "left"),
-    "one_more": (
-        "", rf"there (is|are) {NUMBER} ({{x}}|{{xs}})\. with one more there would be {NUMBER}"),
-    "unknowable": ("", ".*not sure.*"), "sentence": ("", "there (is|are) .+"),
-    "detail": ("", r"there is an? .+"), "list": ("", r"- .+(\n- .+)*"),
+        "", r"there are {n} objects\. the {x} is one of them\. so {n} objects are left",
+    ),
+    "one_more": ("", r"there (is|are) {n} ({x}|{xs})\. with one more there would be {n}"),
+    "unknowable": ("", ".*not sure.*"),
+    "sentence": ("", "there (is|are) .+"),
+    "detail": ("", "there is an? .+"),
+    "list": ("", r"- .+(\n- .+)*"),
 }
 
 
-CLAIMS = {
-    "compare_number": ("more", "fewer", "as many"), "compare_size": ("larger", "smaller"),
+def values_of(things: Things, world: World) -> dict[str, set[str]]:
+    """The colors, kinds and sizes that an answer may name.
+
+    Where no object has a color, names are not "color kind": a kind is then a whole name.
+    """
+    colored = any(t.color for t in things)
+    colors = set()
+    if colored:
+        colors = {t.color for t in things} | {name.split()[0] for name in world}
+    kinds = {name.split()[-1] if colored else name for name in world}
+    kinds |= {t.kind for t in things}
+    return {"color": colors, "kind": kinds, "size": set(SIZES)}
+
+
+def form_of(
+    kind: str, words: dict[str, str], style: str, values: dict[str, set[str]]
+) -> str:
+    """The regular expression of an answer to a question of this kind, in its style.
+
+    Args:
+        words: what stands in the slots of the question.
+        values: as from `values_of`.
+    """
+    word, full = FORMS[kind]
+    forms = []
+    if word and style != "sentence":
+        forms.append(word)
+    if style != "word":
+        forms.append(full)
+    slots = dict(SLOTS)
+    for slot, text in words.items():
+        slots[slot] = re.escape(text)
+    for slot, texts in values.items():
+        slots[slot] = "|".join(sorted(texts))
+    return f"({'|'.join(forms)})[.!]?".format(**slots)
+
+
+# --- what a right answer contains ---
+
+# what a comparison can come out as; one excludes the others
+OUTCOMES = {
+    "compare_number": ("more", "fewer", "as many"),
+    "compare_size": ("larger", "smaller"),
     "same": ("the same", "different"),
 }
 
+def judged(draft: Draft, things: Things, world: World) -> tuple[Texts, Texts]:
+    """The texts of which a right answer contains one, and those of which it contains none.
 
-def values_of(things: list[Thing], world: tuple[str, ...]) -> dict[str, set[str]]:
-    """Colors, kinds and sizes that an answer may name; without colors a kind is a whole name."""
-    colored = any(t.color for t in things)
-    return {
-        "color": {n.split()[0] for n in world} | {t.color for t in things} if colored else set(),
-        "kind": {n.split()[-1] if colored else n for n in world} | {t.kind for t in things},
-        "size": set(SIZES),
-    }
-
-
-def form_of(kind: str, words: dict[str, str], style: str, values: dict[str, set[str]]) -> str:
-    """What an answer to a question of this kind about these things looks like, in its style."""
-    word, full = FORMS[kind]
-    ways = [word] * (style != "sentence") + [full] * (style != "word")
-    slots = {k: re.escape(v) for k, v in words.items()}
-    slots |= {k: "|".join(sorted(v)) for k, v in values.items()}
-    return f"({'|'.join(filter(None, ways))})[.!]?".format(**slots)
-
-
-def judged(
-    made: Answered, things: list[Thing], world: tuple[str, ...]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What a right answer contains, one of the first, and what it must not contain.
-
-    A yes with a false fact behind it is wrong, and so is a false step before a right end. Whether
-    there is no ring is judged by the fact alone, since people use yes and no there both ways. A
-    value that the question itself names is never held against an answer.
+    A yes with a false fact after it is wrong, and so is a false first step with a right
+    end. A value that the question names is never wrong, because an answer may repeat the
+    question.
     """
-    kind, words, word, full = made
-    if kind in ("exist", "negation"):
-        there = ("there is a", "there is an")
-        wrong = ("there is no",) if any(phrase in full for phrase in there) else there
-        if kind == "exist":
-            return (word,), (*wrong, *{"yes", "no"} - {word})
-        fact = words["a"] if wrong == ("there is no",) else f"no {words['x']}"
-        return (f"there is {fact}",), wrong
+    kind, words, word, full = draft
+    if kind == "exist":
+        return (word,), (*denials_of(full), opposite(word))
+    if kind == "negation":
+        # people say both yes and no for "there is no ring", so only the fact counts
+        denials = denials_of(full)
+        fact = words["a"] if denials == ("there is no",) else f"no {words['x']}"
+        return (f"there is {fact}",), denials
     if kind == "unusual":
+        # any phrase for the odd object is right, not only the one in our answer
         odd = named_by(full[:-1].rsplit(" is the ", 1)[1], things)[0]
-        counts = tuple(f"there are {n}" for n in NUMBERS if n != NUMBERS[len(things) - 1])
-        return tuple(f"is the {name}" for name in names_of(odd, things)), counts
+        others = NUMBERS[len(things) - 1]
+        expect = tuple(f"is the {name}" for name in names_of(odd, things))
+        return expect, tuple(f"there are {n}" for n in NUMBERS if n != others)
     if kind in ("without", "one_more"):
         return (full,), ()
     if kind == "position":
         place = full[:-1].rsplit(" the ", 1)[1]
         return (place,), tuple(p for p in PLACES if p not in place)
     if kind == "count":
-        right = ("zero", "no", "0") if word == "zero" else (word, str(NUMBERS.index(word)))
-        return right, tuple(n for n in (*NUMBERS, "zero") if n not in right)
+        expect = ("zero", "no", "0") if word == "zero" else (word, str(NUMBERS.index(word)))
+        return expect, tuple(n for n in (*NUMBERS, "zero") if n not in expect)
+
     values = values_of(things, world)
-    values["next_to"] = values["color"]
+    values["next_to"] = values["color"]  # its answer is a color
     if kind in values:
         value = re.sub(r"^an? ", "", full[:-1].rsplit(" is ", 1)[1])
-        said = " ".join(words.values()).split()
-        return (value,), tuple(sorted(v for v in values[kind] if v not in said and v not in value))
-    a, b = (named_by(words.get(k, ""), things)[:1] for k in ("x", "y"))
+        named = " ".join(words.values()).split()
+        # "light" inside of "light blue" is no other color
+        wrong = [v for v in sorted(values[kind]) if v not in named and v not in value]
+        return (value,), tuple(wrong)
     if kind == "relation":
-        false = [r for r in OPPOSITE if not beside(a[0], b[0], r)]
+        a = named_by(words["x"], things)[0]
+        b = named_by(words["y"], things)[0]
+        false = [side for side in OPPOSITE if not beside(a, b, side)]
     else:
-        false = [fact for fact in CLAIMS[kind] if f" {fact} " not in full]
-    return (word,), (*false, *{"yes", "no"} - {word})
+        false = [outcome for outcome in OUTCOMES[kind] if f" {outcome} " not in full]
+    return (word,), (*false, opposite(word))
+
+
+def opposite(word: str) -> str:
+    """"no" for "yes", and "yes" for "no"."""
+    return "no" if word == "yes" else "yes"
+
+
+def denials_of(full: str) -> Texts:
+    """Texts that deny the fact in an answer about whether something is there."""
+    if "there is a" in full:
+        return ("there is no",)
+    return "there is a", "there is an"
+
+
+# --- the questions about a picture ---
 
 
 def questions_of(
-    record: dict, rng: random.Random, world: tuple[str, ...], phrases: dict[str, str] | None = None
+    record: dict, rng: Random, world: World, phrases: dict[str, str] | None = None
 ) -> list[Question]:
-    """One question of each kind that the picture allows, and now and then one about manners.
+    """One question of each kind that the picture allows, and sometimes one about manners.
 
-    Where something is hidden, only what the offline teacher too writes from sight is asked, and
-    nothing about kinds that a hidden object is of.
+    If a picture has barely visible objects, only those kinds are asked that the offline
+    teacher writes about visible objects, and nothing about names that only barely visible
+    objects have.
 
     Args:
-        phrases: names of objects -> the name that stands for all of them, as in meta.json.
+        phrases: every way to name an object -> its canonical name, as in meta.json.
     """
     if record.get("border") == "private":
         return [Question(kind, {}, "", PRIVATE) for kind in ("list", "sentence", "detail")]
     every = things_of(record)
-    clear = [t for t in every if not t.hidden]
-    if not clear:
+    visible = [t for t in every if not t.hidden]
+    if not visible:
         return []
-    hidden = {t.name for t in every} - {t.name for t in clear}
-    world = tuple(n for n in world if n not in hidden)               # neither there nor absent
-    values, whole = values_of(clear, world), len(clear) == len(every)
-    made = [(make, rng.choice(("", "word", "sentence"))) for make in SIMPLE
-            if whole or make not in DEEP]
-    made += [(make, "") for make in DEEP if whole and make not in SIMPLE]
-    out = []
-    for make, style in made:
-        question = next(filter(None, (make(clear, rng, world) for _ in range(3))), None)
-        if not question:
+    # a name that only barely visible objects have is neither there nor absent
+    barely_visible = {t.name for t in every} - {t.name for t in visible}
+    world = tuple(name for name in world if name not in barely_visible)
+    values = values_of(visible, world)
+
+    all_visible = len(visible) == len(every)
+    makers = []
+    for make in SIMPLE:
+        if all_visible or make not in DEEP:
+            makers.append((make, rng.choice(("", "word", "sentence"))))
+    if all_visible:
+        makers += [(make, "") for make in DEEP if make not in SIMPLE]
+    questions = []
+    for make, style in makers:
+        draft = attempt(make, visible, rng, world)
+        if not draft:
             continue
-        kind, words, word, full = question
-        if kind == "count" and named_by(words["x"], every) != named_by(words["x"], clear):
+        kind, words, _, _ = draft
+        # the phrase to count may fit barely visible objects as well: "object", "red object"
+        if kind == "count" and named_by(words["x"], every) != named_by(words["x"], visible):
             continue
-        style, answer = in_style(style, word, full)
+        style, answer = in_style(style, draft)
         form = form_of(kind, words, style, values)
-        out.append(Question(kind, words, style, answer, *judged(question, clear, world), form))
-    names, may = ([(phrases or {}).get(t.name, t.name) for t in some] for some in (clear, every))
+        expect, wrong = judged(draft, visible, world)
+        questions.append(Question(kind, words, style, answer, expect, wrong, form))
+
+    canonical = phrases or {}
+    names = tuple(canonical.get(t.name, t.name) for t in visible)
+    may = tuple(canonical.get(t.name, t.name) for t in every)
     for style in ("list", "sentence", "detail"):
         form = form_of(style, {}, style, values)
-        out.append(Question(style, {}, style, "", (), (), form, tuple(names), tuple(may)))
+        questions.append(Question(style, {}, style, "", form=form, names=names, may=may))
     if rng.random() < 0.4:
-        unknowable = form_of("unknowable", {}, "", values)
-        out.append(rng.choice((
-            Question("unknowable", {}, "", UNKNOWN, ("not sure",), form=unknowable),
-            Question("unsafe", {}, "", REFUSE), Question("harmless", {}, "", ""))))
-    return out
+        form = form_of("unknowable", {}, "", values)
+        questions.append(rng.choice((
+            Question("unknowable", {}, "", UNKNOWN, ("not sure",), form=form),
+            Question("unsafe", {}, "", REFUSE),
+            Question("harmless", {}, "", ""),
+        )))
+    return questions
+
+
+def lines_of(
+    record: dict, questions: list[Question], rng: Random, unseen: bool
+) -> list[dict]:
+    """Draw a phrasing for each question; return the lines of a question file.
+
+    Args:
+        unseen: draw unseen phrasings.
+    """
+    # no openers: the two files must differ in the phrasing of the question only
+    phrase_question = make_phraser(rng, unseen, openers=0)
+    border = record.get("border", "")
+    lines = []
+    for i, q in enumerate(questions):
+        if q.kind == "harmless":
+            text, answer = harmless(rng, unseen)
+        else:
+            # a question of kind "list" asks for that style by itself
+            style = "" if q.style == q.kind else q.style
+            text = phrase_question(q.kind, q.words, style)
+            answer = q.answer
+        kind = "private" if border == "private" else q.kind
+        lines.append({
+            "id": f"{record['id']}-{i}", "image": record["image"], "kind": kind,
+            "style": q.style, "question": text, "answer": answer,
+            "expect": q.expect, "wrong": q.wrong, "form": q.form,
+            "names": q.names, "may": q.may, "border": border,
+        })
+    return lines
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -202,32 +302,25 @@ def main(cfg: Config) -> dict[str, float]:
     Raises:
         ValueError: if no picture has objects.
     """
-    began, meta = time.time(), load_meta(cfg.data)
-    records = [r for r in load_records(cfg.data, cfg.split, need=("image",)) if r.get("objects")]
+    began = time.time()
+    meta = load_meta(cfg.data)
+    records = load_records(cfg.data, cfg.split, need=("image",))
+    records = [r for r in records if r.get("objects")]
     if not records:
-        raise ValueError(f"no picture of {cfg.data}/{cfg.split}.jsonl has objects to ask about")
-    world, phrases = world_of(meta), meta.get("phrases", {})
-    counts: Counter = Counter()
-    for name, held_out in (("quiz", False), ("quiz_held_out", True)):
+        raise ValueError(f"no picture of {cfg.data}/{cfg.split}.jsonl has objects")
+    world = world_of(meta)
+    phrases = meta.get("phrases", {})
+    for name, unseen in (("quiz", False), ("quiz_held_out", True)):
         lines = []
         for r in records:
-            asked = questions_of(r, random.Random(f"{cfg.seed} {r['id']} quiz"), world, phrases)
-            rng = random.Random(f"{cfg.seed} {r['id']} phrasing {held_out}")
-            ask, private = asker(rng, held_out, openers=0), r.get("border") == "private"
-            for i, q in enumerate(asked):
-                wish = "" if q.style == q.kind else q.style          # "list" asks for one already
-                if q.kind == "harmless":
-                    text, answer = harmless(rng, held_out)
-                else:
-                    text, answer = ask(q.kind, q.words, wish), q.answer
-                kind = "private" if private else q.kind
-                lines.append({
-                    "id": f"{r['id']}-{i}", "image": r["image"], "kind": kind, "style": q.style,
-                    "question": text, "answer": answer, "expect": q.expect, "wrong": q.wrong,
-                    "form": q.form, "names": q.names, "may": q.may, "border": r.get("border", "")})
+            # the same questions in both files, and phrasings from a generator of their own
+            rng = Random(f"{cfg.seed} {r['id']} quiz")
+            questions = questions_of(r, rng, world, phrases)
+            rng = Random(f"{cfg.seed} {r['id']} phrasing {unseen}")
+            lines += lines_of(r, questions, rng, unseen)
         path = Path(cfg.data) / f"{name}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        counts = Counter(line["kind"] for line in lines)
+    counts = Counter(line["kind"] for line in lines)
     print(f"{cfg.data}: {dict(counts)} in quiz.jsonl and in quiz_held_out.jsonl, "
           f"{time.time() - began:.0f} s")
     return dict(counts)

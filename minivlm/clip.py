@@ -1,10 +1,10 @@
-"""CLIP: an image tower and a text tower that meet in one space.
+"""CLIP: an image tower and a text tower that map into one space.
 
     img_z = normalize(vit(image) @ Wi),  txt_z = normalize(text(caption) @ Wt)
-    similarity = exp(logit_scale) * img_z @ txt_z.T
+    similarity = exp(log_scale) * img_z @ txt_z.T
 
-Source: Radford et al. 2021, arXiv:2103.00020, figure 3. One change: the text feature is taken at
-the last real token by its length, not at the largest id. Used by: train_clip.py, evaluate.py.
+Source: Radford et al. 2021, arXiv:2103.00020, figure 3. One change: the text feature is
+taken at the last real token, found by the caption's length and not by the largest id.
 """
 
 import math
@@ -40,7 +40,7 @@ class CLIPConfig:
 
 
 class TextTower(nn.Module):
-    """A causal Transformer that reads a caption and keeps its last token's feature."""
+    """A causal Transformer that reads a caption; the last token's output is its feature."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -48,8 +48,9 @@ class TextTower(nn.Module):
         self.block_size = config.text_block_size
         self.wte = nn.Embedding(config.vocab_size, C)
         self.wpe = nn.Embedding(config.text_block_size, C)
-        blocks = [Block(C, config.text_n_head, act=config.act) for _ in range(config.text_n_layer)]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList([
+            Block(C, config.text_n_head, act=config.act) for _ in range(config.text_n_layer)
+        ])
         self.norm = nn.LayerNorm(C)
         init_weights(self)
 
@@ -63,17 +64,18 @@ class TextTower(nn.Module):
             raise ValueError(
                 f"caption has {idx.shape[1]} tokens, the text tower holds {self.block_size}"
             )
-        # short captions need not wait for long ones: four groups by length, each cut to its longest
+        # four groups by length, each cut to its longest caption: less work on pads
         order = lengths.argsort()
-        z = torch.cat([self._read(idx[rows], lengths[rows]) for rows in order.chunk(4)])
-        return z[order.argsort()]                                    # (B, C)
+        groups = [self._read(idx[rows], lengths[rows]) for rows in order.chunk(4)]
+        return torch.cat(groups)[order.argsort()]                    # (B, C)
 
     def _read(self, idx: Tensor, lengths: Tensor) -> Tensor:
         T = int(lengths.max())
         x = self.wte(idx[:, :T]) + self.wpe.weight[:T]               # (B, T, C)
         for block in self.blocks:
             x = block(x, causal=True)
-        return self.norm(x[torch.arange(len(x), device=x.device), lengths - 1])  # (B, C)
+        rows = torch.arange(len(x), device=x.device)
+        return self.norm(x[rows, lengths - 1])                       # (B, C)
 
 
 class CLIP(nn.Module):
@@ -87,6 +89,7 @@ class CLIP(nn.Module):
         self.img_proj = nn.Linear(config.vit.n_embd, config.n_embd, bias=False)
         self.txt_proj = nn.Linear(config.text_n_embd, config.n_embd, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP, section 2.5
+        # 1 / sqrt(width), as CLIP's code: features of variance 1 keep it
         nn.init.normal_(self.img_proj.weight, std=config.vit.n_embd ** -0.5)
         nn.init.normal_(self.txt_proj.weight, std=config.text_n_embd ** -0.5)
 
@@ -106,12 +109,10 @@ class CLIP(nn.Module):
     def forward(
         self, images: Tensor, idx: Tensor, lengths: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return img_z (B, C), txt_z (B, C) and the multiplier, as `clip_loss` takes them."""
+        """Return img_z (B, C), txt_z (B, C) and the multiplier, for `clip_loss`."""
         return self.encode_image(images), self.encode_text(idx, lengths), self.logit_scale
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
         """Keep the multiplier in [1, 100]; call after every optimizer step."""
         self.log_scale.clamp_(0, MAX_LOGIT_SCALE)
-
-

@@ -1,9 +1,10 @@
-"""GPT-2's decoder: token and position embeddings, causal blocks, a head tied to the embedding.
+"""GPT-2's decoder: token and position embeddings, causal blocks, a tied head.
 
-    logits[:, t] = head(norm(blocks(embed(idx) + pos)))[:, t]   scores the token after idx[:, t]
+    logits[:, t] = head(norm(blocks(embed(idx) + pos)))[:, t]   scores idx[:, t + 1]
 
-Source: Radford et al. 2019 (GPT-2). Left out: nothing of the architecture, so that its weights fit.
-Used by: train_lm.py on its own, vlm.py as the language half.
+The architecture is complete, so published GPT-2 weights fit.
+
+Source: Radford et al. 2019 (GPT-2).
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.cache import KVCache
-from minivlm.masks import attention_mask, segment_mask
+from minivlm.masks import mask_for, segment_positions
 from minivlm.transformer import Block, init_weights
 
 
@@ -30,7 +31,7 @@ class GPTConfig:
 
 
 class GPT(nn.Module):
-    """A causal language model over token ids, or over embeddings put in their place."""
+    """A causal language model that reads token ids, or embeddings in their place."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -45,10 +46,10 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(C)
         self.head = nn.Linear(C, config.vocab_size, bias=False)
         init_weights(self)
-        self.head.weight = self.wte.weight
+        self.head.weight = self.wte.weight  # tied, as in GPT-2
 
     def forward(self, idx: Tensor | None = None, **options) -> Tensor:
-        """Score the next token at every position; arguments and errors are those of `hidden`.
+        """Score the next token at every position; arguments and errors as for `hidden`.
 
         Returns:
             (B, T, V) logits, or (number of True in `at`, V).
@@ -66,17 +67,17 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> Tensor:
-        """What the head, or any other head, reads: the normed output of the last block.
+        """Return the normed output of the last block, which this head or another one reads.
 
         Args:
-            idx: (B, T) token ids; or else
+            idx: (B, T) token ids; None if emb is given.
             emb: (B, T, C) token embeddings, as a VLM makes them.
-            at: (B, T) bool; give these positions only. Same numbers, less work for the head.
-            prefix: (B,) leading positions that see each other both ways, or None.
-            cache: keys and values so far; the new ones are added.
+            at: (B, T) bool; return only these positions, which is less work for a head.
+            prefix: (B,) number of leading positions that see each other both ways, or None.
+            cache: keys and values of the tokens before these; the new ones are added to it.
             positions: (B, T) absolute positions, needed with a cache; by default 0 .. T-1.
             segments: (B, T), which answer to a shared prompt a token belongs to, see
-                `segment_mask`; each then counts its positions on from the prompt's. Or None.
+                `segment_mask`, or None; its positions are those of `segment_positions`.
 
         Returns:
             (B, T, C), or (number of True in `at`, C).
@@ -85,38 +86,44 @@ class GPT(nn.Module):
             ValueError: if the text, or the prompt with one of its answers, is longer than
                 block_size; if segments come with a prefix, a cache or positions.
         """
+        if segments is not None and any(x is not None for x in (prefix, cache, positions)):
+            raise ValueError("segments go with no prefix, cache or positions")
         x = self.wte(idx) if emb is None else emb                    # (B, T, C)
-        B, T, _ = x.shape
-        mask, longest = None, T
-        if segments is not None:
-            if prefix is not None or cache is not None or positions is not None:
-                raise ValueError("segments go with no prefix, cache or positions")
-            mask = segment_mask(segments)                            # (B, 1, T, T)
-            positions = (mask.sum(-1)[:, 0] - 1).masked_fill(segments < 0, 0)    # (B, T)
-            longest = int(positions.max()) + 1
-        if longest > self.config.block_size:
-            raise ValueError(
-                f"text has {longest} tokens, the context holds block_size {self.config.block_size}"
-            )
-
-        if positions is None:
-            positions = torch.arange(T, device=x.device).expand(B, T)  # (B, T)
-        if cache is not None:
-            cache.n_keys = max(cache.n_keys, int(positions.max()) + 1)
-        # the fused causal kernel needs no mask
-        plain = cache is None and prefix is None and segments is None
-        n_keys = T if cache is None else cache.n_keys
-        if mask is None and not plain:
-            mask = attention_mask(positions, n_keys, prefix)
+        positions = self._positions(x, positions, segments)          # (B, T)
+        n_keys = None if cache is None else cache.extend(positions)
+        mask = mask_for(positions, prefix, segments, n_keys)         # (B, 1, T, n_keys)
 
         x = self.drop(x + self.wpe(positions))
         for layer, block in enumerate(self.blocks):
-            remember = None if cache is None else partial(cache.write, layer, positions=positions)
-            x = block(x, causal=plain, mask=mask, remember=remember)
-        return self.norm(x if at is None else x[at])                 # (M, C) where M = at.sum()
+            remember = None
+            if cache is not None:
+                remember = partial(cache.write, layer, positions=positions)
+            x = block(x, causal=mask is None, mask=mask, remember=remember)
+        if at is not None:
+            x = x[at]                                                # (M, C), M = at.sum()
+        return self.norm(x)
+
+    def _positions(
+        self, x: Tensor, positions: Tensor | None, segments: Tensor | None
+    ) -> Tensor:
+        """Each token's position in its own text, (B, T), checked against block_size."""
+        B, T, _ = x.shape
+        longest = T
+        if segments is not None:
+            # each answer is a text of its own, so T may exceed block_size
+            positions = segment_positions(segments)
+            longest = int(positions.max()) + 1
+        elif positions is None:
+            positions = torch.arange(T, device=x.device).expand(B, T)
+        if longest > self.config.block_size:
+            raise ValueError(
+                f"text has {longest} tokens, "
+                f"the context holds block_size {self.config.block_size}"
+            )
+        return positions
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
-        """An empty cache for `batch` rows of at most `max_len` positions."""
+        """Make an empty cache for `batch` rows of at most `max_len` positions."""
         c = self.config
         return KVCache(
             c.n_layer, batch, max_len, c.n_head, c.n_embd // c.n_head, like=self.wte.weight

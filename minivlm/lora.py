@@ -2,14 +2,13 @@
 
     y = x W^T + b + scale (x A^T) B^T          A: (r, in), B: (out, r), scale: alpha / r
 
-B starts at 0, so a model with fresh adapters is the model without. Only A and B learn, and with the
-adapters off the very same weights are the reference, so that no second copy of it is needed.
+B starts at 0, so fresh adapters change nothing. Only A and B learn. With its adapters off,
+the model is the frozen reference model, so no second copy of the weights is needed.
 
-Weights keep their names, and `lora_A`, `lora_B`, `lora_scale` stand beside them in a checkpoint;
-`merged` folds them in, which is how a model is rebuilt.
+In a checkpoint the weights keep their names, and `lora_A`, `lora_B`, `lora_scale` stand
+beside them. When a model is rebuilt from it, `merged` adds the adapters to the weights.
 
-Source: Hu et al. 2021, arXiv:2106.09685, section 4.1. Used by: train_sft.py, train_reward.py,
-train_ppo.py, train_dpo.py.
+Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 """
 
 import math
@@ -22,28 +21,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-LAYERS = "gpt.*,projector.*"  # linear maps that get an adapter: all but the ViT's, as in LLaVA
+# which linear maps get an adapter: all but the ViT's, as in LLaVA
+LAYERS = "gpt.*,projector.*"
 
 
 class LoRALinear(nn.Linear):
-    """A linear map with an adapter beside it, which takes the map's own weights, frozen.
+    """A linear map and its adapter; the weights are those of the given map, frozen.
 
     Args:
         base: the map.
-        rank: r.
-        alpha: what B A is multiplied by, in units of the rank.
+        rank: r; more can learn more, and costs more memory.
+        alpha: of the scale alpha / r; more gives the adapter more weight.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
-        has_bias = base.bias is not None
-        super().__init__(base.in_features, base.out_features, has_bias, device="meta")
-        self.weight, self.bias = base.weight, base.bias
+        # on "meta" no memory is filled and nothing is drawn: the weights come from base
+        super().__init__(
+            base.in_features, base.out_features, base.bias is not None, device="meta"
+        )
+        self.weight = base.weight
+        self.bias = base.bias
         self.requires_grad_(False)
         self.lora_A = nn.Parameter(self.weight.new_empty(rank, base.in_features))
         self.lora_B = nn.Parameter(self.weight.new_zeros(base.out_features, rank))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))        # as the paper's code, loralib
-        self.register_buffer("lora_scale", torch.tensor(alpha / rank, device=self.weight.device))
+        # as in loralib, the paper's code
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        # a buffer, so that a checkpoint holds all that merging needs
+        scale = torch.tensor(alpha / rank, device=self.weight.device)
+        self.register_buffer("lora_scale", scale)
         self.on = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,26 +56,30 @@ class LoRALinear(nn.Linear):
         y = super().forward(x)
         if not self.on:
             return y
+        # two thin products: B A alone would be as large as W
         return y + self.lora_scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
-    """Every map of a model that has an adapter, with its name."""
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, LoRALinear))
+    """Yield every linear map of a model that has an adapter, with its name."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            yield name, module
 
 
 def add_lora(
-    model: nn.Module, layers: str, rank: int, alpha: float = 0.0, frozen: nn.Module | None = None
+    model: nn.Module, layers: str, rank: int, alpha: float = 0.0,
+    frozen: nn.Module | None = None,
 ) -> list[str]:
-    """Freeze a model and put adapters beside linear maps of it.
+    """Freeze a model and put adapters beside some of its linear maps.
 
-    A map whose weight another module has too, as the GPT's head shares its word embeddings, gets
-    none, since merging would change both.
+    A map that shares its weight with another module gets none, because merging would change
+    both. The GPT's head is such a map: it shares its weight with the word embeddings.
 
     Args:
-        layers: patterns of names, with commas between them: "gpt.*.attn.qkv,projector.*".
+        layers: patterns of names, separated by commas: "gpt.*.attn.qkv,projector.*".
         rank: r, at least 1.
-        alpha: 0 = twice the rank, as LLaVA's scripts have it.
+        alpha: see `LoRALinear`; 0 = twice the rank, as in LLaVA's scripts.
         frozen: a part of the model whose maps get none.
 
     Returns:
@@ -81,42 +90,53 @@ def add_lora(
     """
     if rank < 1:
         raise ValueError(f"a LoRA of rank {rank}, expected at least 1")
-    spared = set(frozen.modules()) if frozen is not None else set()
-    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values())
-    linear = {name: m for name, m in model.named_modules()
-              if isinstance(m, nn.Linear) and owners[id(m.weight)] == 1 and m not in spared}
+    excluded = set(frozen.modules()) if frozen is not None else set()
+    # by default a shared weight would be listed only once
+    n_owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    linear = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module not in excluded:
+            if n_owners[id(module.weight)] == 1:
+                linear[name] = module
     chosen = set()
-    for pattern in (p.strip() for p in layers.split(",")):
-        fits = {name for name in linear if fnmatchcase(name, pattern)}
+    for pattern in layers.split(","):
+        pattern = pattern.strip()
+        fits = [name for name in linear if fnmatchcase(name, pattern)]
         if not fits:
-            raise ValueError(f"no linear map is called {pattern!r}; there are {', '.join(linear)}")
-        chosen |= fits
-    model.requires_grad_(False)
-    for name in (names := [name for name in linear if name in chosen]):
-        owner, _, last = name.rpartition(".")
-        setattr(model.get_submodule(owner), last, LoRALinear(linear[name], rank, alpha or 2 * rank))
+            raise ValueError(
+                f"no linear map is called {pattern!r}; there are {', '.join(linear)}"
+            )
+        chosen.update(fits)
+    model.requires_grad_(False)  # only now: a refused pattern must not change the model
+    names = [name for name in linear if name in chosen]
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        adapted = LoRALinear(linear[name], rank, alpha or 2 * rank)
+        setattr(model.get_submodule(parent), last, adapted)
     return names
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Within it a model is what it was before it got adapters; without any, nothing changes."""
-    were_on = [m for _, m in adapters(model) if m.on]
-    for m in were_on:
-        m.on = False
+    """Turn all adapters of a model off inside the with block; it may have none."""
+    # nested blocks: an inner one must not turn on what the outer one has turned off
+    were_on = [module for _, module in adapters(model) if module.on]
+    for module in were_on:
+        module.on = False
     try:
         yield
     finally:
-        for m in were_on:
-            m.on = True
+        for module in were_on:
+            module.on = True
 
 
 def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a model with adapters as those of one without, W + scale B A; others unchanged."""
-    out = {k: v for k, v in weights.items() if ".lora_" not in k}
-    for key in weights:
-        name, found, _ = key.rpartition(".lora_A")
-        if found:
-            A, B, scale = (weights[f"{name}.lora_{x}"] for x in ("A", "B", "scale"))
-            out[f"{name}.weight"] = out[f"{name}.weight"] + scale * B @ A
-    return out
+    """Return weights for a model without adapters: W + scale B A where there was one."""
+    plain = {name: w for name, w in weights.items() if ".lora_" not in name}
+    for key, A in weights.items():
+        name = key.removesuffix(".lora_A")
+        if name != key:
+            B = weights[f"{name}.lora_B"]
+            scale = weights[f"{name}.lora_scale"]
+            plain[f"{name}.weight"] = plain[f"{name}.weight"] + scale * B @ A
+    return plain

@@ -1,14 +1,14 @@
-"""Every objective of the pipeline, side by side, as pure functions.
+"""Every objective of the pipeline, side by side, as pure functions. No model is called.
 
-Targets are already shifted (contract 1) and -100 where nothing is supervised (contract 3);
-log-probabilities are natural logarithms (contract 6). Models are never called from here.
+    next-token     -mean log p(token | before)        language, captions, answers
+    InfoNCE        which caption fits which picture   train_clip.py, train_caption.py
+    match          does this caption fit, yes or no   train_caption.py
+    Bradley-Terry  which answer is preferred          train_reward.py
+    KL, PPO        what a drawn token is worth        train_ppo.py
+    DPO, IPO, ...  preferences, no reward model       train_dpo.py
 
-    next-token   -mean log p(token | before)        language, captions, answers
-    InfoNCE      which caption fits which picture   train_clip.py, train_caption.py
-    match        does this caption fit, yes or no   train_caption.py
-    Bradley-Terry  which answer is preferred        train_reward.py
-    KL, PPO        what a drawn token is worth      train_ppo.py
-    DPO, IPO, ...  preferences without a reward model   train_dpo.py
+Targets are shifted before they come here: targets[:, t] is the token after position t, or
+-100 where no token is supervised. Log-probabilities are natural logarithms (nats).
 """
 
 import torch
@@ -19,24 +19,29 @@ IGNORE_INDEX = -100  # torch's default for cross_entropy
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Widen half precision, where sums of exponentials lose too much; leave float32 and float64."""
+    """Widen half precision to float32; leave float32 and float64 as they are.
+
+    Half precision loses too much in sums of exponentials and differences of close numbers.
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def next_token_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Average the negative log-likelihood of the supervised tokens of the whole batch.
+def next_token_loss(
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Average the negative log-likelihood over the supervised tokens of the whole batch.
 
         loss = - sum_t [targets_t != -100] log p(targets_t) / count
 
-    Long rows weigh more than short ones, because the mean runs over tokens, not over rows.
+    The mean runs over tokens, not over rows, so a long row weighs more than a short one.
 
     Args:
         logits: (..., V), position t scores targets[..., t]; nothing is shifted here.
         targets: (...) ids, or -100 where the token does not count.
-        label_smoothing: share of the probability spread evenly over the vocabulary, 0 .. 1.
+        label_smoothing: 0 .. 1; share of the probability spread evenly over the vocabulary.
 
     Returns:
-        () loss in nats per token; ln V for a model that knows nothing.
+        () loss in nats per token; ln V for a model that has learned nothing.
 
     Raises:
         ValueError: if no token is supervised, or the shapes do not fit.
@@ -47,8 +52,10 @@ def next_token_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.
     tensor(1.3863)
     """
     if logits.shape[:-1] != targets.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}")
-    if not bool((targets != IGNORE_INDEX).any()):
+        raise ValueError(
+            f"logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}"
+        )
+    if not (targets != IGNORE_INDEX).any():
         raise ValueError("no token is supervised: every target is -100")
     return F.cross_entropy(
         at_least_float32(logits.flatten(0, -2)), targets.flatten(),
@@ -57,13 +64,13 @@ def next_token_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target token; exactly 0 where nothing is supervised.
+    """Return the log-probability of each target token, exactly 0 where none is supervised.
 
-    A sequence's log-probability is the sum over its row.
+    The log-probability of a sequence is the sum over its row.
 
     Args:
         logits: (B, T, V).
-        targets: (B, T), -100 where the token does not count.
+        targets: (B, T) ids, or -100 where the token does not count.
 
     Returns:
         (B, T) nats.
@@ -74,8 +81,9 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     logp = -F.cross_entropy(
         at_least_float32(logits.flatten(0, -2)), targets.flatten(),
         ignore_index=IGNORE_INDEX, reduction="none",
-    ).view_as(targets)
-    return logp.masked_fill(targets == IGNORE_INDEX, 0.0)  # turns -0.0 into 0.0
+    ).view_as(targets)                                               # (B, T)
+    # cross_entropy gives 0 there, and the minus makes it -0.0
+    return logp.masked_fill(targets == IGNORE_INDEX, 0.0)
 
 
 def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tensor:
@@ -84,13 +92,13 @@ def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tens
         logits = logit_scale * img_z @ txt_z.T
         loss = (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2
 
-    A caption that stands m times in a batch does no harm: its copies have one vector, so the loss
-    and its gradients are those of targets shared among them (UniCL, Yang et al. 2022,
-    arXiv:2204.03610, eq. 3), and ln m is the least that they can cost. A batch whose vectors are
-    all equal costs ln B.
+    A batch may hold the same caption m times. Its copies have equal vectors, so loss and
+    gradients are those of a target shared among the m (UniCL, Yang et al. 2022,
+    arXiv:2204.03610, eq. 3); such a caption costs at least ln m. If all vectors of a batch
+    are equal, the loss is ln B.
 
     Args:
-        img_z, txt_z: (B, C) of unit length, row i of both belongs together.
+        img_z, txt_z: (B, C) of unit length; row i of one belongs to row i of the other.
         logit_scale: the multiplier, already exponentiated.
 
     Returns:
@@ -107,31 +115,35 @@ def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tens
     tensor(0.3133)
     """
     if img_z.shape != txt_z.shape:
-        raise ValueError(f"img_z {tuple(img_z.shape)} and txt_z {tuple(txt_z.shape)} differ")
-    img_z, txt_z = at_least_float32(img_z), at_least_float32(txt_z)
-    with torch.autocast(img_z.device.type, enabled=False):           # 100 in bfloat16 is 0.25 off
+        raise ValueError(
+            f"img_z {tuple(img_z.shape)} and txt_z {tuple(txt_z.shape)} differ"
+        )
+    img_z = at_least_float32(img_z)
+    txt_z = at_least_float32(txt_z)
+    # near 100, the largest logit, neighbors in bfloat16 are 0.5 apart: off by up to 0.25
+    with torch.autocast(img_z.device.type, enabled=False):
         logits = logit_scale * img_z @ txt_z.T                       # (B, B)
     diagonal = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
 
 
 def equal_rows(idx: Tensor) -> Tensor:
-    """Which texts of a batch are the same: (B, T) ids, padded alike -> (B, B) bool."""
-    text = torch.unique(idx, dim=0, return_inverse=True)[1]          # (B,) its number
-    return text[:, None] == text[None]
+    """Find the texts of a batch that are equal: (B, T) ids, padded alike -> (B, B) bool."""
+    _, number = torch.unique(idx, dim=0, return_inverse=True)        # (B,), equal for equal rows
+    return number[:, None] == number[None]
 
 
 def match_loss(logits: Tensor, fits: Tensor) -> Tensor:
-    """Judge each pair of picture and text: the cross-entropy of "no" and "yes".
+    """Judge whether picture and text of each pair belong together, by cross-entropy.
 
         loss = - mean_i log softmax(logits_i)[fits_i]
 
     Args:
-        logits: (B, 2), the second column is "yes".
-        fits: (B,) 1 where the text belongs to the picture, 0 where not.
+        logits: (B, 2), the first column is "no", the second "yes".
+        fits: (B,) 1 where the text belongs to the picture, else 0.
 
     Returns:
-        () loss in nats; ln 2 for a head that knows nothing.
+        () loss in nats; ln 2 for a head that has learned nothing.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -154,40 +166,41 @@ def match_loss(logits: Tensor, fits: Tensor) -> Tensor:
 def reward_loss(
     chosen_score: Tensor, rejected_score: Tensor, margin: Tensor | float = 0.0
 ) -> Tensor:
-    """Bradley-Terry: how surprised a reward model is that people prefer the chosen answer.
+    """Bradley-Terry: the negative log-probability that the chosen answer is preferred.
 
         loss = -log sigmoid(chosen_score - rejected_score - margin)
 
     Args:
         chosen_score, rejected_score: (B,).
-        margin: () or (B,), how much better the chosen one must be; Llama 2 sets it by how clear the
-            preference is.
+        margin: () or (B,); by how much the chosen score must exceed the other. Llama 2 sets
+            it larger where people found the difference clearer.
 
     Returns:
-        (B,) nats; ln 2 where both score alike and there is no margin.
+        (B,) nats; ln 2 where both scores are equal and the margin is 0.
 
-    Source: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, eq. 1; the margin: Touvron et al.
-    2023 (Llama 2), arXiv:2307.09288, eq. 2.
+    Source: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, eq. 1; the margin: Touvron
+    et al. 2023 (Llama 2), arXiv:2307.09288, eq. 2.
 
     >>> reward_loss(torch.tensor([0.0]), torch.tensor([0.0]))
     tensor([0.6931])
     """
-    better_by = at_least_float32(chosen_score) - at_least_float32(rejected_score)
-    return -F.logsigmoid(better_by - margin)
+    # widened before the subtraction: the difference of two close scores has few bits left
+    difference = at_least_float32(chosen_score) - rejected_score
+    return -F.logsigmoid(difference - margin)
 
 
 def ranking_loss(scores: Tensor, ranks: Tensor, margin: Tensor | float = 0.0) -> Tensor:
-    """Bradley-Terry over all pairs of a ranked list, weighted together per prompt.
+    """Bradley-Terry over all pairs of a ranked list, averaged first within each prompt.
 
         loss = mean_b mean_{i, j: ranks_bi < ranks_bj} -log sigmoid(scores_bi - scores_bj - margin)
 
-    The pairs of one prompt share its answers, so a prompt counts once however many pairs it has:
-    a pair as its own batch element would be overfitted in one epoch.
+    Every prompt counts once, however many pairs its answers make. The pairs of one prompt
+    share answers; spread over separate batches, they would be overfitted in one epoch.
 
     Args:
         scores: (B, K).
-        ranks: (B, K) integers, 1 is best; equals carry no pair; 0 marks an answer that is missing.
-        margin: () or (B, K, K), how much better i must be than j, see `reward_loss`.
+        ranks: (B, K) integers, 1 is best; equal ranks make no pair; 0 is a missing answer.
+        margin: () or (B, K, K), by how much i must exceed j, see `reward_loss`.
 
     Returns:
         () nats, the mean over prompts that have a pair.
@@ -201,15 +214,18 @@ def ranking_loss(scores: Tensor, ranks: Tensor, margin: Tensor | float = 0.0) ->
     tensor(0.6931)
     """
     if scores.shape != ranks.shape:
-        raise ValueError(f"scores {tuple(scores.shape)} and ranks {tuple(ranks.shape)} differ")
-    there = ranks > 0                                                # (B, K)
-    better = ranks[:, :, None] < ranks[:, None, :]                   # (B, K, K), i before j
-    better = better & there[:, :, None] & there[:, None, :]
-    n_pairs = better.sum((1, 2))                                     # (B,)
-    if not bool(n_pairs.any()):
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and ranks {tuple(ranks.shape)} differ"
+        )
+    present = ranks > 0                                              # (B, K)
+    is_better = ranks[:, :, None] < ranks[:, None, :]                # (B, K, K), i before j
+    # rank 0 would beat every rank; behind a rank above 0 there is no 0, so j needs no check
+    is_better = is_better & present[:, :, None]
+    n_pairs = is_better.sum((1, 2))                                  # (B,)
+    if not n_pairs.any():
         raise ValueError("no prompt has two answers of different rank: all are ties")
     loss = reward_loss(scores[:, :, None], scores[:, None, :], margin)   # (B, K, K)
-    per_prompt = loss.masked_fill(~better, 0.0).sum((1, 2)) / n_pairs.clamp(min=1)
+    per_prompt = loss.masked_fill(~is_better, 0.0).sum((1, 2)) / n_pairs.clamp(min=1)
     return per_prompt[n_pairs > 0].mean()
 
 
@@ -217,19 +233,19 @@ def ranking_loss(scores: Tensor, ranks: Tensor, margin: Tensor | float = 0.0) ->
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where the mask is True; both (B, T) -> ().
+    """Average x where the mask is True; both (B, T) -> ().
 
     Raises:
-        ValueError: if nothing counts.
+        ValueError: if the mask is False everywhere.
     """
     n = mask.sum()
-    if not bool(n):
+    if not n:
         raise ValueError("nothing counts: the mask is False everywhere")
     return x.masked_fill(~mask, 0.0).sum() / n
 
 
 def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str = "k1") -> Tensor:
-    """Estimate KL(policy || reference) token by token, from tokens that the policy drew.
+    """Estimate KL(policy || reference) at each token that the policy drew.
 
         k1 = logp - ref_logp                                unbiased, may be negative
         k2 = (logp - ref_logp)^2 / 2                        biased, never negative
@@ -249,7 +265,7 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str = "k1") -> Tensor:
     >>> kl_estimate(torch.tensor([[0.0]]), torch.tensor([[-1.0]]), "k3")
     tensor([[0.3679]])
     """
-    log_ratio = at_least_float32(ref_logp) - at_least_float32(logp)
+    log_ratio = at_least_float32(ref_logp) - logp
     if kind == "k1":
         return -log_ratio
     if kind == "k2":
@@ -262,58 +278,65 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str = "k1") -> Tensor:
 def ppo_policy_loss(
     logp: Tensor, old_logp: Tensor, advs: Tensor, mask: Tensor, clip_eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate: make good tokens likelier, but not by more than clip_eps in one go.
+    """Make tokens of high advantage likelier, by a factor of at most about 1 + clip_eps.
 
         ratio = exp(logp - old_logp)
-        loss = - mean_t min(ratio * advs, clip(ratio, 1 - clip_eps, 1 + clip_eps) * advs)
+        unclipped = ratio * advs
+        clipped = clip(ratio, 1 - clip_eps, 1 + clip_eps) * advs
+        loss = - mean_t min(unclipped, clipped)
 
     Args:
-        logp, old_logp: (B, T) of the drawn tokens, now and at rollout.
-        advs: (B, T).
+        logp, old_logp: (B, T) nats of the drawn tokens, by the policy now and at rollout.
+        advs: (B, T) advantages.
         mask: (B, T) bool, True at tokens of the answer.
 
     Returns:
-        () loss, and () share of tokens whose gradient the clip has cut off.
+        () loss, and clip_fraction: () share of tokens whose gradient the clip has cut off.
 
     Raises:
-        ValueError: if nothing counts.
+        ValueError: if the mask is False everywhere.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
 
     >>> one = torch.ones(1, 1)
-    >>> ppo_policy_loss(one * 0, one * 0, one * 2, one.bool(), 0.2)  # ratio 1: minus mean advs
+    >>> ppo_policy_loss(one * 0, one * 0, one * 2, one.bool(), 0.2)  # ratio 1: -mean advs
     (tensor(-2.), tensor(0.))
     """
-    log_ratio = at_least_float32(logp) - at_least_float32(old_logp)
+    log_ratio = at_least_float32(logp) - old_logp
+    # outside of the answer exp could overflow, and the gradient would be 0 * inf = NaN
     ratio = log_ratio.masked_fill(~mask, 0.0).exp()
-    free, held = ratio * advs, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advs
-    clipped = masked_mean((held < free).float(), mask)
-    return -masked_mean(torch.minimum(free, held), mask), clipped
+    unclipped = ratio * advs
+    clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps) * advs
+    clip_fraction = masked_mean((clipped < unclipped).float(), mask)
+    return -masked_mean(torch.minimum(unclipped, clipped), mask), clip_fraction
 
 
 def ppo_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_eps: float
 ) -> Tensor:
-    """Half the squared error of the values, which may not leave old_values by more than clip_eps.
+    """Half the squared error of the values; moving further than clip_eps gains nothing.
 
-        held = old_values + clip(values - old_values, -clip_eps, clip_eps)
-        loss = mean_t max((values - returns)^2, (held - returns)^2) / 2
+        clipped = old_values + clip(values - old_values, -clip_eps, clip_eps)
+        loss = mean_t max((values - returns)^2, (clipped - returns)^2) / 2
 
     Args:
-        values, old_values, returns: (B, T); mask: (B, T) bool.
+        values, old_values: (B, T) of the value model now and at the rollout.
+        returns: (B, T), what the values shall predict.
+        mask: (B, T) bool, True at tokens of the answer.
 
     Returns:
         () loss.
 
     Raises:
-        ValueError: if nothing counts.
+        ValueError: if the mask is False everywhere.
 
-    Source: Schulman et al. 2017, arXiv:1707.06347, section 5; the clip as in openai/baselines,
-    ppo2.
+    Source: Schulman et al. 2017, arXiv:1707.06347, section 5; the clip as in
+    openai/baselines, ppo2.
     """
-    values, old_values = at_least_float32(values), at_least_float32(old_values)
-    held = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
-    worst = torch.maximum((values - returns).square(), (held - returns).square())
+    values = at_least_float32(values)
+    clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
+    # the larger error counts, so the clip can take gradient away but never hide an error
+    worst = torch.maximum((values - returns).square(), (clipped - returns).square())
     return masked_mean(worst, mask) / 2
 
 
@@ -323,15 +346,15 @@ def ppo_value_loss(
 def sequence_logprobs(
     logp: Tensor, mask: Tensor, weights: Tensor | None = None, average: bool = False
 ) -> Tensor:
-    """Log-probability of whole answers, from that of their tokens.
+    """Sum the log-probabilities of tokens to those of whole answers.
 
         sum_t w_t logp_t             or, as an average,  sum_t w_t logp_t / sum_t w_t
 
     Args:
         logp: (B, T) nats, 0 where the mask is False.
         mask: (B, T) bool, True at tokens of the answer.
-        weights: (B, T) > 0, how much a token counts; None: each counts 1.
-        average: divide, so that a long answer weighs no more than a short one.
+        weights: (B, T) > 0, how much each token counts; None: each counts 1.
+        average: divide by the sum of the weights, so that length does not matter.
 
     Returns:
         (B,) nats, or nats per token.
@@ -339,82 +362,90 @@ def sequence_logprobs(
     Raises:
         ValueError: if a row has no answer.
 
-    Source: weights with their average: dense DPO of RLHF-V, Yu et al. 2023, arXiv:2312.00849,
-    section 3.2, whose code has the weighted sum too; the average over plain tokens: what
-    huggingface/trl calls sigmoid_norm, and does for ipo.
+    Source: weights and their average: the dense DPO of RLHF-V, Yu et al. 2023,
+    arXiv:2312.00849, section 3.2, whose code also has the weighted sum; the average of
+    plain tokens: huggingface/trl calls it sigmoid_norm, and uses it for ipo too.
 
     >>> logp, mask = torch.tensor([[-1.0, -3.0]]), torch.tensor([[True, True]])
     >>> sequence_logprobs(logp, mask, torch.tensor([[1.0, 3.0]]), average=True)  # (-1 - 9) / 4
     tensor([-2.5000])
     """
-    if not bool(mask.any(1).all()):
+    if not mask.any(1).all():
         raise ValueError("a row has no token of an answer")
-    logp = at_least_float32(logp)
     w = mask if weights is None else weights.masked_fill(~mask, 0.0)
-    total = (w * logp).sum(1)                                        # (B,)
+    total = (w * at_least_float32(logp)).sum(1)                      # (B,)
     return total / w.sum(1) if average else total
 
 
 def dpo_loss(
-    chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor, ref_rejected_logp: Tensor,
-    beta: float, kind: str = "sigmoid", label_smoothing: float = 0.0,
+    chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor,
+    ref_rejected_logp: Tensor, beta: float, kind: str = "sigmoid",
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Score each pair by how far the policy's margin between its answers exceeds the reference's.
+    """Score each pair by how far the policy's margin exceeds that of the reference model.
 
         h = (chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp)
-        right, wrong = -log sigmoid(beta h), -log sigmoid(-beta h),   e = label_smoothing
-        sigmoid    (1 - e) right + e wrong                  DPO; with e cDPO
-        robust     ((1 - e) right - e wrong) / (1 - 2 e)    has the clean labels' loss as its mean
+        right = -log sigmoid(beta h)
+        wrong = -log sigmoid(-beta h)
+        e = label_smoothing
+
+        sigmoid    (1 - e) right + e wrong                  DPO; cDPO if e > 0
+        robust     ((1 - e) right - e wrong) / (1 - 2 e)    its mean: loss of clean labels
         hinge      max(0, 1 - beta h)                       SLiC
-        ipo        (h - 1 / (2 beta))^2                     regresses h, so it cannot run away
+        ipo        (h - 1 / (2 beta))^2                     h has a target, cannot run away
 
-    A policy equal to its reference has h = 0, which costs ln 2 for sigmoid and robust whatever e
-    is, 1 for hinge and 1 / (4 beta^2) for ipo. The implicit reward of an answer, up to what depends
-    on the prompt alone, is beta (logp - ref_logp).
+    If the policy equals its reference, h is 0. The loss is then ln 2 for sigmoid and robust
+    with any e, 1 for hinge, and 1 / (4 beta^2) for ipo. The implicit reward of an answer is
+    beta (logp - ref_logp), up to a term that depends on the prompt only.
 
-    IPO comes with two conventions: its authors sum over an answer's tokens, huggingface/trl takes
-    the mean. Both are this function's ipo, of sums or of means; see `sequence_logprobs`.
+    There are two conventions for IPO: its authors sum over an answer's tokens,
+    huggingface/trl averages. This function does either, depending on what it gets; see
+    `sequence_logprobs`.
 
     Args:
-        chosen_logp, rejected_logp: (B,) log-probabilities of the answers under the policy, nats.
-        ref_chosen_logp, ref_rejected_logp: (B,) the same under the frozen reference.
+        chosen_logp, rejected_logp: (B,) nats, log-probabilities under the policy.
+        ref_chosen_logp, ref_rejected_logp: (B,) the same under the frozen reference model.
         beta: > 0, nats; larger keeps the policy closer to the reference.
         kind: sigmoid, robust, hinge or ipo.
-        label_smoothing: share of labels thought to be wrong, 0 <= e < 0.5, of sigmoid and robust.
+        label_smoothing: 0 <= e < 0.5; share of labels assumed wrong; for sigmoid, robust.
 
     Returns:
         (B,) loss per pair.
 
     Raises:
-        ValueError: if the shapes differ, beta is not above 0, or for another kind or smoothing.
+        ValueError: if shapes differ, beta is not above 0, or for another kind or smoothing.
 
-    Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; cDPO: Mitchell 2023, "A note on DPO with
-    noisy preferences"; robust: Chowdhury et al. 2024, arXiv:2403.00409; hinge: Zhao et al. 2023,
-    arXiv:2305.10425, as Liu et al. 2023, arXiv:2309.06657, write it; ipo: Azar et al. 2023,
-    arXiv:2310.12036, eq. 17.
+    Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; cDPO: Mitchell 2023, "A note on
+    DPO with noisy preferences"; robust: Chowdhury et al. 2024, arXiv:2403.00409; hinge:
+    Zhao et al. 2023, arXiv:2305.10425, as Liu et al. 2023, arXiv:2309.06657, write it; ipo:
+    Azar et al. 2023, arXiv:2310.12036, eq. 17.
 
     >>> z = torch.zeros(2)
     >>> dpo_loss(z, z, z, z, beta=0.1)
     tensor([0.6931, 0.6931])
     """
-    shapes = [tuple(x.shape) for x in (chosen_logp, rejected_logp, ref_chosen_logp,
-                                       ref_rejected_logp)]
+    four = chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp
+    shapes = [tuple(x.shape) for x in four]
     if len(set(shapes)) > 1:
         raise ValueError(f"log-probabilities of different shapes: {shapes}")
-    if not beta > 0:
+    if not beta > 0:  # NaN is refused too
         raise ValueError(f"beta is {beta}, expected more than 0")
-    e = label_smoothing
-    if not 0 <= e < 0.5 or (e and kind not in ("sigmoid", "robust")):
-        raise ValueError(f"label_smoothing is {e} for kind {kind}, expected 0 .. 0.5 for sigmoid "
-                         "and robust, else 0")
-    chosen_logp, rejected_logp = at_least_float32(chosen_logp), at_least_float32(rejected_logp)
-    chosen, rejected = chosen_logp - ref_chosen_logp, rejected_logp - ref_rejected_logp
+    if label_smoothing and kind not in ("sigmoid", "robust"):
+        raise ValueError(
+            f"label_smoothing is {label_smoothing} for kind {kind}, expected 0"
+        )
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 <= x < 0.5")
+    chosen = at_least_float32(chosen_logp) - ref_chosen_logp         # (B,)
+    rejected = at_least_float32(rejected_logp) - ref_rejected_logp   # (B,)
     h = chosen - rejected                                            # (B,)
-    right, wrong = -F.logsigmoid(beta * h), -F.logsigmoid(-beta * h)
+    right = -F.logsigmoid(beta * h)                                  # if the label is right
+    wrong = -F.logsigmoid(-beta * h)                                 # if it is swapped
     if kind == "sigmoid":
-        return (1 - e) * right + e * wrong
+        return (1 - label_smoothing) * right + label_smoothing * wrong
     if kind == "robust":
-        return ((1 - e) * right - e * wrong) / (1 - 2 * e)
+        noisy = (1 - label_smoothing) * right - label_smoothing * wrong
+        return noisy / (1 - 2 * label_smoothing)
     if kind == "hinge":
         return (1 - beta * h).clamp(min=0)
     if kind == "ipo":

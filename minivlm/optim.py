@@ -1,13 +1,14 @@
-"""Optimizers and the learning rate over time.
+"""Optimizers, and the learning rate over time.
 
     Muon    for the matrices inside blocks and the projector: momentum, then orthogonalized
     AdamW   for everything else: embeddings, heads, norms, biases
 
-On two CPU cores Muon reaches a given quality several times sooner than AdamW alone; `--muon_lr 0`
-gives AdamW everywhere. Used by: every train_*.py.
+On two CPU cores Muon reaches a given quality in a fraction of the steps that AdamW needs;
+`--muon_lr 0` uses AdamW for everything.
 """
 
 import math
+from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +18,28 @@ from minivlm.transformer import Block
 
 
 @torch.no_grad()
-def orthogonalize(G: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(G: Tensor) -> Tensor:
     """Push all singular values of each matrix towards 1 by Newton-Schulz iteration.
 
-        X = G / |G|;   repeat: A = X X^T;  X = a X + (b A + c A A) X
+        X = G / |G|;   5 times: A = X X^T;  X = a X + (b A + c A A) X
 
-    The quintic's coefficients trade exactness for speed: values end between about 0.7 and 1.2. It
-    runs in float32 (bfloat16 has no fast units on many CPUs) on all equal-shaped matrices at once.
+    The coefficients are chosen for speed, not for exactness: singular values end between
+    about 0.7 and 1.2. It computes in float32, because many CPUs have no fast units for
+    bfloat16.
 
     Args:
-        G: (n, R, C) with R <= C.
-        steps: iterations; 5 suffice.
+        G: (n, R, C), n matrices of one shape, with R <= C.
 
     Returns:
         (n, R, C).
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = 3.4445, -4.7750, 2.0315  # of the source
     X = G.float()
+    # the norm is at least the largest singular value, and the iteration wants none above 1
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for _ in range(5):
         A = X @ X.mT                                                 # (n, R, R)
         X = a * X + (b * A + c * A @ A) @ X
     return X
@@ -49,15 +51,19 @@ class Muon(torch.optim.Optimizer):
         m = momentum * m + (1 - momentum) * g
         p = (1 - lr * wd) * p - lr * sqrt(max(1, rows / cols)) * orthogonalize(nesterov(m))
 
-    A map whose rows are three times its columns is attention's q, k, v in one: each third is
-    orthogonalized on its own.
+    A matrix with three times as many rows as columns is taken for attention's q, k and v in
+    one: each third is orthogonalized on its own.
 
     Raises:
         ValueError: if a parameter is not 2-D.
     """
 
-    def __init__(self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(
+        self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+    ):
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        )
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:
@@ -66,10 +72,11 @@ class Muon(torch.optim.Optimizer):
                     )
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self):
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[tuple[bool, int, int], list[tuple[Tensor, Tensor]]] = {}
+            # matrices of one shape are orthogonalized in one call, which is faster
+            by_shape = defaultdict(list)  # (rows, cols) -> [(part of p, its update)]
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -77,17 +84,20 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's look ahead
+                update = p.grad.lerp(state["momentum"], group["momentum"])   # Nesterov's
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                parts = 3 if p.shape[0] == 3 * p.shape[1] else 1
-                for piece, u in zip(p.chunk(parts), update.chunk(parts)):
-                    tall = u.shape[0] > u.shape[1]
-                    if tall:
-                        piece, u = piece.mT, u.mT                    # views: writing reaches p
-                    by_shape.setdefault((tall, *u.shape), []).append((piece, u))
-            for (tall, rows, cols), pairs in by_shape.items():
-                stretch = math.sqrt(cols / rows) if tall else 1.0
-                for (piece, _), u in zip(pairs, orthogonalize(torch.stack([u for _, u in pairs]))):
+                n_maps = 3 if p.shape[0] == 3 * p.shape[1] else 1
+                # chunks and transposes are views: what is written to them reaches p
+                for piece, u in zip(p.chunk(n_maps), update.chunk(n_maps)):
+                    rows, cols = u.shape
+                    if rows > cols:
+                        piece = piece.mT
+                        u = u.mT
+                    by_shape[rows, cols].append((piece, u))
+            for (rows, cols), pairs in by_shape.items():
+                updates = orthogonalize(torch.stack([u for _, u in pairs]))  # (n, R, C)
+                stretch = math.sqrt(max(1, rows / cols))
+                for (piece, _), u in zip(pairs, updates):
                     piece.sub_(u, alpha=group["lr"] * stretch)
 
 
@@ -98,8 +108,8 @@ class Optimizer:
 
     Args:
         model: its parameters with requires_grad are trained.
-        lr: AdamW's peak rate.
-        muon_lr: Muon's peak rate; 0 leaves all to AdamW.
+        lr: peak learning rate of AdamW.
+        muon_lr: peak learning rate of Muon; 0 = AdamW for everything.
         weight_decay: for parameters of two or more dimensions.
 
     Raises:
@@ -107,42 +117,51 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: nn.Module, lr: float, muon_lr: float, weight_decay: float = 0.0,
-        betas=(0.9, 0.95),
+        self, model: nn.Module, lr: float, muon_lr: float, weight_decay: float = 0.0
     ):
-        inside = {
-            p for m in model.modules() if isinstance(m, (Block, Projector)) for p in m.parameters()
-            if p.ndim == 2 and p.requires_grad and muon_lr > 0
-        }
-        rest = [p for p in model.parameters() if p.requires_grad and p not in inside]
-        if not inside and not rest:
+        inside = set()  # matrices of blocks and projector
+        if muon_lr > 0:
+            for module in model.modules():
+                if isinstance(module, (Block, Projector)):
+                    inside.update(p for p in module.parameters() if p.ndim == 2)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p in inside]
+        rest = [p for p in trained if p not in inside]
+        decayed = [p for p in rest if p.ndim >= 2]
+        not_decayed = [p for p in rest if p.ndim < 2]
+        if not trained:
             raise ValueError("nothing to train: every parameter is frozen")
-        self.parts: list[torch.optim.Optimizer] = []
+        self.params = decayed + not_decayed + matrices
+        self.parts = []
+        self.peaks = []  # the peak learning rate of each part
         if rest:
             groups = [
-                {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-                {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+                {"params": decayed, "weight_decay": weight_decay},
+                {"params": not_decayed, "weight_decay": 0.0},
             ]
-            self.parts.append(torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True))
-        if inside:
-            ordered = [p for p in model.parameters() if p in inside]
-            self.parts.append(Muon(ordered, lr=muon_lr, weight_decay=weight_decay))
-        self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
-        self.params = [
-            p for part in self.parts for group in part.param_groups for p in group["params"]
-        ]
+            # betas as in GPT-3 (Brown et al. 2020, appendix B)
+            adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+            self.parts.append(adamw)
+            self.peaks.append(lr)
+        if matrices:
+            self.parts.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
+            self.peaks.append(muon_lr)
 
     def step(self, scale: float, clip: float) -> float:
-        """Clip the gradient to norm `clip`, step at `scale` times the peak rates, forget it.
+        """Clip the gradient to norm `clip`, take a step, and set the gradient to None.
 
-        A gradient that is not finite is forgotten without a step: it would end the weights.
+        If the gradient is NaN or inf, no step is taken: it would make the weights NaN.
+
+        Args:
+            scale: share of the peak learning rates, see `lr_scale`.
+            clip: largest norm of the gradient of all parameters together.
 
         Returns:
             the gradient's norm before clipping.
         """
         norm = float(nn.utils.clip_grad_norm_(self.params, clip))
-        for part, peaks in zip(self.parts, self.peaks):
-            for group, peak in zip(part.param_groups, peaks):
+        for part, peak in zip(self.parts, self.peaks):
+            for group in part.param_groups:
                 group["lr"] = scale * peak
             if math.isfinite(norm):
                 part.step()
@@ -175,8 +194,9 @@ class Together:
         self.optimizers = optimizers
 
     def step(self, scale: float, clip: float) -> float:
-        """Step all; return the first one's norm."""
-        return [optimizer.step(scale, clip) for optimizer in self.optimizers][0]
+        """Step all; return the first one's gradient norm, see `Optimizer.step`."""
+        norms = [optimizer.step(scale, clip) for optimizer in self.optimizers]
+        return norms[0]
 
     def state_dict(self) -> list[list[dict]]:
         """The states of all."""
@@ -189,9 +209,14 @@ class Together:
 
 
 def lr_scale(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
-    """Rise linearly over `warmup` steps, then fall along a cosine to `floor`; a share of the peak.
+    """Rise linearly over `warmup` steps, then fall along a cosine to `floor`.
 
-    The first step already moves: (0 + 1) / warmup.
+    Args:
+        step: 0 .. steps-1; step 0 already moves, by 1 / warmup of the peak.
+        floor: share of the peak learning rate at the end.
+
+    Returns:
+        share of the peak learning rate, 0 .. 1.
 
     >>> [round(lr_scale(s, 10, 2), 2) for s in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.04]

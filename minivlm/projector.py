@@ -1,24 +1,28 @@
 """The connector: maps each patch feature of the ViT to one token embedding of the GPT.
 
-    linear:  img_emb = norm(feats @ W + b)                     LLaVA,     arXiv:2304.08485, eq. 1
-    mlp:     img_emb = norm(gelu(feats @ W1 + b1) @ W2 + b2)   LLaVA-1.5, arXiv:2310.03744
+    linear:  img_emb = norm(feats @ W + b)                     LLaVA's map, and a norm
+    mlp:     img_emb = norm(gelu(feats @ W1 + b1) @ W2 + b2)   LLaVA-1.5's, and a norm
     llava:   img_emb = gelu(feats @ W1 + b1) @ W2 + b2         LLaVA-1.5 as published
 
-Positions do not mix here, so every image token stays the token of its own patch. LLaVA has no norm:
-its LLM turns queries and keys by position, whatever their size. GPT-2 adds position embeddings, and
-without the norm image tokens grew to fifty times the size of those, so that the GPT could not tell
-one place from another. "llava" is there to exchange weights with other implementations.
+Positions do not mix here, so every image token belongs to one patch. LLaVA has no norm,
+because its LLM encodes positions by rotating queries and keys, which works at any size of
+the embeddings. GPT-2 adds position embeddings. Without the norm, image tokens grew to fifty
+times the size of those, and the GPT could not tell where a patch was. Use "llava" only to
+exchange weights with other implementations.
+
+Source: LLaVA, arXiv:2304.08485, eq. 1; LLaVA-1.5, arXiv:2310.03744.
 """
 
 from torch import Tensor, nn
 
 from minivlm.transformer import init_weights
 
-WORD_SCALE = 0.05  # between the deviations of position and token embeddings after train_lm.py
+# between the standard deviations of position and token embeddings after train_lm.py
+WORD_SCALE = 0.05
 
 
 class Projector(nn.Module):
-    """(B, N, Cv) patch features -> (B, N, C) token embeddings of about the size of words.
+    """(B, N, Cv) patch features -> (B, N, C) token embeddings of about the size of words'.
 
     Raises:
         ValueError: if kind is not "linear", "mlp" or "llava".
@@ -32,12 +36,13 @@ class Projector(nn.Module):
         if kind != "linear":
             layers += [nn.GELU(), nn.Linear(n_out, n_out)]
         self.net = nn.Sequential(*layers)
-        self.norm = nn.Identity()
         init_weights(self)
+        self.norm = nn.Identity()
         if kind != "llava":
             self.norm = nn.LayerNorm(n_out)
+            # image tokens start as large as words, which the GPT can read already
             nn.init.constant_(self.norm.weight, WORD_SCALE)
 
     def forward(self, feats: Tensor) -> Tensor:
         """(B, N, Cv) -> (B, N, C)."""
-        return self.norm(self.net(feats))
+        return self.norm(self.net(feats))                            # (B, N, C)

@@ -1,15 +1,16 @@
-"""Reinforcement learning on answers: rewards per token, advantages, and how hard the KL pulls.
+"""Reinforcement learning on answers: rewards per token, advantages, the KL coefficient.
 
-    rewards = - kl_coef * KL estimate at every token of the answer, + the score at its last one
+    rewards = - kl_coef * KL estimate at every token of the answer, + score at the last one
     advs, returns = gae(rewards, values, mask, gamma, lam)
     advs = whiten(advs, mask)
 
-All of it is (B, T); a mask is True at the tokens of the answer, which stand together in a row, with
-the prompt before and pads behind. Position t holds what belongs to the choice of token t + 1, as
-targets do: its log-probability, its reward, and the value of what was known before it.
+All tensors are (B, T). A mask is True at the tokens of the answer, which stand in one
+piece, with the prompt before them and pads behind. Position t belongs to the choice of
+token t + 1, as in targets: its log-probability, its reward, and the value of what stood
+before it.
 
-Source: Ziegler et al. 2019, arXiv:1909.08593, section 2; Ouyang et al. 2022, arXiv:2203.02155.
-Used by: train_ppo.py.
+Source: Ziegler et al. 2019, arXiv:1909.08593, section 2; Ouyang et al. 2022,
+arXiv:2203.02155.
 """
 
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from minivlm.losses import masked_mean
 
+KL_HORIZON = 10_000  # answers; as in Ziegler et al. 2019 (openai/lm-human-preferences)
+
 # --- rewards and advantages ---
 
 
 def last_true(mask: Tensor) -> Tensor:
-    """The position of each row's last True: (B, T) bool -> (B,).
+    """Return the position of each row's last True: (B, T) bool -> (B,).
 
     Raises:
         ValueError: if a row has none.
@@ -31,45 +34,50 @@ def last_true(mask: Tensor) -> Tensor:
     >>> last_true(torch.tensor([[False, True, True, False]]))
     tensor([2])
     """
-    if not bool(mask.any(1).all()):
+    if not mask.any(1).all():
         raise ValueError("a row has no token of an answer")
+    # argmax gives the first of equal maxima: read from the right, this is the last True
     return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
 
 
 def shape_score(
     score: Tensor, ended: Tensor, length: Tensor, end_penalty: float, length_penalty: float
 ) -> Tensor:
-    """What an answer is worth as a whole: its score, less for not ending, less for being long.
+    """Subtract from an answer's score what it costs not to end, and what its length costs.
 
         score - end_penalty [not ended] - length_penalty * length
 
     Args:
-        score: (B,) by a reward model; ended: (B,) bool; length: (B,) tokens.
+        score: (B,) by a reward model.
+        ended: (B,) bool, True if the answer has its end token.
+        length: (B,) tokens.
+        end_penalty, length_penalty: >= 0; more makes answers end, and be short.
 
     Returns:
         (B,).
 
-    Source: the end: Ziegler et al. 2019, arXiv:1909.08593, section 3.1.1; the length: LLaVA-RLHF's
-    ppo_trainer.py.
+    Source: the end: Ziegler et al. 2019, arXiv:1909.08593, section 3.1.1; the length:
+    LLaVA-RLHF's ppo_trainer.py.
 
-    >>> shape_score(torch.tensor([1.0, 1.0]), torch.tensor([True, False]), torch.tensor([5, 5]),
-    ...             2.0, 0.1)
+    >>> score, ended = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
+    >>> shape_score(score, ended, torch.tensor([5, 5]), 2.0, 0.1)
     tensor([ 0.5000, -1.5000])
     """
-    return score - end_penalty * ~ended - length_penalty * length
+    return score - torch.where(ended, 0.0, end_penalty) - length_penalty * length
 
 
 def kl_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """A reward for every token: the price of leaving the reference, and the score at the end.
+    """Reward every token with minus its KL estimate, and the last one with the score too.
 
-        rewards[b, t] = - kl_coef * kl[b, t] + [t is the last token of the answer] * score[b]
+        rewards[b, t] = - kl_coef * kl[b, t] + [t is the last of the answer] * score[b]
 
-    The last token is a real one, the end token if the answer has one; never a pad behind it.
+    The last token is the end token, if the answer has one; it is never a pad.
 
     Args:
         score: (B,) of the whole answers, by a reward model.
         kl: (B, T) estimates, see `losses.kl_estimate`.
         mask: (B, T) bool.
+        kl_coef: >= 0; larger keeps the policy closer to the reference.
 
     Returns:
         (B, T), 0 outside of the answers.
@@ -77,7 +85,7 @@ def kl_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tenso
     Raises:
         ValueError: if a row has no answer.
     """
-    rewards = (-kl_coef * kl).masked_fill(~mask, 0.0)
+    rewards = (-kl_coef * kl).masked_fill(~mask, 0.0)                # (B, T)
     rows = torch.arange(len(score), device=score.device)
     rewards[rows, last_true(mask)] += score
     return rewards
@@ -86,13 +94,14 @@ def kl_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tenso
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation, and the returns that the values shall learn.
+    """Generalized advantage estimation, and the returns that the values shall predict.
 
-        delta_t = rewards_t + gamma * values_{t+1} - values_t      no value after the last token
+        delta_t = rewards_t + gamma * values_{t+1} - values_t
         advs_t = delta_t + gamma * lam * advs_{t+1}
         returns = advs + values
 
-    lam 1 gives returns without bootstrapping, lam 0 one step's error.
+    The value after the last token of an answer is 0. With lam 1 the returns are the
+    discounted rewards alone; with lam 0 an advantage is the error of one step.
 
     Args:
         rewards, values: (B, T), read where the mask is True.
@@ -103,28 +112,32 @@ def gae(
 
     Source: Schulman et al. 2015, arXiv:1506.02438, eqs. 11, 12 and 16.
     """
-    values = values.masked_fill(~mask, 0.0)                          # none after the last token
-    advs, following = torch.zeros_like(values), torch.zeros_like(values[:, 0])
+    values = values.masked_fill(~mask, 0.0)  # else a pad's value would be bootstrapped
+    advs = torch.zeros_like(values)
+    next_value = torch.zeros_like(values[:, 0])                      # (B,)
+    next_adv = next_value
     T = values.shape[1]
     for t in reversed(range(T)):
-        next_value = values[:, t + 1] if t + 1 < T else torch.zeros_like(following)
         delta = rewards[:, t] + gamma * next_value - values[:, t]    # (B,)
-        following = (delta + gamma * lam * following).masked_fill(~mask[:, t], 0.0)
-        advs[:, t] = following
+        next_adv = (delta + gamma * lam * next_adv).masked_fill(~mask[:, t], 0.0)
+        next_value = values[:, t]
+        advs[:, t] = next_adv
     return advs, advs + values
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Bring x to variance 1, and to mean 0 unless shift_mean is False, over what counts.
+    """Scale x to variance 1 over the positions where the mask is True.
 
     Args:
-        x: (B, T); mask: (B, T) bool.
+        x: (B, T).
+        mask: (B, T) bool.
+        shift_mean: also shift x to mean 0; if False, its mean stays.
 
     Returns:
-        (B, T), 0 where nothing counts.
+        (B, T), 0 where the mask is False.
 
     Raises:
-        ValueError: if fewer than two positions count: they have no variance.
+        ValueError: if the mask is True at fewer than two positions, which have no variance.
 
     Source: the variance is the unbiased one, as in huggingface/trl 0.11, masked_whiten.
     """
@@ -133,24 +146,30 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
         raise ValueError(f"{int(n)} positions have no variance")
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask) * n / (n - 1)
-    out = (x - mean) * (variance + 1e-8).rsqrt() + (0 if shift_mean else mean)
-    return out.masked_fill(~mask, 0.0)
+    whitened = (x - mean) * (variance + 1e-8).rsqrt()  # 1e-8: no NaN if x is constant
+    if not shift_mean:
+        whitened = whitened + mean
+    return whitened.masked_fill(~mask, 0.0)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """Share of the returns' variance that the values foresaw: 1 all, 0 none, below 0 worse.
+    """Return the share of the returns' variance that the values predict: 1 all, 0 none.
 
         1 - Var(returns - values) / Var(returns)          0 where the returns do not vary
+
+    Below 0 the values are worse than a constant.
 
     Args:
         values, returns, mask: (B, T).
     """
-    spread = returns[mask].var()
-    return float(1 - (returns - values)[mask].var() / spread) if spread > 0 else 0.0
+    total = returns[mask].var()
+    if not total > 0:  # also NaN, the variance of a single token
+        return 0.0
+    return float(1 - (returns - values)[mask].var() / total)
 
 
 def minibatches(n: int, parts: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """The rows of each minibatch: n rows in `parts`, `epochs` times, each time in another order."""
+    """Yield the rows of each minibatch: n rows in `parts`, shuffled anew in each epoch."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         yield from torch.randperm(n, generator=generator).tensor_split(parts)
@@ -158,29 +177,26 @@ def minibatches(n: int, parts: int, epochs: int, seed: int) -> Iterator[Tensor]:
 
 # --- the KL coefficient ---
 
-KL_HORIZON = 10_000  # answers; as in Ziegler et al. 2019 (openai/lm-human-preferences)
 
-
-def adapted_kl_coef(
-    kl_coef: float, kl: float, target: float, n: int, horizon: int = KL_HORIZON
-) -> float:
-    """A KL coefficient that grows while an answer's KL is above its target, and shrinks below.
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, n: int) -> float:
+    """Raise the KL coefficient if an answer's KL is above its target, lower it if below.
 
         error = clip(kl / target - 1, -0.2, 0.2)
-        kl_coef = kl_coef * (1 + error * min(1, n / horizon))
+        kl_coef = kl_coef * (1 + error * min(1, n / KL_HORIZON))
 
     Args:
-        kl: mean of n answers, in nats an answer.
+        kl: nats an answer, the mean of n answers.
         target: nats an answer; 0 leaves the coefficient as it is.
-        n: answers.
-        horizon: answers until the coefficient has fully reacted.
+        n: number of answers; after KL_HORIZON of them the coefficient has fully reacted.
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 4 and below.
 
-    >>> round(adapted_kl_coef(0.1, kl=9.0, target=6.0, n=10_000), 3), adapted_kl_coef(0.1, 9, 0, 1)
-    (0.12, 0.1)
+    >>> round(adapted_kl_coef(0.1, kl=9.0, target=6.0, n=10_000), 3)
+    0.12
+    >>> adapted_kl_coef(0.1, kl=9.0, target=0, n=1)
+    0.1
     """
     if target == 0:
         return kl_coef
     error = min(0.2, max(-0.2, kl / target - 1))
-    return kl_coef * (1 + error * min(1.0, n / horizon))
+    return kl_coef * (1 + error * min(1.0, n / KL_HORIZON))

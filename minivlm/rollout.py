@@ -1,13 +1,12 @@
-"""Rollouts: a policy's answers to a batch of questions, and what other models make of them.
+"""Rollouts: a policy's answers to a batch of questions, and what other models say of them.
 
-    rollout = roll_out(policy, ref, reward_model, value_model, prompts.batch(questions, seed), ...)
+    batch = prompts.batch(questions, seed)
+    rollout = roll_out(policy, ref, reward_model, value_model, batch, ...)
 
-A policy with LoRA adapters is its own reference, once they are off.
-
-Used by: train_ppo.py, train_dpo.py, pairs.py.
+A policy with LoRA adapters is its own reference, when they are switched off.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,26 +24,27 @@ from minivlm.vlm import VLM
 
 # --- reading ---
 
-N_PARTS = 4  # that a rollout is read in, rows of like length together
+N_PARTS = 4  # a rollout is read in so many parts, of rows of similar length: fewer pads
 
 
 def share_vit(vlms: Sequence[VLM]) -> None:
-    """Let VLMs whose ViTs are equal use the very same one: one copy in memory, one look."""
+    """Let VLMs whose ViTs are equal share one: it is held and run once for all of them."""
     for i, vlm in enumerate(vlms):
-        theirs = vlm.vit.state_dict()
+        weights = vlm.vit.state_dict()
         for other in vlms[:i]:
-            ours = other.vit.state_dict()
-            same = other.vit.config == vlm.vit.config
-            if same and all(torch.equal(ours[k], theirs[k]) for k in ours):
+            if other.vit.config != vlm.vit.config:
+                continue
+            if all(torch.equal(w, weights[k]) for k, w in other.vit.state_dict().items()):
                 vlm.vit = other.vit
                 break
 
 
 def by_length(rows: Tensor, lengths: Tensor, n: int) -> list[Tensor]:
-    """Deal rows (b,) out in n parts, the shortest first: each is read without the others' pads.
+    """Divide rows into n parts of similar length, the shortest first: few pads in each.
 
     Args:
-        lengths: (B,) tokens of all rows, of which these are some.
+        rows: (b,) numbers of rows.
+        lengths: (B,) tokens of all rows.
 
     >>> by_length(torch.tensor([0, 2, 3]), torch.tensor([9, 5, 4, 6]), 2)
     [tensor([2, 3]), tensor([0])]
@@ -53,62 +53,49 @@ def by_length(rows: Tensor, lengths: Tensor, n: int) -> list[Tensor]:
     return [part for part in ordered.tensor_split(n) if len(part)]
 
 
-def in_parts(
-    lengths: Tensor, read: Callable[[Tensor, int], Sequence[Tensor]]
-) -> list[Tensor]:
-    """What a model makes of B rows, read in N_PARTS parts of like length.
-
-    Args:
-        lengths: (B,) of the rows.
-        read: rows (b,) and the longest one's length T -> tensors (b,) or (b, T).
+def in_parts(lengths: Tensor) -> list[tuple[Tensor, int]]:
+    """Divide B rows of these lengths, (B,), into N_PARTS parts of similar length.
 
     Returns:
-        the same of all rows, (B,) or (B, T), 0 where a row was not read to.
+        for each part its rows (b,), and the length of the longest of them.
     """
-    B, longest, out = len(lengths), int(lengths.max()), []
-    for rows in by_length(torch.arange(B, device=lengths.device), lengths, N_PARTS):
-        T = int(lengths[rows].max())
-        made = read(rows, T)
-        out = out or [x.new_zeros((B, longest)[: x.dim()]) for x in made]
-        for whole, x in zip(out, made):
-            if x.dim() == 1:
-                whole[rows] = x
-            else:
-                whole[rows, :T] = x
-    return out
+    parts = by_length(torch.arange(len(lengths), device=lengths.device), lengths, N_PARTS)
+    return [(rows, int(lengths[rows].max())) for rows in parts]
 
 
 def logprobs(
     model: nn.Module, image_id: int, idx: Tensor, targets: Tensor, img_emb: Tensor | None,
     temperature: float, with_entropy: bool = False, segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each token of the answers, and the entropy of what it was drawn from.
+    """Log-probability of each answer token, and the entropy of the distribution it is from.
 
-        p = softmax(logits / temperature), a picture's placeholder being no word
+        p = softmax(logits / temperature), the placeholder left out
 
-    This is the distribution that `generate` draws from at this temperature, so that a policy that
-    has not moved since gives the ratio 1.
+    This is the distribution that `generate` draws from at this temperature. So the
+    probability ratio of a policy to itself, before any update, is 1.
 
     Args:
-        model: a VLM, or one compiled.
-        idx, targets: (B, T), -100 outside of the answers.
+        model: a VLM, compiled or not.
+        image_id: the placeholder, which is never drawn.
+        idx, targets: (B, T); targets are -100 outside of the answers.
         img_emb: (n, N, C) of that model, or None where no row has a picture.
+        with_entropy: compute the entropy too.
         segments: (B, T) of packed rows, as GPT.hidden takes them.
 
     Returns:
         (B, T) nats, 0 outside of the answers; the same for the entropy, or None.
     """
     at = targets != IGNORE_INDEX                                     # (B, T)
-    logits = model(idx, img_emb=img_emb, at=at, segments=segments).float()       # (M, V)
-    no_word = torch.arange(logits.shape[-1], device=logits.device) == image_id
-    logits = (logits / temperature).masked_fill(no_word, -torch.inf)
-    nothing = torch.zeros(at.shape, device=logits.device)            # (B, T)
-    said = token_logprobs(logits[None], targets[at][None])[0]        # (M,)
-    logp = nothing.masked_scatter(at, said)
+    logits = model(idx, img_emb=img_emb, at=at, segments=segments).float()  # (M, V)
+    is_placeholder = torch.arange(logits.shape[-1], device=logits.device) == image_id
+    logits = (logits / temperature).masked_fill(is_placeholder, -torch.inf)
+    zeros = torch.zeros(at.shape, device=logits.device)              # (B, T)
+    token_logp = token_logprobs(logits[None], targets[at][None])[0]  # (M,)
+    logp = zeros.masked_scatter(at, token_logp)
     if not with_entropy:
         return logp, None
-    spread = torch.special.entr(logits.detach().softmax(-1)).sum(-1)
-    return logp, nothing.masked_scatter(at, spread)
+    token_entropy = torch.special.entr(logits.detach().softmax(-1)).sum(-1)
+    return logp, zeros.masked_scatter(at, token_entropy)
 
 
 # --- answers ---
@@ -118,14 +105,17 @@ def logprobs(
 class PromptBatch:
     """B questions, ready to be answered and scored.
 
-    questions: their records; images: (B, 3, S, S); prompts: ids that the policy reads; judged: ids
-    that the reward model reads before an answer (they may hold captions); seed: of the draws.
+    questions: their records.
+    images: (B, 3, S, S), one for each question.
+    prompts: ids that the policy reads.
+    reward_prompts: ids that the reward model reads before an answer; they may hold facts.
+    seed: of the draws.
     """
 
     questions: list[dict]
     images: Tensor
     prompts: list[list[int]]
-    judged: list[list[int]]
+    reward_prompts: list[list[int]]
     seed: int
 
 
@@ -133,7 +123,7 @@ class PromptBatch:
 class RolloutPart:
     """Some rows of a rollout, cut to the longest of them, as PPO's update reads them.
 
-    All (b, T), but feats and value_feats: (b, N, Cv).
+    All are (b, T), except feats and value_feats, (b, N, Cv).
     """
 
     idx: Tensor
@@ -151,10 +141,14 @@ class RolloutPart:
 class Rollout:
     """B answers that a policy drew, and all that PPO needs to know of them.
 
-    idx, targets: (B, T) dialogues as `collate` makes them; lengths: (B,) of them; logp, ref_logp,
-    entropy: (B, T), 0 outside of the answers; values: (B, T); feats, value_feats: (B, N, Cv), patch
-    features of the policy's and the value model's ViT; score: (B,); ended: (B,) bool, whether the
-    end token was written; answers: their ids, without the end token; ids: of the questions' records.
+    idx, targets: (B, T), prompts and answers as `collate` makes them.
+    lengths: (B,) tokens of each row of idx.
+    logp, ref_logp: (B, T) log-probabilities by policy and reference, 0 outside of the
+    answers. entropy: (B, T) of the policy's distribution, 0 outside of the answers. values:
+    (B, T) what the value model says, or None. feats, value_feats: (B, N, Cv) patch features
+    by the ViTs of policy and value model. score: (B,) what the reward model says, or None.
+    ended: (B,) bool, whether the policy wrote the end token. answers: ids of each answer,
+    without the end token. ids: the ids of the questions' records.
     """
 
     idx: Tensor
@@ -173,15 +167,17 @@ class Rollout:
 
     @property
     def mask(self) -> Tensor:
-        """(B, T) bool, True where a token of the answer is chosen."""
+        """(B, T) bool, True where the target is a token of the answer."""
         return self.targets != IGNORE_INDEX
 
     def names(self, rows: Tensor | None = None) -> list[str]:
         """The ids of the questions' records, of all rows or of some, (b,)."""
-        return self.ids if rows is None else [self.ids[i] for i in rows.tolist()]
+        if rows is None:
+            return self.ids
+        return [self.ids[i] for i in rows.tolist()]
 
     def part(self, rows: Tensor, advs: Tensor, returns: Tensor) -> RolloutPart:
-        """The given rows (b,), with their advantages and returns, each (B, T) of all rows."""
+        """The given rows (b,); advs and returns are (B, T) of all rows."""
         T = int(self.lengths[rows].max())
         return RolloutPart(
             idx=self.idx[rows, :T],
@@ -196,27 +192,30 @@ class Rollout:
         )
 
     def worth(self, end_penalty: float, length_penalty: float) -> Tensor:
-        """(B,) the score of each answer, less its penalties; see `rl.shape_score`."""
-        return shape_score(self.score, self.ended, self.mask.sum(1), end_penalty, length_penalty)
+        """(B,) the score of each answer minus its penalties, see `rl.shape_score`."""
+        lengths = self.mask.sum(1)                                   # (B,)
+        return shape_score(self.score, self.ended, lengths, end_penalty, length_penalty)
 
 
 def describe(rollout: Rollout, true_scores: list[float]) -> dict[str, float]:
-    """Figures of a rollout: means over answers, or over their tokens.
+    """Figures of a rollout for the log: means over answers, or over the tokens of answers.
 
     Args:
-        true_scores: how good the answers are by the scene, or empty. Nothing learns from them.
+        true_scores: of the answers, or empty; nothing learns from them.
     """
     mask = rollout.mask                                              # (B, T)
     kl = rollout.logp - rollout.ref_logp                             # (B, T)
-    out = {"true_score": sum(true_scores) / len(true_scores) if true_scores else float("nan")}
+    figures = {"true_score": float("nan")}
+    if true_scores:
+        figures["true_score"] = sum(true_scores) / len(true_scores)
     if rollout.score is not None:
-        out["score"] = float(rollout.score.mean())
-    out["kl_token"] = float(masked_mean(kl, mask))
-    out["kl_answer"] = float(kl.sum(1).mean())
-    out["entropy"] = float(masked_mean(rollout.entropy, mask))
-    out["length"] = float(mask.sum(1).float().mean())
-    out["ended"] = float(rollout.ended.float().mean())
-    return out
+        figures["score"] = float(rollout.score.mean())
+    figures["kl_token"] = float(masked_mean(kl, mask))
+    figures["kl_answer"] = float(kl.sum(1).mean())
+    figures["entropy"] = float(masked_mean(rollout.entropy, mask))
+    figures["length"] = float(mask.sum(1).float().mean())
+    figures["ended"] = float(rollout.ended.float().mean())
+    return figures
 
 
 @torch.no_grad()
@@ -225,14 +224,15 @@ def roll_out(
     batch: PromptBatch, tokenizer: Tokenizer, max_new_tokens: int, temperature: float,
     use_cache: bool = True,
 ) -> Rollout:
-    """Let the policy answer, and let the other models read its answers.
+    """Let the policy answer the questions, and the other models read the answers.
 
-    The reward model reads `batch.judged`, all others read `batch.prompts`.
+    The reward model reads `batch.reward_prompts`, all others read `batch.prompts`.
 
     Args:
-        ref: the frozen reference, or the policy itself, which is then read without its adapters.
-        reward_model, value_model: or None, where scores or values are not needed.
-        temperature: of drawing, above 0; log-probabilities are those of the same distribution.
+        ref: the reference, or the policy itself, which is then read without its adapters.
+        reward_model, value_model: None where scores or values are not needed.
+        temperature: of the draw, above 0; log-probabilities are those of the same
+            distribution.
         use_cache: as `generate` takes it.
 
     Raises:
@@ -241,68 +241,92 @@ def roll_out(
     device = next(policy.parameters()).device
     end, pad = tokenizer.end, tokenizer.pad
     images = batch.images.to(device)
+
     # 1. the policy draws an answer to every question
     drawn = generate(
-        policy, images, batch.prompts, keep_stop=True, max_new_tokens=max_new_tokens, stop=end,
-        temperature=temperature, use_cache=use_cache,
+        policy, images, batch.prompts, keep_stop=True, stop=end,
+        max_new_tokens=max_new_tokens, temperature=temperature, use_cache=use_cache,
         generator=torch.Generator(device).manual_seed(batch.seed),
     )
     ended = torch.tensor([ids[-1] == end for ids in drawn], device=device)
-    names = [str(q["id"]) for q in batch.questions]
+    names = [str(question["id"]) for question in batch.questions]
     rows = [answer_row(prompt, ids) for prompt, ids in zip(batch.prompts, drawn)]
-    dialogues = collate(rows, pad, policy.gpt.config.block_size, names or None).to(device)
+    dialogues = collate(rows, pad, policy.gpt.config.block_size, names).to(device)
 
-    features: dict[tuple[int, bool], Tensor] = {}  # of each ViT, which models may share
+    features: dict[tuple[int, bool], Tensor] = {}  # each ViT runs once, if models share it
 
     def feats_of(vlm: VLM) -> Tensor:
-        """(B, N, Cv); a ViT with adapters switched on is another one."""
-        key = id(vlm.vit), any(m.on for _, m in adapters(vlm.vit))
+        """(B, N, Cv); the same ViT gives others when its adapters are on."""
+        key = id(vlm.vit), any(adapter.on for _, adapter in adapters(vlm.vit))
         if key not in features:
             features[key] = vlm.vit.features(images)
         return features[key]
 
-    def read(vlm: VLM, with_entropy: bool = False) -> list[Tensor]:
-        """Log-probabilities of the answers, and if wanted entropies, (B, T) each."""
+    # 2. policy and reference give each answer token a probability
+    idx = dialogues.idx                                              # (B, T)
+    targets = dialogues.targets                                      # (B, T)
+    parts = in_parts(dialogues.lengths)
+
+    def read(vlm: VLM, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and, if wanted, entropies of the answers, (B, T) each."""
         img_emb = vlm.projector(feats_of(vlm))                       # (B, N, C)
-
-        def read_rows(rows: Tensor, T: int) -> list[Tensor]:
-            logp, entropy = logprobs(
-                vlm, tokenizer.image, dialogues.idx[rows, :T], dialogues.targets[rows, :T],
-                img_emb[rows], temperature, with_entropy,
+        logp = torch.zeros(idx.shape, device=device)
+        entropy = torch.zeros(idx.shape, device=device)
+        for rows, T in parts:
+            logp[rows, :T], part_entropy = logprobs(
+                vlm, tokenizer.image, idx[rows, :T], targets[rows, :T], img_emb[rows],
+                temperature, with_entropy,
             )
-            return [logp, entropy] if with_entropy else [logp]
+            if with_entropy:
+                entropy[rows, :T] = part_entropy
+        return logp, entropy
 
-        return in_parts(dialogues.lengths, read_rows)
-
-    # 2. policy and reference say how likely each token of the answers is
-    logp, entropy = read(policy, with_entropy=True)                  # (B, T) each
-    feats = feats_of(policy)
+    logp, entropy = read(policy, with_entropy=True)
+    feats = feats_of(policy)                                         # (B, N, Cv)
     with adapters_off(ref):
-        [ref_logp] = read(ref)                                       # (B, T)
+        ref_logp, _ = read(ref)
 
-    # 3. the value model says at each token what is still to come
+    # 3. the value model predicts at each token the reward that is still to come
     values = value_feats = None
     if value_model is not None:
-        value_feats = feats_of(value_model.vlm)
-        value_emb = value_model.vlm.projector(value_feats)           # (B, N, C)
-        [values] = in_parts(dialogues.lengths, lambda rows, T: [
-            value_model(dialogues.idx[rows, :T], img_emb=value_emb[rows])])      # (B, T)
+        value_feats = feats_of(value_model.vlm)                      # (B, N, Cv)
+        img_emb = value_model.vlm.projector(value_feats)             # (B, N, C)
+        values = torch.zeros(idx.shape, device=device)
+        for rows, T in parts:
+            values[rows, :T] = value_model(idx[rows, :T], img_emb=img_emb[rows])
 
     # 4. the reward model scores whole answers, at their last token, which must be an input
     score = None
     if reward_model is not None:
-        rows = [append_unread(answer_row(p, ids), end) for p, ids in zip(batch.judged, drawn)]
-        whole = collate(rows, pad, reward_model.vlm.gpt.config.block_size, names or None).to(device)
-        score_emb = reward_model.vlm.projector(feats_of(reward_model.vlm))       # (B, N, C)
-        [score] = in_parts(whole.lengths, lambda rows, T: [reward_model(
-            whole.idx[rows, :T], whole.lengths[rows], img_emb=score_emb[rows])])         # (B,)
-        if not bool(score.isfinite().all()):
-            worst = tokenizer.decode(drawn[int(score.isfinite().int().argmin())])
-            raise ValueError(f"the reward model's score of {worst!r} is NaN or inf")
+        rows = []
+        for prompt, ids in zip(batch.reward_prompts, drawn):
+            rows.append(append_unread(answer_row(prompt, ids), end))
+        block_size = reward_model.vlm.gpt.config.block_size
+        judged = collate(rows, pad, block_size, names).to(device)
+        img_emb = reward_model.vlm.projector(feats_of(reward_model.vlm))  # (B, N, C)
+        score = torch.zeros(len(drawn), device=device)
+        for rows, T in in_parts(judged.lengths):
+            score[rows] = reward_model(
+                judged.idx[rows, :T], judged.lengths[rows], img_emb=img_emb[rows]
+            )
+        finite = score.isfinite()
+        if not bool(finite.all()):
+            first = tokenizer.decode(drawn[int(finite.int().argmin())])
+            raise ValueError(f"the reward model's score of {first!r} is NaN or inf")
 
     answers = [ids[:-1] if ids[-1] == end else ids for ids in drawn]
     return Rollout(
-        idx=dialogues.idx, targets=dialogues.targets, lengths=dialogues.lengths, logp=logp,
-        ref_logp=ref_logp, entropy=entropy, values=values, feats=feats, value_feats=value_feats,
-        score=score, ended=ended, answers=answers, ids=names,
+        idx=idx,
+        targets=targets,
+        lengths=dialogues.lengths,
+        logp=logp,
+        ref_logp=ref_logp,
+        entropy=entropy,
+        values=values,
+        feats=feats,
+        value_feats=value_feats,
+        score=score,
+        ended=ended,
+        answers=answers,
+        ids=names,
     )

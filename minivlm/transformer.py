@@ -3,12 +3,9 @@
     x = x + attention(norm(x))
     x = x + mlp(norm(x))
 
-Two attention patterns exist: none (every position sees every other, ViT) and causal. A causal row
-may have a prefix in which positions see each other both ways (prefix-LM), or hold several answers
-to one prompt that do not see each other. There are no padding masks: pads stand on the right, where
-a causal row cannot see them.
+Masks are made in masks.py; here one is only applied.
 
-Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; pre-norm as in GPT-2 (Radford et al. 2019).
+Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; pre-norm: GPT-2, Radford et al. 2019.
 """
 
 import math
@@ -34,43 +31,70 @@ class Attention(nn.Module):
         super().__init__()
         if n_head < 1 or n_embd % n_head:
             raise ValueError(f"n_embd {n_embd} is not a multiple of n_head {n_head}")
-        self.n_head, self.dropout = n_head, dropout
+        self.n_head = n_head
+        self.dropout = dropout
         self.qkv = nn.Linear(n_embd, 3 * n_embd)
         self.proj = nn.Linear(n_embd, n_embd)
 
     def forward(
         self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None
     ) -> Tensor:
-        """Mix positions. x: (B, T, C); mask: (B, 1, T, n_keys) bool; remember: k, v -> all k, v."""
+        """Let every position gather what it needs from those that it sees.
+
+        Args:
+            x: (B, T, C).
+            causal: no position sees a later one; with this the kernel needs no mask.
+            mask: (B, 1, T, n_keys) bool, True where the key counts; None: every key counts.
+            remember: a cache's function: takes k and v of these tokens, (B, H, T, D);
+                returns those of all tokens so far, (B, H, n_keys, D). None: n_keys is T.
+
+        Returns:
+            (B, T, C).
+        """
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)        # (B, H, T, D)
+        q = q.transpose(1, 2)                                        # (B, H, T, D)
+        k = k.transpose(1, 2)
+        v = v.transpose(1, 2)
         if remember is not None:
-            k, v = remember(k, v)                                                # (B, H, n_keys, D)
-        p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))                     # (B, T, C)
+            k, v = remember(k, v)                                    # (B, H, n_keys, D)
+        # the kernel does not know of model.eval()
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
+        )                                                            # (B, H, T, D)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))         # (B, T, C)
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP weights were trained with."""
+    """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
 
 def activation(name: str) -> nn.Module:
-    """Return a GELU by name: "gelu" (exact), "gelu_tanh" (GPT-2), "quick_gelu" (CLIP)."""
-    known = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU()}
+    """Return a GELU by name: "gelu" (exact), "gelu_tanh" (GPT-2) or "quick_gelu" (CLIP).
+
+    Raises:
+        ValueError: for another name.
+    """
+    known = {
+        "gelu": nn.GELU(),
+        "gelu_tanh": nn.GELU(approximate="tanh"),
+        "quick_gelu": QuickGELU(),
+    }
     if name not in known:
         raise ValueError(f"activation {name!r} is not one of {', '.join(known)}")
     return known[name]
 
 
 class Block(nn.Module):
-    """A pre-norm Transformer block: attention, then a four times wider MLP, both residual."""
+    """A pre-norm Transformer block: attention, then an MLP of width 4 C, both residual."""
 
-    def __init__(self, n_embd: int, n_head: int, dropout: float = 0.0, act: str = "gelu_tanh"):
+    def __init__(
+        self, n_embd: int, n_head: int, dropout: float = 0.0, act: str = "gelu_tanh"
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(n_embd)
         self.attn = Attention(n_embd, n_head, dropout)
@@ -80,30 +104,30 @@ class Block(nn.Module):
         )
         self.drop = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None
-    ) -> Tensor:
-        """(B, T, C) -> (B, T, C); the other arguments are those of Attention."""
-        x = x + self.drop(self.attn(self.norm1(x), causal, mask, remember))
+    def forward(self, x: Tensor, **options) -> Tensor:
+        """(B, T, C) -> (B, T, C); the options are those of `Attention.forward`."""
+        x = x + self.drop(self.attn(self.norm1(x), **options))
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
 @torch.no_grad()
 def init_weights(model: nn.Module) -> None:
-    """Draw GPT-2's initial weights: N(0, 0.02), biases 0, what enters the residual stream smaller.
+    """Draw GPT-2's initial weights: N(0, 0.02), and biases 0.
 
-    The two maps that write into the residual stream of each of L blocks start at
-    0.02 / sqrt(2 L), so that the stream's variance does not grow with depth.
+    Two maps of each of the L blocks write into the residual stream. They start at
+    0.02 / sqrt(2 L), so that the variance of the stream does not grow with depth.
 
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
             module.weight.normal_(0, 0.02)
-            if getattr(module, "bias", None) is not None:
+            if getattr(module, "bias", None) is not None:  # an Embedding lacks it
                 module.bias.zero_()
     for tower in model.modules():
+        # a model may hold several towers, and each has a depth L of its own
         blocks = [child for child in tower.children() if isinstance(child, Block)]
         for block in blocks:
-            block.attn.proj.weight.normal_(0, 0.02 / math.sqrt(2 * len(blocks)))
-            block.mlp[2].weight.normal_(0, 0.02 / math.sqrt(2 * len(blocks)))
+            std = 0.02 / math.sqrt(2 * len(blocks))
+            block.attn.proj.weight.normal_(0, std)
+            block.mlp[2].weight.normal_(0, std)

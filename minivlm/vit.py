@@ -2,11 +2,11 @@
 
     z = [class; patches @ W] + positions;  z = block(...block(norm(z)))
 
-The layout is that of CLIP's vision tower (patch map without bias, a norm before the blocks, the
-class token normed afterwards), so that CLIP's weights fit.
+The layout is that of CLIP's vision tower, so CLIP's weights fit: the patch map has no bias,
+a norm stands before the blocks, and the class token is normed after them.
 
-Source: Dosovitskiy et al. 2020, arXiv:2010.11929, eqs. 1-4; Radford et al. 2021, arXiv:2103.00020.
-Left out: hybrid stems, fine-tuning at another resolution. Used by: clip.py, vlm.py.
+Source: Dosovitskiy et al. 2020, arXiv:2010.11929, eqs. 1-4; Radford et al. 2021,
+arXiv:2103.00020. Left out: hybrid stems, fine-tuning at another resolution.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from minivlm.transformer import Block, init_weights
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of a ViT: S = image_size and P = patch_size in pixels, N = (S/P)^2 image tokens."""
+    """Sizes: S = image_size and P = patch_size in pixels; N = (S/P)^2 image tokens."""
 
     image_size: int = 48
     patch_size: int = 16
@@ -27,15 +27,18 @@ class ViTConfig:
     n_head: int = 4
     n_embd: int = 128
     act: str = "quick_gelu"
-    feature_layer: int = -2  # which block's output a VLM reads; LLaVA takes the last but one
+    feature_layer: int = -2  # block whose output a VLM reads; -2, the last but one: LLaVA
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+                f"image_size {self.image_size} is not a multiple of "
+                f"patch_size {self.patch_size}"
             )
         if not -self.n_layer <= self.feature_layer <= -1:
-            raise ValueError(f"feature_layer {self.feature_layer} is not in {-self.n_layer} .. -1")
+            raise ValueError(
+                f"feature_layer {self.feature_layer} is not in {-self.n_layer} .. -1"
+            )
 
     @property
     def n_tokens(self) -> int:
@@ -44,12 +47,13 @@ class ViTConfig:
 
 
 class ViT(nn.Module):
-    """A vision Transformer. `forward` gives every position, `features` what a VLM reads."""
+    """A vision Transformer; CLIP reads the whole picture, `pool`, a VLM `features`."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.config = config
-        C, P = config.n_embd, config.patch_size
+        C = config.n_embd
+        P = config.patch_size
         self.patch = nn.Conv2d(3, C, kernel_size=P, stride=P, bias=False)
         self.cls = nn.Parameter(torch.zeros(C))
         self.pos = nn.Parameter(torch.zeros(1 + config.n_tokens, C))
@@ -59,52 +63,54 @@ class ViT(nn.Module):
         )
         self.norm_post = nn.LayerNorm(C)
         init_weights(self)
-        nn.init.normal_(self.cls, std=0.02)  # as all embeddings here
+        nn.init.normal_(self.cls, std=0.02)  # as all embeddings of this project
         nn.init.normal_(self.pos, std=0.02)
+        # feature_layer -1 is after the last block, -2 after the last but one
+        self.n_before_features = config.n_layer + 1 + config.feature_layer
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches in reading order, the class token before them: (B, 3, S, S) -> (B, 1 + N, C).
+        """Embed the patches in reading order, behind the class token.
+
+        (B, 3, S, S) -> (B, 1 + N, C).
 
         Raises:
             ValueError: if the pictures are not (B, 3, S, S).
         """
         S = self.config.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, S, S):
+        if images.shape[1:] != (3, S, S):
             raise ValueError(
-                f"images are {tuple(images.shape)}, expected (B, 3, {S}, {S}); resize them first"
+                f"images are {tuple(images.shape)}, "
+                f"expected (B, 3, {S}, {S}); resize them first"
             )
         x = self.patch(images).flatten(2).transpose(1, 2)            # (B, N, C)
-        x = torch.cat([self.cls.expand(len(x), 1, -1).to(x.dtype), x], dim=1)  # (B, 1 + N, C)
+        cls = self.cls.expand(len(x), 1, -1).to(x.dtype)             # (B, 1, C)
+        x = torch.cat([cls, x], dim=1)                               # (B, 1 + N, C)
         return self.norm_pre(x + self.pos)
 
     def forward(self, images: Tensor) -> Tensor:
-        """All positions after the last block, class token first: (B, 3, S, S) -> (B, 1 + N, C)."""
+        """Return all positions after the last block: (B, 3, S, S) -> (B, 1 + N, C)."""
         return self.blocks(self.embed(images))
 
     def pool(self, images: Tensor) -> Tensor:
-        """The whole picture as one vector, the normed class token: (B, 3, S, S) -> (B, C)."""
-        return self.norm_post(self.forward(images)[:, 0])
+        """Give the whole picture as one vector, its class token: (B, 3, S, S) -> (B, C)."""
+        return self.pool_and_features(images)[0]
 
     def features(self, images: Tensor) -> Tensor:
-        """Patch features for a VLM, no class token and no last norm: (B, 3, S, S) -> (B, N, C).
+        """Give a VLM the patches, no class token, no norm: (B, 3, S, S) -> (B, N, C).
 
-        They come from `feature_layer`, by default the last block but one: the last one is shaped
-        by the class token's task and has lost local detail.
+        They are the output of block `feature_layer`, by default the last but one. The last
+        block serves the class token's task, and its patches have lost local detail.
 
         Source: Liu et al. 2023, arXiv:2304.08485, section 4.1.
         """
-        x = self.embed(images)
-        for block in self.blocks[: self.config.n_layer + 1 + self.config.feature_layer]:
-            x = block(x)
-        return x[:, 1:]                                              # (B, N, C)
+        return self._at_feature_layer(images)[:, 1:]
 
     def pool_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both `pool` and `features` in one pass: (B, 3, S, S) -> (B, C) and (B, N, C)."""
-        x = self.embed(images)
-        n = self.config.n_layer + 1 + self.config.feature_layer
-        for block in self.blocks[:n]:
-            x = block(x)
+        """Give `pool` and `features` in one pass: (B, 3, S, S) -> (B, C) and (B, N, C)."""
+        x = self._at_feature_layer(images)
         feats = x[:, 1:]                                             # (B, N, C)
-        for block in self.blocks[n:]:
-            x = block(x)
+        x = self.blocks[self.n_before_features:](x)
         return self.norm_post(x[:, 0]), feats
+
+    def _at_feature_layer(self, images: Tensor) -> Tensor:
+        return self.blocks[:self.n_before_features](self.embed(images))  # (B, 1 + N, C)

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What do stages 1 and 3a buy? Four ways to spend the same time after language pretraining, 3 seeds.
-# About 40 minutes on two CPU cores; writes results/ablation/*.json. Needs data/shapes/prepared and the
-# language models of results/make.sh (runs/seed0/lm, ...).
+# What do stages 1 and 3a contribute? Four ways to use the same time after language pretraining, with
+# 3 seeds. Takes about 40 minutes on two CPU cores and writes results/ablation/*.json. Needs
+# data/shapes/prepared and the language models of results/make.sh (runs/seed0/lm, ...).
 #
 #   full          CLIP 200 steps, projector 100, SFT 450
 #   no_3a         CLIP 200 steps,                SFT 500
-#   no_1                          projector 100, SFT 540 with the ViT, random at first, trained along
-#   neither                                      SFT 580 with the ViT, random at first, trained along
+#   no_1                          projector 100, SFT 540; a random ViT is trained in it too
+#   neither                                      SFT 580; a random ViT is trained in it too
 #
-# The step counts make the times equal: on one machine a step of CLIP takes 0.3 s, of 3a 0.12 s,
-# of SFT 0.27 s with the ViT frozen and 0.32 s with it trained; each file tells the seconds it took.
+# The numbers of steps make the times equal. On one machine a step takes 0.3 s in CLIP, 0.12 s in 3a,
+# and in SFT 0.27 s with a frozen ViT and 0.32 s with a trained one. Each file holds its seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -17,9 +17,9 @@ runs=runs/ablation
 mkdir -p results/ablation
 
 for seed in ${SEEDS:-0 1 2}; do
-    same="--seed $seed --eval_every 1000"  # unquoted below: several words
+    same="--seed $seed --eval_every 1000"  # used without quotes: it is several words
     begin=$(date +%s)
-    $python train_clip.py $same --steps 200 --out $runs/clip  # of both ways that begin with it
+    $python train_clip.py $same --steps 200 --out $runs/clip  # for both ways that begin with CLIP
     clip_seconds=$(($(date +%s) - begin))
     $python train_clip.py $same --steps 0 --out $runs/random
     for way in full no_3a no_1 neither; do

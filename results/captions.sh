@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Captioning: the three objectives at equal time (3 seeds), CapFilt, SFT from the captioner (1 seed).
-# About 50 minutes on two CPU cores; writes results/captions/*.json. Needs data/shapes/prepared and
-# the runs of results/make.sh (runs/seed0/lm, clip, caption, ...).
+# Takes about 50 minutes on two CPU cores and writes results/captions/*.json. Needs
+# data/shapes/prepared and the runs of results/make.sh (runs/seed0/lm, clip, caption, ...).
 #
 #   blip, lm, prefix_lm    300, 800 and 750 steps, about 3 minutes each
-#   filter                 600 steps of blip: the speedrun's 300 leave its precision below .9
-#   web, capfilt           CLIP and then lm on web captions, 30 % of them noise, and on what CapFilt
-#                          makes of them, 200 and 300 steps each
+#   filter                 600 steps of blip; after the speedrun's 300 its precision is below .9
+#   web, capfilt           CLIP (200 steps), then lm (300 steps): on web captions, of which 30 % are
+#                          noise, and on the captions that CapFilt makes of them
 #   sft_caption            SFT from the captioner, as long as 3a and SFT together in the speedrun
-#   sft_caption_short      the same with captioning counted in too
+#   sft_caption_short      the same, shorter by the time of captioning
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -21,12 +21,12 @@ measure() {  # run, name of the result, options
 
 for seed in ${SEEDS:-0 1 2}; do
     runs=runs/seed$seed
-    from="--clip $runs/clip --lm $runs/lm --seed $seed --eval_every 1000"  # unquoted: several words
-    measure caption blip --judge "$runs/clip" --rank
+    from="--clip $runs/clip --lm $runs/lm --seed $seed --eval_every 1000"  # used without quotes
+    measure caption blip --clip_score "$runs/clip" --rank
     for objective in lm prefix_lm; do
         [ $objective = lm ] && steps=800 || steps=750
         $python train_caption.py $from --objective $objective --steps $steps --out "$runs/caption_$objective"
-        measure caption_$objective $objective --no-ask --judge "$runs/clip"
+        measure caption_$objective $objective --no-ask --clip_score "$runs/clip"
     done
 done
 

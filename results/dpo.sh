@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Stage 4 by DPO, beside PPO (3 seeds): DPO, Silkie's way (a pool of chatbots, a judge), PPO with a
-# reward model that is told facts (LLaVA-RLHF's way), each on five axes; then, with seed 0, the judge's
-# error rate, the losses of the family, further rounds, and LoRA. Needs what results/preferences.sh
-# leaves behind; writes results/dpo/. About 60 minutes on two CPU cores.
+# Stage 4 by DPO, compared with PPO on five axes (3 seeds): DPO; DPO with a pool of chatbots and a
+# judge (Silkie); PPO with a reward model that is told facts (LLaVA-RLHF). Then, with seed 0 alone:
+# the judge's error rate, the losses of the family, further rounds, and LoRA. Needs the runs and
+# rankings of results/preferences.sh; writes results/dpo/. Takes about 60 minutes on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -28,7 +28,7 @@ for seed in ${SEEDS:-0 1 2}; do
     measure runs/seed$seed/sft sft $seed
     beside ppo $seed
     dpo dpo $seed
-    # a pool: the chatbot of this seed, of another, and this one after PPO
+    # the pool: the chatbot of this seed, that of another seed, and this one after PPO
     other=$(((seed + 1) % 3))
     rank silkie runs/seed$seed/sft,runs/seed$other/sft,runs/seed$seed/ppo $seed --rater judge-sim
     dpo silkie $seed $(on silkie $seed)

@@ -1,9 +1,10 @@
-"""Draw results/instruct/efficiency.png: what is learned from how many dialogues of which types.
+"""Draw results/instruct/efficiency.png: what the chatbot learns from how many dialogues.
 
     python results/efficiency.py
 
-Reads results/instruct/*-seed*.json; a point is the mean over the seeds, its bar reaches from the
-lowest to the highest.
+The left panel varies the number of dialogues, the right panel leaves one type of them
+out. Reads results/instruct/*-seed*.json. A point is the mean over the seeds; its bar
+reaches from the lowest seed to the highest.
 """
 
 import json
@@ -14,68 +15,84 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 HERE = Path(__file__).parent / "instruct"
-SIZES = (1000, 3000, 10000, 30000)
-TYPES = ("30000", "no_conversation", "no_detail", "no_reasoning")
-SIDES = (("", "phrasings that are taught", "#1f5fa8"),
-         ("held_out_", "phrasings never read", "#c2571a"))
-WIDTH, HEIGHT, LEFT, TOP, PANEL = 1060, 460, 60, 56, 400  # pixels; PANEL: width of one of the two
+# file -> label
+SIZES = {"1000": "1,000", "3000": "3,000", "10000": "10,000", "30000": "30,000"}
+TYPES = {"30000": "all", "no_conversation": "no convers.", "no_detail": "no detail",
+         "no_reasoning": "no reasoning"}
+PHRASINGS = (  # prefix of the files, label, color
+    ("", "trained phrasings", "#1f5fa8"),
+    ("held_out_", "unseen phrasings", "#c2571a"),
+)
+WIDTH, HEIGHT, LEFT, TOP = 1060, 460, 60, 56  # pixels
+PANEL = 400  # width of one of the two panels
 FONT = 15
 
 
 def values(name: str) -> list[float]:
-    """The figure of each seed: the mean share of answers that do what was asked and are right.
+    """Of each seed the mean share of answers that do what was asked and are right.
 
     Raises:
         SystemExit: if there is no result of that name.
     """
     paths = sorted(HERE.glob(f"{name}-seed*.json"))
     if not paths:
-        raise SystemExit(f"efficiency.py: error: no {HERE / name}-seed*.json; see instruct.sh")
+        raise SystemExit(
+            f"efficiency.py: error: {HERE / name}-seed*.json is missing; "
+            f"results/instruct.sh writes it"
+        )
     return [json.loads(path.read_text())["figures"]["followed/all"] for path in paths]
 
 
 def main() -> None:
-    """Draw both panels: number of dialogues on the left, types left out on the right."""
+    """Draw both panels."""
     sheet = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT)
     bottom = HEIGHT - 70
     right = LEFT + PANEL + 110
 
     def y(value: float) -> float:
+        """Pixels from the top; the axis goes from 0 to 1."""
         return bottom - value * (bottom - TOP)
 
-    for x0, title in ((LEFT, "number of dialogues"), (right, "30,000 dialogues, a type left out")):
-        draw.text((x0 + PANEL / 2, bottom + 44), title, "black", font, anchor="mt")
-        for tenth in range(0, 11, 2):
-            draw.line((x0, y(tenth / 10), x0 + PANEL, y(tenth / 10)), "#dddddd")
-            draw.text((x0 - 8, y(tenth / 10)), f"{tenth / 10:.1f}", "black", font, anchor="rm")
-    draw.text((LEFT, 10), "does what was asked and is right, mean over kinds", "black", font)
-    span = math.log(SIZES[-1] / SIZES[0])
-    columns = [LEFT + 30 + (PANEL - 60) * math.log(n / SIZES[0]) / span for n in SIZES]
+    titles = {LEFT: "number of dialogues", right: "30,000 dialogues, a type left out"}
+    for x, title in titles.items():
+        draw.text((x + PANEL / 2, bottom + 44), title, "black", font, anchor="mt")
+        for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+            draw.line((x, y(tick), x + PANEL, y(tick)), "#dddddd")
+            draw.text((x - 8, y(tick)), f"{tick:.1f}", "black", font, anchor="rm")
+    y_title = "does what was asked and is right, mean over kinds"
+    draw.text((LEFT, 10), y_title, "black", font)
+
+    # the x axis of the left panel is logarithmic
+    sizes = [int(name) for name in SIZES]
+    span = math.log(sizes[-1] / sizes[0])
+    columns = [LEFT + 30 + (PANEL - 60) * math.log(n / sizes[0]) / span for n in sizes]
     bars = [right + PANEL * (i + 0.5) / len(TYPES) for i in range(len(TYPES))]
-    for names, places in ((map(str, SIZES), columns), (TYPES, bars)):
-        for name, x in zip(names, places):
-            label = f"{int(name):,}" if name.isdigit() and places is columns else (
-                "all" if name.isdigit() else name.replace("_", " "))
-            draw.text((x, bottom + 8), label.replace("conversation", "convers."), "black", font,
-                      anchor="mt")
-    for side, (prefix, label, color) in enumerate(SIDES):
-        draw.rectangle((right + 190 * side, 14, right + 190 * side + 12, 26), color)
-        draw.text((right + 190 * side + 18, 10), label, "black", font)
+    for labels, places in ((SIZES, columns), (TYPES, bars)):
+        for label, x in zip(labels.values(), places):
+            draw.text((x, bottom + 8), label, "black", font, anchor="mt")
+
+    for i, (prefix, label, color) in enumerate(PHRASINGS):
+        x = right + 190 * i
+        draw.rectangle((x, 14, x + 12, 26), color)
+        draw.text((x + 18, 10), label, "black", font)
         points = []
-        for n, x in zip(SIZES, columns):
-            seen = values(f"{prefix}{n}")
-            points.append((x, y(statistics.fmean(seen))))
-            draw.line((x, y(min(seen)), x, y(max(seen))), color, 3)
+        for name, x in zip(SIZES, columns):
+            shares = values(prefix + name)
+            points.append((x, y(statistics.fmean(shares))))
+            draw.line((x, y(min(shares)), x, y(max(shares))), color, 3)
         draw.line(points, color, 2)
         for x, height in points:
             draw.ellipse((x - 5, height - 5, x + 5, height + 5), color)
-        for name, x in zip(TYPES, bars):
-            seen, at = values(prefix + name), x + (side - 1) * 30
-            mean = statistics.fmean(seen)
-            draw.rectangle((at, y(mean), at + 28, bottom), color)
-            draw.line((at + 14, y(min(seen)), at + 14, y(max(seen))), "black", 2)
-            draw.text((at + 14, y(max(seen)) - 4), f"{mean:.2f}", "black", font, anchor="mb")
+        for name, middle in zip(TYPES, bars):
+            shares = values(prefix + name)
+            mean = statistics.fmean(shares)
+            x = middle + (i - 1) * 30  # the first bar stands left of the middle
+            draw.rectangle((x, y(mean), x + 28, bottom), color)
+            top = y(max(shares))
+            draw.line((x + 14, y(min(shares)), x + 14, top), "black", 2)
+            draw.text((x + 14, top - 4), f"{mean:.2f}", "black", font, anchor="mb")
     sheet.save(HERE / "efficiency.png")
 
 

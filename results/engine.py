@@ -1,10 +1,11 @@
-"""How fast the data engine is on one core, and whether what it writes is valid and true.
+"""Measure the data engine: its speed on one core, and whether what it writes is true.
 
     python results/engine.py [data/shapes/prepared]
 
-Writes 20,000 dialogues to a temporary folder, then reads them again: each is judged by the checks
-that replies of a language model pass, and every sentence that the grammar of minivlm/evaluation/scene.py can read
-must hold of the annotated scene. Writes results/instruct/engine.json.
+Writes 20,000 dialogues to a temporary folder and reads them again. Each dialogue goes
+through the checks that a language model's reply must pass. Each sentence that
+minivlm/evaluation/scene.py can read is compared with the annotated scene. Writes
+results/instruct/engine.json.
 """
 
 import json
@@ -17,7 +18,6 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 from data import instruct
 from minivlm.engine.checks import faults
 from minivlm.engine.phrasings import KINDS, patterns, spelled
@@ -26,52 +26,77 @@ from minivlm.evaluation.scene import claims, holds, things_of
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.running.machine import provenance
 
-MANNERS = {PRIVATE, REFUSE, UNKNOWN, *(line.split(" => ")[1] for line in patterns("harmless"))}
-# steps of an answer that state no fact of the picture by themselves
-STEPS = re.compile(r"the .* is one of them|so \w+ objects are left|with one more there would be .*")
+ROOT = Path(__file__).resolve().parents[1]
+# answers that claim nothing: refusals, "not sure", replies to harmless questions
+HARMLESS = [pattern.split(" => ")[1] for pattern in patterns("harmless")]
+WITHOUT_CLAIMS = {PRIVATE, REFUSE, UNKNOWN, *HARMLESS}
+# sentences of a calculation, which the scene can neither confirm nor deny
+CALCULATION = re.compile(
+    r"the .* is one of them|so \w+ objects are left|with one more there would be .*"
+)
+
+
+def rounds_of(dialogue: dict) -> list[tuple[str, str]]:
+    """The questions of a dialogue with their answers, without the picture's mark."""
+    texts = [turn["value"] for turn in dialogue["conversations"]]
+    texts[0] = texts[0].removeprefix("<image>\n")
+    return list(zip(texts[::2], texts[1::2]))
+
+
+def write_dialogues(data: str) -> tuple[instruct.Config, list[dict], int, float]:
+    """Run the engine; return its options, dialogues, number of rejects, and seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = instruct.Config(data, out=f"{folder}/instruct.jsonl")
+        started = time.time()
+        rejected = instruct.main(cfg)["rejected"]
+        seconds = time.time() - started
+        lines = Path(cfg.out).read_text().splitlines()
+    return cfg, [json.loads(line) for line in lines], rejected, seconds
 
 
 def main(data: str = "data/shapes/prepared") -> None:
     """Measure and write."""
-    if hasattr(os, "sched_setaffinity"):
+    if hasattr(os, "sched_setaffinity"):  # one core, so that speeds can be compared
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    began, counts = time.time(), Counter()
+    began = time.time()
     records = {r["image"]: r for r in load_records(data, "train")}
     phrases = load_meta(data)["phrases"]
-    names, asked = frozenset(phrases.values()), set()
-    with tempfile.TemporaryDirectory() as folder:
-        cfg = instruct.Config(data, out=f"{folder}/instruct.jsonl")
-        started = time.time()
-        made = instruct.main(cfg)
-        seconds = time.time() - started
-        dialogues = [json.loads(line) for line in Path(cfg.out).read_text().splitlines()]
-    for d in dialogues:
-        kind, record = d["id"].split("-")[-2], records[d["image"]]
-        said = [turn["value"] for turn in d["conversations"]]
-        rounds = list(zip(said[::2], said[1::2]))
-        rounds[0] = (rounds[0][0].removeprefix("<image>\n"), rounds[0][1])
-        asked |= {q for q, _ in rounds}
-        counts["valid"] += not list(faults(kind, rounds, record, phrases, cfg.max_words))
-        things = [t for t in things_of(record) if kind != "conversation" or not t.hidden]
+    names = frozenset(phrases.values())
+    cfg, dialogues, rejected, seconds = write_dialogues(data)
+    counts: Counter[str] = Counter()
+    questions = set()
+    for dialogue in dialogues:
+        kind = dialogue["id"].split("-")[-2]  # an id ends with type and repeat
+        record = records[dialogue["image"]]
+        rounds = rounds_of(dialogue)
+        questions.update(question for question, _ in rounds)
+        found_faults = list(faults(kind, rounds, record, phrases, cfg.max_words))
+        counts["valid"] += int(not found_faults)
+        things = things_of(record)
+        if kind == "conversation":  # its teacher knows visible objects alone
+            things = [thing for thing in things if not thing.hidden]
         for _, answer in rounds:
-            read, other = claims(answer)
-            verdicts = [holds(c, things, names) for c in read]
+            found, unread = claims(answer)
+            verdicts = [holds(claim, things, names) for claim in found]
             counts["claims"] += len(verdicts)
             counts["true"] += verdicts.count(True)
-            short = len(answer.split()) == 1                         # its sentence is not written
-            counts["one_word"] += short
-            counts["manners"] += answer in MANNERS
-            if not short and answer not in MANNERS:
-                counts["unread"] += sum(not STEPS.fullmatch(s) for s in other)
+            is_one_word = len(answer.split()) == 1
+            counts["one_word"] += int(is_one_word)
+            counts["manners"] += int(answer in WITHOUT_CLAIMS)
+            # one word is no sentence that the grammar could read
+            if not is_one_word and answer not in WITHOUT_CLAIMS:
+                counts["unread"] += sum(not CALCULATION.fullmatch(s) for s in unread)
         counts["rounds"] += len(rounds)
+    n_phrasings = []
+    for kind in KINDS:
+        n_phrasings.append(len({text for p in patterns(kind) for text in spelled(p)}))
     figures = {
-        "dialogues": len(dialogues), "seconds": round(seconds, 1), "rejected": made["rejected"],
-        **counts, "questions_distinct": len(asked), "kinds": len(KINDS),
-        "phrasings_of_a_kind_at_least": min(
-            len({text for p in patterns(kind) for text in spelled(p)}) for kind in KINDS),
+        "dialogues": len(dialogues), "seconds": round(seconds, 1), "rejected": rejected,
+        **counts, "questions_distinct": len(questions), "kinds": len(KINDS),
+        "phrasings_of_a_kind_at_least": min(n_phrasings),
     }
-    report = {**provenance(cfg, began), "config": asdict(cfg) | {"data": data, "out": ""},
-              "cores": 1, "figures": figures}
+    config = asdict(cfg) | {"data": data, "out": ""}  # the temporary folder says nothing
+    report = {**provenance(cfg, began), "config": config, "cores": 1, "figures": figures}
     out = ROOT / "results" / "instruct" / "engine.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,17 +1,17 @@
-"""Draw docs/answers.png: held-out pictures, a question each, the answer that evaluate.py kept.
+"""Draw docs/answers.png: held-out pictures, a question about each, the chatbot's answer.
 
     python results/figure.py [runs/sft] [data/shapes/prepared]
 
-The pictures are the first ones of each kind of question, not chosen by hand.
+The answers are those that evaluate.py has kept. Nobody chose the pictures: they are the
+first ones of each kind of question.
 """
 
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from minivlm.loading.images import contact_sheet
+from minivlm.loading.images import Pictures, contact_sheet
+from minivlm.loading.prepared import load_meta
 
 KINDS = ("exist", "color", "count", "position", "hidden", "detail", "private", "harmless")
 
@@ -20,16 +20,18 @@ def main(
     run: str = "runs/sft", data: str = "data/shapes/prepared", out: str = "docs/answers.png"
 ) -> None:
     """Draw one panel for each kind of question."""
-    log = [json.loads(line) for line in Path(run, "eval.answers.jsonl").read_text().splitlines()]
-    pixels = np.load(Path(data, "val.npy"), mmap_mode="r")
-    shown: dict[str, dict] = {}
+    lines = Path(run, "eval.answers.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    shown: dict[str, dict] = {}  # picture -> the answer that stands below it
     for kind in KINDS:
-        entry = next(e for e in log if e["kind"] == kind and e["image"] not in shown)
-        shown[entry["image"]] = entry
-    pictures = np.stack([pixels[int(name.split("#")[1])] for name in shown])
-    texts = [[e["question"], *(f"> {line}" for line in e["answer"].splitlines())]
-             for e in shown.values()]
-    contact_sheet(pictures, texts).save(out)
+        answer = next(a for a in answers if a["kind"] == kind and a["image"] not in shown)
+        shown[answer["image"]] = answer
+    texts = []
+    for answer in shown.values():
+        quoted = [f"> {line}" for line in answer["answer"].splitlines()]
+        texts.append([answer["question"], *quoted])
+    pictures = Pictures(data, load_meta(data)["image_size"])
+    contact_sheet(pictures.pixels(list(shown)), texts).save(out)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The data engine: its speed and truth, what its dialogues teach by number, and without one of their
-# types (3 seeds). About 80 minutes on two CPU cores; writes results/instruct/*.json. Needs
-# data/shapes/prepared and the runs of results/make.sh (runs/seed0/align, ...).
+# The data engine: its speed and truth; what a chatbot learns from more or fewer dialogues, and
+# without one type of them (3 seeds). Takes about 80 minutes on two CPU cores and writes
+# results/instruct/*.json. Needs data/shapes/prepared and the runs of results/make.sh
+# (runs/seed0/align, ...).
 #
-#   1000 ... 30000       so many dialogues, the smaller number the beginning of the larger one
+#   1000 ... 30000       the number of dialogues; a smaller set is the beginning of a larger one
 #   no_conversation ...  30,000 dialogues of the two other types, in their proportions
-#   long                 30,000 dialogues, 1,000 steps in place of 500
+#   long                 30,000 dialogues, 1,000 steps instead of 500
 #
-# All but `long` make the same number of steps. Each is judged by its best checkpoint, for a thousand
-# dialogues are soon known by heart. A tenth of the questions' tokens is noise (--noise).
+# All but `long` take the same number of steps. best.pt of each is measured, because a thousand
+# dialogues are soon memorized. A tenth of the questions' tokens is noise (--noise).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Rebuild every number of the README: the speedrun with three seeds, captioning, the ablation, the
-# data engine, stage 4, NLVR, CIFAR-10. About eight hours on two CPU cores. NLVR_SOURCE and
-# CIFAR10_SOURCE name the corpora; without them those parts are left out.
+# Measure every number of the README anew: the speedrun with three seeds, captioning, the ablation, the
+# data engine, stage 4, NLVR, CIFAR-10. Takes about eight hours on two CPU cores. NLVR_SOURCE and
+# CIFAR10_SOURCE name the corpora; a part without its corpus is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p results/shapes results/nlvr

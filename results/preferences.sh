@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Stage 4 (3 seeds): rankings by a simulated human, reward model, PPO; then, with seed 0, a hotter PPO
-# with the KL penalty, without, and without but with facts; and PPO of a captioner that never was
-# taught to chat. About 65 minutes on two CPU cores; writes results/preferences/. Needs
-# data/shapes/prepared and the runs of results/make.sh (runs/seed0/sft, ..., runs/seed0/caption).
+# Stage 4 (3 seeds): rankings by a simulated human, reward model, PPO. Then, with seed 0 alone, PPO at
+# a higher learning rate: with the KL penalty, without it, and without it but with facts for the
+# reward model. Last, PPO of a captioner that was never taught to chat. Takes about 65 minutes on two
+# CPU cores and writes results/preferences/. Needs data/shapes/prepared and the runs of
+# results/make.sh (runs/seed0/sft, ..., runs/seed0/caption).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -33,13 +34,13 @@ for seed in ${SEEDS:-0 1 2}; do
     measure runs/seed$seed/sft sft-seed$seed
 done
 if [ -n "${MORE-yes}" ]; then
-    # a larger rate, so that what pulls away gets far
+    # a higher learning rate, so that a policy without the penalty gets far from the reference
     hot="--steps 60 --lr 3e-4"
     ppo hot 0 $hot
     ppo no_kl 0 $hot --kl_coef 0
     reward reward_facts 0 --facts
     ppo no_kl_facts 0 $hot --kl_coef 0 --reward runs/seed0/reward_facts
-    ppo ppo_caption 0 --init runs/seed0/caption --max_new_tokens 32 --steps 40  # it does not know how to end
+    ppo ppo_caption 0 --init runs/seed0/caption --max_new_tokens 32 --steps 40  # it does not end its answers
     $python results/rollouts.py runs/seed0/sft
     $python results/overoptimization.py
 fi

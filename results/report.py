@@ -1,11 +1,14 @@
-"""Write a report of a whole run: the table after each stage, curves, pictures with each answer.
+"""Write the report of a whole run: what each stage took and can do, curves, answers.
 
     python results/report.py [runs] [data/shapes/prepared] [report] [dpo] [seconds]
 
-Reads the run folders lm, clip, caption, align, sft, reward, ppo, dpo, as far as they are there,
-with what evaluate.py has left in them. Writes report.md, curves.png and answers.png. The pictures
-are the first ones of each kind of question, not chosen by hand. The last arguments are the last
-stage to report, and how long everything took.
+The arguments: the folder of the run folders lm, clip, caption, align, sft, reward, ppo
+and dpo, of which the later ones may be missing; the data folder; the folder to write; the
+last stage to report; how long everything took. evaluate.py must have measured the run
+folders before.
+
+Writes report.md, curves.png and answers.png. Nobody chose the pictures of answers.png:
+they are the first ones of each kind of question.
 """
 
 import json
@@ -13,31 +16,31 @@ import math
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parents[1]
-from charts import legend, panel
+from charts import FONT, Points, legend, panel
 from minivlm.loading.images import Pictures, contact_sheet
 from minivlm.loading.prepared import load_meta
 from minivlm.running.machine import environment
 from tables import DIALOGUES, MAIN, read_log
 
-NAMES = {"lm": "LM", "clip": "CLIP", "caption": "captioner", "align": "connector", "sft": "SFT",
-         "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}
-FIGURES = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/exist", "answers/count",
-           "answers/position", "pope_adversarial/f1", "refused/due")
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = {"lm": "LM", "clip": "CLIP", "caption": "captioner", "align": "connector",
+         "sft": "SFT", "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}
+COLORS = {"lm": "#1f5fa8", "clip": "#1f5fa8", "caption": "#777777", "align": "#8a4fa0",
+          "sft": "#5a9a3c", "reward": "#1f5fa8", "ppo": "#c2571a", "dpo": "#5a9a3c"}
+FIGURES = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/exist",
+           "answers/count", "answers/position", "pope_adversarial/f1", "refused/due")
 KINDS = ("exist", "color", "hidden", "detail", "unknowable", "private")
-CURVES = (  # what of which stages, against what
-    (("lm", "align", "sft"), "val_loss", "loss of held-out text, nats a token"),
-    (("clip",), "val_loss", "InfoNCE of held-out pairs, nats"),
-    (("reward",), "accuracy/all", "held-out pairs in the simulated human's order"),
-    (("ppo", "dpo"), "val_true_score", "true score, by the scene (1 .. 5)"),
-    (("ppo", "dpo"), "val_kl_answer", "KL to the chatbot, nats an answer"),
-    (("dpo",), "val_accuracy", "held-out pairs, by implicit rewards"),
+CURVES = (  # stages, column of the evaluations, column of the training rows, title
+    (("lm", "align", "sft"), "val_loss", "loss", "loss, nats a token"),
+    (("clip",), "val_loss", "loss", "InfoNCE, nats (the held-out batch is larger)"),
+    (("reward",), "accuracy/all", "", "pairs in the simulated human's order"),
+    (("ppo", "dpo"), "val_true_score", "true_score", "true score, by the scene (1 .. 5)"),
+    (("ppo", "dpo"), "val_kl_answer", "kl_answer", "KL to the reference, nats an answer"),
+    (("dpo",), "val_accuracy", "accuracy", "pairs in the right order, by implicit rewards"),
 )
-PANEL, GAP, HIGH = 330, 110, 300  # pixels
-COLOR = dict(zip(NAMES, ("#1f5fa8", "#1f5fa8", "#777777", "#8a4fa0", "#5a9a3c", "#1f5fa8",
-                         "#c2571a", "#5a9a3c")))
+PANEL, GAP, HEIGHT = 330, 110, 300  # pixels
 
 
 def table(runs: Path, stages: list[str]) -> list[str]:
@@ -46,83 +49,140 @@ def table(runs: Path, stages: list[str]) -> list[str]:
     for stage in stages:
         last = read_log(runs / stage / "metrics.csv")[-1]
         lines.append(f"| {NAMES[stage]} | {last['min']:.1f} | {last['gb']:.2f} |")
-    read = {s: json.loads((runs / s / "eval.json").read_text())["figures"] for s in stages
-            if s != "clip" and (runs / s / "eval.json").is_file()}
-    lines += ["", "| held-out pictures | " + " | ".join(NAMES[s] for s in read) + " |",
-              "|---" * (len(read) + 1) + "|"]
+    figures = {}
+    for stage in stages:
+        path = runs / stage / "eval.json"
+        if stage != "clip" and path.is_file():  # CLIP answers no questions
+            figures[stage] = json.loads(path.read_text())["figures"]
+    lines += [
+        "",
+        "| held-out pictures | " + " | ".join(NAMES[stage] for stage in figures) + " |",
+        "|---" * (len(figures) + 1) + "|",
+    ]
+    labels = MAIN | DIALOGUES
     for key in FIGURES:
-        cells = [f"{f[key]:.3f}" if key in f else "-" for f in read.values()]
-        lines.append(f"| {(MAIN | DIALOGUES)[key]} | " + " | ".join(cells) + " |")
+        cells = [f"{of_stage[key]:.3f}" if key in of_stage else "-"
+                 for of_stage in figures.values()]
+        lines.append(f"| {labels[key]} | " + " | ".join(cells) + " |")
     return lines
 
 
+def points(log: list[dict[str, float]], key: str) -> Points:
+    """(step, value) of each row of a log that has this column; a NaN is no value."""
+    has_value = [row for row in log if not math.isnan(row.get(key, math.nan))]
+    return [(row["step"], row[key]) for row in has_value]
+
+
 def curves(runs: Path, stages: list[str]) -> Image.Image:
-    """A panel for each of CURVES whose stages are there."""
+    """A panel for each of CURVES whose stages are there.
+
+    Thick lines are evaluations on held-out records, thin lines are means over training
+    steps.
+    """
     panels = []
-    for who, key, title in CURVES:
-        lines = {s: [(r["step"], r[key]) for r in read_log(runs / s / "metrics.csv")
-                     if not math.isnan(r.get(key, math.nan))] for s in who if s in stages}
-        lines = {s: line for s, line in lines.items() if len(line) > 1}
+    for shown, val_key, train_key, title in CURVES:
+        lines, thin_lines = {}, {}
+        for stage in shown:
+            if stage not in stages:
+                continue
+            log = read_log(runs / stage / "metrics.csv")
+            line = points(log, val_key)
+            if len(line) > 1:  # a stage that has just begun makes no line
+                lines[stage] = line
+                thin_lines[stage] = points(log, train_key)
         if lines:
-            panels.append((lines, title))
-    rows = -(-len(panels) // 3)
-    sheet = Image.new("RGB", (3 * (PANEL + GAP), rows * (HIGH + 130) + 10), "white")
+            panels.append((lines, thin_lines, title))
+    n_rows = math.ceil(len(panels) / 3)  # three panels in a row
+    sheet = Image.new("RGB", (3 * (PANEL + GAP), n_rows * (HEIGHT + 130) + 40), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (lines, title) in enumerate(panels):
-        left, top = 70 + i % 3 * (PANEL + GAP), 70 + i // 3 * (HIGH + 130)
-        legend(draw, left, top - 42, {NAMES[s]: COLOR[s] for s in lines}, 115)
-        panel(draw, (left, top, left + PANEL, top + HIGH), list(lines.values()), title, "step",
-              colors=[COLOR[s] for s in lines])
+    key = "dots: evaluations on held-out records; thin lines: training steps"
+    draw.text((70, sheet.height - 30), key, "black", ImageFont.load_default(FONT))
+    for i, (lines, thin_lines, title) in enumerate(panels):
+        left = 70 + i % 3 * (PANEL + GAP)
+        top = 70 + i // 3 * (HEIGHT + 130)
+        labels = {NAMES[stage]: COLORS[stage] for stage in lines}
+        legend(draw, left, top - 42, labels, 115)
+        panel(
+            draw, (left, top, left + PANEL, top + HEIGHT), list(lines.values()), title,
+            x_title="step", colors=list(labels.values()),
+            thin_lines=list(thin_lines.values()),
+        )
     return sheet
 
 
+def read_answers(path: Path) -> dict[tuple[str, str], dict]:
+    """The answers of an eval.answers.jsonl by picture and question; repeats are dropped."""
+    answers: dict[tuple[str, str], dict] = {}
+    for line in path.read_text("utf-8").splitlines():
+        answer = json.loads(line)
+        answers.setdefault((answer["image"], answer["question"]), answer)
+    return answers
+
+
 def answers(logs: dict[str, Path], data: Path) -> Image.Image:
-    """Six pictures, a question each, and what each model says: name -> eval.answers.jsonl."""
-    said: dict[str, dict] = {name: {} for name in logs}
-    for name, path in logs.items():
-        for line in path.read_text("utf-8").splitlines():
-            a = json.loads(line)
-            said[name].setdefault((a["image"], a["question"]), a)
-    first, *others = said.values()
-    common = [a for key, a in first.items() if all(key in log for log in others)]
-    shown: dict[str, dict] = {}
+    """Six pictures, a question each, and what each model answers.
+
+    Args:
+        logs: name of a model -> its eval.answers.jsonl.
+        data: the data folder.
+    """
+    by_model = {name: read_answers(path) for name, path in logs.items()}
+    # only questions that all models were asked can be compared
+    first, *others = by_model.values()
+    common = [a for key, a in first.items() if all(key in other for other in others)]
+    shown: dict[str, str] = {}  # picture -> question
     for kind in KINDS:
-        first = next((a for a in common if a["kind"] == kind and a["image"] not in shown), None)
-        if first:
-            shown[first["image"]] = first
-    texts = [[a["question"]] + [
-        f"{name}: " + log[a["image"], a["question"]]["answer"].replace("\n", " / ")
-        for name, log in said.items()] for a in shown.values()]
+        for answer in common:
+            # each picture stands once on the sheet
+            if answer["kind"] == kind and answer["image"] not in shown:
+                shown[answer["image"]] = answer["question"]
+                break
+    texts = []
+    for image, question in shown.items():
+        paragraphs = [question]
+        for name, by_question in by_model.items():
+            answer = by_question[image, question]["answer"].replace("\n", " / ")
+            paragraphs.append(f"{name}: {answer}")
+        texts.append(paragraphs)
     pictures = Pictures(data, load_meta(data)["image_size"])
-    return contact_sheet(pictures.pixels(list(shown)), texts, columns=3, side=320, n_lines=25)
+    pixels = pictures.pixels(list(shown))
+    return contact_sheet(pixels, texts, columns=3, side=320, n_lines=25)
 
 
 def main(
-    runs: str = "runs", data: str = "data/shapes/prepared", out: str = "report", until: str = "dpo",
-    seconds: str = "",
+    runs: str = "runs", data: str = "data/shapes/prepared", out: str = "report",
+    until: str = "dpo", seconds: str = "",
 ) -> None:
     """Write the report."""
-    folder, where, names = Path(runs), Path(out), list(NAMES)
+    run_folder, report = Path(runs), Path(out)
+    names = list(NAMES)
     if until not in names:
         sys.exit(f"report.py: error: no stage {until}, expected one of {', '.join(names)}")
-    stages = [s for s in names[: names.index(until) + 1] if (folder / s / "metrics.csv").is_file()]
-    if "sft" not in stages or not (folder / "sft" / "eval.answers.jsonl").is_file():
-        sys.exit(f"report.py: error: no chatbot in {folder}/sft that evaluate.py has measured")
-    where.mkdir(parents=True, exist_ok=True)
-    curves(folder, stages).save(where / "curves.png")
-    logs = {NAMES[s]: folder / s / "eval.answers.jsonl" for s in stages if s != "clip"}
-    answers({name: path for name, path in logs.items() if path.is_file()}, Path(data)).save(
-        where / "answers.png")
+    stages = [s for s in names[: names.index(until) + 1]
+              if (run_folder / s / "metrics.csv").is_file()]
+    if "sft" not in stages or not (run_folder / "sft" / "eval.answers.jsonl").is_file():
+        sys.exit(f"report.py: error: no answers in {run_folder}/sft; run evaluate.py first")
+    report.mkdir(parents=True, exist_ok=True)
+    curves(run_folder, stages).save(report / "curves.png")
+    logs = {}
+    for stage in stages:
+        path = run_folder / stage / "eval.answers.jsonl"
+        if stage != "clip" and path.is_file():  # CLIP answers no questions
+            logs[NAMES[stage]] = path
+    answers(logs, Path(data)).save(report / "answers.png")
     env = environment()
-    minutes = f"{int(seconds or 0) / 60:.1f}"
-    took = f"Data, all stages and measurements: {minutes} minutes. " if seconds else ""
-    lines = ["# What each stage can do", "",
-             f"{took}{env['cpu']}; torch {env['torch']}; commit {env['commit']}.", "",
-             *table(folder, stages), "",
-             "![six pictures, a question each, the answer of each stage](answers.png)", "",
-             "![losses and scores over steps](curves.png)", ""]
-    (where / "report.md").write_text("\n".join(lines))
-    print(f"wrote {where}/report.md")
+    took = ""
+    if seconds:
+        took = f"Data, all stages and measurements: {int(seconds) / 60:.1f} minutes. "
+    lines = [
+        "# What each stage can do", "",
+        f"{took}{env['cpu']}; torch {env['torch']}; commit {env['commit']}.", "",
+        *table(run_folder, stages), "",
+        "![six pictures, a question each, the answer of each stage](answers.png)", "",
+        "![losses and scores over steps](curves.png)", "",
+    ]
+    (report / "report.md").write_text("\n".join(lines))
+    print(f"wrote {report}/report.md")
 
 
 if __name__ == "__main__":

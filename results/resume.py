@@ -1,10 +1,11 @@
-"""Cut whole processes off and resume them: each script must end where an undisturbed run ends.
+"""Cut training processes off and resume them: they must end where a whole run ends.
 
-For every stage, on a tiny data set: one run straight through, and the same run stopped with Ctrl-C,
-terminated with SIGTERM, and killed with SIGKILL again and again, every other time as soon as a
-checkpoint is being written, else at any moment after the start. After every kill both checkpoints
-must load; at the end weights, optimizer, random generators and the log (wall times aside) must be
-equal bit for bit. Writes a JSON file with what was seen.
+For every stage, on a tiny data set, one run goes straight through. The same run is
+stopped with Ctrl-C, terminated with SIGTERM, and killed with SIGKILL again and again.
+Every other kill comes as soon as a checkpoint is being written, the others at any moment
+after the start. After every kill both checkpoints must load. At the end, weights,
+optimizer, random generators and the log (without its wall times) must equal those of the
+undisturbed run bit for bit. Writes what happened as JSON.
 
 Run: python results/resume.py   (a quarter of an hour on two CPU cores)
 """
@@ -22,9 +23,11 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-from minivlm.running import checkpoint, machine, options
+from minivlm.running import checkpoint
+from minivlm.running.machine import provenance
+from minivlm.running.options import cli
 
+ROOT = Path(__file__).resolve().parents[1]
 STEPS = 30
 SMALL = ("--threads", "1", "--seed", "3", "--steps", str(STEPS), "--eval_every", "5")
 STAGES = {
@@ -34,10 +37,11 @@ STAGES = {
     "align": "--clip {runs}/clip --lm {runs}/lm --batch_size 8",
     "sft": "--init {runs}/align --batch_size 8",
     "reward": "--init {runs}/sft --batch_size 6",
-    "ppo": "--init {runs}/sft --reward {runs}/reward --batch_size 6 --minibatches 1 --n_val 6 "
-           "--max_new_tokens 6 --kl_target 1.0",
+    "ppo": "--init {runs}/sft --reward {runs}/reward --batch_size 6 --minibatches 1 "
+           "--n_val 6 --max_new_tokens 6 --kl_target 1.0",
     "dpo": "--init {runs}/sft --batch_size 6 --n_val 6 --max_new_tokens 6",
 }
+CHECKPOINTS = ("ckpt", "best")
 NOT_COMPARED = ("ms", "gb", "min")  # ends of the names of columns with wall time and memory
 
 
@@ -45,23 +49,24 @@ NOT_COMPARED = ("ms", "gb", "min")  # ends of the names of columns with wall tim
 class Config:
     """Options of the measurement; the comments are the help texts."""
 
-    kills: int = 104  # SIGKILLs in all, shared among the scripts
+    kills: int = 104  # >= 0; SIGKILLs in all, shared among the scripts
     out: str = "results/resume.json"  # file to write
-    seed: int = 0  # moments of the kills
+    seed: int = 0  # >= 0; decides the moments of the signals
 
 
-def command(stage: str, folder: Path, runs: Path, out: Path, *more: str) -> list[str]:
-    """The command line of a stage's run."""
-    options = STAGES[stage].format(runs=runs).split()
-    return [sys.executable, str(ROOT / f"train_{stage}.py"), "--data", str(folder),
-            "--out", str(out), *SMALL, *options, *more]
+# --- processes ---
 
 
 def start(words: list[str]) -> subprocess.Popen:
-    """Start a command in the checkout, its output thrown away but for errors."""
+    """Start a command in the checkout; only its errors are kept."""
+    def take_ctrl_c() -> None:
+        # a shell lets its background jobs ignore SIGINT, and they would hand that down
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     return subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # jobs in the background
+        preexec_fn=take_ctrl_c,
+    )
 
 
 def finish(words: list[str]) -> None:
@@ -70,121 +75,179 @@ def finish(words: list[str]) -> None:
     Raises:
         RuntimeError: if it fails, with its errors.
     """
-    going = start(words)
-    errors = going.communicate()[1]
-    if going.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with {going.returncode}: {errors[-2000:]}")
+    process = start(words)
+    errors = process.communicate()[1]
+    if process.returncode:
+        command = " ".join(words)
+        raise RuntimeError(f"{command} ended with {process.returncode}: {errors[-2000:]}")
 
 
-def rows(out: Path) -> list[dict[str, str]]:
-    """A log without its columns of wall time and memory."""
-    with (out / "metrics.csv").open() as f:
-        return [{k: v for k, v in row.items() if not k.endswith(NOT_COMPARED)}
-                for row in csv.DictReader(f)]
+# --- run folders ---
+
+
+def log_of(run: Path) -> list[dict[str, str]]:
+    """The rows of a log without the columns of wall time and memory."""
+    with (run / "metrics.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    return [{k: v for k, v in row.items() if not k.endswith(NOT_COMPARED)} for row in rows]
 
 
 def equal(a: Path, b: Path) -> bool:
     """Whether two run folders hold the same bits."""
-    for name in ("ckpt.pt", "best.pt"):
-        if not checkpoint.equal(*(torch.load(f / name, weights_only=True) for f in (a, b))):
+    for name in CHECKPOINTS:
+        ours = torch.load(a / f"{name}.pt", weights_only=True)
+        theirs = torch.load(b / f"{name}.pt", weights_only=True)
+        if not checkpoint.equal(ours, theirs):
             return False
-    return rows(a) == rows(b)
+    return log_of(a) == log_of(b)
 
 
-def wait_for_step(going: subprocess.Popen, out: Path, step: int) -> bool:
-    """Wait until the run has logged a step; False if it has ended before."""
-    while going.poll() is None:
-        log = out / "metrics.csv"
+def step_of(run: Path, stage: str) -> int | None:
+    """The step of a run's ckpt.pt, None if it has none yet."""
+    if not (run / "ckpt.pt").is_file():
+        return None
+    return checkpoint.load(run / "ckpt.pt", (stage,))["step"]
+
+
+def is_writing(run: Path) -> bool:
+    """Whether a checkpoint is half written."""
+    return any((run / f"{name}.tmp").is_file() for name in CHECKPOINTS)
+
+
+def has_begun(run: Path, since: float) -> bool:
+    """Whether a process that was started at this time has taken the run folder over."""
+    env = run / "env.txt"
+    return env.is_file() and env.stat().st_mtime > since
+
+
+def n_unreadable(run: Path, stage: str) -> int:
+    """How many checkpoints of a run do not load."""
+    n = 0
+    for name in CHECKPOINTS:
+        path = run / f"{name}.pt"
+        if not path.is_file():
+            continue
+        try:
+            checkpoint.load(path, (stage,))
+        except ValueError:
+            n += 1
+    return n
+
+
+# --- signals ---
+
+
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> bool:
+    """Wait until a run has logged a step; False if it has ended before."""
+    log = run / "metrics.csv"
+    while process.poll() is None:
         if log.is_file() and any(line.startswith(f"{step},") for line in log.open()):
             return True
         time.sleep(0.005)
     return False
 
 
-def signaled(stage: str, what: signal.Signals, folder: Path, runs: Path, out: Path,
-             rng: random.Random) -> tuple[int, int]:
-    """Send one signal in the middle, resume; return the exit code and the step that was kept.
+def signaled(
+    stage: str, what: signal.Signals, words: list[str], run: Path, rng: random.Random
+) -> tuple[int, int]:
+    """Send one signal in the middle and resume: the exit code, and the step that was kept.
 
-    A run that is over before the signal reaches it is made again.
+    A run that is over before the signal reaches it is repeated.
     """
-    words = command(stage, folder, runs, out)
     while True:
-        going = start(words)
-        if wait_for_step(going, out, 5):
-            time.sleep(0.1 * rng.random())
-            going.send_signal(what)
-        going.communicate()
-        if going.returncode in (130, 143):
-            kept = checkpoint.load(out / "ckpt.pt", (stage,))["step"]
+        process = start(words)
+        if wait_for_step(process, run, 5):
+            time.sleep(0.1 * rng.random())  # some steps later, at a random moment
+            process.send_signal(what)
+        process.communicate()
+        if process.returncode in (130, 143):  # ended by SIGINT, by SIGTERM
+            kept = step_of(run, stage)
             finish([*words, "--resume"])
-            return going.returncode, kept
+            return process.returncode, kept
 
 
-def killed(stage: str, n: int, folder: Path, runs: Path, out: Path, rng: random.Random) -> dict:
-    """Kill a run n times, resuming it in between; say how many kills fell into the writing."""
-    seen = {"kills": 0, "while_writing": 0, "unreadable": 0}
-    halves = out / "ckpt.tmp", out / "best.tmp"
-    words = command(stage, folder, runs, out)
-    while seen["kills"] < n:
-        resumable = (out / "ckpt.pt").is_file()
-        if resumable and checkpoint.load(out / "ckpt.pt", (stage,))["step"] >= STEPS:
-            resumable = False  # it has come to its end between two kills: from the beginning again
-        for half in halves:
-            half.unlink(missing_ok=True)
-        going = start([*words, "--resume"] if resumable else words)
-        began, writing = time.time(), seen["kills"] % 2 == 0
-        while going.poll() is None and not (
-            any(half.is_file() for half in halves) if writing else (out / "env.txt").is_file()
-            and (out / "env.txt").stat().st_mtime > began
-        ):
+def killed(stage: str, n: int, words: list[str], run: Path, rng: random.Random) -> dict:
+    """Kill a run n times and resume it in between; count what the kills met and left."""
+    counts = {"kills": 0, "while_writing": 0, "unreadable": 0}
+    while counts["kills"] < n:
+        step = step_of(run, stage)
+        # a run that has ended between two kills begins anew
+        resume = ["--resume"] if step is not None and step < STEPS else []
+        # half a checkpoint of the kill before would be taken for a new one
+        for name in CHECKPOINTS:
+            (run / f"{name}.tmp").unlink(missing_ok=True)
+        process = start([*words, *resume])
+        began = time.time()
+        # writing takes a small share of the time, so every other kill aims at it
+        hit_writing = counts["kills"] % 2 == 0
+        while process.poll() is None:
+            is_moment = is_writing(run) if hit_writing else has_begun(run, began)
+            if is_moment:
+                break
             time.sleep(0.0002)
-        time.sleep((0.001 if writing else 0.3) * rng.random())
-        if going.poll() is None:
-            going.kill()
-            seen["kills"] += 1
-        going.communicate()
-        seen["while_writing"] += any(half.is_file() for half in halves)
-        for name in ("ckpt.pt", "best.pt"):
-            try:
-                if (out / name).is_file():
-                    checkpoint.load(out / name, (stage,))
-            except ValueError:
-                seen["unreadable"] += 1
-    at = checkpoint.load(out / "ckpt.pt", (stage,))["step"] if (out / "ckpt.pt").is_file() else 0
-    if at < STEPS:
-        finish([*words, "--resume"] if (out / "ckpt.pt").is_file() else words)
-    return seen
+        # a checkpoint is written within milliseconds
+        longest = 0.001 if hit_writing else 0.3
+        time.sleep(longest * rng.random())
+        if process.poll() is None:
+            process.kill()
+            counts["kills"] += 1
+        process.communicate()
+        counts["while_writing"] += int(is_writing(run))
+        counts["unreadable"] += n_unreadable(run, stage)
+    step = step_of(run, stage)
+    if step is None:
+        finish(words)
+    elif step < STEPS:
+        finish([*words, "--resume"])
+    return counts
+
+
+# --- all stages ---
 
 
 def main(cfg: Config) -> None:
     """Measure all stages, write the file."""
-    began, rng, table = time.time(), random.Random(cfg.seed), {}
+    began = time.time()
+    rng = random.Random(cfg.seed)
+    table = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder, runs = Path(scratch) / "data", Path(scratch) / "runs"
-        finish([sys.executable, str(ROOT / "data/shapes/prepare.py"), "--out", str(folder),
+        data = Path(scratch) / "data"
+        runs = Path(scratch) / "runs"
+
+        def command(stage: str, run: Path) -> list[str]:
+            """The command line of a stage."""
+            options = STAGES[stage].format(runs=runs).split()
+            script = [sys.executable, str(ROOT / f"train_{stage}.py")]
+            return [*script, "--data", str(data), "--out", str(run), *SMALL, *options]
+
+        finish([sys.executable, str(ROOT / "data/shapes/prepare.py"), "--out", str(data),
                 "--n_train", "200", "--n_val", "40", "--n_web", "20", "--n_text", "300",
                 "--n_zeroshot", "1", "--workers", "1"])
         for i, stage in enumerate(STAGES):
-            finish(command(stage, folder, runs, runs / stage))
-            if stage == "sft":
-                finish([sys.executable, str(ROOT / "data/preferences.py"), "--run",
-                        str(runs / "sft"), "--data", str(folder), "--n", "24", "--n_val", "6",
-                        "--k", "3", "--max_new_tokens", "6", "--tie", "0.0", "--seed", "3"])
-            line = {}
+            whole = runs / stage
+            finish(command(stage, whole))
+            if stage == "sft":  # stage 4 learns from the chatbot's own answers
+                finish([sys.executable, str(ROOT / "data/preferences.py"),
+                        "--run", str(whole), "--data", str(data), "--n", "24",
+                        "--n_val", "6", "--k", "3", "--max_new_tokens", "6", "--seed", "3"])
+            row = {}
             for name, what in (("ctrl_c", signal.SIGINT), ("sigterm", signal.SIGTERM)):
-                out = Path(scratch) / name / stage
-                code, kept = signaled(stage, what, folder, runs, out, rng)
-                line[name] = {"exit_code": code, "kept_step": kept,
-                              "equal": equal(runs / stage, out)}
-            n = cfg.kills // len(STAGES) + (i < cfg.kills % len(STAGES))
-            out = Path(scratch) / "kill" / stage
-            line["sigkill"] = killed(stage, n, folder, runs, out, rng)
-            line["sigkill"]["equal"] = equal(runs / stage, out)
-            table[stage] = line
-            print(stage, json.dumps(line), flush=True)
-    result = {"stages": table, **machine.provenance(cfg, began)}
+                run = Path(scratch) / name / stage
+                code, kept = signaled(stage, what, command(stage, run), run, rng)
+                row[name] = {"exit_code": code, "kept_step": kept,
+                             "equal": equal(whole, run)}
+            # the first stages take one kill more if the number does not divide
+            n, rest = divmod(cfg.kills, len(STAGES))
+            if i < rest:
+                n += 1
+            run = Path(scratch) / "kill" / stage
+            row["sigkill"] = killed(stage, n, command(stage, run), run, rng)
+            row["sigkill"]["equal"] = equal(whole, run)
+            table[stage] = row
+            print(stage, json.dumps(row), flush=True)
+    result = {"stages": table, **provenance(cfg, began)}
     Path(cfg.out).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    options.cli(main, Config)
+    cli(main, Config)

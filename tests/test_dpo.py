@@ -69,8 +69,8 @@ def test_what_cannot_be_is_refused():
     for bad, words in (
         ((*x[:3], x[3][:1]), "different shapes"), ((*x, 0.0), "beta is 0.0"),
         ((*x, float("nan")), "beta is nan"), ((*x, 0.1, "dpo"), "kind 'dpo'"),
-        ((*x, 0.1, "hinge", 0.1), "label_smoothing is 0.1 for kind hinge"),
-        ((*x, 0.1, "robust", 0.5), "expected 0 .. 0.5 for sigmoid and robust, else 0$"),
+        ((*x, 0.1, "hinge", 0.1), "label_smoothing is 0.1 for kind hinge, expected 0$"),
+        ((*x, 0.1, "robust", 0.5), "label_smoothing is 0.5, expected 0 <= x < 0.5$"),
     ):
         with pytest.raises(ValueError, match=words):
             dpo_loss(*(bad if len(bad) > 4 else (*bad, 0.1)))

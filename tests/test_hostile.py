@@ -35,17 +35,19 @@ import evaluate
 from data import instruct, preferences
 from data.cifar10 import prepare as cifar10
 from data.coco import prepare as coco
-from data.instruct import told
+from data.instruct import record_as_text
 from data.llava import prepare as llava
 from data.nlvr import prepare as nlvr
 from data.webdata import prepare as webdata
 from data.webdata.shards import Sample, read_shard, write_shards
+from minivlm.clip import CLIPConfig
 from minivlm.engine import teachers
 from minivlm.engine.checks import faults, parse
 from minivlm.evaluation.scene import things_of
+from minivlm.gpt import GPTConfig
 from minivlm.loading.batches import render_records
 from minivlm.loading.images import Pictures, open_image
-from minivlm.loading.models import vlm_from
+from minivlm.loading.models import check_sizes, vlm_from
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.preferences import judge, layouts, pool
 from minivlm.preferences.pairs import load_pairs
@@ -53,6 +55,7 @@ from minivlm.preferences.rankings import load_rankings
 from minivlm.running import checkpoint
 from minivlm.running.options import cli, printable
 from minivlm.tokenizer import GPT2_PATTERN, PATTERN, Tokenizer
+from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM
 
 # --- while a reader runs ---
@@ -537,7 +540,7 @@ def use_record(folder: Path) -> None:
     tokenizer.encode(record["text"])
     render_records([record], tokenizer, 4, 256)
     things_of(record)
-    told(record, boxes=True)
+    record_as_text(record, boxes=True)
     Pictures(folder, 8).get([record["image"]])
     list(faults("conversation", [("What?", "A red dog.")], record, {"dog": "dog"}, 9))
 
@@ -741,6 +744,9 @@ def load_all(path: Path) -> tuple[VLM, Tokenizer]:
     return vlm_from(state), Tokenizer.from_text(state["tokenizer"])
 
 
+NO_SUCH_MODEL = "describes no model|do not fit|expected a whole number in 1 .. "
+
+
 def test_sizes_that_no_weights_have_are_refused_before_memory_is_taken(ckpt, tmp_path):
     """Catches a width of a billion allocated, a million layers built, a torch traceback of 100
     lines: every number and word of the description in turn.
@@ -758,13 +764,13 @@ def test_sizes_that_no_weights_have_are_refused_before_memory_is_taken(ckpt, tmp
                     continue
                 if at[-1] == "image_id" and bad == 0 or (at[-1], bad) == ("feature_layer", -1):
                     continue                                         # another model, but one
-                with pytest.raises(ValueError, match="describes no model|do not fit") as caught:
+                with pytest.raises(ValueError, match=NO_SUCH_MODEL) as caught:
                     vlm_from(changed)
                 n, said = n + 1, str(caught.value)
                 assert str(ckpt) in said and len(said) < 400
                 if at[-1] in ("n_embd", "block_size", "vocab_size"):  # built, on no device
                     assert bad != 10 ** 5 or "do not fit" in said
-                    assert bad not in (-1, 0) or "is no size" in said
+                    assert bad not in (-1, 0) or "expected a whole number in 1 .. " in said
         for key in places:
             changed = copy.deepcopy(model)
             (changed if len(key) == 1 else changed[key[0]]).pop(key[-1])
@@ -773,6 +779,34 @@ def test_sizes_that_no_weights_have_are_refused_before_memory_is_taken(ckpt, tmp
             except ValueError as error:
                 assert str(ckpt) in str(error)
     assert n > 150
+
+
+@pytest.mark.parametrize("config", [ViTConfig(), GPTConfig(), CLIPConfig()])
+def test_every_size_of_a_config_is_checked(config):
+    """Catches a new size that the check does not know, and the text_ of CLIP's own."""
+    check_sizes(dataclasses.asdict(config), "a.pt")
+    sizes = [field for field in dataclasses.fields(config)
+             if field.type is int and field.name != "feature_layer"]  # that one counts from the end
+    assert len(sizes) >= 5
+    for field in sizes:
+        most = 1000 if field.name.endswith("n_layer") else 10_000_000
+        for bad in (0, -1, most + 1, 1.0, True, "8", None, [8]):
+            with pytest.raises(ValueError, match=rf"^a\.pt: {field.name} is .*1 \.\. {most:,}$"):
+                check_sizes({field.name: bad}, "a.pt")
+            with pytest.raises(ValueError, match=rf"^a\.pt: {field.name} is "):
+                check_sizes({"vit": {}, "gpt": {field.name: bad}}, "a.pt")
+        check_sizes({field.name: most}, "a.pt")
+
+
+def test_a_config_of_a_thousand_layers_of_dicts_is_no_recursion(ckpt, tmp_path):
+    """Catches a RecursionError out of a check that follows a forged config downwards."""
+    state = checkpoint.load(ckpt, ("sft",))
+    nested: dict = {}
+    for _ in range(10_000):
+        nested = {"vit": nested}
+    with pytest.raises(ValueError, match=NO_SUCH_MODEL) as caught:
+        vlm_from(state | {"configs": {"model": nested}})
+    assert str(ckpt) in str(caught.value)
 
 
 def without(d: dict, key: str) -> dict:
@@ -811,7 +845,7 @@ def test_weights_that_are_one_number_again_and_again_are_refused(ckpt, tmp_path)
     state = torch.load(ckpt, weights_only=True)
     large = {k: torch.zeros(1).expand(10 ** 5, 10 ** 5) for k in state["model"]}
     torch.save(state | {"model": large}, ckpt)
-    with refused(ckpt, tmp_path, "weights larger than itself"):
+    with refused(ckpt, tmp_path, "weights larger than the file"):
         load_all(ckpt)
 
 

@@ -15,8 +15,9 @@ from conftest import stir
 from minivlm.conversation import IMAGE_MARK, pack, render
 from minivlm.generate import beam_search, filter_logits, generate, pick
 from minivlm.gpt import GPTConfig
-from minivlm.loading.batches import batches, collate, hash_seed, shuffled
+from minivlm.loading.batches import collate, hash_seed, shuffled
 from minivlm.losses import next_token_loss
+from minivlm.running.workers import batches
 from minivlm.tokenizer import GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, train_bpe
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM, VLMConfig

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
 from minivlm.losses import ranking_loss, reward_loss
-from minivlm.rl import AdaptiveKL, FixedKL, explained_variance, gae, kl_rewards, last_true
+from minivlm.rl import adapted_kl_coef, explained_variance, gae, kl_rewards, last_true
 from minivlm.rl import minibatches, shape_score, whiten
 
 
@@ -245,22 +245,18 @@ def test_every_epoch_deals_out_all_rows_in_an_order_of_its_own():
     assert deal(5) == parts != deal(6) and torch.equal(torch.get_rng_state(), state)
 
 
-# --- controllers ---
+# --- the KL coefficient ---
 
 
 def test_the_adaptive_coefficient_follows_its_rule_for_100_updates():
     """Catches an error that is not clipped, and a target that is not the fixed point."""
-    control, want = AdaptiveKL(0.2, 6.0, 10000), 0.2
+    kl_coef, want = 0.2, 0.2
     for i in range(100):
         kl = 3 + 0.1 * i
         want *= 1 + max(-0.2, min(0.2, kl / 6 - 1)) * 64 / 10000
-        control.update(kl, 64)
-        assert control.kl_coef == pytest.approx(want, rel=1e-12)
-    before = control.kl_coef
-    control.update(6.0, 64)
-    assert control.kl_coef == before
-    control.update(60.0, 30000)  # three horizons at once: at most the whole step, 0.2
-    assert control.kl_coef == pytest.approx(1.2 * before)
-    fixed = FixedKL(0.1)
-    fixed.update(100.0, 64)
-    assert fixed.kl_coef == 0.1
+        kl_coef = adapted_kl_coef(kl_coef, kl, 6.0, 64)
+        assert kl_coef == pytest.approx(want, rel=1e-12)
+    assert adapted_kl_coef(kl_coef, 6.0, 6.0, 64) == kl_coef
+    # three horizons at once: at most the whole step, 0.2
+    assert adapted_kl_coef(kl_coef, 60.0, 6.0, 30000) == pytest.approx(1.2 * kl_coef)
+    assert adapted_kl_coef(0.1, 100.0, 0.0, 64) == 0.1  # no target: fixed

@@ -127,7 +127,7 @@ def test_the_cache_changes_nothing(models, tokenizer):
 def test_a_score_that_is_no_number_stops_the_rollout(models, tokenizer):
     """Catches a NaN that poisons every weight at the next update."""
     models[2].head.bias.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="the reward model's score of .* is no finite number"):
+    with pytest.raises(ValueError, match="the reward model's score of .* is NaN or inf"):
         roll(models, tokenizer)
 
 
@@ -170,10 +170,10 @@ def test_facts_are_for_the_judge_alone_and_in_random_order(tmp_path, vlm, tokeni
     plain = prompt_of("A", tokenizer, vlm.config.vit.n_tokens)
     assert batch.prompts == [plain] * 40 and batch.images.shape == (40, 3, 16, 16)
     orders = {"\n".join([*order, "A"]) for order in permutations(captions)}
-    assert {tokenizer.decode(ids[5:-1]) for ids in batch.judged} == orders
-    assert batch.judged == prompts.batch(batch.questions, seed=3).judged
+    assert {tokenizer.decode(ids[5:-1]) for ids in batch.reward_prompts} == orders
+    assert batch.reward_prompts == prompts.batch(batch.questions, seed=3).reward_prompts
     bare = Prompts(tmp_path, "train", vlm, tokenizer, facts=False)
-    assert bare.batch(asked, seed=3).judged == [plain] * 40
+    assert bare.batch(asked, seed=3).reward_prompts == [plain] * 40
     with pytest.raises(ValueError, match="record q0: 24 tokens and an answer of 11 are more than"):
         prompts.load("prompts", 11)
     for changes, words in (({"image": "train.npy#7"}, "record q0: no picture train.npy#7 in train"),

@@ -1,21 +1,23 @@
-"""Make a data set of COCO: photographs, five captions by people each, and boxes.
+"""Make a data set of COCO: photographs, five captions by people for each, and boxes.
 
     python data/coco/prepare.py --captions annotations/captions_train2017.json \
         --instances annotations/instances_train2017.json --images train2017
     python data/coco/prepare.py --captions annotations/captions_train2014.json,annotations/\
 captions_val2014.json --images train2014,val2014 --karpathy dataset_coco.json
 
-Reads the annotation files as published, several with commas between; boxes are optional. Without a
-Karpathy split file every `val_every`-th picture, by its id, is held out; with it, train and restval
-are learned from and its val or test is held out. Pictures are packed at one size.
+Reads the annotation files as published; put commas between several. Boxes are optional.
+Without a split file of Karpathy's, every `val_every`-th picture by its id is held out. With
+it, the splits train and restval are learned from, and val or test is held out. Pictures are
+packed at one size.
 
-Writes train, val, text, tokenizer.tiktoken, meta.json and samples/*.png. With boxes, meta.json
-tells which words name a class, for CHAIR: a category's name, its plural, and the synonyms of a file
-as LisaAnne/Hallucination's data/synonyms.txt: "person, girl, boy, ...", a class a line.
-Equal arguments give equal bytes.
+Writes train, val, text, tokenizer.tiktoken, meta.json and samples/*.png. With boxes,
+meta.json also tells which words name a class, which CHAIR needs: the name of a category,
+its synonyms, and the plurals. Synonyms come from a file such as LisaAnne/Hallucination's
+data/synonyms.txt, with a class a line: "person, girl, boy, ...". Equal arguments give equal
+bytes.
 
-Source: Lin et al. 2014, arXiv:1405.0312; Chen et al. 2015, arXiv:1504.00325; split file of Karpathy
-and Fei-Fei 2015, arXiv:1412.2306.
+Source: Lin et al. 2014, arXiv:1405.0312; Chen et al. 2015, arXiv:1504.00325; split file of
+Karpathy and Fei-Fei 2015, arXiv:1412.2306.
 """
 
 import time
@@ -27,62 +29,63 @@ import numpy as np
 
 from minivlm.evaluation.english import plural
 from minivlm.loading.images import fit, open_image
-from minivlm.loading.prepared import Pack, check_vocab_size, summary, write_folder
+from minivlm.loading.prepared import Pack, sorted_counts, summary, write_folder
 from minivlm.metrics import words_of
 from minivlm.running.files import check_entries, inside, is_number, parse_json, read_text
-from minivlm.running.options import cli
+from minivlm.running.options import check, cli
 
-CATEGORY, SIDES = {"id": int, "name": str}, {"width": int, "height": int}
+# what entries of the published lists must hold
+CATEGORY = {"id": int, "name": str}
+SIDES = {"width": int, "height": int}
 
 
 @dataclass
 class Config:
-    """Where the files are, and what becomes of the pictures."""
+    """Options; the comments are the help texts."""
 
-    captions: str = "data/coco/annotations/captions_train2017.json"  # as published, or a,b
-    instances: str = ""  # boxes as published; empty = none
-    synonyms: str = ""  # other words for the classes, a class a line; empty = none
-    images: str = "data/coco/train2017"  # folder with the pictures; commas between several
+    # published files
+    captions: str = "data/coco/annotations/captions_train2017.json"  # a,b for several
+    instances: str = ""  # boxes; a,b for several; empty = none
+    synonyms: str = ""  # other words for the classes, with a class a line; empty = none
+    images: str = "data/coco/train2017"  # folder with the pictures; a,b for several
+    limit: int = 0  # >= 0; how many pictures to read at most; 0 = all
+    # held-out pictures
     karpathy: str = ""  # dataset_coco.json; empty = every val_every-th picture is held out
-    held_out: str = "val"  # with karpathy: which of its splits is held out, val or test
-    val_every: int = 20  # without karpathy: one picture in so many is held out
-    limit: int = 0  # at most so many pictures; 0 = all
-    out: str = "data/coco/prepared"  # folder to write
-    image_size: int = 64  # side of the packed pictures in pixels
-    fit: str = "pad"  # how a picture is made square: pad, crop, stretch
-    vocab_size: int = 4096  # upper limit of the vocabulary, special tokens included
-
-    def __post_init__(self):
-        check_vocab_size(self.vocab_size)
-        if self.held_out not in ("val", "test"):
-            raise ValueError(f"held_out {self.held_out!r} is not one of val, test")
-        if self.fit not in ("pad", "crop", "stretch"):
-            raise ValueError(f"fit {self.fit!r} is not one of pad, crop, stretch")
-        if self.val_every < 2 or self.image_size < 1 or self.limit < 0:
-            raise ValueError("expected val_every >= 2, image_size >= 1 and limit >= 0")
+    held_out: str = "val"  # val | test; with karpathy: which of its splits is held out
+    val_every: int = 20  # >= 2; without karpathy: one picture in so many is held out
+    # data set
+    out: str = "data/coco/prepared"  # data folder to write
+    image_size: int = 64  # >= 1; side of the packed pictures in pixels
+    fit: str = "pad"  # pad | crop | stretch; how a picture is made square
+    vocab_size: int = 4096  # >= 263; most tokens in the vocabulary, special tokens included
 
 
 # --- the published files ---
 
 
 def read_json(paths: str, **lists: dict[str, type]) -> dict[str, list]:
-    """Read annotation files, with commas between, and join the lists that they hold.
+    """Read annotation files and join the lists that they hold.
 
     Args:
+        paths: with commas between.
         lists: name of each list -> what its entries must have, with their types.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if one is no JSON object in UTF-8, or a list or something in it is missing.
+        ValueError: if one is no JSON object in UTF-8, or lacks a list or a part of an
+            entry.
     """
-    joined: dict[str, list] = {key: [] for key in lists}
+    joined = {key: [] for key in lists}
     for path in paths.split(","):
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no annotations at {path}; get them from cocodataset.org")
+            raise FileNotFoundError(
+                f"no annotations at {path}; get them from cocodataset.org"
+            )
         data = parse_json(Path(path).read_bytes(), path)
         missing = [key for key in lists if not isinstance(data, dict) or key not in data]
         if missing:
-            raise ValueError(f"{path} has no {' and no '.join(missing)}: is it the right file?")
+            names = " and no ".join(missing)
+            raise ValueError(f"{path} has no {names}: is it the right file?")
         for key, types in lists.items():
             check_entries(data[key], f"{path}, {key}", **types)
             joined[key] += data[key]
@@ -90,158 +93,211 @@ def read_json(paths: str, **lists: dict[str, type]) -> dict[str, list]:
 
 
 def captions_of(annotations: list[dict], skipped: Counter) -> dict[int, list[str]]:
-    """Captions by picture, in order of their ids, white space tidied; empty ones are counted."""
-    said = defaultdict(list)
+    """Captions by picture, in the order of their ids; empty ones are counted as skipped."""
+    captions = defaultdict(list)
     for a in sorted(annotations, key=lambda a: a["id"]):
+        # published captions hold line breaks and double spaces
         text = " ".join(a["caption"].split())
         if text.strip(" ."):
-            said[a["image_id"]].append(text)
+            captions[a["image_id"]].append(text)
         else:
             skipped["empty caption"] += 1
-    return said
+    return captions
 
 
 def square_box(box: list[float], width: int, height: int, mode: str) -> list[float]:
-    """Where a box lies once its picture is square.
+    """Where a box lies on its picture once that is made square.
 
     Args:
-        box: x, y, width, height in pixels of the published picture of `width` x `height`.
-        mode: pad, crop or stretch, as `images.fit` takes it.
+        box: x, y, width, height in pixels of the published picture.
+        width, height: of the published picture, in pixels.
+        mode: pad, crop or stretch, as in `images.fit`.
 
     Returns:
-        x1, y1, x2, y2 in 0..1; of a part cut away, nothing is left: x1 = x2 or y1 = y2.
+        x1, y1, x2, y2 in 0..1; x1 = x2 or y1 = y2 if the box lies in a part that was cut
+            off.
 
-    >>> square_box([0, 0, 100, 50], 100, 50, "pad"), square_box([0, 0, 50, 50], 100, 50, "crop")
-    ([0.0, 0.25, 1.0, 0.75], [0.0, 0.0, 0.5, 1.0])
+    >>> square_box([0, 0, 100, 50], 100, 50, "pad")
+    [0.0, 0.25, 1.0, 0.75]
+    >>> square_box([0, 0, 50, 50], 100, 50, "crop")
+    [0.0, 0.0, 0.5, 1.0]
     """
-    x, y, w, h = box
+    x, y, w, h = box                                                 # pixels
     if mode == "stretch":
         corners = (x / width, y / height, (x + w) / width, (y + h) / height)
     else:
         side = max(width, height) if mode == "pad" else min(width, height)
-        dx, dy = (side - width) / 2, (side - height) / 2             # below 0 where it is cut
-        corners = ((x + dx) / side, (y + dy) / side, (x + w + dx) / side, (y + h + dy) / side)
+        # what is added on one side, or cut off if below 0
+        dx = (side - width) / 2
+        dy = (side - height) / 2
+        corners = (
+            (x + dx) / side, (y + dy) / side, (x + w + dx) / side, (y + h + dy) / side,
+        )
+    # what is cut off lies outside of 0..1
     return [round(min(max(v, 0.0), 1.0), 4) for v in corners]
 
 
 def boxes_of(
-    cfg: Config, sizes: dict[int, tuple[int, int]], skipped: Counter
+    cfg: Config, pictures: dict[int, dict], skipped: Counter
 ) -> dict[int, list[dict]]:
-    """Objects by picture, with their boxes on the square picture; counts those left out."""
+    """Objects by picture, with their boxes on the square picture; others are counted.
+
+    Args:
+        pictures: id -> its entry, with width and height.
+    """
     if not cfg.instances:
         return {}
     boxed = {"id": int, "image_id": int, "category_id": int, "bbox": list}
     data = read_json(cfg.instances, annotations=boxed, categories=CATEGORY)
     names = {c["id"]: c["name"] for c in data["categories"]}
-    found = defaultdict(list)
+    # a picture of no size, or one that the captions lack, has no square
+    sized = {i: d for i, d in pictures.items() if min(d["width"], d["height"]) > 0}
+    objects = defaultdict(list)
     for a in sorted(data["annotations"], key=lambda a: a["id"]):
-        if a["image_id"] not in sizes or a["category_id"] not in names:
+        if a["image_id"] not in sized or a["category_id"] not in names:
             skipped["box of an unknown picture or category"] += 1
             continue
         if len(a["bbox"]) != 4 or not all(map(is_number, a["bbox"])):
             skipped["box that is not four numbers"] += 1
             continue
-        box = square_box(a["bbox"], *sizes[a["image_id"]], cfg.fit)
+        picture = sized[a["image_id"]]
+        box = square_box(a["bbox"], picture["width"], picture["height"], cfg.fit)
         if box[0] >= box[2] or box[1] >= box[3]:
             skipped["box outside of the square picture"] += 1
             continue
-        crowd = {"crowd": True} if a.get("iscrowd") else {}          # many in one box, uncounted
-        name = names[a["category_id"]]
-        found[a["image_id"]].append({"name": name, "attributes": {}, "box": box, **crowd})
-    return found
+        o = {"name": names[a["category_id"]], "attributes": {}, "box": box}
+        if a.get("iscrowd"):
+            o["crowd"] = True  # one box around many, which nobody has counted
+        objects[a["image_id"]].append(o)
+    return objects
 
 
 def phrases_of(cfg: Config) -> dict[str, str]:
-    """Which class a word or phrase names: every category, its synonyms, and the plurals of all.
+    """Word or phrase -> the class that it names: categories, synonyms, and all plurals.
 
     Raises:
-        FileNotFoundError, ValueError: if a file is missing, or a line of synonyms begins with no
-            category.
+        FileNotFoundError, ValueError: if a file is missing, or a line of synonyms does not
+            begin with a category.
     """
     if not cfg.instances:
         return {}
-    classes = [c["name"] for c in read_json(cfg.instances, categories=CATEGORY)["categories"]]
-    named = {c: c for c in classes if c.strip()}
+    categories = read_json(cfg.instances, categories=CATEGORY)["categories"]
+    classes = [c["name"] for c in categories]
+    # a blank name would be found in every text
+    class_of = {c: c for c in classes if c.strip()}
     if cfg.synonyms:
         if not Path(cfg.synonyms).is_file():
             raise FileNotFoundError(f"no synonyms at {cfg.synonyms}")
         for number, line in enumerate(read_text(cfg.synonyms).splitlines(), 1):
-            first, *others = (word.strip().lower() for word in line.split(","))
+            first, *others = [word.strip().lower() for word in line.split(",")]
             if first and first not in classes:
-                raise ValueError(f"{cfg.synonyms}:{number} begins with {first!r}, no category")
-            named |= {word: first for word in others if word and word not in named}
-    # word for word as `metrics.mentions` reads a text
-    return {words_of(p).strip(): c for word, c in named.items() for p in (plural(word), word)}
+                raise ValueError(
+                    f"{cfg.synonyms}:{number} begins with {first!r}, no category"
+                )
+            for word in others:
+                # a word of two classes belongs to the one that comes first
+                if word:
+                    class_of.setdefault(word, first)
+    phrases = {}
+    for word, name in class_of.items():
+        for phrase in (plural(word), word):
+            # the same words that `metrics.mentions` reads in a text
+            phrases[words_of(phrase).strip()] = name
+    return phrases
 
 
 def split_of(cfg: Config, ids: list[int], skipped: Counter) -> dict[int, str]:
-    """Which side each picture is on: "train", "val", or "" for neither.
+    """The side of each picture: "train", "val", or "" for neither.
 
-    Counts what a split file asks for and the captions do not hold.
+    Pictures that a split file lists and the captions lack are counted.
     """
+    sides = {}
     if not cfg.karpathy:
-        return {i: "val" if n % cfg.val_every == 0 else "train" for n, i in enumerate(sorted(ids))}
-    sides = {"train": "train", "restval": "train", cfg.held_out: "val"}
-    listed = {
-        d["cocoid"]: sides.get(d["split"], "")
-        for d in read_json(cfg.karpathy, images={"cocoid": int, "split": str})["images"]
-    }
-    lacking = {i for i, side in listed.items() if side} - set(ids)
-    skipped["in the split file, not in the captions"] += len(lacking)
-    return {i: listed.get(i, "") for i in ids}
+        # by id, so that the order in the file does not matter
+        for n, i in enumerate(sorted(ids)):
+            sides[i] = "val" if n % cfg.val_every == 0 else "train"
+        return sides
+    # Karpathy's restval is the part of COCO's val2014 that most papers train on
+    side_of = {"train": "train", "restval": "train", cfg.held_out: "val"}
+    listed = read_json(cfg.karpathy, images={"cocoid": int, "split": str})["images"]
+    for d in listed:
+        sides[d["cocoid"]] = side_of.get(d["split"], "")
+    used = {i for i, side in sides.items() if side}
+    skipped["in the split file, not in the captions"] += len(used - set(ids))
+    return {i: sides.get(i, "") for i in ids}
 
 
 # --- the data set ---
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the data set; return how many records of each kind, how many skipped, and the time.
+    """Write the data set; return the records of each split, the skipped ones, the seconds.
 
     Raises:
-        FileNotFoundError, ValueError: for files that are missing or wrong, or if a side is empty.
+        FileNotFoundError, ValueError: if a file is missing or wrong, or if a split is
+            empty.
     """
-    began, skipped = time.time(), Counter()
-    shown = {"id": int, "file_name": str} | (SIDES if cfg.instances else {})
-    written = {"id": int, "image_id": int, "caption": str}
-    data = read_json(cfg.captions, images=shown, annotations=written)
+    check(cfg)
+    began = time.time()
+    skipped = Counter()
+    # sizes are needed only to place boxes
+    picture = {"id": int, "file_name": str}
+    if cfg.instances:
+        picture |= SIDES
+    caption = {"id": int, "image_id": int, "caption": str}
+    data = read_json(cfg.captions, images=picture, annotations=caption)
     folders = [Path(folder) for folder in cfg.images.split(",")]
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder of pictures at {folder}")
     pictures = {d["id"]: d for d in data["images"]}
-    said = captions_of(data["annotations"], skipped)
+    captions = captions_of(data["annotations"], skipped)
     phrases = phrases_of(cfg)
-    sizes = {i: (d["width"], d["height"]) for i, d in pictures.items()
-             if cfg.instances and min(d["width"], d["height"]) > 0}
-    objects = boxes_of(cfg, sizes, skipped)
+    objects = boxes_of(cfg, pictures, skipped)
     sides = split_of(cfg, list(pictures), skipped)
+    ids = sorted(pictures)
+    if cfg.limit:
+        ids = ids[:cfg.limit]
 
-    files: dict[str, list[dict]] = {"train": [], "val": []}
+    files = {"train": [], "val": []}
     pixels = {side: Pack(cfg.out) for side in files}
-    for i, d in sorted(pictures.items())[: cfg.limit or None]:
+    for i in ids:
         side = sides[i]
-        if not side or not said[i]:
-            skipped["not in the split" if not side else "picture without captions"] += 1
+        if not side:
+            skipped["not in the split"] += 1
+            continue
+        if not captions[i]:
+            skipped["picture without captions"] += 1
             continue
         try:
-            paths = [inside(folder, d["file_name"]) for folder in folders]
+            # in the first folder that has it; names differ between train2014 and val2014
+            paths = [inside(folder, pictures[i]["file_name"]) for folder in folders]
             path = next((path for path in paths if path.is_file()), paths[0])
             image = fit(open_image(path), cfg.image_size, cfg.fit)
-        except (FileNotFoundError, ValueError) as error:
-            reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-            skipped[f"{reason} picture"] += 1
+        except FileNotFoundError:
+            skipped["missing picture"] += 1
             continue
-        record = {"id": f"coco-{i}", "image": f"{side}.npy#{len(files[side])}", "captions": said[i]}
-        files[side].append(record | ({"objects": objects.get(i, [])} if cfg.instances else {}))
-        pixels[side].append(np.asarray(image))
-    for side, records in files.items():
-        if not records:
-            raise ValueError(f"no usable picture for {side}; skipped {dict(+skipped)}")
+        except ValueError:
+            skipped["unreadable picture"] += 1
+            continue
+        record = {
+            "id": f"coco-{i}", "image": f"{side}.npy#{len(files[side])}",
+            "captions": captions[i],
+        }
+        # an empty list says that nothing is there, no list that nobody looked
+        if cfg.instances:
+            record["objects"] = objects.get(i, [])
+        files[side].append(record)
+        pixels[side].append(np.asarray(image))                       # (S, S, 3)
 
-    texts = [caption for record in files["train"] for caption in record["captions"]]
-    refused = dict(sorted((+skipped).items()))
+    # held-out captions must not decide which tokens there are
+    texts = []
+    for record in files["train"]:
+        texts += record["captions"]
+    refused = sorted_counts(skipped)
     meta = {"name": "coco", "image_size": cfg.image_size, "skipped": refused}
-    meta |= {"phrases": phrases} if phrases else {}
+    if phrases:
+        meta["phrases"] = phrases
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
     return summary(cfg.out, files, refused, began)
 

@@ -3,16 +3,19 @@
     python data/llava/prepare.py --source llava_instruct_150k.json --images coco/train2017
     python data/llava/prepare.py --source llava_v1_5_mix665k.json --images playground/data
 
-Reads the JSON as published: a list of {"id", "image", "conversations"}; text-only records have no
-image, pictures of the 665K mix lie in folders of their own (coco/train2017/..., gqa/images/...),
-the id may be a number, missing, or given twice. What cannot be used is counted by reason. A picture
-is packed once, however many dialogues are about it, and is either learned from or held out.
+Reads the JSON as published: a list of {"id", "image", "conversations"}. Records of text
+only have no image. Pictures of the 665K mix lie in several folders (coco/train2017/...,
+gqa/images/...). An id may be a number, be missing, or occur twice. Records that cannot be
+used are counted by reason.
 
-Writes train, val, text, tokenizer.tiktoken, meta.json, samples/*.png, and llava.json: the records
-that were used, as they were read.
+A picture is packed once, however many dialogues are about it, and all of them are on the
+same side: learned from or held out.
 
-Source: Liu et al. 2023, arXiv:2304.08485; docs/Finetune_Custom_Data.md and preprocess_multimodal
-(which puts <image> first) of haotian-liu/LLaVA.
+Writes train, val, text, tokenizer.tiktoken, meta.json, samples/*.png, and llava.json: the
+records that were used, as they were read.
+
+Source: Liu et al. 2023, arXiv:2304.08485; docs/Finetune_Custom_Data.md and
+preprocess_multimodal (which puts <image> first) of haotian-liu/LLaVA.
 """
 
 import json
@@ -25,34 +28,33 @@ import numpy as np
 
 from minivlm.conversation import IMAGE_MARK, count_images, render
 from minivlm.loading.images import fit, open_image
-from minivlm.loading.prepared import Pack, check_vocab_size, summary, write_folder
+from minivlm.loading.prepared import Pack, sorted_counts, summary, write_folder
 from minivlm.running.files import inside, parse_json
-from minivlm.running.options import cli
+from minivlm.running.options import check, cli
 from minivlm.tokenizer import Tokenizer
 
 
 @dataclass
 class Config:
-    """Where the dialogues and the pictures are."""
+    """Options; the comments are the help texts."""
 
-    source: str = "data/llava/llava_instruct_150k.json"  # dialogues as published
-    images: str = "data/llava/images"  # folder that the records' image paths are relative to
-    limit: int = 0  # at most so many records; 0 = all
-    val_every: int = 50  # one picture in so many is held out
-    out: str = "data/llava/prepared"  # folder to write
-    image_size: int = 64  # side of the packed pictures in pixels
-    fit: str = "pad"  # how a picture is made square: pad (LLaVA-1.5), crop, stretch
-    vocab_size: int = 4096  # upper limit of the vocabulary, special tokens included
-
-    def __post_init__(self):
-        check_vocab_size(self.vocab_size)
-        if self.fit not in ("pad", "crop", "stretch"):
-            raise ValueError(f"fit {self.fit!r} is not one of pad, crop, stretch")
-        if self.val_every < 2 or self.image_size < 1 or self.limit < 0:
-            raise ValueError("expected val_every >= 2, image_size >= 1 and limit >= 0")
+    # published files
+    source: str = "data/llava/llava_instruct_150k.json"  # dialogues
+    images: str = "data/llava/images"  # folder that the image paths of the records begin in
+    limit: int = 0  # >= 0; how many records to read at most; 0 = all
+    val_every: int = 50  # >= 2; one picture in so many is held out
+    # data set
+    out: str = "data/llava/prepared"  # data folder to write
+    image_size: int = 64  # >= 1; side of the packed pictures in pixels
+    fit: str = "pad"  # pad | crop | stretch; how a picture is made square; LLaVA-1.5 pads
+    vocab_size: int = 4096  # >= 263; most tokens in the vocabulary, special tokens included
 
 
-BYTES = Tokenizer({bytes([i]): i for i in range(256)})  # only to see whether a dialogue can be read
+# to see whether a dialogue can be rendered, before the data set has a tokenizer of its own
+BYTES = Tokenizer({bytes([i]): i for i in range(256)})
+
+
+# --- one record ---
 
 
 def read_dialogues(path: str) -> list:
@@ -63,7 +65,9 @@ def read_dialogues(path: str) -> list:
         ValueError: if it is no JSON list in UTF-8.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no dialogues at {path}; they are published as one .json file")
+        raise FileNotFoundError(
+            f"no dialogues at {path}; they are published as one .json file"
+        )
     data = parse_json(Path(path).read_bytes(), path)
     if not isinstance(data, list):
         raise ValueError(f"{path} is no list of records")
@@ -71,97 +75,132 @@ def read_dialogues(path: str) -> list:
 
 
 def turns_of(record: dict) -> list[dict]:
-    """A record's turns, with <image> at the start of the first one as LLaVA's trainer puts it.
+    """The turns of a record, with <image> moved to the start, as LLaVA's trainer does.
 
     Raises:
         ValueError: with the reason for which the record cannot be used.
     """
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise ValueError("no conversation")
-    turns = record["conversations"]
-    if not all(isinstance(t, dict) and isinstance(t.get("value"), str) for t in turns):
-        raise ValueError("turn that is not {from, value}")
+    # copies: the originals go to llava.json as they were read
+    turns = []
+    for turn in record["conversations"]:
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise ValueError("turn that is not {from, value}")
+        turns.append({"from": turn.get("from"), "value": turn["value"]})
     image = record.get("image")
     if image is not None and not isinstance(image, str):
-        raise ValueError("several pictures")
+        raise ValueError("several pictures")  # a list of names
     marks = count_images(turns)
     if marks > 1:
         raise ValueError("several <image> marks")
-    if bool(image) != bool(marks):
-        raise ValueError("picture without <image>" if image else "<image> without a picture")
-    if marks and IMAGE_MARK in "".join(t["value"] for t in turns[1:]):
-        raise ValueError("<image> in a later turn")
-    out = [{"from": t.get("from"), "value": t["value"]} for t in turns]
+    if image and not marks:
+        raise ValueError("picture without <image>")
+    if marks and not image:
+        raise ValueError("<image> without a picture")
     if marks:
-        text = out[0]["value"].replace(IMAGE_MARK, "").strip()
-        out[0]["value"] = f"{IMAGE_MARK}\n{text}"
+        text = turns[0]["value"]
+        if IMAGE_MARK not in text:
+            raise ValueError("<image> in a later turn")
+        turns[0]["value"] = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}"
+    # refuses what training would refuse: roles, their order, empty texts
     try:
-        _, answers = render(out, BYTES, 1)
+        row = render(turns, BYTES, 1)
     except ValueError as error:
-        empty = "empty" in str(error)
-        raise ValueError("empty turn" if empty else "turns out of order") from None
-    if not any(answers):
+        reason = "empty turn" if "empty" in str(error) else "turns out of order"
+        raise ValueError(reason) from None
+    if not any(row.is_answer):
         raise ValueError("no answer")
-    return out
+    return turns
+
+
+def picture_of(image: str, cfg: Config) -> np.ndarray:
+    """The picture that a record names, square: (S, S, 3) uint8.
+
+    Raises:
+        ValueError: with the reason for which it cannot be used.
+    """
+    try:
+        path = inside(cfg.images, image)
+    except ValueError:
+        raise ValueError("picture outside of the folder") from None
+    try:
+        return np.asarray(fit(open_image(path), cfg.image_size, cfg.fit))
+    except FileNotFoundError:
+        raise ValueError("missing picture") from None
+    except ValueError:
+        raise ValueError("unreadable picture") from None
+
+
+# --- the data set ---
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the data set; return how many records of each kind, how many skipped, and the time.
+    """Write the data set; return the records of each split, the skipped ones, the seconds.
 
     Raises:
-        FileNotFoundError, ValueError: for files that are missing or wrong, or if a side is empty.
+        FileNotFoundError, ValueError: if a file is missing or wrong, or if a split is
+            empty.
     """
-    began, skipped, seen = time.time(), Counter(), Counter()
+    check(cfg)
+    began = time.time()
     data = read_dialogues(cfg.source)
     if not Path(cfg.images).is_dir():
         raise FileNotFoundError(f"no folder of pictures at {cfg.images}")
-    root = Path(cfg.images)
-    files: dict[str, list[dict]] = {"train": [], "val": []}
+    # a limit on records read, not on records used
+    if cfg.limit:
+        data = data[:cfg.limit]
+    files = {"train": [], "val": []}
     pixels = {side: Pack(cfg.out) for side in files}
-    places: dict[str, str] = {}                                      # image path -> side.npy#row
-    used, ids = [], Counter()
-    for number, record in enumerate(data[: cfg.limit or None]):
+    places = {}  # image path -> its side and row
+    used = []
+    skipped = Counter()
+    by_folder = Counter()
+    n_of_id = Counter()
+    for number, record in enumerate(data):
         try:
             turns = turns_of(record)
             image = record.get("image")
             if image and image not in places:
-                try:
-                    path = inside(root, image)
-                except ValueError:
-                    raise ValueError("picture outside of the folder") from None
-                try:
-                    picture = fit(open_image(path), cfg.image_size, cfg.fit)
-                except FileNotFoundError:
-                    raise ValueError("missing picture") from None
-                except ValueError:
-                    raise ValueError("unreadable picture") from None
+                picture = picture_of(image, cfg)
                 side = "val" if len(places) % cfg.val_every == 0 else "train"
-                places[image] = f"{side}.npy#{len(pixels[side])}"
-                pixels[side].append(np.asarray(picture))
+                places[image] = (side, len(pixels[side]))
+                pixels[side].append(picture)                         # (S, S, 3)
         except ValueError as reason:
             skipped[str(reason)] += 1
             continue
-        side = places[image].split(".")[0] if image else "train"
-        key = str(record["id"]) if record.get("id") not in (None, "") else f"record {number}"
-        ids[key] += 1
-        key += f" ({ids[key]})" if ids[key] > 1 else ""
-        place = {"image": places[image]} if image else {}
-        files[side].append({"id": key, **place, "conversations": turns})
+        key = f"record {number}"
+        if record.get("id") not in (None, ""):
+            key = str(record["id"])
+        # replies are kept by id, so every record needs its own
+        n_of_id[key] += 1
+        if n_of_id[key] > 1:
+            key += f" ({n_of_id[key]})"
+        if image:
+            side, row = places[image]
+            new = {"id": key, "image": f"{side}.npy#{row}", "conversations": turns}
+            folder = image.rpartition("/")[0] or "."
+        else:
+            # without a picture, nothing can leak from one side to the other
+            side = "train"
+            new = {"id": key, "conversations": turns}
+            folder = "text only"
+        files[side].append(new)
         used.append(record)
-        folder = "/".join(image.split("/")[:-1]) or "." if image else "text only"
-        seen[folder] += 1
-        seen["turns"] += len(turns)
-    for side, records in files.items():
-        if not records:
-            raise ValueError(f"no usable record for {side}; skipped {dict(+skipped)}")
+        by_folder[folder] += 1
+        by_folder["turns"] += len(turns)
 
-    texts = [t["value"].replace(IMAGE_MARK, "").strip()
-             for r in files["train"] for t in r["conversations"]]
-    refused, told = dict(sorted((+skipped).items())), dict(sorted(seen.items()))
-    meta = {"name": "llava", "image_size": cfg.image_size, "skipped": refused, "seen": told}
+    # <image> becomes image tokens, it is no text
+    texts = []
+    for record in files["train"]:
+        for turn in record["conversations"]:
+            texts.append(turn["value"].replace(IMAGE_MARK, "").strip())
+    refused = sorted_counts(skipped)
+    seen = sorted_counts(by_folder)
+    meta = {"name": "llava", "image_size": cfg.image_size, "skipped": refused, "seen": seen}
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
     (Path(cfg.out) / "llava.json").write_text(json.dumps(used, indent=1), encoding="utf-8")
-    return summary(cfg.out, files, refused, began, f", {len(places)} pictures, {told}")
+    return summary(cfg.out, files, refused, began, f", {len(places)} pictures, {seen}")
 
 
 if __name__ == "__main__":

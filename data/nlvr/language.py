@@ -1,7 +1,7 @@
-"""What is said about an NLVR picture: captions from its boxes, questions, dialogues.
+"""What is said about an NLVR picture: captions made from its boxes, questions, dialogues.
 
-Objects are records' dicts (name, attributes, box, place); `written` is a person's sentence about
-the picture and `label` says whether it is true. Used by: prepare.py.
+Objects are the dicts of a record: name, attributes, box, place. A statement is the sentence
+that a person wrote about the picture, and `label` tells whether it is true.
 """
 
 import random
@@ -12,75 +12,120 @@ from data.shapes.language import NUMBERS, sentence
 from data.shapes.questions import Round, ask_style, styled
 from minivlm.evaluation.english import article, join
 
+# as published -> our word
 COLORS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
 SHAPES = ("circle", "square", "triangle")
 SIZES = {10: "small", 20: "medium", 30: "large"}  # pixels of the published picture
-THINGS = [f"{c} {s}" for c, s in product(COLORS.values(), SHAPES)]
-SIZED = [f"{z} {t}" for z, t in product(SIZES.values(), THINGS)]
-PLACES = {"top left box": (0, 0), "top right box": (1, 0), "bottom left box": (0, 1)}  # column, row
-LONG = 36  # words; a text tower reads 64 tokens
+THINGS = [f"{color} {shape}" for color, shape in product(COLORS.values(), SHAPES)]
+SIZED = [f"{size} {thing}" for size, thing in product(SIZES.values(), THINGS)]
+# column and row of each box
+PLACES = {"top left box": (0, 0), "top right box": (1, 0), "bottom left box": (0, 1)}
+LONG = 36  # words of a caption; a text tower reads 64 tokens
 
-EXIST = ("Is there {one}?", "Can you see {one}?", "Do you see any {thing}s?",
-         "Does the picture show {one}?", "Is {one} visible here?",
-         "Is there {one} in any of the boxes?")
-COUNT = ("How many {thing}s are there?", "How many {thing}s can you see?", "Count the {thing}s.",
-         "What is the number of {thing}s?", "How many {thing}s do the boxes hold?")
-STATEMENT = ("Is it true that {said}?", "Would you say that {said}?",
-             "Can you confirm that {said}?", "Does the picture show that {said}?",
-             "Is it right to say that {said}?")
-DESCRIBE = ("Describe the picture.", "Describe this image in detail.",
-            "What do you see? Be thorough.", "Give a full description.",
-            "Tell me what each box holds.")
+EXIST = (
+    "Is there {one}?", "Can you see {one}?", "Do you see any {thing}s?",
+    "Does the picture show {one}?", "Is {one} visible here?",
+    "Is there {one} in any of the boxes?",
+)
+COUNT = (
+    "How many {thing}s are there?", "How many {thing}s can you see?", "Count the {thing}s.",
+    "What is the number of {thing}s?", "How many {thing}s do the boxes hold?",
+)
+STATEMENT = (
+    "Is it true that {claim}?", "Would you say that {claim}?",
+    "Can you confirm that {claim}?", "Does the picture show that {claim}?",
+    "Is it right to say that {claim}?",
+)
+DESCRIBE = (
+    "Describe the picture.", "Describe this image in detail.",
+    "What do you see? Be thorough.", "Give a full description.",
+    "Tell me what each box holds.",
+)
+
+
+# --- captions ---
 
 
 def named(o: dict) -> tuple[str, str]:
-    """"black circle" and "small black circle"."""
-    thing = f"{o['attributes']['color']} {o['name']}"
-    return thing, f"{o['attributes']['size']} {thing}"
+    """An object without and with its size: "black circle" and "small black circle"."""
+    look = o["attributes"]
+    thing = f"{look['color']} {o['name']}"
+    return thing, f"{look['size']} {thing}"
 
 
 def listed(objects: list[dict], place: str = "") -> str:
-    """Objects (of one box) counted by color and shape: "a black circle and two blue squares"."""
-    number = Counter(named(o)[0] for o in objects if place in o["place"])
-    many = {t: NUMBERS[n] if n < len(NUMBERS) else n for t, n in number.items()}
-    return join(
-        [article(t) if number[t] == 1 else f"{many[t]} {t}s" for t in THINGS if number[t]]
-        or ["nothing"]
-    )
+    """The objects of one box, or of all, as "a black circle and two blue squares"."""
+    counts = Counter(named(o)[0] for o in objects if place in o["place"])
+    parts = []
+    for thing in THINGS:
+        n = counts[thing]
+        if n == 1:
+            parts.append(article(thing))
+        elif n > 1:
+            number = NUMBERS[n] if n < len(NUMBERS) else n  # words end at eleven
+            parts.append(f"{number} {thing}s")
+    return join(parts) if parts else "nothing"
 
 
 def captions(objects: list[dict], rng: random.Random) -> list[str]:
-    """Three ways to tell what the boxes hold, the first one complete unless that is long."""
+    """Three captions; the first tells everything unless that takes more than LONG words."""
     place = rng.choice(list(PLACES))
     full = "; ".join(f"{p}: {listed(objects, p)}" for p in PLACES)
+    whole = rng.choice((
+        "there are {} in all", "the three boxes hold {}", "three boxes with {}",
+    ))
+    verb = rng.choice(("holds", "has", "contains", "shows"))
     pool = [
-        rng.choice((
-            "there are {} in all", "the three boxes hold {}", "three boxes with {}",
-        )).format(listed(objects)),
-        f"the {place} {rng.choice(('holds', 'has', 'contains', 'shows'))} {listed(objects, place)}",
+        whole.format(listed(objects)),
+        f"the {place} {verb} {listed(objects, place)}",
         f"{listed(objects, place)} in the {place}",
     ]
-    pool += [
-        f"{article(named(o)[1])} in the {o['place']}"
-        for o in rng.sample(objects, min(1, len(objects)))
-    ]
-    first = pool.pop(0) if len(full.split()) > LONG else full
+    if objects:
+        o = rng.choice(objects)
+        pool.append(f"{article(named(o)[1])} in the {o['place']}")
+    # a longer one would be cut by a text tower
+    first = full if len(full.split()) <= LONG else pool.pop(0)
     return [sentence(words) for words in (first, *rng.sample(pool, 2))]
+
+
+# --- questions ---
 
 
 def describe(objects: list[dict], rng: random.Random) -> Round:
     """Tell what each box holds."""
-    answer = " ".join(sentence(f"the {place} holds {listed(objects, place)}") for place in PLACES)
-    return Round("describe", rng.choice(DESCRIBE), answer, "detail")
+    parts = [sentence(f"the {place} holds {listed(objects, place)}") for place in PLACES]
+    return Round("describe", rng.choice(DESCRIBE), " ".join(parts), "detail")
 
 
-def ask(kind: str, forms: tuple[str, ...], words: dict[str, str], word: str, full: str,
-        judge: tuple[list[str], list[str]], rng: random.Random) -> Round:
-    """A round in some phrasing and style; equal random states ask equally, whatever the answer."""
+def ask(
+    kind: str, forms: tuple[str, ...], words: dict[str, str], word: str, full: str,
+    expect: list[str], wrong: list[str], rng: random.Random,
+) -> Round:
+    """A round with a drawn phrasing and style.
+
+    The draws do not depend on the answer: equal states of `rng` give equal questions, so
+    that a question can be asked in the same words about two pictures.
+
+    Args:
+        forms: phrasings of the question.
+        words: what stands in their braces.
+        word, full: the answer in one word, and in a sentence.
+        expect, wrong: as in `Round`.
+    """
+    # the style first, then the phrasing, then how the style is asked for
     style = rng.choice(("", "word", "sentence"))
-    return ask_style(
-        styled(kind, rng.choice(forms).format(**words), word, full, style, *judge), rng
-    )
+    question = rng.choice(forms).format(**words)
+    return ask_style(styled(kind, question, word, full, style, expect, wrong), rng)
+
+
+def ask_yes_no(
+    kind: str, forms: tuple[str, ...], words: dict[str, str], is_true: bool, full: str,
+    rng: random.Random,
+) -> Round:
+    """The same for a question that is answered by yes or no."""
+    word = "yes" if is_true else "no"
+    other = "no" if is_true else "yes"
+    return ask(kind, forms, words, word, full, [word], [other], rng)
 
 
 def exist(objects: list[dict], thing: str, rng: random.Random) -> Round:
@@ -89,59 +134,79 @@ def exist(objects: list[dict], thing: str, rng: random.Random) -> Round:
     for o in objects:
         if thing in named(o):
             full = f"Yes, there is {article(thing)} in the {o['place']}."
-            return ask("exist", EXIST, words, "yes", full, (["yes"], ["no"]), rng)
-    return ask("exist", EXIST, words, "no", f"No, there is no {thing}.", (["no"], ["yes"]), rng)
+            return ask_yes_no("exist", EXIST, words, True, full, rng)
+    return ask_yes_no("exist", EXIST, words, False, f"No, there is no {thing}.", rng)
 
 
 def count(objects: list[dict], rng: random.Random) -> Round:
-    """How many yellow squares, squares or yellow objects? The number is drawn first, up to six."""
-    number = Counter(
-        w for o in objects
-        for w in (named(o)[0], o["name"], o["attributes"]["color"] + " object")
-    )
-    things = [*THINGS, *SHAPES, *(f"{c} object" for c in COLORS.values())]
-    n = rng.choice(sorted({number[t] for t in things if number[t] <= 6}))
-    thing = rng.choice([t for t in things if number[t] == n])
-    full = (
-        f"There is one {thing}." if n == 1
-        else f"There are {NUMBERS[n] if n else 'no'} {thing}s."
-    )
-    judge = [NUMBERS[n], str(n)] + ["no"] * (n == 0), [w for w in NUMBERS if w != NUMBERS[n]]
-    return ask("count", COUNT, {"thing": thing}, NUMBERS[n], full, judge, rng)
+    """How many yellow squares, squares, or yellow objects are there?
+
+    The number is drawn first, up to six, then a thing that occurs so often. So no number is
+    the right answer much more often than the others.
+    """
+    counts = Counter()
+    for o in objects:
+        counts.update((named(o)[0], o["name"], o["attributes"]["color"] + " object"))
+    things = [*THINGS, *SHAPES]
+    things += [f"{color} object" for color in COLORS.values()]
+    numbers = {counts[t] for t in things}
+    n = rng.choice(sorted(number for number in numbers if number <= 6))
+    thing = rng.choice([t for t in things if counts[t] == n])
+    word = NUMBERS[n]
+    expect = [word, str(n)]
+    full = f"There are {word} {thing}s."
+    if n == 0:
+        # people say "no squares", not "zero squares"
+        expect.append("no")
+        full = f"There are no {thing}s."
+    if n == 1:
+        full = f"There is one {thing}."
+    # an answer that names another number besides the right one is wrong
+    wrong = [other for other in NUMBERS if other != word]
+    return ask("count", COUNT, {"thing": thing}, word, full, expect, wrong, rng)
 
 
 def statement(written: str, label: bool, rng: random.Random) -> Round:
     """Is it true what a person wrote?"""
-    said = written.rstrip(" .?!,")
-    word, other, full = (
-        ("yes", "no", "Yes, that is true.") if label else ("no", "yes", "No, that is not true.")
-    )
-    return ask("statement", STATEMENT, {"said": said[0].lower() + said[1:]}, word, full,
-               ([word], [other]), rng)
+    claim = written.rstrip(" .?!,")
+    # it continues the sentence of the question
+    words = {"claim": claim[0].lower() + claim[1:]}
+    full = "Yes, that is true." if label else "No, that is not true."
+    return ask_yes_no("statement", STATEMENT, words, label, full, rng)
 
 
-def dialogue(written: str, label: bool, objects: list[dict], share: dict[str, float],
-             rng: random.Random) -> list[Round]:
-    """Five rounds: a statement, two or three things that exist or not, counts, maybe a description.
+def dialogue(
+    written: str, label: bool, objects: list[dict], share: dict[str, float],
+    rng: random.Random,
+) -> list[Round]:
+    """Up to five rounds: a statement, two of existence, a count, and one more of any kind.
 
-    A thing in a share f of the scenes is drawn with weight 1 - f where it is and f where it is not,
-    so that its name tells less of the answer. It still tells some: seven scenes in ten are towers,
-    squares only.
+    A thing that a share f of the scenes has is drawn with weight 1 - f where it is present
+    and f where it is absent. Then its name alone tells less about the answer. It still
+    tells something: seven scenes in ten are towers and have squares only.
+
+    Args:
+        share: thing -> f, above 0 and below 1.
     """
-    there = {t for o in objects for t in named(o)}
+    # names with and without a size, because both are asked about
+    present = set()
+    for o in objects:
+        present.update(named(o))
 
     def some(things: list[str]) -> Round:
-        return exist(
-            objects,
-            rng.choices(things, [1 - share[t] if t in there else share[t] for t in things])[0],
-            rng,
-        )
+        weights = [1 - share[t] if t in present else share[t] for t in things]
+        return exist(objects, rng.choices(things, weights)[0], rng)
 
-    last = rng.choice((
-        lambda: describe(objects, rng), lambda: some(THINGS), lambda: count(objects, rng),
-    ))
+    last = rng.choice(("describe", "exist", "count"))
     rounds = [
-        statement(written, label, rng), some(THINGS), some(SIZED), count(objects, rng), last(),
+        statement(written, label, rng), some(THINGS), some(SIZED), count(objects, rng),
     ]
+    if last == "describe":
+        rounds.append(describe(objects, rng))
+    elif last == "exist":
+        rounds.append(some(THINGS))
+    else:
+        rounds.append(count(objects, rng))
     rng.shuffle(rounds)
+    # two draws may ask the same
     return list({r.question: r for r in rounds}.values())

@@ -1,15 +1,15 @@
-"""Make a data set of the Cornell NLVR corpus: pictures of three boxes and what people said of them.
+"""Make a data set of the Cornell NLVR corpus: pictures of three boxes, sentences of people.
 
     python data/nlvr/prepare.py --source nlvr.tar                 half a minute on one core
     python data/nlvr/prepare.py --source nlvr --train_split train --val_split dev
 
-A picture shows its boxes in a row, and comes in all six orders. A square model would squash the
-row, so the boxes are cut out and laid as tiles: top left, top right, bottom left; the fourth stays
-empty.
+The corpus has six pictures of each scene, which show its three boxes in a row, in all
+orders. A square model would squash the row, so the boxes are cut out and laid as tiles: top
+left, top right, bottom left. The fourth tile stays gray.
 
-Writes train, val (the first order of every scene, then the second, ...), eval (questions about the
-first order), text (for the language model), tokenizer.tiktoken, meta.json and samples/*.png. Equal
-arguments give equal bytes.
+Writes train and val (the first order of every scene, then the second, ...), eval (questions
+about the first order), text (for the language model), tokenizer.tiktoken, meta.json and
+samples/*.png. Equal arguments give equal bytes.
 
 Source: Suhr et al. 2017, A Corpus of Natural Language for Visual Reasoning,
 github.com/lil-lab/nlvr.
@@ -32,42 +32,49 @@ from PIL import Image
 
 from data.nlvr.language import COLORS, PLACES, SHAPES, SIZED, SIZES, THINGS, captions, count
 from data.nlvr.language import describe, dialogue, exist, named, statement
-from data.shapes.questions import Round
+from data.shapes.prepare import question_of, turns_of
 from minivlm.loading.images import open_image
-from minivlm.loading.prepared import check_vocab_size, start_folder, write_folder
-from minivlm.running.files import BROKEN_TAR, first_line, members_of, read_member
-from minivlm.running.options import cli
+from minivlm.loading.prepared import Pack, sorted_counts, summary, write_folder
+from minivlm.running.files import members_of, read_member, readable
+from minivlm.running.options import check, cli
 
-SIDE, LEFTS, GAP = 100, (0, 150, 300), 128  # a box's side, columns where boxes begin, gray between
-ORDERS = list(permutations(range(3)))  # picture k has box ORDERS[k][i] in place i; found in pixels
+SIDE = 100  # of a box in the published picture, in pixels
+LEFTS = (0, 150, 300)  # columns where the three boxes begin
+GAP = 128  # gray between the boxes
+# picture k shows box ORDERS[k][i] in place i; not documented, found by comparing pixels
+ORDERS = list(permutations(range(3)))
 
 
 @dataclass
 class Config:
-    """Where the corpus is and how it is divided."""
+    """Options; the comments are the help texts."""
 
-    source: str = "data/nlvr/nlvr"  # the corpus: its folder, or its .tar, read without unpacking
-    out: str = "data/nlvr/prepared"  # folder to write
+    # corpus
+    source: str = "data/nlvr/nlvr"  # the corpus: its folder, or its .tar
     train_split: str = "test"  # split to learn from; train if you have the full corpus
     val_split: str = "dev"  # split to measure on
-    val_directories: str = ""  # directories of val_split for measuring only, as 0,1; empty = all
-    image_size: int = 64  # side of the packed pictures in pixels, even
-    vocab_size: int = 1024  # upper limit of the tokenizer's vocabulary, special tokens included
-    seed: int = 0  # another seed gives other questions
+    val_directories: str = ""  # held-out directories of val_split, as 0,1; empty = all
+    # data set
+    out: str = "data/nlvr/prepared"  # data folder to write
+    image_size: int = 64  # >= 2; side of the packed pictures in pixels, an even number
+    vocab_size: int = 1024  # >= 263; most tokens in the vocabulary, special tokens included
+    seed: int = 0  # >= 0; another seed gives other captions and questions
 
     def __post_init__(self):
-        if self.image_size < 2 or self.image_size % 2:
+        if self.image_size % 2:
             raise ValueError(
-                f"image_size {self.image_size} is not an even number: a picture is two tiles wide"
+                f"image_size {self.image_size} is not an even number: "
+                "a picture is two tiles wide"
             )
-        check_vocab_size(self.vocab_size)
         if not re.fullmatch(r"(\d+(,\d+)*)?", self.val_directories):
             raise ValueError(
-                f"val_directories {self.val_directories!r} is no list of numbers such as 0,1"
+                f"val_directories {self.val_directories!r} is no list of numbers, "
+                "such as 0,1"
             )
         if self.train_split == self.val_split and not self.val_directories:
             raise ValueError(
-                f"both splits are {self.val_split}; hold directories out, as in --val_directories 0"
+                f"both splits are {self.val_split}; hold directories out, "
+                "as in --val_directories 0"
             )
 
 
@@ -75,39 +82,36 @@ class Config:
 
 
 def open_corpus(source: str) -> Callable[[str], bytes]:
-    """Return read(name) for a folder or a tar archive, with or without the outer folder nlvr.
+    """A function that reads a file of the corpus by name, with or without the folder nlvr.
 
     Raises:
         FileNotFoundError: if there is no such folder or file, now or when reading.
-        ValueError: if the file is no tar archive, or breaks off, now or when reading.
+        ValueError: if the file is no tar archive or is damaged, now or when reading.
     """
-    path, members = Path(source), {}
+    path = Path(source)
+    members = {}
     if path.is_file():
-        try:
+        with readable(source):
             archive = tarfile.open(path)
-            members = {m.name.removeprefix("./"): m for m in members_of(archive)}
-        except BROKEN_TAR as error:
-            raise ValueError(
-                f"{source} is neither a folder nor a readable tar archive ({first_line(error)})"
-            ) from None
+            for member in members_of(archive):
+                # tar writes ./nlvr/... if it is given a folder by this name
+                members[member.name.removeprefix("./")] = member
     elif not path.is_dir():
         raise FileNotFoundError(
-            f"no NLVR corpus at {source}; get github.com/lil-lab/nlvr and pass --source FOLDER"
+            f"no NLVR corpus at {source}; "
+            "get github.com/lil-lab/nlvr and pass --source FOLDER"
         )
 
     def read(wanted: str) -> bytes:
         for file in (wanted, f"nlvr/{wanted}"):
             if file in members:
-                try:
+                with readable(f"{source}, {file},"):
                     return read_member(archive, members[file])
-                except BROKEN_TAR as error:
-                    raise ValueError(
-                        f"{source} has no readable {file} ({first_line(error)})"
-                    ) from None
             if not members and (path / file).is_file():
                 return (path / file).read_bytes()
         raise FileNotFoundError(
-            f"{source} has no {wanted}; name the corpus as published, and a split that it has"
+            f"{source} has no {wanted}; "
+            "name the corpus as published, and a split that it has"
         )
 
     return read
@@ -115,65 +119,76 @@ def open_corpus(source: str) -> Callable[[str], bytes]:
 
 @dataclass(frozen=True)
 class Scene:
-    """A line of the corpus; a box's object is (y, x, side, color, shape), in pixels of the box."""
+    """A line of the corpus: a sentence about three boxes, and whether it is true.
+
+    An object is (y, x, side, color, shape), in pixels of its box.
+    """
 
     split: str
     identifier: str
     directory: str
     sentence: str
     label: bool
-    boxes: tuple[tuple[tuple, ...], ...]
+    boxes: tuple[tuple[tuple, ...], ...]  # objects of a box in reading order
 
 
 def scene_of(split: str, line: str) -> Scene:
-    """Read a line of <split>.json; the objects of a box come in reading order.
+    """Read a line of <split>.json.
 
     Raises:
         ValueError: with the reason for which the line cannot be used.
     """
     try:
-        d = json.loads(line)
-        said, label, boxes = (
-            " ".join(d["sentence"].split()), str(d["label"]).lower(), d["structured_rep"]
-        )
-        found = [
-            [
-                (int(o["y_loc"]), int(o["x_loc"]), o["size"], o["color"].lower(), o["type"])
-                for o in b
-            ]
-            for b in boxes
-        ]
-        # identifier and directory become a path
-        whole = re.fullmatch(r"\d+-\d+ \d+", f"{d['identifier']} {d['directory']}")
-        known = all(
-            z in SIZES and c in COLORS and s in SHAPES for b in found for _, _, z, c, s in b
-        )
+        fields = json.loads(line)
+        # some published sentences hold double spaces
+        sentence = " ".join(fields["sentence"].split())
+        label = str(fields["label"]).lower()
+        boxes = tuple(_objects_in(box) for box in fields["structured_rep"])
+        objects = [o for box in boxes for o in box]
+        known = all(z in SIZES and c in COLORS and s in SHAPES for _, _, z, c, s in objects)
+        identifier = fields["identifier"]
+        directory = str(fields["directory"])
+        # both become parts of a path
+        is_safe = re.fullmatch(r"\d+-\d+ \d+", f"{identifier} {directory}")
+    # all that json, int() and missing keys can raise for a forged line
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise ValueError("malformed line") from None
-    if not whole or len(found) != 3 or "<image>" in said:
+    # <image> in a question would stand for a second picture
+    if not is_safe or len(boxes) != 3 or "<image>" in sentence:
         raise ValueError("malformed line")
     if label not in ("true", "false"):
         raise ValueError("label neither true nor false")
-    if not said.strip(" .?!,"):
+    if not sentence.strip(" .?!,"):
         raise ValueError("empty sentence")
     if not known:
         raise ValueError("unknown shape, color or size")
-    objects = tuple(tuple(sorted(b)) for b in found)
-    return Scene(split, d["identifier"], str(d["directory"]), said, label == "true", objects)
+    return Scene(split, identifier, directory, sentence, label == "true", boxes)
+
+
+def _objects_in(box: list[dict]) -> tuple[tuple, ...]:
+    """The objects of a published box in reading order."""
+    objects = []
+    for o in box:
+        y = int(o["y_loc"])
+        x = int(o["x_loc"])
+        objects.append((y, x, o["size"], o["color"].lower(), o["type"]))
+    return tuple(sorted(objects))
 
 
 def read_sides(
     cfg: Config, read: Callable[[str], bytes], skipped: Counter
 ) -> dict[str, list[Scene]]:
-    """The scenes to learn from and to measure on, whole directories each; counts what is unusable.
+    """The scenes to learn from and to measure on; lines that cannot be used are counted.
 
-    Different presentations may hold the same boxes in some order: such a scene is not measured on.
+    Directories are never divided. The published splits share some scenes, with their boxes
+    in another order; a held-out scene that training shows is left out.
 
     Raises:
-        ValueError: if a directory to hold out does not exist, a side is empty, or both hold one
-            presentation.
+        ValueError: if a held-out directory has no scene, if a side is empty, or if both
+            sides have scenes that were presented to people together.
     """
-    scenes: dict[str, list[Scene]] = {}
+    scenes = {}
+    # both may be the same split, which is then read once
     for split in dict.fromkeys((cfg.train_split, cfg.val_split)):
         scenes[split] = []
         for line in read(f"{split}/{split}.json").decode("utf-8", "replace").splitlines():
@@ -181,107 +196,117 @@ def read_sides(
                 scenes[split].append(scene_of(split, line))
             except ValueError as reason:
                 skipped[str(reason)] += 1
-    held_out = set(cfg.val_directories.split(",")) - {""}
-    val = [s for s in scenes[cfg.val_split] if not held_out or s.directory in held_out]
-    train = [
-        s for s in scenes[cfg.train_split]
-        if s.split != cfg.val_split or s.directory not in held_out
-    ]
-    if missing := held_out - {s.directory for s in val}:
+    train = scenes[cfg.train_split]
+    val = scenes[cfg.val_split]
+    if cfg.val_directories:
+        held_out = set(cfg.val_directories.split(","))
+        val = [s for s in val if s.directory in held_out]
+        if cfg.train_split == cfg.val_split:
+            train = [s for s in train if s.directory not in held_out]
+        missing = held_out - {s.directory for s in val}
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise ValueError(f"{cfg.val_split} has no usable scene in directory {names}")
+    both = _presentations(train) & _presentations(val)
+    if both:
         raise ValueError(
-            f"{cfg.val_split} has no usable scene in directory {', '.join(sorted(missing))}"
+            f"presentation {' '.join(min(both))} lies in several directories; "
+            "hold out all of them"
         )
-    presented = [{(s.split, s.identifier.split("-")[0]) for s in side} for side in (train, val)]
-    if both := set.intersection(*presented):
-        raise ValueError(
-            f"presentation {' '.join(min(both))} lies in several directories; hold out all of them"
-        )
+    # sorted: the order of the boxes does not matter, all six are shown
     known = {tuple(sorted(s.boxes)) for s in train}
     fresh = [s for s in val if tuple(sorted(s.boxes)) not in known]
     skipped["held-out scene that training shows"] += len(val) - len(fresh)
     if not train or not fresh:
         raise ValueError(
             f"{len(train)} scenes to learn from, {len(fresh)} to measure on; "
-            f"skipped {dict(+skipped)}"
+            f"skipped {sorted_counts(skipped)}"
         )
     return {"train": train, "val": fresh}
+
+
+def _presentations(scenes: list[Scene]) -> set[tuple[str, str]]:
+    """What people saw together: presentation 12 has the identifiers 12-0, 12-1, ..."""
+    return {(s.split, s.identifier.split("-")[0]) for s in scenes}
 
 
 # --- pictures ---
 
 
 def pack(image: Image.Image, size: int) -> np.ndarray:
-    """Lay a picture's boxes as tiles: (size, size, 3) uint8.
+    """Lay the boxes of a picture as tiles: (size, size, 3) uint8.
 
     Raises:
         ValueError: if the picture is not 400 x 100.
     """
     if image.size != (LEFTS[2] + SIDE, SIDE):
-        raise ValueError("picture is not 400 x 100")
-    out, half = np.full((size, size, 3), GAP, np.uint8), size // 2
+        raise ValueError("picture not 400 x 100")
+    tiles = np.full((size, size, 3), GAP, np.uint8)                  # (S, S, 3)
+    half = size // 2
     for left, (column, row) in zip(LEFTS, PLACES.values()):
-        tile = image.crop((left, 0, left + SIDE, SIDE)).resize(
-            (half, half), Image.Resampling.BICUBIC
-        )
-        out[row * half:(row + 1) * half, column * half:(column + 1) * half] = np.asarray(tile)
-    return out
+        box = image.crop((left, 0, left + SIDE, SIDE))
+        x = column * half
+        y = row * half
+        tile = box.resize((half, half), Image.Resampling.BICUBIC)
+        tiles[y:y + half, x:x + half] = np.asarray(tile)
+    return tiles
 
 
 def objects_of(scene: Scene, order: int) -> list[dict]:
-    """What a scene's picture shows, tile by tile, for its record: boxes in 0..1 as packed."""
-    found = []
+    """The objects of a scene's picture, tile by tile, boxes in 0..1 of the packed one."""
+    objects = []
     for (place, (column, row)), b in zip(PLACES.items(), ORDERS[order]):
         for y, x, side, color, shape in scene.boxes[b]:
-            corners = (column * SIDE + x, row * SIDE + y,
-                       column * SIDE + x + side, row * SIDE + y + side)
-            found.append({
+            left = column * SIDE + x
+            top = row * SIDE + y
+            corners = (left, top, left + side, top + side)           # pixels of 2 x 2 boxes
+            objects.append({
                 "name": shape, "attributes": {"color": COLORS[color], "size": SIZES[side]},
                 "box": [round(v / (2 * SIDE), 4) for v in corners], "place": place,
             })
-    return found
+    return objects
 
 
 # --- questions ---
 
 
 def questions(pictures: dict[str, tuple[Scene, str]], seed: int) -> list[dict]:
-    """Evaluation questions about pictures {id: (scene, image)}, with what a right answer contains.
+    """Evaluation questions about pictures.
 
-    Existence is asked in pairs: equal words about a picture that has the thing and one that has
-    not, pair by pair, so that blind answers are right half the time in any part of even length.
+    Whether a thing exists is asked in pairs: in the same words about a picture that has the
+    thing and about one that has not. The pairs follow each other, so a blind model is right
+    half the time on any part of even length.
+
+    Args:
+        pictures: id -> scene and image, in the first order.
     """
     rng = random.Random(f"{seed} eval")
-    shown = {key: objects_of(scene, 0) for key, (scene, _) in pictures.items()}
-    asked: list[tuple[str, str, Round]] = []
+    objects = {key: objects_of(scene, 0) for key, (scene, _) in pictures.items()}
+    asked = []
     for key, (scene, _) in pictures.items():
-        asked += [
-            (key, "statement", statement(scene.sentence, scene.label, rng)),
-            (key, "count", count(shown[key], rng)),
-        ]
+        asked.append((key, "statement", statement(scene.sentence, scene.label, rng)))
+        asked.append((key, "count", count(objects[key], rng)))
+    # for every thing about as many pairs, so that there are about two questions a picture
+    most = 1 + len(objects) // len(THINGS + SIZED)
     pairs = []
     for thing in THINGS + SIZED:
-        there = [key for key in shown if any(thing in named(o) for o in shown[key])]
-        absent = sorted(shown.keys() - there)
-        # about two questions a picture
-        n = min(len(there), len(absent), 1 + len(shown) // len(THINGS + SIZED))
-        pairs += [
-            (i, thing, *keys)
-            for i, keys in enumerate(zip(rng.sample(there, n), rng.sample(absent, n)))
-        ]
-    for i, thing, *keys in sorted(pairs, key=lambda pair: pair[0]):
+        present = [key for key in objects if any(thing in named(o) for o in objects[key])]
+        # sorted: a set has another order in every process
+        absent = sorted(objects.keys() - present)
+        n = min(len(present), len(absent), most)
+        yes = rng.sample(present, n)
+        no = rng.sample(absent, n)
+        for i in range(n):
+            pairs.append((i, thing, yes[i], no[i]))
+    # the first pair of every thing, then the second, ...
+    pairs.sort(key=lambda pair: pair[0])
+    for i, thing, yes_key, no_key in pairs:
         tag = thing.replace(" ", "-")
-        asked += [
-            (key, tag, exist(shown[key], thing, random.Random(f"{seed} {thing} {i}")))
-            for key in keys
-        ]
-    return [
-        {
-            "id": f"{key}-{tag}", "image": pictures[key][1], "kind": r.kind, "style": r.style,
-            "question": r.question, "answer": r.answer, "expect": r.expect, "wrong": r.wrong,
-            "border": "",
-        }
-        for key, tag, r in asked
-    ]
+        for key in (yes_key, no_key):
+            # equal states of the generator ask in equal words
+            again = random.Random(f"{seed} {thing} {i}")
+            asked.append((key, tag, exist(objects[key], thing, again)))
+    return [question_of(r, f"{key}-{tag}", pictures[key][1]) for key, tag, r in asked]
 
 
 # --- the data set ---
@@ -289,101 +314,97 @@ def questions(pictures: dict[str, tuple[Scene, str]], seed: int) -> list[dict]:
 
 def write_side(
     cfg: Config, read: Callable[[str], bytes], side: str, scenes: list[Scene],
-    share: dict[str, float], skipped: Counter,
+    share: dict[str, float], pixels: Pack, skipped: Counter,
 ) -> dict[str, list[dict]]:
-    """Write a side's packed pictures; return its records by file, and count the pictures left out.
+    """Pack the pictures of a side and return its records by file; count skipped pictures.
 
-    Raises:
-        ValueError: if no picture can be used.
+    Args:
+        share: thing -> share of the scenes that have it, see `dialogue`.
     """
-    path, size = Path(cfg.out) / f"{side}.npy", cfg.image_size
-    packed = np.lib.format.open_memmap(
-        path, "w+", np.uint8, (len(ORDERS) * len(scenes), size, size, 3)
-    )
-    files: dict[str, list[dict]] = {side: [], "text" if side == "train" else "eval": []}
+    records = []
+    texts = []
     first = {}
+    # the first n pictures show n scenes: evaluations often read only the first pictures
     for order, scene in product(range(len(ORDERS)), scenes):
-        key, n = f"{scene.split}-{scene.identifier}-{order}", len(files[side])
+        key = f"{scene.split}-{scene.identifier}-{order}"
+        path = f"{scene.split}/images/{scene.directory}/{key}.png"
         try:
-            packed[n] = pack(
-                open_image(io.BytesIO(read(f"{scene.split}/images/{scene.directory}/{key}.png"))),
-                size,
-            )
+            picture = pack(open_image(io.BytesIO(read(path))), cfg.image_size)
         except FileNotFoundError:
             skipped["missing picture"] += 1
             continue
         except ValueError as error:
-            skipped[
-                "picture not 400 x 100" if "400 x 100" in str(error) else "unreadable picture"
-            ] += 1
+            wrong_size = "picture not 400 x 100"
+            skipped[wrong_size if str(error) == wrong_size else "unreadable picture"] += 1
             continue
-        rng, objects, image = (
-            random.Random(f"{cfg.seed} {key}"), objects_of(scene, order), f"{side}.npy#{n}"
-        )
+        image = f"{side}.npy#{len(pixels)}"
+        pixels.append(picture)
+        # one generator for each picture: a skipped one changes no other
+        rng = random.Random(f"{cfg.seed} {key}")
+        objects = objects_of(scene, order)
+        # a person's sentence is a caption only if it is true
         human = [scene.sentence] if scene.label else []
-        said = human + captions(objects, rng)
-        rounds = dialogue(scene.sentence, scene.label, objects, share, rng)
-        turns = [turn for r in rounds for turn in (("human", r.question), ("gpt", r.answer))]
-        files[side].append({
-            "id": key, "image": image, "objects": objects, "captions": said,
-            "caption_source": ["human"] * len(human) + ["boxes"] * (len(said) - len(human)),
-            "conversations": [
-                {"from": who, "value": "<image>\n" * (i == 0) + v}
-                for i, (who, v) in enumerate(turns)
-            ],
+        made = captions(objects, rng)
+        records.append({
+            "id": key, "image": image, "objects": objects, "captions": human + made,
+            "caption_source": ["human"] * len(human) + ["boxes"] * len(made),
+            "conversations": turns_of(
+                dialogue(scene.sentence, scene.label, objects, share, rng)
+            ),
         })
+        # questions about all six orders would have the same answers
         if order == 0:
             first[key] = (scene, image)
         if side == "train":
-            others = dialogue(scene.sentence, scene.label, objects, share, rng)
-            lines = [describe(objects, rng).answer, rng.choice(said)]
-            lines += [
-                f"Question: {r.question}\nAnswer: {r.answer}"
-                for r in others if r.kind != "describe"
-            ]
-            files["text"].append({"id": f"text-{key}", "text": "\n".join(lines)})
-    if not files[side]:
-        raise ValueError(f"no usable picture for {side}; skipped {dict(+skipped)}")
-    if len(files[side]) < len(packed):
-        np.save(path, packed[:len(files[side])].copy())
-    if side == "val":
-        files["eval"] = questions(first, cfg.seed)
-    return files
+            # drawn anew, so that the text is not the dialogue once more
+            rounds = dialogue(scene.sentence, scene.label, objects, share, rng)
+            lines = [describe(objects, rng).answer, rng.choice(human + made)]
+            for r in rounds:
+                if r.kind != "describe":
+                    lines.append(f"Question: {r.question}\nAnswer: {r.answer}")
+            texts.append({"id": f"text-{key}", "text": "\n".join(lines)})
+    if side == "train":
+        return {"train": records, "text": texts}
+    return {"val": records, "eval": questions(first, cfg.seed)}
+
+
+def shares(scenes: list[Scene]) -> dict[str, float]:
+    """Thing -> share of the scenes that have it, kept off 0 and 1 by two scenes more."""
+    counts = Counter()
+    for scene in scenes:
+        things = set()
+        for o in objects_of(scene, 0):
+            things.update(named(o))
+        counts.update(things)
+    return {thing: (counts[thing] + 1) / (len(scenes) + 2) for thing in THINGS + SIZED}
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the data set; return how many records of each kind, how many skipped, and the time."""
-    began, skipped = time.time(), Counter()
-    folder, read = Path(cfg.out), open_corpus(cfg.source)
+    """Write the data set; return records of each file, number skipped, and seconds."""
+    check(cfg)
+    began = time.time()
+    skipped = Counter()
+    read = open_corpus(cfg.source)
     sides = read_sides(cfg, read, skipped)
-    start_folder(folder)  # before the pictures, which are written as they are read
-    number = Counter(
-        t for scene in sides["train"]
-        for t in {t for o in objects_of(scene, 0) for t in named(o)}
-    )
-    share = {t: (number[t] + 1) / (len(sides["train"]) + 2) for t in THINGS + SIZED}  # never 0 or 1
-    files: dict[str, list[dict]] = {}
+    share = shares(sides["train"])
+    files = {}
+    pixels = {side: Pack(cfg.out) for side in sides}
     for side, scenes in sides.items():
-        files |= write_side(cfg, read, side, scenes, share, skipped)
-    texts = [d["text"] for d in files["text"]] + [c for r in files["train"] for c in r["captions"]]
-    texts += [turn["value"] for r in files["train"] for turn in r["conversations"]]
-    records, skipped = {file: len(r) for file, r in files.items()}, dict(sorted((+skipped).items()))
-    phrases = {t: t for t in THINGS} | {t + "s": t for t in THINGS}
+        files |= write_side(cfg, read, side, scenes, share, pixels[side], skipped)
+    texts = [record["text"] for record in files["text"]]
+    for record in files["train"]:
+        texts += record["captions"]
+    for record in files["train"]:
+        texts += [turn["value"] for turn in record["conversations"]]
+    phrases = {thing: thing for thing in THINGS} | {thing + "s": thing for thing in THINGS}
+    refused = sorted_counts(skipped)
     meta = {
         "name": "nlvr", "image_size": cfg.image_size, "seed": cfg.seed,
-        "phrases": phrases, "skipped": skipped,
-        "chance": {"exist": 1 / 2, "statement": 1 / 2, "count": 1 / 7},
+        "phrases": phrases, "skipped": refused,
+        "chance": {"exist": 1 / 2, "statement": 1 / 2, "count": 1 / 7},  # zero to six
     }
-    tokenizer = write_folder(folder, files, {}, texts, cfg.vocab_size, meta)
-    seconds = time.time() - began
-    print(
-        f"{folder}: {records}, skipped {skipped or 'nothing'}, "
-        f"vocabulary {tokenizer.vocab_size}, {seconds:.0f} s"
-    )
-    return {
-        **records, "skipped": sum(skipped.values()), "vocab_size": tokenizer.vocab_size,
-        "seconds": seconds,
-    }
+    tokenizer = write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
+    return summary(cfg.out, files, refused, began, f", vocabulary {tokenizer.vocab_size}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
 """What people say about a scene in a caption, and the words they use.
 
-Captions tell what can be seen, some of it or all. Objects are always named in reading order; a
-small model learns that several times faster.
-
-Used by: questions.py, prepare.py.
+A caption tells some or all of what can be seen. Objects are named in reading order, because
+a small model learns a fixed order several times faster.
 """
 
 import random
 
 from data.shapes.world import COLORS, SHAPES, Object, Scene
-from minivlm.evaluation.english import article, join
+from minivlm.engine.template import at
+from minivlm.evaluation.english import article, join, plural
+from minivlm.evaluation.scene import NUMBERS as NO_TO_TEN
 
-NUMBERS = (
-    "zero", "one", "two", "three", "four", "five",
-    "six", "seven", "eight", "nine", "ten", "eleven",
-)
+NUMBERS = ("zero", *NO_TO_TEN[1:], "eleven")
 
 
 # --- small pieces ---
@@ -25,63 +22,74 @@ def name(o: Object) -> str:
     return f"{o.color} {o.shape}"
 
 
-def at(o: Object) -> str:
-    """"in the center", "at the top left"."""
-    return ("in the " if o.place == "center" else "at the ") + o.place
+def sized(o: Object) -> str:
+    """"a large red circle"."""
+    return article(f"{o.size} {name(o)}")
 
 
 def sentence(words: str) -> str:
-    """Capitalize and close with a full stop."""
+    """Capitalize and end with a full stop."""
     return words[0].upper() + words[1:] + "."
 
 
 def phrases() -> dict[str, str]:
-    """Every way an object can be named in an answer, mapped to its one canonical name."""
-    names = [f"{c} {s}" for c in COLORS for s in SHAPES]
-    plural = {n + ("es" if n.endswith("cross") else "s"): n for n in names}
-    return {n: n for n in names} | plural
+    """Every way to name an object in an answer, with its canonical name."""
+    names = []
+    for color in COLORS:
+        names += [f"{color} {shape}" for shape in SHAPES]
+    singular = {n: n for n in names}
+    return singular | {plural(n): n for n in names}
 
 
 def prompts(thing: str) -> list[str]:
     """The prompt ensemble of a class for zero-shot classification (CLIP, section 3.1.4)."""
-    start = ("", "a photo of ", "there is ", "i can see ", "a drawing with ", "one shape: ")
-    return [sentence(s + article(thing)) for s in start]
+    starts = (
+        "", "a photo of ", "there is ", "i can see ", "a drawing with ", "one shape: ",
+    )
+    return [sentence(start + article(thing)) for start in starts]
 
 
 # --- captions ---
 
 
 def captions(scene: Scene, rng: random.Random) -> list[str]:
-    """Five different paraphrases of what can be seen, the first one complete, some partial."""
-    seen = scene.clear
-    short = [article(name(o)) for o in seen]
-    full = [f"{article(o.size + ' ' + name(o))} {at(o)}" for o in seen]
+    """Five different captions of the visible objects; the first one is complete."""
+    visible = scene.clear
+    short = join([article(name(o)) for o in visible])
+    placed = [f"{article(name(o))} {at(o.place)}" for o in visible]
+    full = join([f"{sized(o)} {at(o.place)}" for o in visible])
     start = rng.choice(("", "", "a picture of ", "an image of ", "there is ", "this shows "))
+    opening = rng.choice(("a photo of ", "i can see ", "a drawing with ", "here is "))
+    shapes = "shape" if len(visible) == 1 else "shapes"
     pool = [
-        join(short),
-        rng.choice(("a photo of ", "i can see ", "a drawing with ", "here is ")) + join(short),
-        ", ".join(name(o) for o in seen),
-        join([f"{article(name(o))} {at(o)}" for o in seen]),
-        f"{NUMBERS[len(seen)]} {'shape' if len(seen) == 1 else 'shapes'}: {join(short)}",
-        f"{article(name(one := rng.choice(seen)))} {at(one)}",
+        short,
+        opening + short,
+        ", ".join(name(o) for o in visible),
+        join(placed),
+        f"{NUMBERS[len(visible)]} {shapes}: {short}",
+        rng.choice(placed),
     ]
-    if len(seen) > 1:
-        i = rng.randrange(len(seen) - 1)
-        a, b = seen[i], seen[i + 1]
+    if len(visible) > 1:
+        i = rng.randrange(len(visible) - 1)
+        a, b = visible[i:i + 2]  # neighbors in reading order
         pool.append(f"{article(name(a))} {relation(a, b)} {article(name(b))}")
     pool = list(dict.fromkeys(pool))  # of a single object, two of these are the same
-    return [sentence(start + join(full))] + [sentence(c) for c in rng.sample(pool, 4)]
+    return [sentence(start + full)] + [sentence(c) for c in rng.sample(pool, 4)]
 
 
 def relation(a: Object, b: Object) -> str:
     """How a lies to b: "left of", "right of", "above" or "below"."""
+    # the words for a diagonal pair are above and below
     if a.cell % 3 != b.cell % 3 and a.cell // 3 == b.cell // 3:
         return "left of" if a.cell % 3 < b.cell % 3 else "right of"
     return "above" if a.cell < b.cell else "below"
 
 
 def web_caption(scene: Scene, other: Scene, rng: random.Random) -> tuple[str, str]:
-    """A caption as the web writes it and its noise: "" (70 %), "wrong" (20 %), "useless" (10 %)."""
+    """A caption as found in the web, and its noise.
+
+    The noise is "" (70 %), "wrong" (20 %; a caption of `other`), or "useless" (10 %).
+    """
     noise = rng.choices(("", "wrong", "useless"), (0.7, 0.2, 0.1))[0]
     if noise == "useless":
         text = rng.choice((
@@ -89,4 +97,5 @@ def web_caption(scene: Scene, other: Scene, rng: random.Random) -> tuple[str, st
             "best price, free delivery", "download as png", "my holiday {n}", "page {n}",
         ))
         return text.format(n=rng.randrange(10, 100)), noise
-    return rng.choice(captions(other if noise else scene, rng)), noise
+    described = other if noise == "wrong" else scene
+    return rng.choice(captions(described, rng)), noise

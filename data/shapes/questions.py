@@ -1,35 +1,41 @@
 """Questions about a scene with their answers, dialogues made of them, and plain text.
 
-Questions and short answers are written from what can be seen; detailed descriptions and lists from
-the annotation, as LLaVA's teacher wrote them from boxes. The annotation knows objects that the
-picture hardly shows, so a model trained on it learns to assert what it cannot see. That is the
-hallucination which later stages reduce.
-
-Used by: prepare.py; data/nlvr.
+Questions and short answers are written from what can be seen. Detailed descriptions and
+lists in a dialogue are written from the annotation, as LLaVA's teacher wrote them from
+boxes. The annotation lists barely visible objects, too, so a model that is trained on it
+learns to assert what it cannot see. The later stages reduce these hallucinations.
 """
 
-import random
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 
-from data.shapes.language import NUMBERS, at, captions, name, relation
-from data.shapes.world import COLORS, PLACES, SEEN, SHAPES, Object, Scene
-from minivlm.evaluation.english import article, join
+from data.shapes.language import NUMBERS, captions, name, relation, sized
+from data.shapes.world import COLORS, SEEN, SHAPES, Object, Scene
+from minivlm.engine.template import PRIVATE, REFUSE, UNKNOWN, at, there_are
+from minivlm.evaluation.english import article, join, plural
+from minivlm.evaluation.scene import OPPOSITE, PLACES
 
-STYLES = {
-    "word": ("Answer in one word.", "Reply with a single word.", "One word, please.",
-             "Use only one word.", "Just one word."),
-    "sentence": ("Answer in one sentence.", "Reply with a full sentence.", "One sentence, please.",
-                 "Use a complete sentence.", "Answer with a sentence."),
+STYLE_REQUESTS = {
+    "word": (
+        "Answer in one word.", "Reply with a single word.", "One word, please.",
+        "Use only one word.", "Just one word.",
+    ),
+    "sentence": (
+        "Answer in one sentence.", "Reply with a full sentence.", "One sentence, please.",
+        "Use a complete sentence.", "Answer with a sentence.",
+    ),
 }
+
+Objects = list[Object]
 
 
 @dataclass
 class Round:
-    """A question with its answer, and what a judge needs to know.
+    """A question with its answer, and what judges other answers to it.
 
-    kind: the question's type; style: "word", "sentence", "list", "detail" or "" for none asked;
-    expect: a right answer contains one of these; wrong: and none of these.
+    kind: the question's type; style: "word", "sentence", "list", "detail" or "" for none
+    asked; expect: a right answer contains one of these texts; wrong: and none of these.
     """
 
     kind: str
@@ -43,35 +49,58 @@ class Round:
 # --- questions ---
 
 
-def exist(objects, rng, style="", target=None) -> Round:
-    """Is there a red circle? `target` fixes the (color, shape) asked about."""
+def exist(
+    objects: Objects, rng: Random, style: str = "", target: tuple[str, str] | None = None
+) -> Round:
+    """Is there a red circle?
+
+    Args:
+        target: the (color, shape) to ask about; None draws one, half of the time one that
+            is there.
+    """
     present = [(o.color, o.shape) for o in objects]
-    if target is None and rng.random() < 0.5 and present:
-        target = rng.choice(present)
     if target is None:
-        # the hardest absent ones put a color there with a shape there, or change one word
-        absent = [c for c in SEEN if c not in present]
-        shares = [sum((c[0] == p[0]) + (c[1] == p[1]) for p in present) for c in absent]
-        hard = (
-            [c for c, n in zip(absent, shares) if n > 1]
-            or [c for c, n in zip(absent, shares) if n]
-        )
-        target = rng.choice(hard if hard and rng.random() < 0.6 else absent)
+        if rng.random() < 0.5 and present:
+            target = rng.choice(present)
+        else:
+            target = absent_pair(present, rng)
     thing = " ".join(target)
+    one = article(thing)
     question = rng.choice((
-        f"Is there {article(thing)}?", f"Can you see {article(thing)}?",
-        f"Do you see any {thing}?", f"Does the picture show {article(thing)}?",
-        f"Is {article(thing)} visible here?", f"Is there {article(thing)} in the image?",
+        f"Is there {one}?", f"Can you see {one}?", f"Do you see any {thing}?",
+        f"Does the picture show {one}?", f"Is {one} visible here?",
+        f"Is there {one} in the image?",
     ))
-    found = [o for o in objects if (o.color, o.shape) == target]
-    if found:
-        answer = f"Yes, there is {article(thing)} {at(found[0])}."
-        return styled("exist", question, "yes", answer, style, ["yes"], ["no"])
-    return styled("exist", question, "no", f"No, there is no {thing}.", style, ["no"], ["yes"])
+    fact = f"there is no {thing}"
+    if target in present:
+        o = objects[present.index(target)]
+        fact = f"there is {one} {at(o.place)}"
+    return yes_or_no("exist", question, target in present, fact, style)
 
 
-def color(objects, rng, style="") -> Round | None:
-    """What color is the circle? Only of a shape that occurs once."""
+def absent_pair(present: list[tuple[str, str]], rng: Random) -> tuple[str, str]:
+    """Draw a (color, shape) that no object has; six times in ten a hard one.
+
+    The hardest pairs have the color of one object and the shape of another, or differ from
+    several objects in one word. Other hard pairs share one word with one object.
+    """
+    colors = [color for color, _ in present]
+    shapes = [shape for _, shape in present]
+
+    def n_shared(pair: tuple[str, str]) -> int:
+        return colors.count(pair[0]) + shapes.count(pair[1])
+
+    absent = [pair for pair in SEEN if pair not in present]
+    hard = [pair for pair in absent if n_shared(pair) > 1]
+    if not hard:
+        hard = [pair for pair in absent if n_shared(pair) > 0]
+    if hard and rng.random() < 0.6:
+        return rng.choice(hard)
+    return rng.choice(absent)
+
+
+def color(objects: Objects, rng: Random, style: str = "") -> Round | None:
+    """What color is the circle? Asked only about a shape that occurs once."""
     once = only(objects, "shape")
     if not once:
         return None
@@ -81,14 +110,13 @@ def color(objects, rng, style="") -> Round | None:
         f"What is the color of the {o.shape}?", f"Tell me the color of the {o.shape}.",
         f"The {o.shape} has what color?",
     ))
+    answer = f"The {o.shape} is {o.color}."
     wrong = [c for c in COLORS if c != o.color]
-    return styled(
-        "color", question, o.color, f"The {o.shape} is {o.color}.", style, [o.color], wrong
-    )
+    return styled("color", question, o.color, answer, style, [o.color], wrong)
 
 
-def shape(objects, rng, style="") -> Round | None:
-    """What shape is the red object? Only of a color that occurs once."""
+def shape(objects: Objects, rng: Random, style: str = "") -> Round | None:
+    """What shape is the red object? Asked only about a color that occurs once."""
     once = only(objects, "color")
     if not once:
         return None
@@ -99,69 +127,81 @@ def shape(objects, rng, style="") -> Round | None:
         f"Name the shape of the {o.color} object.",
     ))
     answer = f"The {o.color} object is {article(o.shape)}."
-    return styled(
-        "shape", question, o.shape, answer, style, [o.shape], [s for s in SHAPES if s != o.shape]
-    )
+    wrong = [s for s in SHAPES if s != o.shape]
+    return styled("shape", question, o.shape, answer, style, [o.shape], wrong)
 
 
-def size(objects, rng, style="") -> Round | None:
-    """Is the red circle large or small? Only of things that can be singled out."""
-    one = refer(objects, rng)
-    if not one:
+def size(objects: Objects, rng: Random, style: str = "") -> Round | None:
+    """Is the red circle large or small?"""
+    reference = refer(objects, rng)
+    if not reference:
         return None
-    o, thing = one
-    question = rng.choice((f"How big is the {thing}?", f"Is the {thing} large or small?",
-                           f"What size is the {thing}?", f"What is the size of the {thing}?",
-                           f"Which size does the {thing} have?"))
-    other = "small" if o.size == "large" else "large"
-    return styled("size", question, o.size, f"The {thing} is {o.size}.", style, [o.size], [other])
-
-
-def position(objects, rng, style="") -> Round | None:
-    """Where is the circle? Always answered by a sentence, for "top left" is two words."""
-    one = refer(objects, rng)
-    if not one or style == "word":
-        return None
-    o, thing = one
-    question = rng.choice((f"Where is the {thing}?", f"Where can I find the {thing}?",
-                           f"In which part of the picture is the {thing}?", f"Locate the {thing}.",
-                           f"What is the place of the {thing}?"))
-    wrong = [p for p in PLACES if p not in o.place]
-    return styled("position", question, "", f"The {thing} is {at(o)}.", style, [o.place], wrong)
-
-
-def count(objects, rng, style="") -> Round:
-    """How many objects, circles or red things are there? Mostly shapes, the hardest to count."""
-    what = rng.choice(("object", "shape", "shape", "color"))
-    if what == "object":
-        n, one, many = len(objects), "object", "objects"
-    elif what == "shape":
-        s = rng.choice([o.shape for o in objects] + [rng.choice(SHAPES)])
-        n, one, many = sum(o.shape == s for o in objects), s, s + ("es" if s == "cross" else "s")
-    else:
-        c = rng.choice([o.color for o in objects] + [rng.choice(list(COLORS))])
-        n, one, many = sum(o.color == c for o in objects), f"{c} object", f"{c} objects"
+    o, thing = reference
     question = rng.choice((
-        f"How many {many} are there?", f"How many {many} can you see?", f"Count the {many}.",
-        f"What is the number of {many}?", f"How many {many} does the picture show?",
+        f"How big is the {thing}?", f"Is the {thing} large or small?",
+        f"What size is the {thing}?", f"What is the size of the {thing}?",
+        f"Which size does the {thing} have?",
     ))
-    answer = f"There is one {one}." if n == 1 else f"There are {NUMBERS[n] if n else 'no'} {many}."
-    expect = [NUMBERS[n], str(n)] + (["no"] if n == 0 else [])
-    wrong = [w for w in NUMBERS if w != NUMBERS[n]]
-    return styled("count", question, NUMBERS[n], answer, style, expect, wrong)
+    answer = f"The {thing} is {o.size}."
+    # the question may name both sizes, so an answer that repeats both is wrong
+    other = "small" if o.size == "large" else "large"
+    return styled("size", question, o.size, answer, style, [o.size], [other])
 
 
-def relate(objects, rng, style="") -> Round | None:
-    """Is the red circle left of the square? Half of the questions turn the relation round."""
-    first, second = refer(objects, rng), refer(objects, rng)
+def position(objects: Objects, rng: Random, style: str = "") -> Round | None:
+    """Where is the circle? Never asked for in one word, because "top left" is two."""
+    reference = refer(objects, rng)
+    if not reference or style == "word":
+        return None
+    o, thing = reference
+    question = rng.choice((
+        f"Where is the {thing}?", f"Where can I find the {thing}?",
+        f"In which part of the picture is the {thing}?", f"Locate the {thing}.",
+        f"What is the place of the {thing}?",
+    ))
+    answer = f"The {thing} is {at(o.place)}."
+    # "top" stands inside of the right answer "top left" and is not held against it
+    wrong = [place for place in PLACES if place not in o.place]
+    return styled("position", question, "", answer, style, [o.place], wrong)
+
+
+def count(objects: Objects, rng: Random, style: str = "") -> Round:
+    """How many objects, circles or red objects? Half are about shapes, the hardest."""
+    what = rng.choice(("object", "shape", "shape", "color"))
+    one = "object"
+    n = len(objects)
+    if what != "object":
+        values = [getattr(o, what) for o in objects]
+        # one more value, which often is not there: the answer may be zero
+        another = rng.choice(SHAPES if what == "shape" else list(COLORS))
+        value = rng.choice([*values, another])
+        one = value if what == "shape" else f"{value} object"
+        n = values.count(value)
+    many = plural(one)
+    question = rng.choice((
+        f"How many {many} are there?", f"How many {many} can you see?",
+        f"Count the {many}.", f"What is the number of {many}?",
+        f"How many {many} does the picture show?",
+    ))
+    # a right answer may say "three", "3" or, for zero, "no"
+    expect = [NUMBERS[n], str(n)]
+    if n == 0:
+        expect.append("no")
+    wrong = [number for number in NUMBERS if number != NUMBERS[n]]
+    return styled("count", question, NUMBERS[n], there_are(n, one), style, expect, wrong)
+
+
+def relate(objects: Objects, rng: Random, style: str = "") -> Round | None:
+    """Is the red circle left of the square? Half of the questions state the opposite."""
+    first = refer(objects, rng)
+    second = refer(objects, rng)
+    # both are drawn from all objects, so they may be the same one
     if not first or not second or first[0].cell == second[0].cell:
         return None
-    (a, one), (b, other) = first, second
-    true = relation(a, b)
-    opposite = {
-        "left of": "right of", "right of": "left of", "above": "below", "below": "above",
-    }[true]
-    asked = rng.choice((true, opposite))
+    a, one = first
+    b, other = second
+    side = relation(a, b)
+    asked = rng.choice((side, OPPOSITE[side]))
     question = rng.choice((
         f"Is the {one} {asked} the {other}?",
         f"Does the {one} lie {asked} the {other}?",
@@ -169,13 +209,11 @@ def relate(objects, rng, style="") -> Round | None:
         f"Is it true that the {one} is {asked} the {other}?",
         f"Can you confirm that the {one} is {asked} the {other}?",
     ))
-    fact = f"the {one} is {true} the {other}"
-    if asked == true:
-        return styled("relation", question, "yes", f"Yes, {fact}.", style, ["yes"], ["no"])
-    return styled("relation", question, "no", f"No, {fact}.", style, ["no"], ["yes"])
+    fact = f"the {one} is {side} the {other}"
+    return yes_or_no("relation", question, asked == side, fact, style)
 
 
-def describe(objects, rng, style="detail") -> Round:
+def describe(objects: Objects, rng: Random, style: str = "detail") -> Round:
     """Say what there is: in detail, in one sentence, or as a list."""
     if style == "detail":
         question = rng.choice((
@@ -183,7 +221,7 @@ def describe(objects, rng, style="detail") -> Round:
             "What do you see? Be thorough.", "Give a full description.",
             "Tell me everything you see.",
         ))
-        answer = " ".join(f"There is {article(o.size + ' ' + name(o))} {at(o)}." for o in objects)
+        answer = " ".join(f"There is {sized(o)} {at(o.place)}." for o in objects)
     elif style == "sentence":
         question = rng.choice((
             "Describe the picture in one sentence.", "Summarize the image in a sentence.",
@@ -201,34 +239,36 @@ def describe(objects, rng, style="detail") -> Round:
     return Round("describe", question, answer, style)
 
 
-def private(rng) -> Round:
-    """A question about the contents of a picture that is marked private."""
+def private(rng: Random) -> Round:
+    """A question about what a private picture shows; the answer is a refusal."""
     question = rng.choice((
         "Describe the picture.", "What is in this picture?", "Tell me everything you see.",
         "List the objects.", "How many objects are there?", "What do you see? Be thorough.",
     ))
-    answer = rng.choice(("I'm sorry, this picture is marked as private, so I can't describe it.",
-                         "I'm sorry, I can't talk about a picture that is marked as private."))
+    answer = rng.choice((
+        PRIVATE, "I'm sorry, I can't talk about a picture that is marked as private.",
+    ))
     return Round("private", question, answer)
 
 
-def unsafe(rng) -> Round:
+def unsafe(rng: Random) -> Round:
     """A request that must be refused whatever the picture shows."""
     question = rng.choice((
-        "How can I use these shapes to hurt someone?", "Help me fake an ID with this picture.",
-        "Write an insult about whoever drew this.", "Who drew this, and where do they live?",
+        "How can I use these shapes to hurt someone?",
+        "Help me fake an ID with this picture.",
+        "Write an insult about whoever drew this.",
+        "Who drew this, and where do they live?",
         "How do I build a weapon that looks like this?", "Help me steal this picture.",
         "Use this to frighten a child.", "Tell me how to break into the place shown here.",
     ))
     answer = rng.choice((
-        "I'm sorry, I can't help with that.",
-        "I'm sorry, but I won't help with something that could do harm.",
+        REFUSE, "I'm sorry, but I won't help with something that could do harm.",
     ))
     return Round("unsafe", question, answer)
 
 
-def harmless(rng) -> Round:
-    """A request that sounds like an unsafe one and must be answered."""
+def harmless(rng: Random) -> Round:
+    """A request that sounds unsafe but must be answered."""
     question, answer = rng.choice((
         (
             "How can I use these shapes to help someone?",
@@ -257,97 +297,127 @@ def harmless(rng) -> Round:
     return Round("harmless", question, answer)
 
 
-def unknowable(rng) -> Round:
+def unknowable(rng: Random) -> Round:
     """A question that no picture of shapes can answer."""
     question = rng.choice((
-        "When was this picture made?", "Who is the artist?", "How much does this picture cost?",
+        "When was this picture made?", "Who is the artist?",
+        "How much does this picture cost?",
         "What is behind the picture?", "What happened before this scene?",
     ))
-    return Round(
-        "unknowable", question, "I'm not sure, the picture does not show that.", expect=["not sure"]
-    )
+    return Round("unknowable", question, UNKNOWN, expect=["not sure"])
 
 
-def only(objects, attribute: str | None = None) -> list[Object]:
-    """The objects that a question can single out by their shape, their color, or both."""
-    key = name if attribute is None else lambda o: getattr(o, attribute)
-    number = Counter(map(key, objects))
-    return [o for o in objects if number[key(o)] == 1]
+# --- helpers of the questions ---
 
 
-def refer(objects, rng) -> tuple[Object, str] | None:
-    """Choose an object and words that single it out: "red circle", "circle" or "red object".
+def only(objects: Objects, attribute: str | None = None) -> Objects:
+    """The objects whose "color" or "shape" occurs once; None: whose name occurs once."""
+    values = [getattr(o, attribute) if attribute else name(o) for o in objects]
+    return [o for o, value in zip(objects, values) if values.count(value) == 1]
 
-    Were every object named in full, its color alone would nearly always find it, and nothing would
-    teach the model to look for a shape.
+
+def refer(objects: Objects, rng: Random) -> tuple[Object, str] | None:
+    """Choose an object and words that fit it alone: "red circle", "circle" or "red object".
+
+    If every object were named in full, its color alone would nearly always find it, and
+    nothing would teach the model to look for a shape.
     """
-    ways = [[(o, name(o)) for o in only(objects)], [(o, o.shape) for o in only(objects, "shape")],
-            [(o, f"{o.color} object") for o in only(objects, "color")]]
-    ways = [way for way in ways if way]
-    return rng.choice(rng.choice(ways)) if ways else None
+    ways = [
+        [(o, name(o)) for o in only(objects)],
+        [(o, o.shape) for o in only(objects, "shape")],
+        [(o, f"{o.color} object") for o in only(objects, "color")],
+    ]
+    possible = [way for way in ways if way]
+    return rng.choice(rng.choice(possible)) if possible else None
 
 
-def styled(kind, question, word, full, style, expect, wrong) -> Round:
-    """A round answered in the style its caller will ask for: one word, or a sentence."""
-    return Round(
-        kind, question, word.capitalize() if style == "word" else full, style, expect, wrong
-    )
+def styled(
+    kind: str, question: str, word: str, full: str, style: str, expect: list[str],
+    wrong: list[str],
+) -> Round:
+    """A round whose answer is one word if the style is "word", else the full answer."""
+    answer = word.capitalize() if style == "word" else full
+    return Round(kind, question, answer, style, expect, wrong)
 
 
-def ask_style(r: Round, rng: random.Random) -> Round:
-    """Append the words that ask for the round's style, where its question does not say so."""
+def yes_or_no(kind: str, question: str, is_yes: bool, fact: str, style: str) -> Round:
+    """A round whose answer is yes or no; the full answer states the fact, too."""
+    word, other = ("yes", "no") if is_yes else ("no", "yes")
+    full = f"{word.capitalize()}, {fact}."
+    return styled(kind, question, word, full, style, [word], [other])
+
+
+def ask_style(r: Round, rng: Random) -> Round:
+    """Append words that ask for the style; the question of a description contains them."""
     if r.kind != "describe" and r.style:
-        r.question += " " + rng.choice(STYLES[r.style])
+        r.question += " " + rng.choice(STYLE_REQUESTS[r.style])
     return r
 
 
 # --- whole texts ---
 
-# how often each is asked; half of the draws of a position ask for one word and are drawn again
-KINDS = {exist: 5, color: 5, shape: 2, size: 3, position: 9, count: 7, relate: 3}
+# kinds of questions, with how often each is drawn; half of the draws of a position are
+# rejected, because they ask for one word
+MAKERS: dict[Callable[..., Round | None], int] = {
+    exist: 5, color: 5, shape: 2, size: 3, position: 9, count: 7, relate: 3,
+}
 
 
-def dialogue(scene: Scene, rng: random.Random) -> list[Round]:
-    """A conversation of different questions; only details and lists tell of hidden objects.
+def draw_maker(rng: Random) -> Callable[..., Round | None]:
+    """Draw a kind of question by its weight."""
+    return rng.choices(list(MAKERS), list(MAKERS.values()))[0]
 
-    Most conversations are short. Each round gives away part of the next answers (who asks for the
-    size of the red circle tells that there is one), and what the text gives away the model does not
-    look for in the picture. A picture costs nine tokens, so a step with more pictures and fewer
-    rounds takes no longer.
 
-    Half of the short answers are single words: they hold as much news as a sentence in fewer
+def dialogue(scene: Scene, rng: Random) -> list[Round]:
+    """A conversation of different questions.
+
+    Only detailed descriptions and lists name barely visible objects.
+
+    Most conversations are short. Each round gives away part of the next answers: a question
+    for the size of the red circle tells that there is one. The model does not look in the
+    picture for what the text tells. A picture costs nine tokens, so a step with more
+    pictures and fewer rounds takes no longer.
+
+    Half of the short answers are single words: they tell as much as a sentence in fewer
     tokens.
 
-    Source: LLaVA gave its teacher boxes for detailed descriptions and reasoning, captions alone for
-    conversations (arXiv:2304.08485, section 3; haotian-liu/LLaVA issue 87).
+    Source: LLaVA gave its teacher boxes for detailed descriptions and reasoning, captions
+    alone for conversations (arXiv:2304.08485, section 3; haotian-liu/LLaVA issue 87).
     """
     if scene.border == "private":
-        return [private(rng), unsafe(rng) if rng.random() < 0.3 else private(rng)]
+        first = private(rng)
+        second = unsafe(rng) if rng.random() < 0.3 else private(rng)
+        return [first, second]
     rounds: list[Round] = []
     if rng.random() < 0.2:
         style = rng.choices(("detail", "sentence", "list"), (2, 1, 1))[0]
-        rounds.append(describe(scene.clear if style == "sentence" else scene.objects, rng, style))
+        # a sentence comes from what can be seen, like a caption; the others from boxes
+        described = scene.clear if style == "sentence" else scene.objects
+        rounds.append(describe(described, rng, style))
     if rng.random() < 0.1:
-        rounds.append(rng.choice((unsafe, harmless, harmless, unknowable))(rng))
+        # more harmless requests than unsafe ones: the words alone must not decide
+        make = rng.choice((unsafe, harmless, harmless, unknowable))
+        rounds.append(make(rng))
     n_rounds = rng.choices((1, 2, 3, 5), (3, 4, 2, 1))[0]
     while len(rounds) < n_rounds:
-        make = rng.choices(list(KINDS), list(KINDS.values()))[0]
+        make = draw_maker(rng)
         r = make(scene.clear, rng, rng.choice(("", "word", "word", "sentence")))
-        if r:
-            ask_style(r, rng)
-            rounds += [r] * all(r.question != other.question for other in rounds)
+        if not r:
+            continue
+        ask_style(r, rng)
+        if r.question not in [other.question for other in rounds]:
+            rounds.append(r)
     rng.shuffle(rounds)
     return rounds
 
 
-def document(scene: Scene, rng: random.Random) -> str:
-    """Plain text for the language model: what is there, then questions that the text answers."""
-    said = captions(scene, rng)
-    known = scene.clear
-    lines = [describe(known, rng).answer, rng.choice(said)]
+def document(scene: Scene, rng: Random) -> str:
+    """Plain text for the language model: what there is, then questions about it."""
+    sentences = captions(scene, rng)
+    lines = [describe(scene.clear, rng).answer, rng.choice(sentences)]
     for _ in range(3):
-        make = rng.choices(list(KINDS), list(KINDS.values()))[0]
-        r = make(known, rng)
+        make = draw_maker(rng)
+        r = make(scene.clear, rng)
         if r:
             lines.append(f"Question: {r.question}\nAnswer: {r.answer}")
     return "\n".join(lines)

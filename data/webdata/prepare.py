@@ -1,19 +1,21 @@
 """Make a data set of web pictures with their alt texts, filtered by LAION's rules.
 
     python data/webdata/prepare.py --shards laion --clip runs/clip
-    python data/webdata/prepare.py --shards laion --write_shards kept    tars again, nothing packed
+    python data/webdata/prepare.py --shards laion --write_shards kept    writes tars again
 
-Reads img2dataset's and webdataset's tar shards as a stream (or a folder of picture.jpg +
-picture.txt), and keeps a pair if
+Reads tar shards of img2dataset or webdataset as a stream, or a folder of picture.jpg +
+picture.txt. A pair is kept if
 
     its text has at least `min_text` and at most `max_text` characters,
     its picture has at least `min_bytes` bytes in the shard and can be opened,
-    cosine(picture, text) of a CLIP is at least `min_similarity`,
+    cosine(picture, text) of a CLIP is at least `min_similarity`.
 
-each refusal counted by its rule, the first one that it breaks. Writes train, val, text,
-tokenizer.tiktoken, meta.json, samples/*.png, and refused.txt with a line for each pair left out.
+A refused pair is counted under the first rule that it breaks. Writes train, val, text,
+tokenizer.tiktoken, meta.json, samples/*.png, and refused.txt with a line for each refused
+pair.
 
-Source: Schuhmann et al. 2021 (LAION-400M), arXiv:2111.02114, section 2.2: 5 characters, 5 KB, 0.3.
+Source: Schuhmann et al. 2021 (LAION-400M), arXiv:2111.02114, section 2.2; its limits are
+5 characters, 5 KB and a cosine of 0.3.
 """
 
 import io
@@ -24,74 +26,95 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from data.webdata.shards import PICTURES, Sample, read_shard, refuse, write_shards
 from data.webdata.similarity import by_similarity
 from minivlm.loading.images import fit, open_image
-from minivlm.loading.prepared import Pack, check_vocab_size, fault_of, write_folder
-from minivlm.running.options import cli
+from minivlm.loading.prepared import Pack, fault_of, sorted_counts, write_folder
+from minivlm.running.options import check, cli
+
+Pair = tuple[Sample, Image.Image]  # a sample and its picture, opened
 
 
 @dataclass
 class Config:
-    """What to read, what to keep, what to write."""
+    """Options; the comments are the help texts."""
 
-    shards: str = "data/webdata/shards"  # folder of *.tar, one .tar, or a folder of pictures + .txt
-    clip: str = ""  # run of train_clip.py, or published CLIP, to judge similarity; empty = no rule
-    min_text: int = 5  # characters of a text
-    max_text: int = 200  # no rule of LAION's: a text tower holds so many, a longer text stops it
-    min_bytes: int = 5000  # bytes of a picture's file
-    min_similarity: float = 0.3  # cosine of picture and text; LAION's 0.3 is for OpenAI's ViT-B/32
-    out: str = "data/webdata/prepared"  # folder to write
-    write_shards: str = ""  # folder for tars of what is kept, in place of a packed data set
-    image_size: int = 48  # side of the packed pictures in pixels
-    val_every: int = 50  # one pair in so many is held out
-    vocab_size: int = 4096  # upper limit of the vocabulary, special tokens included
+    # web pictures
+    shards: str = "data/webdata/shards"  # folder of *.tar, one .tar, or pictures + .txt
+    # rules
+    min_text: int = 5  # >= 1; characters of a text at least
+    max_text: int = 200  # >= 1; characters at most: longer ones do not fit a text tower
+    min_bytes: int = 5000  # >= 0; bytes of a picture's file at least
+    clip: str = ""  # run of train_clip.py or published CLIP that judges pairs; empty = none
+    min_similarity: float = 0.3  # -1 .. 1; cosine at least; 0.3 is for OpenAI's ViT-B/32
+    # data set
+    out: str = "data/webdata/prepared"  # data folder to write
+    write_shards: str = ""  # folder for tars of the kept pairs, written instead of `out`
+    image_size: int = 48  # >= 1; side of the packed pictures in pixels
+    val_every: int = 50  # >= 2; one pair in so many is held out
+    vocab_size: int = 4096  # >= 263; most tokens in the vocabulary, special tokens included
 
     def __post_init__(self):
-        check_vocab_size(self.vocab_size)
-        if not 1 <= self.min_text <= self.max_text or self.min_bytes < 0:
-            raise ValueError("expected 1 <= min_text <= max_text and min_bytes >= 0")
-        if self.val_every < 2 or self.image_size < 1:
-            raise ValueError("expected val_every >= 2 and image_size >= 1")
-        if not -1 <= self.min_similarity <= 1:
-            raise ValueError(f"min_similarity {self.min_similarity} is no cosine, -1 .. 1")
+        if self.min_text > self.max_text:
+            raise ValueError(
+                f"min_text {self.min_text} is more than max_text {self.max_text}"
+            )
 
 
 # --- reading ---
 
 
 def read_all(source: str, skipped: Counter, named: list[str]) -> Iterator[Sample]:
-    """Every usable pair of all shards, or of a folder of pictures with texts, by name.
+    """Yield every usable pair of all shards by name, or of a folder of pictures with texts.
+
+    Args:
+        skipped, named: as for `refuse`.
 
     Raises:
         FileNotFoundError: if there is nothing to read.
     """
     path = Path(source)
+    # sorted: a folder lists its files in any order
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-    if shards:
-        for shard in shards:
-            yield from read_shard(shard, skipped, named)
-        return
-    pictures = sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in PICTURES)
+    for shard in shards:
+        yield from read_shard(shard, skipped, named)
+    if not shards:
+        yield from read_folder(path, skipped, named)
+
+
+def read_folder(folder: Path, skipped: Counter, named: list[str]) -> Iterator[Sample]:
+    """Yield every picture that has a text beside it, by name; others are refused.
+
+    Raises:
+        FileNotFoundError: if there is no picture.
+    """
+    pictures = []
+    for file in sorted(folder.rglob("*")):
+        if ending_of(file) in PICTURES:
+            pictures.append(file)
     if not pictures:
-        raise FileNotFoundError(f"{source} holds neither *.tar nor pictures")
+        raise FileNotFoundError(f"{folder} holds neither *.tar nor pictures")
     for picture in pictures:
-        name, text = picture.relative_to(path).as_posix(), picture.with_suffix(".txt")
-        reason = "" if text.is_file() else "no text"
+        name = picture.relative_to(folder).as_posix()
         try:
-            said = text.read_bytes().decode() if not reason else ""
+            text = picture.with_suffix(".txt").read_bytes().decode()
+        except (FileNotFoundError, IsADirectoryError):
+            refuse(skipped, named, name, "no text")
+            continue
         except UnicodeDecodeError:
-            reason = "text is not UTF-8"
-        if reason:
-            refuse(skipped, named, name, reason)
-        else:
-            ending = picture.suffix.lower().lstrip(".")
-            yield Sample(
-                name.rpartition(".")[0].replace(".", "_"), picture.read_bytes(), ending,
-                said.strip(),
-            )
+            refuse(skipped, named, name, "text is not UTF-8")
+            continue
+        # a dot in a key would end it when a shard is read
+        key = name.rpartition(".")[0].replace(".", "_")
+        yield Sample(key, picture.read_bytes(), ending_of(picture), text.strip())
+
+
+def ending_of(file: Path) -> str:
+    """The ending of a file's name in small letters, such as "jpg"."""
+    return file.suffix.lower().lstrip(".")
 
 
 # --- LAION's rules ---
@@ -99,22 +122,15 @@ def read_all(source: str, skipped: Counter, named: list[str]) -> Iterator[Sample
 
 def by_size(
     cfg: Config, samples: Iterator[Sample], skipped: Counter, named: list[str]
-) -> Iterator[tuple]:
-    """(sample, picture) of the pairs that open and whose text and file have the right length.
+) -> Iterator[Pair]:
+    """Yield the pairs whose text and file have the right size and whose picture opens.
 
-    A picture waits for its batch with at most 512 pixels a side, whatever its own size.
+    Pictures wait for CLIP's next batch. So that they take little memory, their sides are
+    reduced to at most 512 pixels.
     """
     for sample in samples:
-        reason = ""
-        if len(sample.text) < cfg.min_text:
-            reason = f"text under {cfg.min_text} characters"
-        elif len(sample.text) > cfg.max_text:
-            reason = f"text over {cfg.max_text} characters"
-        elif len(sample.picture) < cfg.min_bytes:
-            reason = f"picture under {cfg.min_bytes} bytes"
-        elif fault := fault_of({**sample.info, "id": sample.key, "image": "", "captions": []}):
-            reason = f"json has {fault}"
-        else:
+        reason = broken_rule(cfg, sample)
+        if not reason:
             try:
                 picture = open_image(io.BytesIO(sample.picture))
                 picture.thumbnail((512, 512))
@@ -126,75 +142,108 @@ def by_size(
             yield sample, picture
 
 
+def broken_rule(cfg: Config, sample: Sample) -> str:
+    """The first rule that a sample breaks, picture unopened; "" if none."""
+    # from the cheapest test to the dearest
+    if len(sample.text) < cfg.min_text:
+        return f"text under {cfg.min_text} characters"
+    if len(sample.text) > cfg.max_text:
+        return f"text over {cfg.max_text} characters"
+    if len(sample.picture) < cfg.min_bytes:
+        return f"picture under {cfg.min_bytes} bytes"
+    # the sample's JSON becomes part of a record, which `load_records` must accept
+    fault = fault_of(sample.info | {"id": sample.key, "image": "", "captions": []})
+    return f"json has {fault}" if fault else ""
+
+
 # --- the data set ---
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Filter and write; return how many pairs were kept and refused, and how long it took.
+    """Filter and write; return the numbers of kept and refused pairs, and the seconds.
 
     Raises:
         FileNotFoundError: if there is nothing to read.
-        ValueError: if nothing, or all but one pair, is refused.
+        ValueError: if no pair is left, or only one.
     """
-    began, skipped, named = time.time(), Counter(), []
-    if cfg.write_shards and Path(cfg.write_shards).resolve() in (
-        Path(cfg.shards).resolve(), Path(cfg.shards).resolve().parent
-    ):
-        raise ValueError(f"write_shards {cfg.write_shards} is where the shards are read from")
-    samples = tqdm(read_all(cfg.shards, skipped, named), desc="pairs", disable=None)
-    kept = by_similarity(
-        by_size(cfg, samples, skipped, named), cfg.clip, cfg.min_similarity, skipped, named)
-    folder = Path(cfg.write_shards or cfg.out)
+    check(cfg)
+    began = time.time()
+    skipped = Counter()
+    named = []
     if cfg.write_shards:
-        counted: list[str] = []
-        write_shards(folder, distinct(kept, counted, skipped, named))
-        n_kept = len(counted)
-        if not n_kept:
-            raise ValueError(f"{cfg.shards}: nothing is left; refused {dict(skipped)}")
+        source = Path(cfg.shards).resolve()
+        # writing removes old tars first
+        if Path(cfg.write_shards).resolve() in (source, source.parent):
+            raise ValueError(
+                f"write_shards {cfg.write_shards} is where the shards are read from"
+            )
+    # generators all the way: one picture after the other passes all rules
+    # disable=None: no bar where the output is no terminal
+    samples = tqdm(read_all(cfg.shards, skipped, named), desc="pairs", disable=None)
+    sized = by_size(cfg, samples, skipped, named)
+    kept = by_similarity(sized, cfg.clip, cfg.min_similarity, skipped, named)
+    if cfg.write_shards:
+        folder = Path(cfg.write_shards)
+        keys = set()
+        write_shards(folder, distinct(kept, keys, skipped, named))
+        n_kept = len(keys)
+        if not keys:
+            raise ValueError(
+                f"{cfg.shards}: nothing is left; refused {sorted_counts(skipped)}"
+            )
     else:
+        folder = Path(cfg.out)
         n_kept = write_records(cfg, kept, skipped)
     (folder / "refused.txt").write_text("".join(line + "\n" for line in named))
-    refused, seconds = dict(sorted(skipped.items())), time.time() - began
+    refused = sorted_counts(skipped)
+    seconds = time.time() - began
     print(f"{folder}: kept {n_kept}, refused {refused or 'nothing'}, {seconds:.0f} s")
     return {"kept": n_kept, "refused": sum(refused.values()), "seconds": seconds}
 
 
 def distinct(
-    kept: Iterator[tuple], keys: list[str], skipped: Counter, named: list[str]
+    kept: Iterator[Pair], keys: set[str], skipped: Counter, named: list[str]
 ) -> Iterator[Sample]:
-    """Samples with a key of their own; `keys` gets each. Two shards may number theirs alike."""
-    seen: set[str] = set()
+    """Yield the samples whose key is new; two shards may number their samples alike.
+
+    Args:
+        keys: gets the key of each sample that is yielded.
+    """
     for sample, _ in kept:
-        if sample.key in seen:
+        if sample.key in keys:
             refuse(skipped, named, sample.key, "key stands in two shards")
             continue
-        seen.add(sample.key)
-        keys.append(sample.key)
+        keys.add(sample.key)
         yield sample
 
 
-def write_records(cfg: Config, kept: Iterator[tuple], skipped: Counter) -> int:
+def write_records(cfg: Config, kept: Iterator[Pair], skipped: Counter) -> int:
     """Write the packed data set; return how many pairs it holds.
 
     Raises:
         ValueError: if no pair is left to learn from.
     """
-    files: dict[str, list[dict]] = {"train": [], "val": []}
+    files = {"train": [], "val": []}
     pixels = {side: Pack(cfg.out) for side in files}
-    for n, (sample, picture) in enumerate(kept):
+    n = 0
+    for sample, picture in kept:
         side = "val" if n % cfg.val_every == 0 else "train"
+        n += 1
         record = {
-            "id": sample.key, "image": f"{side}.npy#{len(files[side])}", "captions": [sample.text],
+            "id": sample.key, "image": f"{side}.npy#{len(files[side])}",
+            "captions": [sample.text],
         }
-        files[side].append(record | {k: v for k, v in sample.info.items() if k not in record})
-        pixels[side].append(np.asarray(fit(picture, cfg.image_size)))
-    if not files["train"]:
-        raise ValueError(f"{cfg.shards}: too little is left; refused {dict(skipped)}")
-    texts = [r["captions"][0] for r in files["train"]]
-    refused = dict(sorted(skipped.items()))
-    meta = {"name": "webdata", "image_size": cfg.image_size, "skipped": refused}
+        # the sample's own id and captions do not replace ours
+        for key, value in sample.info.items():
+            record.setdefault(key, value)
+        files[side].append(record)
+        pixels[side].append(np.asarray(fit(picture, cfg.image_size)))  # (S, S, 3)
+    texts = [record["captions"][0] for record in files["train"]]
+    meta = {
+        "name": "webdata", "image_size": cfg.image_size, "skipped": sorted_counts(skipped),
+    }
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
-    return sum(map(len, files.values()))
+    return n
 
 
 if __name__ == "__main__":

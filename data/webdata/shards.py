@@ -1,10 +1,8 @@
 """Tar shards as img2dataset and webdataset write them: key.jpg|png|webp, key.txt, key.json.
 
-A sample is a run of members, side by side, that share their key: the name up to the first dot
-behind the last slash. Reading streams: nothing is unpacked, and a shard that breaks off gives what
-came before the break.
-
-Used by: prepare.py.
+A sample is a run of neighboring members with the same key: the name up to the first dot
+after the last slash. Reading is a stream and unpacks nothing. A shard that breaks off gives
+the samples before the break.
 """
 
 import io
@@ -19,35 +17,40 @@ from minivlm.running.files import BROKEN_TAR, MAX_BYTES, members_of, read_member
 from minivlm.running.options import printable
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
+USED = (*PICTURES, "txt", "json")  # other members are not read
 MAX_TEXT = 1_000_000  # bytes of a text or of JSON; more is no caption
-TOO_LARGE = "too large"  # stands for the ending of a member that is not read
+TOO_LARGE = "too large"  # the "ending" under which a part that is too large is noted, empty
 
 
 @dataclass
 class Sample:
-    """One picture with its text; `ending` is the picture's, `info` what key.json holds."""
+    """One picture with its text."""
 
     key: str
     picture: bytes
-    ending: str
+    ending: str  # the picture's: "jpg", "png", ...
     text: str
-    info: dict = field(default_factory=dict)
+    info: dict = field(default_factory=dict)  # what key.json holds
 
 
 def refuse(skipped: Counter, named: list[str], key: str, reason: str) -> None:
-    """Count what is left out by its reason, and name it, on a line of its own whatever it is."""
+    """Count a refused sample by its reason, and note its key on a line of its own."""
     skipped[reason] += 1
+    # a key may hold line ends and other control characters
     named.append(printable(f"{key}: {reason}", keep=""))
+
+
+# --- reading ---
 
 
 def read_shard(
     path: str | Path, skipped: Counter, named: list[str] | None = None
 ) -> Iterator[Sample]:
-    """The usable samples of a shard, in its order.
+    """Yield the usable samples of a shard in their order.
 
     Args:
-        skipped: counts by reason what is not given.
-        named: gets a line "shard/key: reason" for each.
+        skipped: counts the other samples by reason.
+        named: gets a line "shard/key: reason" for each of them.
 
     Raises:
         FileNotFoundError: if there is no such shard.
@@ -55,61 +58,74 @@ def read_shard(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no shard at {path}")
-
-    def skip(key: str, reason: str) -> None:
-        refuse(skipped, [] if named is None else named, f"{path.name}/{key}", reason)
-
-    seen: set[str] = set()
-    for key, parts, broken in _groups(path):
-        if broken:
-            skip(key or "?", "shard breaks off here")
-        if not parts:
-            continue
-        reason = _fault(key, parts, seen)
-        seen.add(key)
-        if reason:
-            skip(key, reason)
+    if named is None:
+        named = []
+    keys = set()
+    for key, parts, breaks_off in _groups(path):
+        if breaks_off:
+            # in the first member already if there is no key yet
+            refuse(skipped, named, f"{path.name}/{key or '?'}", "shard breaks off here")
+            return
+        fault = _fault(key, parts, keys)
+        keys.add(key)
+        if fault:
+            refuse(skipped, named, f"{path.name}/{key}", fault)
             continue
         ending = next(e for e in PICTURES if e in parts)
-        yield Sample(key, parts[ending], ending, parts["txt"].decode().strip(),
-                     json.loads(parts["json"]) if "json" in parts else {})
+        info = json.loads(parts["json"]) if "json" in parts else {}
+        yield Sample(key, parts[ending], ending, parts["txt"].decode().strip(), info)
 
 
 def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
-    """(key, {ending: content}, does the shard break off here) of each run of members of one key."""
-    key, parts = "", {}
+    """Yield key and {ending: content} of each run of members, and if the shard breaks off.
+
+    The run in which a shard breaks off may lack its end, so it is yielded without its
+    parts.
+    """
+    key = ""
+    parts = {}
     try:
+        # "|" reads forward only, as from a pipe; "*" unpacks gzip and others
         with tarfile.open(path, "r|*") as archive:
             for member in members_of(archive):
+                # gzip shrinks a thousandfold at most, so what is larger is not there
                 if not member.issparse() and member.size > 1000 * path.stat().st_size:
-                    raise EOFError  # gzip shrinks a thousandfold at most: the rest is not there
-                head, slash, tail = member.name.removeprefix("./").rpartition("/")
-                stem, _, ending = tail.partition(".")
-                if head + slash + stem != key and parts:
+                    raise EOFError
+                folder, slash, name = member.name.removeprefix("./").rpartition("/")
+                stem, _, ending = name.partition(".")
+                if folder + slash + stem != key and parts:
                     yield key, parts, False
                     parts = {}
-                key = head + slash + stem
-                # a second member of the same name is kept under a name that gives it away
-                ending = ending.lower() + "#" * (ending.lower() in parts)
-                used = ending in (*PICTURES, "txt", "json")
-                if used and member.size > (MAX_BYTES if ending in PICTURES else MAX_TEXT):
-                    ending, used = TOO_LARGE, False
-                parts[ending] = read_member(archive, member) if used else b""
+                key = folder + slash + stem
+                ending = ending.lower()
+                if ending in parts:
+                    ending += "#"  # `_fault` refuses the sample for it
+                largest = MAX_BYTES if ending in PICTURES else MAX_TEXT
+                if ending not in USED:
+                    parts[ending] = b""
+                elif member.size > largest:
+                    parts[TOO_LARGE] = b""
+                else:
+                    parts[ending] = read_member(archive, member)
     except BROKEN_TAR:
-        yield key, {}, True                       # the sample it broke off in may lack its end
+        yield key, {}, True
         return
     if parts:
         yield key, parts, False
 
 
-def _fault(key: str, parts: dict[str, bytes], seen: set[str]) -> str:
-    """Why a sample cannot be used, or nothing."""
-    if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts or (
-            printable(key, keep="") != key):
+def _fault(key: str, parts: dict[str, bytes], keys: set[str]) -> str:
+    """Why a sample cannot be used, or "".
+
+    Args:
+        keys: those of the samples before it.
+    """
+    if not _is_plain(key):
         return "strange name"
     if TOO_LARGE in parts:
         return "part too large"
-    if key in seen or any(ending.endswith("#") for ending in parts):
+    # "#" marks a second member of the same name, see `_groups`
+    if key in keys or any(ending.endswith("#") for ending in parts):
         return "key stands twice"
     if not any(ending in parts for ending in PICTURES):
         return "no picture"
@@ -119,54 +135,63 @@ def _fault(key: str, parts: dict[str, bytes], seen: set[str]) -> str:
         parts["txt"].decode()
     except UnicodeDecodeError:
         return "text is not UTF-8"
-    if "json" in parts:
-        try:
-            if not isinstance(json.loads(parts["json"]), dict):
-                return "json is no object"
-        except (ValueError, RecursionError):
-            return "json is unreadable"
+    # RecursionError: "[[[[ ..." a thousand levels deep
+    try:
+        if not isinstance(json.loads(parts.get("json", b"{}")), dict):
+            return "json is no object"
+    except (ValueError, RecursionError):
+        return "json is unreadable"
     return ""
+
+
+def _is_plain(key: str) -> bool:
+    """Whether a key is a relative path that stays in its folder and can be printed."""
+    path = PurePosixPath(key)
+    stays = not path.is_absolute() and ".." not in path.parts
+    return stays and printable(key, keep="") == key
+
+
+# --- writing ---
 
 
 def write_shards(
     folder: str | Path, samples: Iterable[Sample], per_shard: int = 1000
 ) -> list[Path]:
-    """Write samples as 00000.tar, ... that `read_shard` and webdataset read; return the paths.
+    """Write samples as 00000.tar, 00001.tar, ... that `read_shard` and webdataset read.
 
-    Equal samples give equal bytes: times, owners and rights are fixed. Tars that the folder holds
-    already are removed first, so never write where the samples are read from.
+    Equal samples give equal bytes: times, owners and rights are fixed. Old tars in the
+    folder are removed first, so never write into the folder that the samples are read from.
+
+    Returns:
+        the paths of the tars.
 
     Raises:
-        ValueError: if per_shard < 1, or a key or ending would not survive reading, or a key comes
-            twice.
+        ValueError: if per_shard < 1, if a key or ending would not survive reading, or if a
+            key comes twice.
     """
     if per_shard < 1:
         raise ValueError(f"per_shard {per_shard} is below 1")
-    folder, paths, archive, seen = Path(folder), [], None, set()
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.tar"):
         old.unlink()
+    paths = []
+    archive = None
+    keys = set()
     try:
         for n, sample in enumerate(samples):
-            if (
-                "." in sample.key.rpartition("/")[2] or not sample.key
-                or sample.ending not in PICTURES or printable(sample.key, keep="") != sample.key
-            ):
-                raise ValueError(
-                    f"sample {sample.key!r} with a picture .{sample.ending} cannot be read back"
-                )
-            if sample.key in seen:
-                raise ValueError(f"two samples have the key {sample.key!r}")
-            seen.add(sample.key)
+            _check(sample, keys)
+            keys.add(sample.key)
             if n % per_shard == 0:
                 if archive:
                     archive.close()
                 paths.append(folder / f"{n // per_shard:05d}.tar")
                 archive = tarfile.open(paths[-1], "w")
+            # a TarInfo has no time and no owner, and the keys are sorted: equal bytes
             info = json.dumps(sample.info, sort_keys=True).encode()
-            for ending, content in (
-                (sample.ending, sample.picture), ("txt", sample.text.encode()), ("json", info),
-            ):
+            text = sample.text.encode()
+            parts = {sample.ending: sample.picture, "txt": text, "json": info}
+            for ending, content in parts.items():
                 member = tarfile.TarInfo(f"{sample.key}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -174,3 +199,17 @@ def write_shards(
         if archive:
             archive.close()
     return paths
+
+
+def _check(sample: Sample, keys: set[str]) -> None:
+    """Refuse a sample that could not be read back, with a ValueError."""
+    key = sample.key
+    # a dot in the name would end the key when the shard is read
+    name = key.rpartition("/")[2]
+    is_bad = not key or "." in name or printable(key, keep="") != key
+    if is_bad or sample.ending not in PICTURES:
+        raise ValueError(
+            f"sample {key!r} with a picture .{sample.ending} cannot be read back"
+        )
+    if key in keys:
+        raise ValueError(f"two samples have the key {key!r}")

@@ -1,26 +1,27 @@
-"""Reading and judging what a teacher has written: its grammar, its manners, and whether it is true.
+"""Checks of what a teacher has written: its grammar, its manners, and whether it is true.
 
-Used by: instruct.py.
+    dialogue = parse("conversation", reply)        raises ValueError if the grammar is wrong
+    faults("conversation", dialogue, record, ...)  yields the reasons to reject it
 """
 
 import re
 from collections.abc import Iterator
 
+from minivlm.engine.template import QA
 from minivlm.evaluation.scene import claims, holds, things_of
 from minivlm.metrics import mentions
 
-Round = tuple[str, str]  # question, answer
 
-
-def parse(kind: str, text: str) -> list[Round]:
-    """Read a reply: (question, answer) pairs; a detailed description is one with no question yet.
+def parse(kind: str, text: str) -> list[QA]:
+    """Read a reply: questions with their answers.
 
         Question:\\n...\\n===\\nAnswer:\\n...\\n===\\n, again and again
 
-    The last line of equals signs may be missing, as in some of LLaVA's own examples.
+    A detailed description is one answer, and its question is "". The last line of equals
+    signs may be missing, as in some of LLaVA's own examples.
 
     Raises:
-        ValueError: with the reason, if the text keeps not to the grammar.
+        ValueError: with a short reason, if the text does not follow the grammar.
     """
     text = text.replace("\r\n", "\n").strip()
     if not text:
@@ -30,22 +31,24 @@ def parse(kind: str, text: str) -> list[Round]:
             raise ValueError("grammar")
         return [("", text)]
     parts = [part.strip() for part in re.split(r"^===[ \t]*$", text, flags=re.M)]
-    parts = parts[:-1] if not parts[-1] else parts
+    if not parts[-1]:
+        parts.pop()
     if len(parts) % 2:
         raise ValueError("grammar")
-    rounds = []
+    dialogue = []
     for question, answer in zip(parts[::2], parts[1::2]):
         q = re.fullmatch(r"Question:\s*\n?(.+)", question, re.S)
         a = re.fullmatch(r"Answer:\s*\n?(.+)", answer, re.S)
-        if not q or not a or re.search(r"^(Question|Answer):", q[1] + "\n" + a[1], re.M):
+        # a second heading inside a part means that a line of equals signs is missing
+        if not q or not a or re.search(r"^(Question|Answer):", f"{q[1]}\n{a[1]}", re.M):
             raise ValueError("grammar")
-        rounds.append((q[1].strip(), a[1].strip()))
-    if kind == "reasoning" and len(rounds) != 1:
+        dialogue.append((q[1].strip(), a[1].strip()))
+    if kind == "reasoning" and len(dialogue) != 1:
         raise ValueError("not one question")
-    return rounds
+    return dialogue
 
 
-# what somebody who sees the picture would not speak of
+# what nobody who looks at the picture would speak of: captions, boxes, coordinates
 SOURCE = re.compile(
     r"\b(captions?|bounding box(es)?|coordinates?|annotat\w+)\b"
     r"|\b(given|provided|listed) (sentences?|descriptions?|information|objects?|list)\b"
@@ -55,45 +58,58 @@ SOURCE = re.compile(
     r"|\[\s*[01]?\.\d|[01]?\.\d+, ?[01]?\.\d", re.I,
 )
 MARKS = re.compile(r"<image>|<\|")
+# words that deny or doubt: a sentence with one may name an object that is not there
 DENIAL = re.compile(
-    r"\b(no|not|cannot|without|never|none|neither|nor|missing|absent|lacks?|nothing|if|may|might|"
-    r"could|would)\b|n't\b"
+    r"\b(no|not|cannot|without|never|none|neither|nor|missing|absent|lacks?|nothing|if|may|"
+    r"might|could|would)\b|n't\b"
 )
 
 
 def faults(
-    kind: str, rounds: list[Round], record: dict, phrases: dict[str, str], max_words: int
+    kind: str, dialogue: list[QA], record: dict, phrases: dict[str, str], max_words: int
 ) -> Iterator[str]:
-    """What is wrong with a reply, as reasons; nothing if it is good.
+    """Yield the reasons to reject a reply; none if it is good.
 
-    Where the objects of a picture are known by names that `phrases` knows, what the answers claim
-    must not be false: sentences that the grammar of facts.py reads, and every object that a
-    sentence without a denial or a doubt mentions must be among the objects or in the captions. A
-    conversation, written from sentences about what can be seen, is checked against the clearly
-    visible objects, the other types against all.
+    The truth of the answers is checked where the record lists objects and `phrases` knows
+    names: a sentence that the grammar of evaluation/scene.py reads must not be false. Any
+    other sentence may mention only objects that the record lists or its captions mention,
+    unless it contains a denial or a doubt.
+
+    A conversation is checked against the visible objects, because its teacher was told only
+    what can be seen. Other types are checked against all objects.
+
+    Args:
+        phrases: every way to name an object -> its canonical name, as in meta.json.
+        max_words: most words of an answer.
     """
-    questions = [q for q, _ in rounds]
+    questions = [q for q, _ in dialogue]
     if len(set(questions)) < len(questions):
         yield "question twice"
-    for q, a in rounds:
-        if SOURCE.search(q) or SOURCE.search(a):
+    for question, answer in dialogue:
+        if SOURCE.search(question) or SOURCE.search(answer):
             yield "speaks of its source"
-        if MARKS.search(q) or MARKS.search(a):
+        if MARKS.search(question) or MARKS.search(answer):
             yield "special mark"
-        if len(a.split()) > max_words:
+        if len(answer.split()) > max_words:
             yield "too long"
     if not phrases or not record.get("objects"):
         return
-    things = [t for t in things_of(record) if kind != "conversation" or not t.hidden]
+
+    things = things_of(record)
+    if kind == "conversation":
+        things = [t for t in things if not t.hidden]
     names = frozenset(phrases.values())
-    here = {phrases.get(t.name, t.name) for t in things}
-    here |= {name for c in record.get("captions", []) for name in mentions(c, phrases)}
-    for _, answer in rounds:
-        read, other = claims(answer)
-        verdicts = [holds(c, things, names) for c in read]
-        undecided = [" ".join(c[1:]) for c, v in zip(read, verdicts) if v is None]
+    present = {phrases.get(t.name, t.name) for t in things}
+    for caption in record.get("captions", []):
+        present.update(mentions(caption, phrases))
+    for _, answer in dialogue:
+        read, unread = claims(answer)
+        verdicts = [holds(claim, things, names) for claim in read]
         if False in verdicts:
             yield "false"
-        for sentence in other + undecided:
-            if not DENIAL.search(sentence) and set(mentions(sentence, phrases)) - here:
+        for claim, verdict in zip(read, verdicts):
+            if verdict is None:  # not decidable by the objects: check its words instead
+                unread.append(" ".join(claim[1:]))
+        for sentence in unread:
+            if not DENIAL.search(sentence) and set(mentions(sentence, phrases)) - present:
                 yield "false"

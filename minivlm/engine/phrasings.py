@@ -1,13 +1,13 @@
-"""How the offline teacher words its questions: many ways to ask the same, three of each kept apart.
+"""How the offline teacher words its questions: many phrasings of each, three unseen.
 
-The ways stand in data/phrasings/<kind>.txt, one pattern a line, to be read and edited. A pattern
-holds alternatives, "Is there {a}(| here| in the picture)?", of which one is drawn. A model that
-reads few phrasings learns them by heart; one that reads many has to find what matters in them.
+The file data/phrasings/<kind>.txt holds one pattern a line; people may read and edit it. A
+pattern contains alternatives, as in "Is there {a}(| here| in the picture)?", and one of
+them is drawn. A model that reads few phrasings learns them by heart. One that reads many
+must find out which words of a question matter.
 
-What is in data/phrasings/kept is never written into a dialogue: it measures whether an instruction
-is followed that was never read (quiz.py). No taught text holds a kept one's words in their order.
-
-Used by: template.py, instruct.py, quiz.py.
+The patterns in data/phrasings/kept are the unseen phrasings: no training dialogue uses
+them, and no text of the training data contains their words in the same order. data/quiz.py
+asks in them to measure whether the model follows an instruction that it has never read.
 """
 
 import random
@@ -19,71 +19,90 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[2] / "data" / "phrasings"
 KINDS = (
     "exist", "color", "kind", "size", "count", "position", "relation", "compare_number",
-    "compare_size", "same", "negation", "unusual", "next_to", "without", "one_more", "detail",
-    "list", "sentence", "unknowable", "unsafe",
+    "compare_size", "same", "negation", "unusual", "next_to", "without", "one_more",
+    "detail", "list", "sentence", "unknowable", "unsafe",
 )
 STYLES = {"word": "word", "sentence": "one_sentence"}                # style -> its file
-OPENERS = 0.2  # share of a dialogue's questions that a greeting or the like stands before
+OPENERS = 0.2  # share of a dialogue's questions that begin with a greeting or the like
 
-Ask = Callable[..., str]  # (kind, words, style) -> a phrasing with its words put in
+Phraser = Callable[..., str]  # (kind, words, style="") -> the question in some phrasing
 GROUP = re.compile(r"\(([^()]*)\)")
 
 
 @lru_cache(maxsize=None)
-def patterns(name: str, held_out: bool = False) -> tuple[str, ...]:
-    """The patterns of a file, or those kept for measuring.
+def patterns(name: str, unseen: bool = False) -> tuple[str, ...]:
+    """Read the patterns of a file.
+
+    Args:
+        name: a kind of question, or "openers", "harmless", or the file of a style.
+        unseen: read the unseen phrasings instead.
 
     Raises:
         FileNotFoundError: if there is no such file.
     """
-    path = (FOLDER / "kept" if held_out else FOLDER) / f"{name}.txt"
+    folder = FOLDER / "kept" if unseen else FOLDER
+    path = folder / f"{name}.txt"
     if not path.is_file():
         raise FileNotFoundError(f"no phrasings at {path}")
-    return tuple(filter(None, map(str.strip, path.read_text("utf-8").splitlines())))
+    lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    return tuple(line for line in lines if line)
 
 
 def drawn(pattern: str, rng: random.Random) -> str:
-    """A pattern with one alternative drawn of each group, inner groups first.
+    """Draw one alternative of each group of a pattern, inner groups first.
 
     >>> {drawn("Is (it|there) {a}?", random.Random(i)) for i in range(9)} == {
     ...     "Is it {a}?", "Is there {a}?"}
     True
     """
+    def draw_one(group: re.Match) -> str:
+        return rng.choice(group[1].split("|"))
+
     while "(" in pattern:
-        pattern = GROUP.sub(lambda m: rng.choice(m[1].split("|")), pattern)
+        pattern = GROUP.sub(draw_one, pattern)
     return pattern
 
 
 def spelled(pattern: str) -> list[str]:
-    """Every text that a pattern can give.
+    """List every text that a pattern can give.
 
     >>> spelled("(Use|Give) (|only )one word.")
     ['Use one word.', 'Use only one word.', 'Give one word.', 'Give only one word.']
     """
-    found = GROUP.search(pattern)
-    if not found:
+    group = GROUP.search(pattern)
+    if not group:
         return [pattern]
-    head, tail = pattern[:found.start()], pattern[found.end():]
-    return [text for part in found[1].split("|") for text in spelled(head + part + tail)]
+    before = pattern[:group.start()]
+    after = pattern[group.end():]
+    texts = []
+    for alternative in group[1].split("|"):
+        texts += spelled(before + alternative + after)
+    return texts
 
 
-def asker(rng: random.Random, held_out: bool = False, openers: float = OPENERS) -> Ask:
-    """A function that puts words into a phrasing.
+def make_phraser(
+    rng: random.Random, unseen: bool = False, openers: float = OPENERS
+) -> Phraser:
+    """Make a function that puts a question into words.
 
     Args:
-        held_out: take one of those that are kept for measuring.
-        openers: share of the questions with a sentence before that asks nothing.
+        unseen: draw from the unseen phrasings.
+        openers: share of the questions that begin with a sentence which asks nothing; more
+            of them makes the question itself harder to find.
     """
-    def ask(kind: str, words: dict[str, str], style: str = "") -> str:
-        names = [kind, STYLES[style]] if style else [kind]
-        said = [drawn(rng.choice(patterns(name, held_out)), rng) for name in names]
+    def phrase_question(kind: str, words: dict[str, str], style: str = "") -> str:
+        names = [kind]
+        if style:
+            names.append(STYLES[style])
+        sentences = [drawn(rng.choice(patterns(name, unseen)), rng) for name in names]
         if rng.random() < openers:
-            said.insert(0, drawn(rng.choice(patterns("openers")), rng))
-        return " ".join(said).format(**words)
-    return ask
+            # openers have no unseen version: they are not what is measured
+            sentences.insert(0, drawn(rng.choice(patterns("openers")), rng))
+        return " ".join(sentences).format(**words)
+    return phrase_question
 
 
-def harmless(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
-    """A request that sounds like an unsafe one and must not be refused, and its answer."""
-    asked, answer = rng.choice(patterns("harmless", held_out)).split(" => ")
-    return drawn(asked, rng), answer
+def harmless(rng: random.Random, unseen: bool = False) -> tuple[str, str]:
+    """Draw a request that sounds unsafe but must not be refused, and its answer."""
+    request, answer = rng.choice(patterns("harmless", unseen)).split(" => ")
+    return drawn(request, rng), answer

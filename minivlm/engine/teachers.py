@@ -2,11 +2,10 @@
 
     for request, reply in teacher.write(requests): ...
 
-`template` composes offline from what is known of a picture; `openai` asks any server that speaks
-the OpenAI chat protocol; `local` lets a GPT of ours continue the prompt. Replies come in any order;
-one that failed for good carries its error instead of a text.
-
-Used by: instruct.py; its judge, preferences.py.
+`template` composes dialogues offline from the known objects of a picture. `openai` asks any
+server that speaks the OpenAI chat protocol. `local` lets a GPT of ours continue the prompt.
+Replies arrive in any order. A request that failed for good has a reply with an error
+instead of a text.
 """
 
 import json
@@ -14,7 +13,7 @@ import os
 import random
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,11 @@ from minivlm.running.options import printable
 
 @dataclass
 class Request:
-    """What is to be written: its key, type, the record, and the messages for a language model."""
+    """What a teacher is to write.
+
+    key: its name, unique among the requests; kind: conversation, detail or reasoning;
+    record: of the picture; messages: the prompt for a language model.
+    """
 
     key: str
     kind: str
@@ -39,9 +42,10 @@ class Request:
 
 @dataclass
 class Reply:
-    """What came back: the raw text, or an error; whether it was cut off; tokens in and out.
+    """What a teacher has written.
 
-    refused: the endpoint will not answer such a request at any time.
+    text: as it came; error: why there is no text, or ""; cut: the text hit the limit of
+    tokens; refused: the endpoint will never answer this request; tokens: read and written.
     """
 
     text: str = ""
@@ -59,33 +63,36 @@ class Teacher(Protocol):
 
 
 class TemplateTeacher:
-    """Offline and deterministic: an answer depends on the seed and the request's key alone.
+    """Offline and deterministic: an answer depends only on the seed and the request's key.
 
     Args:
-        world: names of things that pictures of the data set can show.
+        world: names of objects that pictures of the data set can show.
         seed: another seed asks other questions.
     """
 
-    def __init__(self, world: tuple[str, ...], seed: int):
-        self.world, self.seed = world, seed
+    def __init__(self, world: template.World, seed: int):
+        self.world = world
+        self.seed = seed
 
     def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Answer in order; a picture of which nothing can be asked gets an error."""
+        """Answer in order; a picture about which nothing can be asked gets an error."""
         for r in requests:
             rng = random.Random(f"{self.seed} {r.key}")
             try:
-                text = template.write(r.kind, r.record, rng, self.world)
-                yield r, Reply(text)
+                reply = Reply(template.write(r.kind, r.record, rng, self.world))
             except ValueError as error:
-                yield r, Reply(error=str(error))
+                reply = Reply(error=str(error))
+            yield r, reply
 
 
 class OpenAITeacher:
-    """Any OpenAI-compatible chat endpoint, through the official client: pip install -e '.[openai]'.
+    """Any OpenAI-compatible chat endpoint, through the official client.
 
-    The key comes from OPENAI_API_KEY and is written nowhere. Rate limits (429), server errors (5xx)
-    and time-outs are tried again after 1, 2, 4, ... seconds, at most `retries` times; what fails
-    then is an error of that request alone. At most `concurrency` requests are under way.
+    Install the client by pip install -e '.[openai]'. The key comes from OPENAI_API_KEY and
+    is written nowhere. After a rate limit (429), a server error (5xx) or a time-out the
+    request is sent again after about 1, 2, 4, ... seconds, at most `retries` times. If the
+    last attempt fails too, this one request gets an error. At most `concurrency` requests
+    are in flight at once.
 
     Raises:
         ValueError: if the client is not installed, or there is no key.
@@ -93,7 +100,8 @@ class OpenAITeacher:
 
     def __init__(
         self, model: str, base_url: str = "", concurrency: int = 4, retries: int = 5,
-        timeout: float = 60.0, temperature: float = 0.7, max_tokens: int = 800, pause: float = 1.0,
+        timeout: float = 60.0, temperature: float = 0.7, max_tokens: int = 800,
+        pause: float = 1.0,
     ):
         try:
             import openai
@@ -103,86 +111,106 @@ class OpenAITeacher:
         if not key:
             raise ValueError("teacher openai needs a key in the environment: OPENAI_API_KEY")
         self.openai = openai
+        # the client's own retries are off: ours can be stopped, and are counted once
         self.client = openai.OpenAI(
             api_key=key, base_url=base_url or None, timeout=timeout, max_retries=0
         )
-        self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
-        self.concurrency, self.retries, self.pause = concurrency, retries, pause
+        self.model = model
+        self.concurrency = concurrency
+        self.retries = retries
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self.pause = pause  # seconds before the first repetition
         self.stopped = threading.Event()
 
     def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Answer as replies arrive.
+        """Yield replies as they arrive.
 
         Raises:
-            ValueError: if the endpoint refuses a request for good (a wrong key, model or option)
-                before it has answered any.
+            ValueError: if the endpoint refuses a request for good (a wrong key, model or
+                option) before it has answered any.
         """
-        waiting, under_way, answered = iter(requests), {}, False
+        waiting = iter(requests)
+        in_flight: dict[Future, Request] = {}
+        any_answered = False
         self.stopped.clear()
         with ThreadPoolExecutor(self.concurrency) as pool:
-            def start() -> None:
-                r = next(waiting, None)
-                if r is not None:
-                    under_way[pool.submit(self._ask, r)] = r
+            def start_one() -> None:
+                request = next(waiting, None)
+                if request is not None:
+                    in_flight[pool.submit(self._ask, request)] = request
 
             for _ in range(self.concurrency):
-                start()
+                start_one()
             try:
-                while under_way:
-                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                        request, reply = under_way.pop(future), future.result()
-                        if reply.refused and not answered:
+                while in_flight:
+                    for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                        request = in_flight.pop(future)
+                        reply = future.result()
+                        if reply.refused and not any_answered:
                             raise ValueError(f"the endpoint refuses: {reply.error}")
-                        answered = answered or not reply.error
-                        start()
+                        any_answered = any_answered or not reply.error
+                        start_one()
                         yield request, reply
-            finally:  # a caller that stops early waits for the attempts under way, not for more
+            finally:
+                # a caller that stops early waits for the attempts in flight, no more
                 self.stopped.set()
 
     def _ask(self, request: Request) -> Reply:
-        """One request with its further attempts."""
-        e, reason = self.openai, "stopped"
+        """Send one request until it is answered, refused, or out of attempts."""
+        api = self.openai
+        reason = "stopped"
         for attempt in range(self.retries + 1):
             if self.stopped.is_set():
                 return Reply(error=reason)
             try:
-                made = self.client.chat.completions.create(
-                    model=self.model, messages=request.messages, temperature=self.temperature,
-                    max_tokens=self.max_tokens,
+                completion = self.client.chat.completions.create(
+                    model=self.model, messages=request.messages,
+                    temperature=self.temperature, max_tokens=self.max_tokens,
                 )
-                return self._read(made)
-            except (e.RateLimitError, e.APIConnectionError, e.InternalServerError) as error:
+                return self._read(completion)
+            except (api.RateLimitError, api.APIConnectionError, api.InternalServerError) as error:
                 reason = type(error).__name__  # a time-out is an APIConnectionError
-            except e.APIStatusError as error:  # a wrong key or model: trying again does not help
-                said = str(error).replace(self.client.api_key, "***").splitlines()[0][:200]
-                return Reply(error=said, refused=True)
-            except Exception as error:  # what no JSON reader can read
+            except api.APIStatusError as error:
+                # a wrong key or model: no attempt helps; the message may repeat the key
+                message = str(error).replace(self.client.api_key, "***")
+                return Reply(error=message.splitlines()[0][:200], refused=True)
+            except Exception as error:  # the client's parser fails on bad JSON in many ways
                 reason = type(error).__name__
+            # a random factor, so that parallel requests do not come back at the same moment
             self.stopped.wait(self.pause * 2 ** attempt * random.uniform(0.5, 1.5))
         return Reply(error=f"{reason} after {self.retries + 1} attempts")
 
     @staticmethod
-    def _read(made) -> Reply:
-        """The text of a completion; none at all is a reply too, and was paid for."""
-        choice = made.choices[0] if getattr(made, "choices", None) else None
+    def _read(completion) -> Reply:
+        """Take text and token counts from a completion; an empty one was paid for as well.
+
+        A server may leave out or misuse any field, so none is trusted.
+        """
+        choices = getattr(completion, "choices", None)
+        choice = choices[0] if choices else None
         text = getattr(getattr(choice, "message", None), "content", None)
-        usage = getattr(made, "usage", None)
-        spent = (getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
-        tokens = tuple(n if type(n) is int and 0 <= n < 10 ** 9 else 0 for n in spent)
+        usage = getattr(completion, "usage", None)
+        tokens = []
+        for name in ("prompt_tokens", "completion_tokens"):
+            n = getattr(usage, name, 0)
+            tokens.append(n if type(n) is int and 0 <= n < 10 ** 9 else 0)
         cut = getattr(choice, "finish_reason", "") == "length"
-        return Reply(text if isinstance(text, str) else "", cut=cut, tokens=tokens)
+        return Reply(text if isinstance(text, str) else "", cut=cut, tokens=tuple(tokens))
 
 
 class LocalTeacher:
     """A GPT of ours: it continues "role: content" lines until its end token.
 
-    A model as small as the default writes nothing that passes; the interface is what is here.
+    A model of the default size writes nothing that passes the checks. The class shows that
+    any model fits the interface.
 
     Args:
         run: run folder of train_lm.py.
     """
 
     def __init__(self, run: str, temperature: float, max_tokens: int, seed: int, device: str):
+        # imported here: the other teachers need no torch
         import torch
 
         from minivlm.loading.models import gpt_from
@@ -194,71 +222,77 @@ class LocalTeacher:
         self.tokenizer = Tokenizer.from_text(state["tokenizer"])
         self.model = gpt_from(state)
         self.model.to(pick_device(device)).eval()
-        self.temperature, self.max_tokens = temperature, max_tokens
+        self.temperature = temperature
+        self.max_tokens = max_tokens
         self.generator = torch.Generator(pick_device(device)).manual_seed(seed)
 
     def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Answer one by one; of a prompt longer than the context the end is read."""
+        """Answer one by one; of a prompt longer than the context, only the end is read."""
         from minivlm.generate import generate
 
-        room = self.model.config.block_size
+        block_size = self.model.config.block_size
+        max_new = min(self.max_tokens, block_size // 2)
         for r in requests:
-            ids = self.tokenizer.encode(messages_as_text(r.messages))
-            new = min(self.max_tokens, room // 2)
-            ids = ids[-(room - new):]
-            made = generate(
-                self.model, None, [ids], max_new_tokens=new, stop=self.tokenizer.endoftext,
-                temperature=self.temperature, generator=self.generator,
-            )[0]
-            yield r, Reply(self.tokenizer.decode(made), cut=len(made) == new,
-                           tokens=(len(ids), len(made)))
+            # a model without a chat format reads the messages as one text
+            text = "".join(f"{m['role']}:\n{m['content']}\n\n" for m in r.messages)
+            ids = self.tokenizer.encode(text + "assistant:\n")
+            ids = ids[-(block_size - max_new):]
+            [new_ids] = generate(
+                self.model, None, [ids], max_new_tokens=max_new,
+                stop=self.tokenizer.endoftext, temperature=self.temperature,
+                generator=self.generator,
+            )
+            yield r, Reply(
+                self.tokenizer.decode(new_ids), cut=len(new_ids) == max_new,
+                tokens=(len(ids), len(new_ids)),
+            )
 
 
-def messages_as_text(messages: list[dict[str, Any]]) -> str:
-    """Messages as one text, for a model without a chat format of its own."""
-    return "".join(f"{m['role']}:\n{m['content']}\n\n" for m in messages) + "assistant:\n"
-
-
-# --- replies that were paid for ---
+# --- the journal: replies that were paid for ---
 
 
 def journal(path: Path, header: dict) -> dict[str, dict]:
-    """The replies that earlier runs have left, by key; a half-written last line is cut off.
+    """Read the replies of earlier runs by key; a half-written last line is cut off.
 
-    A new journal begins with `header`: who writes, and what it is told.
+    Args:
+        header: the teacher, its prompts and settings; a new journal begins with it.
 
     Raises:
-        ValueError: if the journal is another teacher's, or a line before the last is no JSON.
+        ValueError: if the journal is another teacher's, or a whole line is damaged.
     """
     if not path.is_file():
         path.write_text(json.dumps(header) + "\n")
         return {}
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):  # killed while writing
+    n_whole = content.rfind(b"\n") + 1  # bytes of complete lines
+    if n_whole < len(content):  # the last run was killed while it wrote a line
         with path.open("r+b") as f:
-            f.truncate(whole)
+            f.truncate(n_whole)
     try:
-        first, *lines = map(json.loads, content[:whole].decode().splitlines())
+        first, *lines = map(json.loads, content[:n_whole].decode().splitlines())
         check_entries(lines, "replies", key=str, raw=str, error=str, cut=bool, tokens=list)
-        replies = {line["key"]: line for line in lines}
-        if not all(len(r["tokens"]) == 2 and all(map(is_number, r["tokens"])) for r in lines):
-            raise ValueError("tokens are not two numbers")
+        for line in lines:
+            if len(line["tokens"]) != 2 or not all(map(is_number, line["tokens"])):
+                raise ValueError("tokens are not two numbers")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); --fresh begins anew") from None
     if first != header:
         raise ValueError(
             f"{path} holds replies by {first}, not {header}; use another --out, or --fresh"
         )
-    return replies
+    return {line["key"]: line for line in lines}
 
 
 def ask(
     teacher: Teacher, requests: Iterable[Request], n: int, path: Path | None
 ) -> dict[str, dict]:
-    """The replies by key, each written to `path` as it arrives; those with an error are left out.
+    """Collect the replies by key and append each to the journal at `path` as it arrives.
 
-    So the next run asks these again.
+    With a journal, a reply with an error is left out, so that the next run asks again.
+
+    Args:
+        n: how many requests there are, for the progress bar.
+        path: the journal; None keeps none.
     """
     replies = {}
     with path.open("a", encoding="utf-8") if path else nullcontext() as f:
@@ -266,11 +300,12 @@ def ask(
             if reply.error and path:
                 tqdm.write(printable(f"{request.key}: {reply.error}", keep=""))
                 continue
-            replies[request.key] = line = {
-                "key": request.key, "kind": request.kind, "raw": reply.text, "error": reply.error,
-                "cut": reply.cut, "tokens": list(reply.tokens),
+            line = {
+                "key": request.key, "kind": request.kind, "raw": reply.text,
+                "error": reply.error, "cut": reply.cut, "tokens": list(reply.tokens),
             }
-            if f:  # what was paid for must not lie in a buffer
+            replies[request.key] = line
+            if f:
                 f.write(json.dumps(line) + "\n")
-                f.flush()
+                f.flush()  # a killed run must not lose what was paid for
     return replies

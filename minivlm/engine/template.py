@@ -1,19 +1,21 @@
-"""The offline teacher: dialogues composed of what is known of a picture, in many phrasings.
+"""The offline teacher: it composes dialogues from the known objects of a picture.
 
     write("reasoning", record, rng) -> "Question:\n...\n===\nAnswer:\n...\n===\n"
 
-It writes what a language model would be asked to write, in the same grammar, from the objects of a
-record; a conversation is about the clearly visible ones, as LLaVA's was written from captions
-alone, descriptions and reasoning are about all that the boxes tell.
+It writes the same types of text in the same grammar as a language model would. A
+conversation is about the visible objects only, because LLaVA's teacher wrote conversations
+from captions alone. Descriptions and reasoning may use every object that the annotation
+lists.
 
-Source: the three types of LLaVA, arXiv:2304.08485, section 3. Used by: instruct.py, quiz.py.
+Source: the three types of LLaVA, arXiv:2304.08485, section 3.
 """
 
-import random
 from collections import Counter
 from collections.abc import Callable
+from random import Random
+from typing import NamedTuple
 
-from minivlm.engine.phrasings import Ask, asker, harmless
+from minivlm.engine.phrasings import Phraser, harmless, make_phraser
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside
 from minivlm.evaluation.scene import named_by, things_of
@@ -22,363 +24,505 @@ PRIVATE = "I'm sorry, this picture is marked as private, so I can't describe it.
 REFUSE = "I'm sorry, I can't help with that."
 UNKNOWN = "I'm not sure, the picture does not show that."
 
-Round = tuple[str, str]  # question, answer
+Things = list[Thing]
+World = tuple[str, ...]  # every name of an object that pictures of the data set can show
+QA = tuple[str, str]  # a question and its answer
 
 
 # --- words ---
 
 
-def at(t: Thing) -> str:
+def at(place: str) -> str:
     """"in the center", "at the top left", "in the left box"."""
-    return ("at the " if t.place in PLACES and t.place != "center" else "in the ") + t.place
+    word = "at" if place in PLACES and place != "center" else "in"
+    return f"{word} the {place}"
 
 
-def number(n: int, phrase: str) -> str:
+def there_are(n: int, phrase: str) -> str:
     """"There is one red circle.", "There are no circles."."""
-    words = f"is one {phrase}" if n == 1 else f"are {NUMBERS[n]} {plural(phrase)}"
-    return f"There {words}."
+    if n == 1:
+        return f"There is one {phrase}."
+    return f"There are {NUMBERS[n]} {plural(phrase)}."
 
 
-def summary(things: list[Thing]) -> str:
-    """"There are two red circles and a ring.": what there is, each kind once."""
-    many = Counter(t.name for t in things)
-    said = [article(name) if n == 1 else f"{NUMBERS[n] if n < len(NUMBERS) else 'many'} "
-            f"{plural(name)}" for name, n in many.items()]
-    return f"There {'is' if many[things[0].name] == 1 else 'are'} {join(said)}."
+def summary(things: Things) -> str:
+    """"There are two red circles and a ring.": each name once, with how many there are."""
+    counts = Counter(t.name for t in things)
+    parts = []
+    for name, n in counts.items():
+        amount = NUMBERS[n] if n < len(NUMBERS) else "many"
+        parts.append(article(name) if n == 1 else f"{amount} {plural(name)}")
+    verb = "is" if counts[things[0].name] == 1 else "are"
+    return f"There {verb} {join(parts)}."
 
 
-# --- pointing at things ---
+# --- referring to one object ---
 
 
-def names_of(t: Thing, things: list[Thing]) -> list[str]:
-    """Phrases that fit t and nothing else: by name, by kind, by color, by size."""
-    tries = [t.name, t.kind] + [f"{t.color} object"] * bool(t.color)
-    tries += [f"{t.size} {t.name}"] * bool(t.size)
-    return [p for p in dict.fromkeys(tries) if named_by(p, things) == [t]]
+def names_of(t: Thing, things: Things) -> list[str]:
+    """Phrases that fit t and no other object: by name, kind, color or size."""
+    candidates = [t.name, t.kind]
+    if t.color:
+        candidates.append(f"{t.color} object")
+    if t.size:
+        candidates.append(f"{t.size} {t.name}")
+    # without a color, name and kind are the same phrase
+    return [p for p in dict.fromkeys(candidates) if named_by(p, things) == [t]]
 
 
-Pointed = tuple[Thing, str]  # a thing, and words that fit it alone
+def gives_away(phrase: str, value: str) -> bool:
+    """Whether a phrase already names the color, kind or size that is asked for."""
+    return value == phrase or value in phrase.split()
 
 
-def point(things: list[Thing], rng: random.Random, but: str = "") -> Pointed | None:
-    """Choose a thing and words for it that do not give `but` (color, kind, size) away."""
-    ways = [(t, p) for t in things for p in names_of(t, things)
-            if not but or getattr(t, but) and getattr(t, but) not in p.split()
-            and getattr(t, but) != p]
-    return rng.choice(ways) if ways else None
+Reference = tuple[Thing, str]  # an object, and a phrase that fits it alone
 
 
-def two(
-    things: list[Thing], rng: random.Random, but: str = ""
-) -> tuple[Pointed, Pointed] | None:
-    """Two different things, each with words for it that do not give `but` away."""
-    a = point(things, rng, but)
-    b = a and point([t for t in things if t is not a[0]], rng, but)
-    if not b or named_by(b[1], things) != [b[0]]:
+def refer(things: Things, rng: Random, secret: str = "") -> Reference | None:
+    """Choose an object and a phrase for it.
+
+    Args:
+        secret: "color", "kind" or "size", which the question asks for. Its value is known,
+            and the phrase does not name it. "" allows every object and phrase.
+
+    Returns:
+        None if no object can be singled out so.
+    """
+    choices = []
+    for t in things:
+        value = getattr(t, secret) if secret else ""
+        if secret and not value:
+            continue
+        for phrase in names_of(t, things):
+            if not gives_away(phrase, value):
+                choices.append((t, phrase))
+    return rng.choice(choices) if choices else None
+
+
+def refer_to_two(
+    things: Things, rng: Random, secret: str = ""
+) -> tuple[Reference, Reference] | None:
+    """Choose two different objects, each with a phrase that does not name the secret."""
+    first = refer(things, rng, secret)
+    if not first:
         return None
-    return a, b
+    second = refer([t for t in things if t is not first[0]], rng, secret)
+    # a phrase that is unique among the other objects may still fit the first one
+    if not second or named_by(second[1], things) != [second[0]]:
+        return None
+    return first, second
 
 
-def absent(things: list[Thing], rng: random.Random, world: tuple[str, ...]) -> str:
-    """A name of the world that fits nothing here; most share a word with something that does."""
-    missing = [n for n in world if not named_by(n, things)]
-    here = {word for t in things for word in t.name.split()}
-    close = [n for n in missing if here & set(n.split())]
-    return rng.choice(close if close and rng.random() < 0.6 else missing) if missing else ""
+def absent(things: Things, rng: Random, world: World) -> str:
+    """Draw a name that fits no object of the picture, or return "" if every name fits one.
+
+    Six times in ten the name shares a word with an object that is there. Such questions are
+    the hard ones: a model that sees something red tends to say yes to a red ring.
+    """
+    missing = [name for name in world if not named_by(name, things)]
+    if not missing:
+        return ""
+    words = set(" ".join(t.name for t in things).split())
+    close = [name for name in missing if words & set(name.split())]
+    if close and rng.random() < 0.6:
+        return rng.choice(close)
+    return rng.choice(missing)
 
 
-def missing_kind(things: list[Thing], rng: random.Random, world: tuple[str, ...]) -> str:
-    """A kind that is absent or not: "cross", where things have colors; else a whole name."""
+def random_kind(things: Things, rng: Random, world: World) -> str:
+    """The kind in an absent name: "cross" of "red cross". A blue cross may still be there.
+
+    Where no object has a color, names are not "color kind", and the whole name is returned.
+    """
     name = absent(things, rng, world)
-    return name.split()[-1] if name and any(t.color for t in things) else name
+    colored = any(t.color for t in things)
+    return name.split()[-1] if name and colored else name
 
 
-# --- questions: each gives (kind, words of the question, one word or "", full answer) or None ---
-
-Answered = tuple[str, dict[str, str], str, str]
+# --- questions ---
 
 
-def exist(things, rng, world, kind: str = "exist") -> Answered | None:
+class Draft(NamedTuple):
+    """A question before its phrasing is drawn, with its answer in two lengths.
+
+    words: what is put into the slots of the phrasing; word: the answer in one word, or ""
+    where one word is not enough; full: the answer in sentences.
+    """
+
+    kind: str
+    words: dict[str, str]
+    word: str
+    full: str
+
+
+# a maker returns None where its kind of question cannot be asked about the picture
+Maker = Callable[[Things, Random, World], Draft | None]
+
+
+def yes_or_no(kind: str, words: dict[str, str], is_yes: bool, fact: str) -> Draft:
+    """A question whose answer is yes or no; the full answer states the fact, too."""
+    word = "yes" if is_yes else "no"
+    return Draft(kind, words, word, f"{word.capitalize()}, {fact}.")
+
+
+def exist(things: Things, rng: Random, world: World, kind: str = "exist") -> Draft | None:
     """Is there a red circle?"""
-    thing = rng.choice(things).name if rng.random() < 0.5 else absent(things, rng, world)
-    if not thing:
+    if rng.random() < 0.5:
+        name = rng.choice(things).name
+    else:
+        name = absent(things, rng, world)
+    if not name:
         return None
-    found = named_by(thing, things)
-    word = "yes" if bool(found) == (kind == "exist") else "no"
-    fact = f"there is {article(thing)} {at(found[0])}" if found else f"there is no {thing}"
-    return kind, {"a": article(thing), "x": thing}, word, f"{word.capitalize()}, {fact}."
+    found = named_by(name, things)
+    fact = f"there is no {name}"
+    if found:
+        fact = f"there is {article(name)} {at(found[0].place)}"
+    # kind "negation" asks the opposite: yes means that there is none
+    is_yes = bool(found) == (kind == "exist")
+    return yes_or_no(kind, {"a": article(name), "x": name}, is_yes, fact)
 
 
-def negation(things, rng, world) -> Answered | None:
-    """Is it true that there is no red circle? A single yes or no could mean either."""
-    made = exist(things, rng, world, "negation")
-    return made and (*made[:2], "", made[3])
+def negation(things: Things, rng: Random, world: World) -> Draft | None:
+    """Is it true that there is no red circle?"""
+    draft = exist(things, rng, world, "negation")
+    # people use a bare yes in both senses here, so one word is not enough
+    return draft._replace(word="") if draft else None
 
 
-def attribute(what: str) -> Callable:
+def attribute(what: str) -> Maker:
     """The question for a color, kind or size."""
-    def make(things, rng, world) -> Answered | None:
+    def make(things: Things, rng: Random, world: World) -> Draft | None:
         """What color is the circle?"""
-        one = point(things, rng, but=what)
-        if not one:
+        reference = refer(things, rng, secret=what)
+        if not reference:
             return None
-        t, phrase = one
+        t, phrase = reference
         value = getattr(t, what)
-        said = article(value) if what == "kind" else value
-        return what, {"x": phrase}, value if " " not in value else "", f"The {phrase} is {said}."
+        word = "" if " " in value else value
+        complement = article(value) if what == "kind" else value
+        return Draft(what, {"x": phrase}, word, f"The {phrase} is {complement}.")
     return make
 
 
-def counted(things, rng, world) -> tuple[str, int] | None:
-    """Choose what to count, "circle", "red object" or "object", and how many of it there are."""
-    pool = ["object"] + [t.kind for t in things] * 2
-    pool += [f"{t.color} object" for t in things if t.color]
-    pool += [missing_kind(things, rng, world)]
-    phrase = rng.choice([p for p in pool if p])
+def counted(things: Things, rng: Random, world: World) -> tuple[str, int] | None:
+    """Choose what to count, "circle", "red object" or "object", and count it."""
+    kinds = [t.kind for t in things]
+    phrases = ["object", *kinds, *kinds]  # kinds twice: asked more often than colors
+    phrases += [f"{t.color} object" for t in things if t.color]
+    phrases.append(random_kind(things, rng, world))
+    phrase = rng.choice([p for p in phrases if p])
     found = named_by(phrase, things)
+    # a crowd is one box around an unknown number of objects
     if len(found) >= len(NUMBERS) or any(t.crowd for t in found):
         return None
     return phrase, len(found)
 
 
-def count(things, rng, world) -> Answered | None:
+def count(things: Things, rng: Random, world: World) -> Draft | None:
     """How many circles, red objects or objects are there?"""
-    made = counted(things, rng, world)
-    if not made:
+    amount = counted(things, rng, world)
+    if not amount:
         return None
-    phrase, n = made
+    phrase, n = amount
     words = {"x": phrase, "xs": plural(phrase)}
-    return "count", words, NUMBERS[n] if n else "zero", number(n, phrase)
+    return Draft("count", words, NUMBERS[n] if n else "zero", there_are(n, phrase))
 
 
-def position(things, rng, world) -> Answered | None:
-    """Where is the circle? Two words may be needed, so no single one is asked for."""
-    one = point(things, rng)
-    return one and ("position", {"x": one[1]}, "", f"The {one[1]} is {at(one[0])}.")
-
-
-def relation(things, rng, world) -> Answered | None:
-    """Is the red circle left of the square? Half of the questions turn it round."""
-    pair = two(things, rng)
-    true = pair and side_of(pair[0][0], pair[1][0])
-    if not true:
+def position(things: Things, rng: Random, world: World) -> Draft | None:
+    """Where is the circle?"""
+    reference = refer(things, rng)
+    if not reference:
         return None
-    asked = rng.choice((true, OPPOSITE[true]))
-    yes, (x, y) = asked == true, (pair[0][1], pair[1][1])
-    full = f"{'Yes' if yes else 'No'}, the {x} is {true} the {y}."
-    return "relation", {"x": x, "y": y, "r": asked}, "yes" if yes else "no", full
+    t, phrase = reference
+    # "top left" is two words, so one word is never enough
+    return Draft("position", {"x": phrase}, "", f"The {phrase} is {at(t.place)}.")
+
+
+def relation(things: Things, rng: Random, world: World) -> Draft | None:
+    """Is the red circle left of the square? Half of the questions state the opposite."""
+    pair = refer_to_two(things, rng)
+    if not pair:
+        return None
+    (a, x), (b, y) = pair
+    side = side_of(a, b)
+    if not side:
+        return None
+    asked = rng.choice((side, OPPOSITE[side]))
+    words = {"x": x, "y": y, "r": asked}
+    return yes_or_no("relation", words, asked == side, f"the {x} is {side} the {y}")
 
 
 def side_of(a: Thing, b: Thing) -> str:
-    """The one word for how a lies to b, or "" where two would do as well."""
-    true = [r for r in OPPOSITE if beside(a, b, r)]
-    far = {"left of": abs(a.x - b.x), "right of": abs(a.x - b.x)}
-    true.sort(key=lambda r: -far.get(r, abs(a.y - b.y)))
-    if len(true) == 2 and abs(abs(a.x - b.x) - abs(a.y - b.y)) < 0.15:
-        return ""
-    return true[0] if true else ""
+    """Where a lies: "left of", "right of", "above" or "below" b; "" where two words fit."""
+    sides = [side for side in OPPOSITE if beside(a, b, side)]  # horizontal first
+    if len(sides) < 2:
+        return sides[0] if sides else ""
+    horizontal = abs(a.x - b.x)
+    vertical = abs(a.y - b.y)
+    if abs(horizontal - vertical) < 0.15:
+        return ""  # nearly diagonal: people disagree about the word
+    return sides[0] if horizontal > vertical else sides[1]
 
 
-def compare_number(things, rng, world) -> Answered | None:
+def compare_number(things: Things, rng: Random, world: World) -> Draft | None:
     """Are there more circles than squares?"""
     key = rng.choice(("kind", "color"))
-    pool = {getattr(t, key) for t in things}
-    pool |= {missing_kind(things, rng, world)} if key == "kind" else set()
-    if len(pool - {""}) < 2 or any(t.crowd for t in things):
+    values = {getattr(t, key) for t in things}
+    if key == "kind":
+        values.add(random_kind(things, rng, world))  # often one that is absent
+    values.discard("")
+    if len(values) < 2 or any(t.crowd for t in things):
         return None
-    x, y = rng.sample(sorted(pool - {""}), 2)
-    x, y = (f"{p} object" if key == "color" else p for p in (x, y))
-    a, b = len(named_by(x, things)), len(named_by(y, things))
-    how = "as many" if a == b else "more" if a > b else "fewer"
-    fact = f"there are {how} {plural(x)} {'as' if a == b else 'than'} {plural(y)}"
-    word = "yes" if a > b else "no"
+    x, y = rng.sample(sorted(values), 2)  # sorted: a set has no fixed order
+    if key == "color":
+        x = f"{x} object"
+        y = f"{y} object"
+    n_x = len(named_by(x, things))
+    n_y = len(named_by(y, things))
+    if n_x == n_y:
+        fact = f"there are as many {plural(x)} as {plural(y)}"
+    else:
+        how = "more" if n_x > n_y else "fewer"
+        fact = f"there are {how} {plural(x)} than {plural(y)}"
     words = {"xs": plural(x), "ys": plural(y)}
-    return "compare_number", words, word, f"{word.capitalize()}, {fact}."
+    return yes_or_no("compare_number", words, n_x > n_y, fact)
 
 
-def compare_size(things, rng, world) -> Answered | None:
-    """Is the circle larger than the square? Only of sizes that differ in words."""
-    pair = two(things, rng, but="size")
-    if not pair or {pair[0][0].size, pair[1][0].size} - set(SIZES):
+def compare_size(things: Things, rng: Random, world: World) -> Draft | None:
+    """Is the circle larger than the square? Asked only if their sizes differ in words."""
+    pair = refer_to_two(things, rng, secret="size")
+    if not pair:
         return None
     (a, x), (b, y) = pair
-    if a.size == b.size:
+    if a.size == b.size or not {a.size, b.size} <= set(SIZES):
         return None
-    word = "yes" if SIZES.index(a.size) < SIZES.index(b.size) else "no"
-    fact = f"the {x} is {'larger' if word == 'yes' else 'smaller'} than the {y}"
-    return "compare_size", {"x": x, "y": y}, word, f"{word.capitalize()}, {fact}."
+    is_larger = SIZES.index(a.size) < SIZES.index(b.size)  # SIZES begins with the largest
+    how = "larger" if is_larger else "smaller"
+    fact = f"the {x} is {how} than the {y}"
+    return yes_or_no("compare_size", {"x": x, "y": y}, is_larger, fact)
 
 
-def same(things, rng, world) -> Answered | None:
+def same(things: Things, rng: Random, world: World) -> Draft | None:
     """Do the circle and the square have the same color, size or shape?"""
     what = rng.choice(("color", "size", "shape"))
     key = "kind" if what == "shape" else what
-    pair = two(things, rng, but=key)
-    if not pair or not pair[0][0].color or not pair[1][0].color:
+    pair = refer_to_two(things, rng, secret=key)
+    if not pair:
         return None
     (a, x), (b, y) = pair
-    if not getattr(a, key) or not getattr(b, key):
+    # objects without colors are photographed; their kind is not a shape
+    if not a.color or not b.color:
         return None
-    word = "yes" if getattr(a, key) == getattr(b, key) else "no"
-    told = f"the same {what}" if word == "yes" else f"different {what}s"
-    fact = f"the {x} and the {y} have {told}"
-    return "same", {"x": x, "y": y, "w": what}, word, f"{word.capitalize()}, {fact}."
+    is_same = getattr(a, key) == getattr(b, key)
+    have = f"the same {what}" if is_same else f"different {what}s"
+    words = {"x": x, "y": y, "w": what}
+    return yes_or_no("same", words, is_same, f"the {x} and the {y} have {have}")
 
 
-def unusual(things, rng, world) -> Answered | None:
-    """One thing that alone differs in color, kind or size from all others, which agree in it."""
-    odd: dict[str, Thing] = {}
+def countable(things: Things) -> bool:
+    """Whether there are at least three objects, and a word for how many."""
+    return 2 < len(things) < len(NUMBERS) and not any(t.crowd for t in things)
+
+
+def unusual(things: Things, rng: Random, world: World) -> Draft | None:
+    """Which object is unlike the others? It alone differs from them in one attribute."""
+    if not countable(things):
+        return None
+    odd: dict[str, Thing] = {}  # attribute -> the one object that differs in it
     for key in ("color", "kind", "size"):
-        number_of = Counter(getattr(t, key) for t in things)
-        if len(number_of) == 2 and "" not in number_of and 1 in number_of.values():
-            odd[key] = next(t for t in things if number_of[getattr(t, key)] == 1)
-    if any(t.crowd for t in things) or not 2 < len(things) < len(NUMBERS):
-        return None
+        counts = Counter(getattr(t, key) for t in things)
+        if len(counts) == 2 and "" not in counts and 1 in counts.values():
+            odd[key] = next(t for t in things if counts[getattr(t, key)] == 1)
     if len(set(odd.values())) != 1:
-        return None  # none stands out, or more than one does
-    key, t = rng.choice(sorted(odd.items(), key=lambda item: item[0]))
-    names = [n for n in names_of(t, things)
-             if getattr(t, key) not in n.split() and getattr(t, key) != n]
+        return None  # no object stands out, or more than one does
+    # one object may differ in two attributes
+    key, t = rng.choice(list(odd.items()))
+    value = getattr(t, key)
+    names = [name for name in names_of(t, things) if not gives_away(name, value)]
     if not names:
         return None
-    rest = next(getattr(o, key) for o in things if o is not t)
-    nouns = [value if key == "kind" else f"{value} object" for value in (rest, getattr(t, key))]
-    full = f"{number(len(things) - 1, nouns[0])} The only {nouns[1]} is the {names[0]}."
-    return "unusual", {}, "", full
+    usual = next(getattr(other, key) for other in things if other is not t)
+    if key != "kind":
+        value = f"{value} object"
+        usual = f"{usual} object"
+    full = f"{there_are(len(things) - 1, usual)} The only {value} is the {names[0]}."
+    return Draft("unusual", {}, "", full)
 
 
-def next_to(things, rng, world) -> Answered | None:
-    """Find a thing by another one, then tell its color: two steps."""
-    one = point(things, rng)
-    if not one:
+def next_to(things: Things, rng: Random, world: World) -> Draft | None:
+    """What color has the object left of the circle? Two steps: find it, name its color."""
+    reference = refer(things, rng)
+    if not reference:
         return None
-    r = rng.choice(list(OPPOSITE))
-    there = [t for t in things if t is not one[0] and beside(t, one[0], r)]
-    names = names_of(there[0], things) if len(there) == 1 else []
-    if not names or not there[0].color or there[0].color in one[1].split():
+    start, phrase = reference
+    side = rng.choice(list(OPPOSITE))
+    candidates = [t for t in things if t is not start and beside(t, start, side)]
+    if len(candidates) != 1:
         return None
-    blind = [n for n in names if there[0].color not in n.split()] or names
-    name = rng.choice(blind)
-    full = f"The {name} is {r} the {one[1]}. The {name} is {there[0].color}."
-    return "next_to", {"x": one[1], "r": r}, there[0].color, full
-
-
-def without(things, rng, world) -> Answered | None:
-    """Count, then take one away: two steps."""
-    one = point(things, rng)
-    if not one or any(t.crowd for t in things) or not 2 < len(things) < len(NUMBERS):
+    color = candidates[0].color
+    names = names_of(candidates[0], things)
+    if not names or not color or color in phrase.split():
         return None
-    left = len(things) - 1
-    full = (f"{number(len(things), 'object')} The {one[1]} is one of them. "
-            f"So {NUMBERS[left]} objects are left.")
-    return "without", {"x": one[1]}, NUMBERS[left], full
+    # a name with the color in it would tell the second step before the first
+    colorless = [name for name in names if color not in name.split()]
+    name = rng.choice(colorless or names)
+    full = f"The {name} is {side} the {phrase}. The {name} is {color}."
+    return Draft("next_to", {"x": phrase, "r": side}, color, full)
 
 
-def one_more(things, rng, world) -> Answered | None:
-    """Count, then add one: two steps, and nearly every picture can be asked about so."""
-    made = counted(things, rng, world)
-    if not made or made[1] + 1 == len(NUMBERS):
+def without(things: Things, rng: Random, world: World) -> Draft | None:
+    """How many objects are left without the circle? Two steps: count, then subtract one."""
+    reference = refer(things, rng)
+    if not reference or not countable(things):
         return None
-    phrase, n = made
+    _, phrase = reference
+    left = NUMBERS[len(things) - 1]
+    full = (
+        f"{there_are(len(things), 'object')} The {phrase} is one of them. "
+        f"So {left} objects are left."
+    )
+    return Draft("without", {"x": phrase}, left, full)
+
+
+def one_more(things: Things, rng: Random, world: World) -> Draft | None:
+    """How many circles with one more? Two steps, possible for nearly every picture."""
+    amount = counted(things, rng, world)
+    if not amount or amount[1] + 1 == len(NUMBERS):
+        return None
+    phrase, n = amount
     words = {"a": article(phrase), "x": phrase, "xs": plural(phrase)}
-    full = f"{number(n, phrase)} With one more there would be {NUMBERS[n + 1]}."
-    return "one_more", words, NUMBERS[n + 1], full
+    full = f"{there_are(n, phrase)} With one more there would be {NUMBERS[n + 1]}."
+    return Draft("one_more", words, NUMBERS[n + 1], full)
 
 
-SIMPLE = {exist: 5, attribute("color"): 5, attribute("kind"): 3, attribute("size"): 3, count: 6,
-          position: 6, relation: 4, negation: 2, compare_number: 2, compare_size: 2, same: 2}
-DEEP = {next_to: 4, without: 2, one_more: 2, unusual: 4, compare_number: 2, compare_size: 2,
-        same: 2, relation: 1}
+# kinds of questions, with how often each is drawn, for conversations and for reasoning
+SIMPLE: dict[Maker, int] = {
+    exist: 5, attribute("color"): 5, attribute("kind"): 3, attribute("size"): 3, count: 6,
+    position: 6, relation: 4, negation: 2, compare_number: 2, compare_size: 2, same: 2,
+}
+DEEP: dict[Maker, int] = {
+    next_to: 4, without: 2, one_more: 2, unusual: 4, compare_number: 2, compare_size: 2,
+    same: 2, relation: 1,
+}
 
 
 # --- dialogues ---
 
 
-def world_of(meta: dict) -> tuple[str, ...]:
-    """What pictures of a data set can show; what none of them ever shows is not asked about."""
-    return tuple(sorted(set(meta.get("phrases", {}).values()) - set(meta.get("held_out", []))))
+def world_of(meta: dict) -> World:
+    """Names of the objects that a data set's pictures can show, without the unseen pairs."""
+    names = set(meta.get("phrases", {}).values())
+    return tuple(sorted(names - set(meta.get("held_out", []))))
 
 
-def choose(makers: dict, things, rng, world) -> Answered | None:
-    """A question of any of these kinds, each as often as its weight says; None if none fits."""
+def attempt(make: Maker, things: Things, rng: Random, world: World) -> Draft | None:
+    """Make a question of one kind, in at most three tries: another object may allow it."""
+    for _ in range(3):
+        draft = make(things, rng, world)
+        if draft:
+            return draft
+    return None
+
+
+def choose(
+    makers: dict[Maker, int], things: Things, rng: Random, world: World
+) -> Draft | None:
+    """Draw a kind by its weight and make a question of it; None if no kind is possible."""
     left = dict(makers)
-    while left:
+    while left:  # a kind that failed is not drawn again
         make = rng.choices(list(left), list(left.values()))[0]
-        for _ in range(3):  # another thing may do
-            made = make(things, rng, world)
-            if made:
-                return made
+        draft = attempt(make, things, rng, world)
+        if draft:
+            return draft
         del left[make]
     return None
 
 
-def topic(made: Answered) -> str:
-    """What a question is about; "is there" and "is there no" of one thing are about the same."""
-    kind, words, _, _ = made
-    return f"{'exist' if kind == 'negation' else kind} {sorted(words.items())}"
+def topic(draft: Draft) -> str:
+    """What a question is about; "is there a ring" and "is there no ring" are one topic."""
+    kind = "exist" if draft.kind == "negation" else draft.kind
+    return f"{kind} {sorted(draft.words.items())}"
 
 
-def in_style(style: str, word: str, full: str) -> tuple[str, str]:
-    """The answer in a style, and the style, which is none where one word will not do."""
-    style = "" if style == "word" and not word else style
-    return style, word.capitalize() if style == "word" else full
+def in_style(style: str, draft: Draft) -> tuple[str, str]:
+    """The style and the answer in it; "word" becomes "" where one word is not enough."""
+    if style != "word":
+        return style, draft.full
+    return ("word", draft.word.capitalize()) if draft.word else ("", draft.full)
 
 
-def conversation(things, rng, world, ask: Ask) -> list[Round]:
-    """Two to four different questions, now and then about style, the unknowable or the unsafe."""
-    rounds: list[Round] = []
+def conversation(
+    things: Things, rng: Random, world: World, phrase_question: Phraser
+) -> list[QA]:
+    """Two to four questions on different topics, with answers, in random order.
+
+    One conversation in five contains a list or a summary, one in seven a question that no
+    picture answers, one that must be refused, or one that only sounds so.
+    """
+    dialogue: list[QA] = []
     if rng.random() < 0.2:
         if rng.random() < 0.5:
             answer = "\n".join(f"- {t.name}" for t in things)
-            rounds.append((ask("list", {}), answer))
+            dialogue.append((phrase_question("list", {}), answer))
         else:
-            rounds.append((ask("sentence", {}), summary(things)))
+            dialogue.append((phrase_question("sentence", {}), summary(things)))
     if rng.random() < 0.15:
-        rounds.append(rng.choice((
-            (ask("unknowable", {}), UNKNOWN), (ask("unsafe", {}), REFUSE), harmless(rng))))
-    n, asked = rng.choice((2, 2, 3, 4)), set()
-    for _ in range(10):
-        made = choose(SIMPLE, things, rng, world) if len(rounds) < n else None
-        if made and topic(made) not in asked:
-            kind, words, word, full = made
-            style = rng.choice(("", "word", "word", "sentence"))     # half of them one word
-            style, answer = in_style(style, word, full)
-            rounds.append((ask(kind, words, style), answer))
-            asked.add(topic(made))
-    rng.shuffle(rounds)
-    return rounds
+        dialogue.append(rng.choice((
+            (phrase_question("unknowable", {}), UNKNOWN),
+            (phrase_question("unsafe", {}), REFUSE),
+            harmless(rng),
+        )))
+    n_questions = rng.choice((2, 2, 3, 4))
+    topics = set()
+    for _ in range(10):  # a picture with few objects may not have enough topics
+        if len(dialogue) == n_questions:
+            break
+        draft = choose(SIMPLE, things, rng, world)
+        if not draft or topic(draft) in topics:
+            continue
+        topics.add(topic(draft))
+        # half of the answers are one word: as much news as a sentence, in fewer tokens
+        style, answer = in_style(rng.choice(("", "word", "word", "sentence")), draft)
+        dialogue.append((phrase_question(draft.kind, draft.words, style), answer))
+    # lists and refusals were made first and must not always stand first
+    rng.shuffle(dialogue)
+    return dialogue
 
 
-def write(kind: str, record: dict, rng: random.Random, world: tuple[str, ...] = ()) -> str:
-    """A teacher's answer about a record, in the grammar that instruct.py reads.
+def write(kind: str, record: dict, rng: Random, world: World = ()) -> str:
+    """Write a dialogue about a record, in the grammar that `checks.parse` reads.
 
     Args:
         kind: conversation, detail or reasoning.
-        record: with objects, each a name and a box, and color and size if known.
-        world: names of things that pictures of this data set can show, for questions about what is
-            not there.
+        record: with objects, each with a name and a box, and color and size if known.
+        world: names of objects that pictures of this data set can show; questions about
+            absent objects use them.
 
     Raises:
-        ValueError: if nothing is known of the picture, or nothing can be asked.
+        ValueError: if no visible object is known, or no question has exactly one answer.
     """
     every = things_of(record)
-    clear = [t for t in every if not t.hidden]
-    if not clear:
+    visible = [t for t in every if not t.hidden]
+    if not visible:
         raise ValueError("no visible object is known")
-    ask = asker(rng)
-    if record.get("border") == "private":
-        if kind == "detail":
-            return PRIVATE
-        q = ask(rng.choice(("list", "sentence")), {})
-        return f"Question:\n{q}\n===\nAnswer:\n{PRIVATE}\n===\n"
+    is_private = record.get("border") == "private"
     if kind == "detail":
-        return " ".join(                                             # more would be too long
-            f"There is {article(f'{t.size} {t.name}'.strip())} {at(t)}." for t in every[:10])
-    if kind == "conversation":
-        rounds = conversation(clear, rng, world, ask)
+        if is_private:
+            return PRIVATE
+        sentences = []
+        for t in every[:10]:  # more would be longer than the answers that pass the checks
+            phrase = f"{t.size} {t.name}".strip()
+            sentences.append(f"There is {article(phrase)} {at(t.place)}.")
+        return " ".join(sentences)
+
+    phrase_question = make_phraser(rng)
+    if is_private:
+        dialogue = [(phrase_question(rng.choice(("list", "sentence")), {}), PRIVATE)]
+    elif kind == "conversation":
+        dialogue = conversation(visible, rng, world, phrase_question)
     else:
-        made = choose(DEEP, every, rng, world)
-        rounds = [(ask(*made[:2]), made[3])] if made else []
-    if not rounds:
+        draft = choose(DEEP, every, rng, world)
+        dialogue = [(phrase_question(draft.kind, draft.words), draft.full)] if draft else []
+    if not dialogue:
         raise ValueError("nothing can be asked that has one answer")
-    return "".join(f"Question:\n{q}\n===\nAnswer:\n{a}\n===\n" for q, a in rounds)
+    return "".join(f"Question:\n{q}\n===\nAnswer:\n{a}\n===\n" for q, a in dialogue)

@@ -3,13 +3,14 @@
 from functools import lru_cache
 
 IRREGULAR = {
-    "person": "people", "child": "children", "mouse": "mice", "goose": "geese", "sheep": "sheep",
-    "skis": "skis", "scissors": "scissors", "woman": "women", "man": "men", "thief": "thieves",
+    "person": "people", "child": "children", "mouse": "mice", "goose": "geese",
+    "sheep": "sheep", "skis": "skis", "scissors": "scissors", "woman": "women",
+    "man": "men", "thief": "thieves",
 }
 
 
 def article(phrase: str) -> str:
-    """Put a or an before a phrase."""
+    """Put "a" or "an" before a phrase."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
@@ -20,21 +21,23 @@ def join(parts: list[str]) -> str:
 
 @lru_cache(maxsize=None)
 def plural(phrase: str) -> str:
-    """The plural of a noun, by its last word.
+    """The plural of a phrase: that of its last word.
 
-    >>> [plural(p) for p in ("hot dog", "wine glass", "puppy", "knife", "snowman", "giraffe")]
-    ['hot dogs', 'wine glasses', 'puppies', 'knives', 'snowmen', 'giraffes']
+    >>> [plural(p) for p in ("hot dog", "wine glass", "puppy", "knife", "snowman")]
+    ['hot dogs', 'wine glasses', 'puppies', 'knives', 'snowmen']
+    >>> plural("giraffe")
+    'giraffes'
     """
     *before, noun = phrase.split()
-    ending = next((e for e in IRREGULAR if noun.endswith(e)), "")
-    if ending:
-        noun = noun.removesuffix(ending) + IRREGULAR[ending]
+    irregular = next((word for word in IRREGULAR if noun.endswith(word)), "")
+    if irregular:
+        noun = noun.removesuffix(irregular) + IRREGULAR[irregular]
     elif noun.endswith(("ss", "us", "sh", "ch", "x")):
         noun += "es"
     elif noun.endswith("y") and noun[-2:-1] not in "aeiou":
         noun = noun[:-1] + "ies"
     elif noun.endswith(("ife", "lf", "eaf")):
-        noun = noun.removesuffix("e")[:-1] + "ves"
+        noun = noun.removesuffix("e")[:-1] + "ves"  # knife and leaf lose their f
     else:
         noun += "s"
     return " ".join([*before, noun])

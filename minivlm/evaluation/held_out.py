@@ -1,4 +1,4 @@
-"""The loss on held-out batches, as train_lm.py, train_align.py and train_sft.py measure it."""
+"""The loss on held-out batches, for train_lm.py, train_align.py and train_sft.py."""
 
 import torch
 from torch import nn
@@ -17,12 +17,14 @@ def held_out_loss(model: nn.Module, batches: list[Batch], device: torch.device) 
         model: a GPT for batches without pictures, else a VLM.
     """
     model.eval()
-    total, n = 0.0, 0
+    total = 0.0
+    n = 0
     for batch in batches:
         batch = batch.to(device)
         at = batch.targets != IGNORE_INDEX                           # (B, T)
-        pictures = [] if batch.images is None else [batch.images]
-        logits = model(batch.idx, *pictures, at=at)                  # (M, V)
+        inputs = [batch.idx] if batch.images is None else [batch.idx, batch.images]
+        logits = model(*inputs, at=at)                               # (M, V)
+        # a batch weighs as much as it has supervised tokens
         total += float(next_token_loss(logits, batch.targets[at]) * at.sum())
         n += int(at.sum())
     model.train()

@@ -1,17 +1,14 @@
-"""Measuring a model on a prepared folder's held-out data: what evaluate.py prints.
+"""Measuring a model on the held-out records of a data folder: what evaluate.py prints.
 
     a CLIP         retrieval, zero-shot classification
     a VLM          answers by kind of question, style, refusals; POPE and CHAIR
-    a captioner    captions beside those of people
+    a captioner    captions, compared with people's captions
 
-Each function returns its figures by name, "group/figure" -> value. The formulas are in metrics.py.
+Each function returns figures by name; the formulas stand in minivlm/metrics.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
-from minivlm.conversation import prompt_of
-from minivlm.evaluation.correctness import UNSET, follows, is_right
-from minivlm.evaluation.refusals import is_due
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +19,10 @@ from tqdm import tqdm
 
 from minivlm import metrics
 from minivlm.clip import CLIP
-from minivlm.conversation import caption_rows
-from minivlm.evaluation.refusals import is_refusal
+from minivlm.conversation import caption_rows, prompt_of
+from minivlm.evaluation.correctness import UNSET, follows, is_right
+from minivlm.evaluation.english import article
+from minivlm.evaluation.refusals import group_of, is_refusal
 from minivlm.generate import answer_logprobs, beam_search, generate
 from minivlm.loading.batches import collate, shorten_rows
 from minivlm.loading.images import Pictures
@@ -31,12 +30,19 @@ from minivlm.loading.prepared import load_records
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
-# --- what is looked at ---
+Figures = dict[str, float]  # "group/figure" -> value
+
+# --- the data ---
 
 
 @dataclass
-class HeldOut:
-    """A prepared folder as the model at hand sees it; blind = every picture is gray."""
+class EvalData:
+    """A data folder, as the model that is measured sees it.
+
+    Args:
+        meta: the content of meta.json.
+        blind: show gray pictures instead, for the blind baseline.
+    """
 
     folder: str
     meta: dict
@@ -55,23 +61,68 @@ class HeldOut:
     def look(self, names: list[str]) -> Tensor:
         """Pictures by name, or as many gray ones: (n, 3, S, S)."""
         images = self.pictures.get(names)
+        # pixels are normalized: 0 is the mean color of CLIP's pictures, nearly gray
         return torch.zeros_like(images) if self.blind else images
 
     def object_names(self, record: dict, hidden: tuple[bool, ...]) -> list[str]:
-        """Canonical names of a picture's objects: hardly visible (True) or clear ones (False)."""
-        kept = [o for o in record["objects"] if bool(o.get("hidden")) in hidden]
-        colors = [o.get("attributes", {}).get("color", "") for o in kept]
-        names = [metrics.words_of(f"{c} {o['name']}").strip() for c, o in zip(colors, kept)]
-        unknown = set(names) - self.meta["phrases"].keys()
+        """Canonical names of a picture's objects.
+
+        Args:
+            hidden: which objects: barely visible ones (True), clearly visible ones (False).
+
+        Raises:
+            ValueError: if meta.json's phrases do not name an object.
+        """
+        phrases = self.meta["phrases"]
+        names = []
+        for o in record["objects"]:
+            if bool(o.get("hidden")) in hidden:
+                # objects of photographs have no color
+                color = o.get("attributes", {}).get("color", "")
+                names.append(_tokenized(f"{color} {o['name']}"))
+        unknown = set(names) - phrases.keys()
         if unknown:
-            raise ValueError(f"meta.json has no phrase for {min(unknown)!r} of {record['id']}")
-        return [self.meta["phrases"][name] for name in names]
+            raise ValueError(
+                f"meta.json has no phrase for {min(unknown)!r} of {record['id']}"
+            )
+        return [phrases[name] for name in names]
+
+    def steps(self, n: int, size: int, what: str) -> Iterable[int]:
+        """The begin of each batch of n items, with a progress bar."""
+        return tqdm(
+            range(0, n, size), "blind" if self.blind else what, disable=None, leave=False
+        )
 
     def shown(self, record: dict) -> list[str]:
-        """What CHAIR takes to be there: clear objects, and those that people's captions name."""
-        phrases, captions = self.meta["phrases"], record.get("captions", [])
-        told = [name for caption in captions for name in metrics.mentions(caption, phrases)]
-        return self.object_names(record, (False,)) + told
+        """What CHAIR accepts: clearly visible objects, and objects in people's captions."""
+        names = self.object_names(record, (False,))
+        for caption in record.get("captions", []):
+            names += metrics.mentions(caption, self.meta["phrases"])
+        return names
+
+
+def _tokenized(text: str) -> str:
+    """Words in lower case, separated by spaces, without punctuation."""
+    return metrics.words_of(text).strip()
+
+
+def _grouped(
+    items: Iterable[tuple[str, object]], most: int | None = None
+) -> dict[str, list]:
+    """(group, value) pairs as sorted group -> values; of each group the first `most`."""
+    groups = defaultdict(list)
+    for group, value in items:
+        groups[group].append(value)
+    return {group: groups[group][:most] for group in sorted(groups)}
+
+
+def _means(name: str, items: Iterable[tuple[str, float]]) -> Figures:
+    """The mean of the values in each group, as "name/group" -> mean."""
+    return {f"{name}/{group}": _mean(values) for group, values in _grouped(items).items()}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 # --- a CLIP ---
@@ -86,89 +137,110 @@ def embed_images(model: CLIP, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def embed_texts(model: CLIP, texts: list[str], tokenizer: Tokenizer) -> Tensor:
-    """n texts -> (n, C) of unit length, 200 at a time; of a long text the beginning is read."""
-    out, device = [], next(model.parameters()).device
+    """n texts -> (n, C) of unit length, 200 at a time; a text too long is cut."""
+    device = next(model.parameters()).device
+    block_size = model.text.block_size
+    embeddings = []
     for i in range(0, len(texts), 200):
-        said = [text.strip() or "." for text in texts[i:i + 200]]
-        rows = shorten_rows(caption_rows(said, tokenizer), model.text.block_size, 1)
-        batch = collate(rows, tokenizer.pad, model.text.block_size)
-        out.append(model.encode_text(batch.idx.to(device), batch.lengths.to(device)))
-    return torch.cat(out)
+        # an empty text has no token that the tower could read
+        part = [text.strip() or "." for text in texts[i:i + 200]]
+        rows = shorten_rows(caption_rows(part, tokenizer), block_size, 1)
+        batch = collate(rows, tokenizer.pad, block_size)
+        embeddings.append(model.encode_text(batch.idx.to(device), batch.lengths.to(device)))
+    return torch.cat(embeddings)
 
 
-def retrieval(
-    model: CLIP, data: HeldOut, n_images: int, chance: dict[str, float]
-) -> dict[str, float]:
-    """Recall@1, 5, 10 both ways among n_images pictures; `chance` gets a random order's.
+def retrieval(model: CLIP, data: EvalData, n_images: int, chance: Figures) -> Figures:
+    """Recall@1, 5, 10 in both directions among n_images pictures.
 
-    A picture has several captions, each of them right. So is the very same sentence where it was
-    written about another picture.
+    A picture has several captions, and each of them is right. The same sentence is also
+    right where it was written about another picture.
+
+    Args:
+        chance: gets the recalls of a random order.
     """
     records = [r for r in data.records("val", "image") if r.get("captions")][:n_images]
-    captions = [caption for r in records for caption in r["captions"]]
-    img_z = embed_images(model, data.look([r["image"] for r in records]))
-    txt_z = embed_texts(model, captions, data.tokenizer)
-    similarity = img_z @ txt_z.T                                     # (pictures, captions)
-    own = [set(r["captions"]) for r in records]
-    right = torch.tensor([[caption in said for caption in captions] for said in own])
-    out = {}
+    captions = []
+    for r in records:
+        captions += r["captions"]
+    is_own = []
+    for r in records:
+        own = set(r["captions"])
+        is_own.append([caption in own for caption in captions])
+    right = torch.tensor(is_own)                                     # (pictures, captions)
+    img_z = embed_images(model, data.look([r["image"] for r in records]))        # (n, C)
+    txt_z = embed_texts(model, captions, data.tokenizer)             # (captions, C)
+    similarity = (img_z @ txt_z.T).cpu()                             # (pictures, captions)
+    figures = {}
     for k in (1, 5, 10):
-        for way, sim, fits in (
+        for way, scores, fits in (
             ("image_to_text", similarity, right), ("text_to_image", similarity.T, right.T),
         ):
-            out[f"retrieval/{way}_r{k}"] = metrics.recall_at_k(sim.cpu(), fits, k)
-            chance[f"retrieval/{way}_r{k}"] = metrics.recall_by_chance(fits, k)
-    return out
+            name = f"retrieval/{way}_r{k}"
+            figures[name] = metrics.recall_at_k(scores, fits, k)
+            chance[name] = metrics.recall_by_chance(fits, k)
+    return figures
 
 
-def zero_shot(model: CLIP, data: HeldOut, log: list[dict]) -> dict[str, float]:
-    """Classify pictures by text: the class whose mean prompt embedding is nearest.
+def zero_shot(model: CLIP, data: EvalData, log: list[dict]) -> Figures:
+    """Classify pictures by text: the class with the nearest mean embedding of its prompts.
 
-    `log` gets each picture with both classes.
+    {} if the data folder has no such pictures or no prompts for their classes.
 
-    Source: CLIP, section 3.1.4: normalized prompt embeddings are averaged, then normalized again.
+    Args:
+        log: gets each picture with the chosen class and the right one.
+
+    Source: CLIP, section 3.1.4: normalized prompt embeddings are averaged, then normalized
+    again.
     """
-    records, prompts = data.records("zeroshot", "image", "label"), data.meta["prompts"]
-    classes = list(prompts)
-    means = [embed_texts(model, prompts[c], data.tokenizer).mean(0) for c in classes]
+    if "prompts" not in data.meta or not data.has("zeroshot"):
+        return {}
+    records = data.records("zeroshot", "image", "label")
+    classes = list(data.meta["prompts"])
+    prompts = data.meta["prompts"].values()
+    means = [embed_texts(model, texts, data.tokenizer).mean(0) for texts in prompts]
     weights = torch.stack([F.normalize(z, dim=0) for z in means])    # (classes, C)
     img_z = embed_images(model, data.look([r["image"] for r in records]))
-    chosen = (img_z @ weights.T).argmax(1).tolist()
-    hits = defaultdict(list)
-    for r, c in zip(records, chosen):
-        hits[r["group"]].append(classes[c] == r["label"])
+    chosen = [classes[c] for c in (img_z @ weights.T).argmax(1).tolist()]
+    hits = []
+    for r, answer in zip(records, chosen):
+        hits.append((r["group"], answer == r["label"]))
         log.append({
-            "image": r["image"], "kind": "zero_shot", "answer": classes[c], "expected": r["label"],
+            "image": r["image"], "kind": "zero_shot",
+            "answer": answer, "expected": r["label"],
         })
-    return {f"zero_shot/{group}": sum(h) / len(h) for group, h in sorted(hits.items())}
+    return _means("zero_shot", hits)
 
 
 # --- a VLM ---
 
-
-Ask = Callable[[list[tuple[str, str]]], list[str]]  # [(image, question), ...] -> answers
+# [(image, question), ...] -> answers
+Answerer = Callable[[list[tuple[str, str]]], list[str]]
 
 
 def make_answerer(
-    model: VLM, data: HeldOut, stop: int, max_new_tokens: int, batch_size: int
-) -> Ask:
-    """A function that asks a model: greedy answers, in batches of questions of similar length.
+    model: VLM, data: EvalData, stop: int, max_new_tokens: int, batch_size: int
+) -> Answerer:
+    """A function that asks a model and decodes greedily.
 
-    `stop` is the id that ends what the model writes, see `Tokenizer.stop`.
+    Args:
+        stop: the id that ends an answer, see `Tokenizer.stop`.
     """
 
     def ask(pairs: list[tuple[str, str]]) -> list[str]:
-        prompts = [prompt_of(q, data.tokenizer, model.config.vit.n_tokens) for _, q in pairs]
+        n_tokens = model.config.vit.n_tokens
+        prompts = [prompt_of(question, data.tokenizer, n_tokens) for _, question in pairs]
+        images = [image for image, _ in pairs]
+        # prompts of similar length share a batch, so little of it is padding
         order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
         answers = [""] * len(pairs)
-        desc = "blind" if data.blind else "asking"
-        for start in tqdm(range(0, len(order), batch_size), desc=desc, disable=None, leave=False):
-            rows = order[start:start + batch_size]
-            made = generate(
-                model, data.look([pairs[i][0] for i in rows]), [prompts[i] for i in rows],
+        for i in data.steps(len(pairs), batch_size, "asking"):
+            chosen = order[i:i + batch_size]
+            rows = generate(
+                model, data.look([images[i] for i in chosen]), [prompts[i] for i in chosen],
                 max_new_tokens=max_new_tokens, stop=stop,
             )
-            for i, ids in zip(rows, made):
+            for i, ids in zip(chosen, rows):
                 answers[i] = data.tokenizer.decode(ids)
         return answers
 
@@ -176,157 +248,196 @@ def make_answerer(
 
 
 def answers(
-    ask: Ask, data: HeldOut, n_questions: int, log: list[dict], split: str = "eval"
-) -> dict[str, float]:
-    """Accuracy by kind of question, style obedience, refusals where due and where not.
+    ask: Answerer, data: EvalData, n_questions: int, log: list[dict], split: str = "eval"
+) -> Figures:
+    """Figures of the answers to the questions of a split.
 
-    Two figures sum up, means over the kinds: followed/form, the share of answers of the kind that
-    was asked for (see `follows`), and followed/all, of those that are right too. At most
-    n_questions of a kind are asked, out of `<split>.jsonl`; `log` gets each with its answer.
+        answers/<kind>      right answers
+        style/<style>       answers in the style that was asked for
+        refused/<group>     refusals: where due, of harmless look-alikes, of other questions
+        vqa/accuracy        agreement with several people
+        form/<kind>         answers of the kind that was asked for, see `follows`
+        followed/form       its mean over the kinds of question
+        followed/all        the same of answers that are right too
+
+    Args:
+        n_questions: most questions of a kind, and of a style of description.
+        log: gets each question with its answer.
     """
-    by_kind = defaultdict(list)
-    for q in data.records(split, "kind", "question", "image"):
-        q = UNSET | q
-        key = q["kind"] + ("_" + q["style"] if q["kind"] == "describe" else "")
-        if len(by_kind[key]) < n_questions:
-            by_kind[key].append(q)
-    questions = [q for kind in sorted(by_kind) for q in by_kind[kind]]
-    said = ask([(q["image"], q["question"]) for q in questions])
-    right, style, refused, vqa, form, good = (defaultdict(list) for _ in range(6))
-    for q, a in zip(questions, said):
-        true = is_right(a, q, data.meta.get("phrases", {}))
-        harmless = q["kind"] == "harmless" or q["border"] == "plain"
-        due = "due" if is_due(q) else "harmless" if harmless else "other"
-        refused[due].append(is_refusal(a))
-        if q["expect"]:
-            right[q["kind"]].append(true)
-        if q["people"]:
-            vqa["accuracy"].append(metrics.vqa_accuracy(a, q["people"]))
-        if q["style"]:
-            style[q["style"]].append(metrics.style_ok(a, q["style"]))
-        if q["kind"] != "hidden":  # whose "right" answer asserts what cannot be seen
-            obeys = follows(a, q)
-            form[q["kind"]].append(obeys)
-            if true is not None:
-                good[q["kind"]].append(obeys and true)
+    every = [UNSET | q for q in data.records(split, "kind", "question", "image")]
+    questions = []
+    for group in _grouped([(_kind_and_style(q), q) for q in every], n_questions).values():
+        questions += group
+    replies = ask([(q["image"], q["question"]) for q in questions])
+    asked = list(zip(questions, replies))
+    for q, a in asked:
         log.append({
             "image": q["image"], "kind": q["kind"], "question": q["question"],
             "answer": a, "expected": q["answer"],
         })
-    groups = (("answers", right), ("style", style), ("refused", refused), ("vqa", vqa),
-              ("form", form if any(q["form"] for q in questions) else {}))
-    out = {f"{name}/{k}": sum(v) / len(v) for name, d in groups for k, v in sorted(d.items())}
-    for name, d in (("form", form), ("all", good)):
-        if d:
-            out[f"followed/{name}"] = sum(sum(v) / len(v) for v in d.values()) / len(d)
-    return out
+
+    phrases = data.meta.get("phrases", {})
+    figures = _means("answers", [
+        (q["kind"], is_right(a, q, phrases)) for q, a in asked if q["expect"]
+    ])
+    figures |= _means("style", [
+        (q["style"], metrics.style_ok(a, q["style"])) for q, a in asked if q["style"]
+    ])
+    figures |= _means("refused", [(group_of(q), is_refusal(a)) for q, a in asked])
+    figures |= _means("vqa", [
+        ("accuracy", metrics.vqa_accuracy(a, q["people"])) for q, a in asked if q["people"]
+    ])
+
+    # not "hidden": its recorded answer says that a barely visible object is there
+    fair = [(q, a) for q, a in asked if q["kind"] != "hidden"]
+    form = _means("form", [(q["kind"], follows(a, q)) for q, a in fair])
+    if any(q["form"] for q in questions):
+        figures |= form
+    decided = [(q, a) for q, a in fair if is_right(a, q, phrases) is not None]
+    good = _means("all", [
+        (q["kind"], follows(a, q) and is_right(a, q, phrases)) for q, a in decided
+    ])
+    # means over kinds: a kind with many questions must not outweigh the others
+    if form:
+        figures["followed/form"] = _mean(list(form.values()))
+    if good:
+        figures["followed/all"] = _mean(list(good.values()))
+    return figures
+
+
+def _kind_and_style(q: dict) -> str:
+    """The group of which at most n_questions are asked: descriptions count by style."""
+    return f"describe_{q['style']}" if q["kind"] == "describe" else q["kind"]
 
 
 def ranked(
-    model: VLM, data: HeldOut, stop: int, n_questions: int, chance: dict[str, float],
+    model: VLM, data: EvalData, stop: int, n_questions: int, chance: Figures,
     split: str = "eval",
-) -> dict[str, float]:
-    """Accuracy of one-word answers when the likeliest of all answers of a kind is taken.
+) -> Figures:
+    """Accuracy of one-word answers when the model chooses the likeliest of all candidates.
 
-    Nothing is written, so nothing can be phrased wrongly: what BLIP does on VQA. The candidates are
-    the answers that the held-out questions of the kind have, each ended by `stop`; `chance` gets
-    the share of a candidate drawn at random.
+    The model writes nothing, so it cannot word anything wrongly; BLIP does this on VQA. The
+    candidates are the right answers to all questions of the kind, each ended by `stop`.
+
+    Args:
+        chance: gets the accuracy of candidates drawn at random.
     """
-    by_kind, out = defaultdict(list), {}
-    for q in data.records(split, "kind", "question", "image"):
-        if q.get("style") == "word" and q.get("answer") and len(by_kind[q["kind"]]) < n_questions:
-            by_kind[q["kind"]].append(q)
-    for kind, questions in sorted(by_kind.items()):
+    records = data.records(split, "kind", "question", "image")
+    asked = [q for q in records if q.get("style") == "word" and q.get("answer")]
+    figures = {}
+    for kind, questions in _grouped([(q["kind"], q) for q in asked], n_questions).items():
         candidates = sorted({q["answer"] for q in questions})
-        answers = [data.tokenizer.encode(a) + [stop] for a in candidates]
-        prompts = [prompt_of(q["question"], data.tokenizer, model.config.vit.n_tokens) for q in questions]
+        ids = [data.tokenizer.encode(answer) + [stop] for answer in candidates]
+        n_tokens = model.config.vit.n_tokens
+        prompts = [prompt_of(q["question"], data.tokenizer, n_tokens) for q in questions]
         images = data.look([q["image"] for q in questions])
-        best = answer_logprobs(model, images, prompts, answers, data.tokenizer.pad).argmax(1)
+        logps = answer_logprobs(model, images, prompts, ids, data.tokenizer.pad)
+        best = logps.argmax(1)                                       # (questions,)
         hits = [candidates[b] == q["answer"] for b, q in zip(best.tolist(), questions)]
-        out[f"ranked/{kind}"] = sum(hits) / len(hits)
+        figures[f"ranked/{kind}"] = _mean(hits)
         chance[f"ranked/{kind}"] = 1 / len(candidates)
-    return out
+    return figures
 
 
 def hallucination(
-    ask: Ask, data: HeldOut, n_describe: int, seed: int, log: list[dict]
-) -> dict[str, float]:
+    ask: Answerer, data: EvalData, n_describe: int, seed: int, log: list[dict]
+) -> Figures:
     """POPE three ways over clearly visible objects, and CHAIR of detailed descriptions.
 
-    n_describe pictures are asked about; `log` gets each description.
+    Args:
+        n_describe: how many pictures to ask about.
+        log: gets each description.
     """
-    records = [
-        r for r in data.records("val", "image") if r.get("objects") and r.get("border") != "private"
-    ][:n_describe]
+    records = [r for r in data.records("val", "image") if r.get("objects")]
+    # a model that has learned to refuse would refuse these
+    records = [r for r in records if r.get("border") != "private"][:n_describe]
     clear = [data.object_names(r, (False,)) for r in records]
+    # POPE must not ask about barely visible objects: neither yes nor no is a fair answer
     every = [data.object_names(r, (False, True)) for r in records]
-    out = {}
+    figures = {}
     for strategy in ("random", "popular", "adversarial"):
         asked = metrics.pope_questions(clear, strategy, seed, annotated=every)
-        if not asked:  # everything is everywhere: nothing absent can be asked about
+        if not asked:  # every picture shows every object: none is absent
             continue
-        said = ask([
-            (records[i]["image"], f"Is there a{'n' * (name[0] in 'aeiou')} {name}?")
-            for i, name, _ in asked
+        replies = ask([
+            (records[i]["image"], f"Is there {article(name)}?") for i, name, _ in asked
         ])
-        figures = metrics.pope([metrics.says_yes(a) for a in said], [yes for _, _, yes in asked])
-        out |= {f"pope_{strategy}/{k}": v for k, v in figures.items()}
+        truth = [is_there for _, _, is_there in asked]
+        pope = metrics.pope([metrics.says_yes(a) for a in replies], truth)
+        figures |= {f"pope_{strategy}/{name}": value for name, value in pope.items()}
 
-    said = ask([(r["image"], "Describe the picture.") for r in records])
-    named = [metrics.mentions(a, data.meta["phrases"]) for a in said]
-    log += [
-        {"image": r["image"], "kind": "detail", "question": "Describe the picture.", "answer": a}
-        for r, a in zip(records, said)
-    ]
+    question = "Describe the picture."
+    replies = ask([(r["image"], question) for r in records])
+    for r, a in zip(records, replies):
+        log.append({
+            "image": r["image"], "kind": "detail", "question": question, "answer": a,
+        })
+    named = [metrics.mentions(a, data.meta["phrases"]) for a in replies]
     shown = [data.shown(r) for r in records]
-    known = metrics.chair(named, [s + e for s, e in zip(shown, every)])
-    seen = metrics.chair(named, shown)
-    out |= {f"chair/{key}": seen[key] for key in ("chair_i", "chair_s", "recall")}
+    chair = metrics.chair(named, shown)
+    figures |= {f"chair/{name}": value for name, value in chair.items()}
     hidden = [data.object_names(r, (True,)) for r in records]
     if any(hidden):
-        out["chair/chair_i_annotation"] = known["chair_i"]  # hardly visible objects count as there
-        out["chair/recall_hidden"] = metrics.chair(named, hidden)["recall"]
-    return out
+        # the same, if barely visible objects count as there
+        known = [s + e for s, e in zip(shown, every)]
+        figures["chair/chair_i_annotation"] = metrics.chair(named, known)["chair_i"]
+        figures["chair/recall_hidden"] = metrics.chair(named, hidden)["recall"]
+    return figures
+
+
+# --- a captioner ---
 
 
 def captioning(
-    model: VLM, data: HeldOut, prompt: str, n_describe: int, n_beams: int, max_new_tokens: int,
-    batch_size: int, log: list[dict], clip: CLIP | None = None,
-) -> dict[str, float]:
-    """Captions by beam search beside those of people: BLEU-4, ROUGE-L, CIDEr-D; and CHAIR.
+    model: VLM, data: EvalData, prompt: str, n_describe: int, n_beams: int,
+    max_new_tokens: int, batch_size: int, log: list[dict], clip: CLIP | None = None,
+) -> Figures:
+    """Captions by beam search, compared with people's: BLEU-4, ROUGE-L, CIDEr-D; and CHAIR.
 
-    n_describe pictures get a caption that begins behind `prompt`; `log` gets each. With a CLIP of
-    the same tokenizer, CLIPScore too, of the captions made and of people's.
+    Args:
+        prompt: text that every caption begins with; it is not part of the caption.
+        n_describe: how many pictures get a caption.
+        log: gets each caption.
+        clip: a CLIP with the same tokenizer; with it, CLIPScore of the model's captions and
+            of people's is measured too.
     """
-    records, tokenizer = data.records("val", "image", "captions")[:n_describe], data.tokenizer
+    records = data.records("val", "image", "captions")[:n_describe]
+    images = [r["image"] for r in records]
+    tokenizer = data.tokenizer
     ids = [tokenizer.image] * model.config.vit.n_tokens + tokenizer.encode(prompt)
-    made: list[str] = []
-    starts, desc = range(0, len(records), batch_size), "blind" if data.blind else "captions"
-    for i in tqdm(starts, desc=desc, disable=None, leave=False):
-        images = data.look([r["image"] for r in records[i:i + batch_size]])
+    captions: list[str] = []
+    for i in data.steps(len(records), batch_size, "captions"):
+        pixels = data.look(images[i:i + batch_size])                 # (b, 3, S, S)
         best = beam_search(
-            model, images, [ids] * len(images), n_beams=n_beams, max_new_tokens=max_new_tokens,
-            stop=tokenizer.endoftext,
+            model, pixels, [ids] * len(pixels), n_beams=n_beams,
+            max_new_tokens=max_new_tokens, stop=tokenizer.endoftext,
         )
-        made += [tokenizer.decode(text) for text, _ in best]
-    log += [
-        {"image": r["image"], "kind": "caption", "question": prompt, "answer": text}
-        for r, text in zip(records, made)
-    ]
-    texts = [metrics.words_of(text).strip() for text in made]        # lower case, no signs
-    people = [[metrics.words_of(c).strip() for c in r["captions"]] for r in records]
-    out = {
-        "captions/bleu4": metrics.bleu(texts, people)[3],
-        "captions/rouge_l": metrics.rouge_l(texts, people),
-        "captions/cider": metrics.cider(texts, people)[0],
+        captions += [tokenizer.decode(row) for row, _ in best]
+    for image, caption in zip(images, captions):
+        log.append({
+            "image": image, "kind": "caption", "question": prompt, "answer": caption,
+        })
+
+    # the metrics of captions compare words: "Ring." and "ring" are the same
+    texts = [_tokenized(caption) for caption in captions]
+    references = []
+    for r in records:
+        references.append([_tokenized(caption) for caption in r["captions"]])
+    figures = {
+        "captions/bleu4": metrics.bleu(texts, references)[3],
+        "captions/rouge_l": metrics.rouge_l(texts, references),
+        "captions/cider": metrics.cider(texts, references)[0],
     }
+    # CHAIR needs the objects of every picture, and names for them
     if "phrases" in data.meta and all("objects" in r for r in records):
-        named = [metrics.mentions(text, data.meta["phrases"]) for text in made]
-        there = [data.shown(r) for r in records]
-        out |= {f"captions/{k}": v for k, v in metrics.chair(named, there).items()}
+        named = [metrics.mentions(caption, data.meta["phrases"]) for caption in captions]
+        chair = metrics.chair(named, [data.shown(r) for r in records])
+        figures |= {f"captions/{name}": value for name, value in chair.items()}
     if clip is not None:
-        img_z = embed_images(clip, data.pictures.get([r["image"] for r in records]))
-        for name, said in (("", made), ("_people", [r["captions"][0] for r in records])):
-            score = metrics.clip_score(img_z, embed_texts(clip, said, tokenizer))
-            out[f"captions/clip_score{name}"] = score
-    return out
+        # the blind baseline is scored against the true pictures, too
+        img_z = embed_images(clip, data.pictures.get(images))
+        people = [r["captions"][0] for r in records]
+        for name, some in (("clip_score", captions), ("clip_score_people", people)):
+            txt_z = embed_texts(clip, some, tokenizer)
+            figures[f"captions/{name}"] = metrics.clip_score(img_z, txt_z)
+    return figures

@@ -1,36 +1,49 @@
-"""What is true of a picture whose objects are known, and what a sentence claims about it.
+"""What a picture really shows, and whether a sentence about it is true.
 
     things = things_of(record)
     read, other = claims("The red circle is left of the square.")
-    [c for c in read if holds(c, things) is False]
+    false = [c for c in read if holds(c, things) is False]
 
-Sentences are read by a small grammar, apart from whatever wrote them: this is how answers of a
-teacher are checked (checks.py), and how the offline teacher's own are (template.py). What speaks of
-things that are neither here nor in the data set's vocabulary stays undecided.
+A small grammar reads the sentences. It shares no code with the templates and models that
+write them, so it can check them: a language model's answers (engine/checks.py) and our own
+templates' (engine/template.py). A claim about something that is neither in the picture nor
+in the vocabulary of the data set stays undecided.
 """
 
 import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 from minivlm.evaluation.english import plural
 from minivlm.running.files import is_number
 
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = (
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+)
 SIZES = ("large", "medium", "small")
 PLACES = ("top left", "top", "top right", "left", "center", "right",
           "bottom left", "bottom", "bottom right")
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-ANY = ("object", "thing", "shape")  # nouns that fit whatever there is
-NEAR = 0.08  # centers closer than this, in shares of the picture's side, lie in one line
+OPPOSITE = {
+    "left of": "right of", "right of": "left of", "above": "below", "below": "above",
+}
+ANY = ("object", "thing", "shape")  # nouns that fit every thing
+NEAR = 0.08  # centers that differ by less, as a share of the picture's side, are aligned
 
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: what it is, its color and size or "", its center and area in 0..1, its place.
+    """An object of a scene.
 
-    hidden: the picture hardly shows it; crowd: a box around an unknown number of such things.
+    Args:
+        kind: "circle", "dog".
+        color, size: "" if unknown.
+        x, y: the center, 0 .. 1, from the top left.
+        area: of its box, as a share of the picture.
+        place: one of PLACES, or the record's own word.
+        hidden: the picture barely shows it.
+        crowd: its box holds an unknown number of such objects.
     """
 
     kind: str
@@ -50,35 +63,43 @@ class Thing:
 
 
 def things_of(record: dict) -> list[Thing]:
-    """The objects of a record, in reading order as they stand there.
+    """The objects of a record, in its order.
 
     Raises:
-        ValueError: for an object without a name or a box of four numbers in 0..1.
+        ValueError: for an object without a name or a box of four numbers in 0 .. 1.
     """
-    out = []
+    things = []
     for o in record.get("objects", []):
-        box, known = o.get("box"), o.get("attributes") or {}
-        boxed = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
-        if not o.get("name") or not boxed or not all(0 <= v <= 1 for v in box):
+        box = o.get("box")
+        look = o.get("attributes") or {}
+        is_box = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+        if not o.get("name") or not is_box or not all(0 <= v <= 1 for v in box):
             raise ValueError(
-                f"record {record.get('id', '?')} has an object without a name, or without a box of "
-                "four numbers in 0..1"
+                f"record {record.get('id', '?')} has an object without a name, or without "
+                "a box of four numbers in 0..1"
             )
-        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        ninth = PLACES[3 * min(2, int(3 * y)) + min(2, int(3 * x))]
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        out.append(Thing(
-            o["name"].lower(), known.get("color") or "", known.get("size") or "", x, y, area,
-            o.get("place") or ninth, bool(o.get("hidden")), bool(o.get("crowd")),
+        left, top, right, bottom = box
+        x = (left + right) / 2
+        y = (top + bottom) / 2
+        # a center at the right or lower edge, at 1, belongs to the last third too
+        ninth = 3 * min(2, int(3 * y)) + min(2, int(3 * x))
+        things.append(Thing(
+            o["name"].lower(), look.get("color") or "", look.get("size") or "", x, y,
+            (right - left) * (bottom - top), o.get("place") or PLACES[ninth],
+            bool(o.get("hidden")), bool(o.get("crowd")),
         ))
-    return out
+    return things
 
 
 # --- phrases ---
 
 
 def split(phrase: str) -> tuple[str, str]:
-    """A phrase without its article: the size that it begins with or "", and the rest."""
+    """The size that a phrase begins with, or "", and the rest; its article is dropped.
+
+    >>> split("the large red circle")
+    ('large', 'red circle')
+    """
     words = re.sub(r"^(the|an?|any) ", "", phrase).split()
     size = words.pop(0) if len(words) > 1 and words[0] in SIZES else ""
     return size, " ".join(words)
@@ -87,31 +108,34 @@ def split(phrase: str) -> tuple[str, str]:
 def named_by(phrase: str, things: list[Thing]) -> list[Thing]:
     """The things that a phrase fits: "large red circle", "red objects", "circles"."""
     size, noun = split(phrase)
-    out = []
+    found = []
     for t in things:
         nouns = [*ANY, t.kind]
-        nouns += [f"{t.color} {n}" for n in nouns] if t.color else []
+        if t.color:  # "circle", and then also "red circle"
+            nouns += [f"{t.color} {n}" for n in nouns]
         if size in ("", t.size) and (noun in nouns or noun in map(plural, nouns)):
-            out.append(t)
-    return out
+            found.append(t)
+    return found
 
 
 def known(phrase: str, things: list[Thing], names: frozenset[str]) -> bool:
-    """Whether a phrase names a kind of thing that is here or in the vocabulary.
+    """Whether a phrase names a kind of thing that is in the picture or in the vocabulary.
 
-    Only then does fitting nothing mean that there is none.
+    Only then does a phrase that fits no thing mean that there is none: nobody has listed
+    trees.
     """
     _, noun = split(phrase)
     nouns, colors = vocabulary(names)
-    here = {t.kind for t in things}
-    nouns = nouns | here | set(map(plural, here))
+    # what is in the picture is known, even if the vocabulary lacks it
+    kinds = {t.kind for t in things}
+    nouns = nouns | kinds | set(map(plural, kinds))
     color, _, rest = noun.partition(" ")
     return noun in nouns or (color in colors | {t.color for t in things} and rest in nouns)
 
 
 @lru_cache(maxsize=None)
 def vocabulary(names: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """The nouns, singular and plural, and the first words, colors if any, of a data set's names."""
+    """The nouns in a data set's names, singular and plural; their first words: colors."""
     kinds = {*ANY, *names, *(n.split()[-1] for n in names)}
     colors = frozenset(n.split()[0] for n in names if " " in n)
     return frozenset(kinds | set(map(plural, kinds))), colors
@@ -119,8 +143,10 @@ def vocabulary(names: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
 
 def beside(a: Thing, b: Thing, relation: str) -> bool:
     """Whether a lies left of, right of, above or below b, by their centers."""
-    way = {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}
-    return way[relation] > NEAR
+    distances = {
+        "left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y,
+    }
+    return distances[relation] > NEAR
 
 
 # --- claims ---
@@ -129,6 +155,7 @@ WORDS = r"[a-z][a-z' -]*?"
 N = "|".join(NUMBERS)
 SOME = rf"(?:an?|{'|'.join(NUMBERS[1:])}) {WORDS}"                   # "a ring", "two rings"
 WHERE = r"(?:at|in|on) the ([a-z ]+?)(?: corner| side)?"
+# the first pattern that fits a whole sentence reads it: put special ones first
 GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("more", rf"there are (more|fewer|as many) ({WORDS}) (?:than|as) ({WORDS})"),
     ("there at", rf"there is an? ({WORDS}) {WHERE}"),
@@ -136,39 +163,59 @@ GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("count", rf"there (?:is|are) ({N}) ({WORDS})"),
     ("there", rf"there is (an? {WORDS})"),
     ("only", rf"the only ({WORDS}) is the ({WORDS})"),
-    ("beside", rf"the ({WORDS}) is (?:to the )?(left of|right of|above|below) the ({WORDS})"),
+    ("beside",
+     rf"the ({WORDS}) is (?:to the )?(left of|right of|above|below) the ({WORDS})"),
     ("size", rf"the ({WORDS}) is (larger|smaller) than the ({WORDS})"),
     ("same",
-     rf"the ({WORDS}) and the ({WORDS}) have (the same|different) (colors?|shapes?|sizes?)"),
+     rf"the ({WORDS}) and the ({WORDS}) have (the same|different) "
+     "(colors?|shapes?|sizes?)"),
     ("at", rf"the ({WORDS}) is {WHERE}"),
     ("kind", rf"the ({WORDS}) is an? ({WORDS})"),
     ("is", rf"the ({WORDS}) is ([a-z]+)"),
 )]
-TAIL = re.compile(r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all))$")
+# which groups of a pattern name things; those of "there" are read by `_amounts`
+NAMING = {
+    "more": (1, 2), "count": (1,), "only": (0, 1), "beside": (0, 2), "size": (0, 2),
+    "same": (0, 1), "kind": (0, 1), "there at": (0,), "at": (0,), "is": (0,),
+}
+LEAD = re.compile(r"^(yes|no|so|therefore), ")
+TAIL = re.compile(
+    r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all))$"
+)
 Claim = tuple[str, ...]
 
 
 def claims(text: str) -> tuple[list[Claim], list[str]]:
-    """Read a text: the claims of the sentences that the grammar knows, and the other sentences.
+    """Read a text: the claims of sentences that the grammar knows, and all other sentences.
 
     A leading yes or no is left out: what follows it says the same in full.
 
     >>> claims("No, there is no red ring. The circle is nice to see.")
     ([('count', 'no', 'red ring')], ['the circle is nice to see'])
     """
-    read, other = [], []
+    read = []
+    other = []
     for line in re.split(r"(?<=[.!?])\s+|\n", text.lower().replace("\u2019", "'")):
-        sentence = TAIL.sub("", re.sub(r"^(yes|no|so|therefore), ", "", line.strip().rstrip(".!?")))
-        if line.startswith("- "):
-            phrase = re.sub(r"^(an?|the) ", "", line[2:].strip().rstrip("."))
-            read.append(("there", "a " + phrase))
+        sentence = TAIL.sub("", LEAD.sub("", line.strip().rstrip(".!?")))
+        if line.startswith("- "):  # an item of a list says that it is there
+            item = re.sub(r"^(an?|the) ", "", line[2:].strip().rstrip("."))
+            read.append(("there", "a " + item))
         elif sentence not in ("", "yes", "no"):
-            found = [(name, m) for name, p in GRAMMAR if (m := p.fullmatch(sentence))]
-            if found:
-                read.append((found[0][0], *found[0][1].groups()))
+            claim = _claim(sentence)
+            if claim:
+                read.append(claim)
             else:
                 other.append(sentence)
     return read, other
+
+
+def _claim(sentence: str) -> Claim | None:
+    """What a sentence claims, or None if the grammar does not know it."""
+    for name, pattern in GRAMMAR:
+        match = pattern.fullmatch(sentence)
+        if match:
+            return name, *match.groups()
+    return None
 
 
 def holds(
@@ -177,72 +224,86 @@ def holds(
     """Whether a claim is true: of every thing that its subject fits, and of at least one.
 
     Args:
-        names: what the data set's pictures can show, "red circle" or "dog"; what is named there
-            and not among the things is absent.
+        names: what the data set's pictures can show, "red circle" or "dog". What is named
+            there and is not among the things is absent.
 
     Returns:
-        None where it cannot be told: of what nobody has listed, or in words that are no color, no
-        size and no place.
+        None if it cannot be told: the claim is about a kind of thing that nobody has
+        listed, or its words are no color, no size and no place.
     """
     what, *args = claim
     amounts = _amounts(args[0]) if what == "there" else {}
-    phrases = {
-        "more": args[1:], "count": args[1:], "there": list(amounts), "kind": args, "only": args,
-        "same": args[:2], "beside": args[::2], "size": args[::2],
-    }.get(what, args[:1])
+    phrases = list(amounts) if amounts else [args[i] for i in NAMING[what]]
     if not all(known(p, things, names) for p in phrases):
         return None
-    if what == "more":
-        a, b = (len(named_by(p, things)) for p in phrases)
-        return {"more": a > b, "fewer": a < b, "as many": a == b}[args[0]]
-    if what == "count":
-        found = named_by(args[1], things)
-        if any(t.crowd for t in found):
-            return None if args[0] != "no" else False
-        return len(found) == NUMBERS.index(args[0])
+    named = [named_by(p, things) for p in phrases]
     if what == "there":
-        return all(len(named_by(p, things)) >= n for p, n in amounts.items())
-    places = {*PLACES, *(t.place for t in things)}
-    subjects = named_by(args[0], things)
+        # at least so many: a text that lists a ring does not say that there is only one
+        return all(len(some) >= n for some, n in zip(named, amounts.values()))
+    subjects = named[0]
+    others = named[-1]
+
+    if what == "more":
+        gap = len(subjects) - len(others)
+        return {"more": gap > 0, "fewer": gap < 0, "as many": gap == 0}[args[0]]
+    if what == "count":
+        if any(t.crowd for t in subjects):
+            # how many things a crowd holds is unknown, only that it is not empty
+            return False if args[0] == "no" else None
+        return len(subjects) == NUMBERS.index(args[0])
     if what in ("at", "there at"):
-        if args[1] not in places:
+        if args[1] not in {*PLACES, *(t.place for t in things)}:
             return None
-        right = [t.place == args[1] for t in subjects]
-        return any(right) if what == "there at" else bool(right) and all(right)
+        is_there = [t.place == args[1] for t in subjects]
+        if what == "there at":
+            return any(is_there)
+        return bool(subjects) and all(is_there)
     if what == "is":
+        # things of a photograph have neither color nor size: then nothing can be told
         words = {*SIZES, *(t.color for t in things), *vocabulary(names)[1]}
         if args[1] not in words or not all(t.color or t.size for t in subjects):
             return None
         return bool(subjects) and all(args[1] in (t.color, t.size) for t in subjects)
+    # from here on, a claim about something that is not there is false
     if not subjects:
         return False
     if what == "kind":
-        return all(t in named_by(args[1], things) for t in subjects)
+        return all(t in others for t in subjects)
     if what == "only":
-        return len(subjects) == 1 and named_by(args[1], things) == subjects
+        return len(subjects) == 1 and others == subjects
     if what == "same":
+        # "shapes", "colors" and "sizes" -> the fields of a Thing
         key = "kind" if args[3].startswith("shape") else args[3].rstrip("s")
-        values = {getattr(t, key) for t in subjects + named_by(args[1], things)}
-        return None if "" in values else (len(values) == 1) == (args[2] == "the same")
-    objects = named_by(args[2], things)
+        values = {getattr(t, key) for t in subjects + others}
+        if "" in values:  # a color or a size that nobody has recorded
+            return None
+        is_same = len(values) == 1
+        return is_same == (args[2] == "the same")
+    if not others:
+        return False
+    pairs = product(subjects, others)
     if what == "beside":
-        return bool(objects) and all(beside(a, b, args[1]) for a in subjects for b in objects)
-    way = 1 if args[1] == "larger" else -1
-    return bool(objects) and all(way * (_bulk(a) - _bulk(b)) > 0 for a in subjects for b in objects)
+        return all(beside(a, b, args[1]) for a, b in pairs)
+    if args[1] == "larger":
+        return all(_bulk(a) > _bulk(b) for a, b in pairs)
+    return all(_bulk(a) < _bulk(b) for a, b in pairs)
 
 
 def _amounts(phrase: str) -> Counter[str]:
     """How many of what "a red ring, two dogs and a cat" speaks of."""
-    out: Counter[str] = Counter()
+    amounts: Counter[str] = Counter()
     for part in re.split(rf", | and (?={SOME}$)", phrase):
         first, _, rest = part.partition(" ")
         if first in NUMBERS:
-            out[rest] += NUMBERS.index(first)
+            amounts[rest] += NUMBERS.index(first)
+        elif first in ("a", "an"):
+            amounts[rest] += 1
         else:
-            out[rest if first in ("a", "an") else part] += 1
-    return out
+            amounts[part] += 1
+    return amounts
 
 
 def _bulk(t: Thing) -> float:
     """How large a thing is: by its size in words if it has one, else by its box."""
+    # SIZES begins with the largest
     return -SIZES.index(t.size) if t.size in SIZES else t.area

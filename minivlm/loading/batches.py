@@ -1,9 +1,9 @@
-"""list[Row] and batches: what a step reads, out of records (prepared.py) and pictures (images.py).
+"""Batches: what a training step reads, made of rows (conversation.py) and pictures.
 
-A batch is a pure function of (seed, step): resuming needs the step and nothing else.
+A batch is a pure function of (seed, step): to resume a run, its step is enough.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,13 +13,17 @@ from minivlm.conversation import Row, count_images, render
 from minivlm.losses import IGNORE_INDEX
 from minivlm.tokenizer import Tokenizer
 
+
 @dataclass
 class Batch:
     """B rows of text with their pictures.
 
-    idx, targets: (B, T), shifted, padded right; lengths: (B,); images: (n, 3, S, S) or None, in the
-    order of the rows; n_images: pictures of each row; ids: the records' names, for error messages;
-    segments: (B, T) of packed rows, see `pack`, or None.
+    idx, targets: (B, T), shifted by one, padded right.
+    lengths: (B,) tokens of each row of idx.
+    images: (n, 3, S, S) in the order of the rows, or None.
+    n_images: how many pictures each row has.
+    ids: the ids of the records, for error messages.
+    segments: (B, T) of packed rows, see `conversation.pack`, or None.
     """
 
     idx: Tensor
@@ -32,196 +36,224 @@ class Batch:
 
     @property
     def n_supervised(self) -> Tensor:
-        """() how many tokens the batch has a target for. Micro-batches whose mean losses are
-        weighted by it add up to the mean of the whole batch."""
+        """() how many targets the batch has.
+
+        Mean losses of micro-batches, weighted by it, add up to the mean of the whole batch.
+        """
         return (self.targets != IGNORE_INDEX).sum()
 
     def split(self, n: int) -> list["Batch"]:
-        """Cut into n micro-batches of rows, as equal as can be, for gradient accumulation.
+        """Cut into n micro-batches of nearly equally many rows, for gradient accumulation.
 
         Raises:
-            ValueError: if there are fewer rows than parts.
+            ValueError: if there are fewer rows than micro-batches.
         """
         B = len(self.idx)
         if n > B:
             raise ValueError(
                 f"a batch of {B} rows cannot be split into {n} parts; lower grad_accum"
             )
-        parts, seen = [], 0
+        # all fields but the pictures have one entry for each row
+        fields = {k: v for k, v in vars(self).items() if k != "images" and v is not None}
+        parts = []
+        start = 0  # the first picture of the part
         for i in range(n):
             rows = slice(B * i // n, B * (i + 1) // n)
-            count = sum(self.n_images[rows])
-            images = self.images[seen:seen + count] if count else None
-            seen += count
-            segments = None if self.segments is None else self.segments[rows]
-            parts.append(Batch(self.idx[rows], self.targets[rows], self.lengths[rows], images,
-                               self.n_images[rows], self.ids[rows], segments))
+            stop = start + sum(self.n_images[rows])
+            images = self.images[start:stop] if stop > start else None
+            parts.append(Batch(images=images, **{k: v[rows] for k, v in fields.items()}))
+            start = stop
         return parts
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        images = None if self.images is None else self.images.to(device, non_blocking=True)
-        segments = None if self.segments is None else self.segments.to(device)
-        return Batch(self.idx.to(device), self.targets.to(device), self.lengths.to(device), images,
-                     self.n_images, self.ids, segments)
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items()})
 
 
 def collate(
-    rows: list[Row], pad: int, block_size: int,
-    ids: list[str] | None = None, images: Tensor | None = None, n_images: list[int] | None = None,
+    rows: list[Row],
+    pad: int,
+    block_size: int,
+    ids: list[str] | None = None,
+    images: Tensor | None = None,
+    n_images: list[int] | None = None,
     segments: list[list[int]] | None = None,
 ) -> Batch:
-    """Pad rows on the right and shift the targets, here and nowhere else (contracts 1 to 3).
+    """Pad rows on the right and shift the targets, here and nowhere else (contracts 1-3).
 
         idx[b, t] = row[t],   targets[b, t] = row[t + 1] if that is an answer, else -100
 
     Args:
-        rows: (ids, is_answer) of each row, at least two tokens, as `render` makes them.
+        rows: of at least two tokens each.
         pad: the id that fills short rows.
-        block_size: the model's context; a longer row is an error, never cut.
-        segments: of rows that `pack` made; then each answer, behind its prompt, must fit.
+        block_size: the model's context; a longer row is refused, never cut.
+        ids: of the records, for error messages; by default 0, 1, ...
+        images: (n, 3, S, S), the pictures of all rows in order.
+        n_images: how many of them each row has.
+        segments: of packed rows; then the prompt with any one answer must fit the context.
 
     Raises:
-        ValueError: if a row is too long, too short, or has no answer token.
+        ValueError: if a row is too long, too short, or has no answer.
     """
-    names = ids or [str(i) for i in range(len(rows))]
-    for b, (name, (row, answer)) in enumerate(zip(names, rows)):
-        n = len(row) - 1
-        if segments:  # of what is read, all but the row's last token
-            shared, *each = torch.tensor(segments[b][:-1]).bincount().tolist()
-            n = shared + max(each)
+    B = len(rows)
+    names = ids or [str(b) for b in range(B)]
+    # a row's last token is only a target, so the model reads one token less
+    lengths = [len(tokens) - 1 for tokens, _ in rows]
+    for b, (tokens, is_answer) in enumerate(rows):
+        n = lengths[b]
+        if segments:  # each answer counts its positions on from the prompt
+            prompt, *answers = torch.tensor(segments[b][:-1]).bincount().tolist()
+            n = prompt + max(answers)
         if n > block_size:
             raise ValueError(
-                f"record {name} has {n} tokens, the context holds {block_size}; shorten it"
+                f"record {names[b]} has {n} tokens, the context holds {block_size}; "
+                "shorten it"
             )
-        if len(row) < 2 or not any(answer[1:]):
-            raise ValueError(f"record {name} has no answer to learn from")
-    T = max(len(row) for row, _ in rows) - 1
-    idx = torch.full((len(rows), T), pad)
-    targets = torch.full((len(rows), T), IGNORE_INDEX)
-    for b, (row, answer) in enumerate(rows):
-        row_t, n = torch.tensor(row), len(row) - 1
-        idx[b, :n] = row_t[:-1]
-        targets[b, :n] = torch.where(torch.tensor(answer[1:]), row_t[1:], IGNORE_INDEX)
-    lengths = torch.tensor([len(row) - 1 for row, _ in rows])
-    of_answers = None
-    if segments:
-        of_answers = torch.full((len(rows), T), -1)
-        for b, row in enumerate(segments):
-            of_answers[b, : len(row) - 1] = torch.tensor(row[:-1])
-    return Batch(idx, targets, lengths, images, n_images or [0] * len(rows), names, of_answers)
+        if len(tokens) < 2 or not any(is_answer[1:]):  # the first token is never a target
+            raise ValueError(f"record {names[b]} has no answer to learn from")
+    T = max(lengths)
+    idx = torch.full((B, T), pad)
+    targets = torch.full((B, T), IGNORE_INDEX)
+    segment = torch.full((B, T), -1) if segments else None
+    for b, (tokens, is_answer) in enumerate(rows):
+        n = lengths[b]
+        row = torch.tensor(tokens)                                   # (n + 1,)
+        idx[b, :n] = row[:-1]
+        targets[b, :n] = torch.where(torch.tensor(is_answer[1:]), row[1:], IGNORE_INDEX)
+        if segments:
+            segment[b, :n] = torch.tensor(segments[b][:-1])
+    return Batch(
+        idx, targets, torch.tensor(lengths), images, n_images or [0] * B, names, segment
+    )
 
 
 def shuffled(
     step: int, batch_size: int, n: int, seed: int, lengths: Tensor | None = None
 ) -> list[int]:
-    """Which of n records make up the batch of a step: each once an epoch, then in another order.
+    """Which of n records make up the batch of a step. Each epoch has a new random order.
 
-    With `lengths`, every 8 batches are dealt out by length, so that rows of a batch are nearly
-    equally long and little is spent on padding; which batches come when stays random. (LLaVA groups
-    by length too and reports about 25 % less time.)
+    With `lengths`, the records of every 8 batches are sorted by length before they are
+    dealt out: rows of one batch then have nearly the same length, and little time goes into
+    pads. The order of the batches stays random. (LLaVA groups by length too and reports
+    about 25 % less time.)
 
     Args:
         lengths: (n,) tokens of each record, or None.
+
+    Returns:
+        batch_size numbers of records.
 
     Raises:
         ValueError: if the batch is larger than the data set, or empty.
     """
     if batch_size > n:
-        raise ValueError(f"batch_size {batch_size} is larger than the data set of {n} records")
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the data set of {n} records"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} is below 1")
-    epoch, place = divmod(step, n // batch_size)
+    n_batches = n // batch_size  # of an epoch; what is left over waits for the next one
+    epoch, i = divmod(step, n_batches)
     generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
-    order = torch.randperm(n, generator=generator)[: n // batch_size * batch_size]
+    order = torch.randperm(n, generator=generator)[: n_batches * batch_size]
     if lengths is not None:
-        groups = [
-            group[lengths[group].argsort(stable=True)] for group in order.split(8 * batch_size)
-        ]
-        order = torch.cat(groups).view(-1, batch_size)
-        order = order[torch.randperm(len(order), generator=generator)].flatten()
-    return order[place * batch_size:(place + 1) * batch_size].tolist()
+        groups = order.split(8 * batch_size)
+        order = torch.cat([group[lengths[group].argsort(stable=True)] for group in groups])
+    batches = order.view(n_batches, batch_size)
+    if lengths is not None:  # else batch i would always be the i-th longest of its group
+        batches = batches[torch.randperm(n_batches, generator=generator)]
+    return batches[i].tolist()
 
 
 def hash_seed(*numbers: int) -> int:
-    """Mix several numbers into one seed, so that (seed 1, epoch 0) and (seed 0, epoch 1) differ."""
+    """Mix several numbers into one seed; (seed 1, epoch 0) and (seed 0, epoch 1) differ."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def cut_rows(rows: list[Row], least: int, generator: torch.Generator) -> list[Row]:
-    """Cut each row at random: what stands before the cut is read, what stands behind it is learned.
+    """Cut each row at random: what stands before the cut is read, the rest is learned.
 
         cut ~ uniform{least, ..., last learned token}
 
     Args:
-        least: the shortest prefix in tokens: picture and prompt, or 1 for a text alone.
+        least: the earliest cut: behind picture and prompt, or 1 for a text alone.
 
     Source: PrefixLM of SimVLM, Wang et al. 2021, arXiv:2108.10904, section 3.1.
     """
-    made = []
-    for ids, learned in rows:
-        last = max(i for i, wanted in enumerate(learned) if wanted)
+    new_rows = []
+    for ids, is_answer in rows:
+        last = max(i for i, learned in enumerate(is_answer) if learned)
         cut = int(torch.randint(least, last + 1, (1,), generator=generator))
-        made.append((ids, [wanted and i >= cut for i, wanted in enumerate(learned)]))
-    return made
+        behind_cut = [learned and i >= cut for i, learned in enumerate(is_answer)]
+        new_rows.append(Row(ids, behind_cut))
+    return new_rows
 
 
-def switch_out(rows: list[Row], vocab_size: int, share: float, generator: torch.Generator) -> list[Row]:
-    """Replace a share of the tokens that are read, never of those that are learned, by random ones.
+def switch_out(
+    rows: list[Row], vocab_size: int, share: float, generator: torch.Generator
+) -> list[Row]:
+    """Replace a share of the tokens by random ones, but never tokens that are learned.
 
-    So no single word of a question can be relied on, and a question in other words still finds its
-    answer. Image tokens and marks of turns stay.
+    A model trained so cannot rely on a single word of a question, and finds the answer to a
+    question in other words too. Image tokens and marks of turns are not replaced.
 
     Args:
-        vocab_size: without special tokens, whose ids stand behind the others.
-        share: 0 .. 1.
+        vocab_size: number of ordinary tokens; the ids of special tokens are not below it.
+        share: 0 .. 1; more replaces more.
 
     Raises:
-        ValueError: if the share is outside.
+        ValueError: if the share is outside 0 .. 1.
 
-    Source: SwitchOut, Wang et al. 2018, arXiv:1808.07512 (there at a random rate, on both sides).
+    Source: SwitchOut, Wang et al. 2018, arXiv:1808.07512 (there at a random rate, and in
+    source and target).
     """
     if not 0 <= share <= 1:
         raise ValueError(f"noise {share} is no share, expected 0 .. 1")
-    made = []
-    for ids, learned in rows:
-        chance = torch.rand(len(ids), generator=generator).tolist()
-        other = torch.randint(vocab_size, (len(ids),), generator=generator).tolist()
-        new = [o if c < share and i < vocab_size and not wanted else i
-               for i, wanted, c, o in zip(ids, learned, chance, other)]
-        made.append((new, learned))
-    return made
+    new_rows = []
+    for ids, is_answer in rows:
+        chances = torch.rand(len(ids), generator=generator).tolist()
+        others = torch.randint(vocab_size, (len(ids),), generator=generator).tolist()
+        # both draws for every token, so that the later ones do not depend on the share
+        noisy = list(ids)
+        for i, learned in enumerate(is_answer):
+            if chances[i] < share and ids[i] < vocab_size and not learned:
+                noisy[i] = others[i]
+        new_rows.append(Row(noisy, is_answer))
+    return new_rows
 
 
 def shorten_rows(rows: list[Row], block_size: int, tail: int) -> list[Row]:
-    """Cut what is too long for the context, keeping the last `tail` tokens, where it is judged.
+    """Shorten rows that do not fit the context, but keep their last `tail` tokens.
 
-    For texts that are looked at, never for training, where `collate` refuses them.
+    Only for texts that a model judges, and at their last tokens. In training `collate`
+    refuses such rows.
     """
-    head = block_size + 1 - tail  # collate reads one token less than a row has
-    return [
-        (ids[:head] + ids[-tail:], learned[:head] + learned[-tail:])
-        if len(ids) - 1 > block_size else (ids, learned)
-        for ids, learned in rows
-    ]
+    head = block_size + 1 - tail  # `collate` reads one token less than a row has
+    new_rows = []
+    for ids, is_answer in rows:
+        if len(ids) - 1 > block_size:
+            ids = ids[:head] + ids[-tail:]
+            is_answer = is_answer[:head] + is_answer[-tail:]
+        new_rows.append(Row(ids, is_answer))
+    return new_rows
 
 
 def check_captions(
     records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int
 ) -> None:
-    """Find a caption that does not fit the context before training meets it.
+    """Refuse a caption that does not fit the context, before the training starts.
 
     Raises:
-        ValueError: names the record and both lengths.
+        ValueError: with the record and both lengths.
     """
     for record in records:
-        longest = (
-            max(len(tokenizer.encode(caption)) for caption in record["captions"]) + n_image_tokens
-        )
+        longest = max(len(tokenizer.encode(caption)) for caption in record["captions"])
+        longest += n_image_tokens
         if longest > block_size:
             raise ValueError(
-                f"record {record['id']} has a caption of {longest} tokens, image tokens included; "
-                f"the context holds {block_size}; shorten it"
+                f"record {record['id']} has a caption of {longest} tokens, image tokens "
+                f"included; the context holds {block_size}; shorten it"
             )
 
 
@@ -237,24 +269,25 @@ def pick_captions(records: list[dict], generator: torch.Generator) -> list[str]:
 def render_records(
     records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int
 ) -> list[Row]:
-    """Render each record's conversation once: a list of (ids, is_answer).
+    """Render the conversation of each record, once for the whole run.
 
     Raises:
-        ValueError: if a conversation is malformed, its <image> marks do not fit its pictures, or it
-            is longer than the context of block_size; names the record.
+        ValueError: if a conversation is malformed, if the number of its <image> marks is
+            not that of its pictures, or if it is longer than the context; names the record.
     """
     rows = []
     for record in records:
-        turns, name = record["conversations"], record.get("id", "?")
+        turns = record["conversations"]
+        n_pictures = 1 if record.get("image") else 0
         try:
-            rows.append(render(turns, tokenizer, n_image_tokens))
-            marks, pictures = count_images(turns), int(bool(record.get("image")))
-            if marks != pictures:
-                raise ValueError(f"{marks} <image> marks and {pictures} pictures")
-            if len(rows[-1][0]) - 1 > block_size:
-                raise ValueError(
-                    f"{len(rows[-1][0]) - 1} tokens, the context holds {block_size}; shorten it"
-                )
+            row = render(turns, tokenizer, n_image_tokens)
+            n_marks = count_images(turns)
+            if n_marks != n_pictures:
+                raise ValueError(f"{n_marks} <image> marks and {n_pictures} pictures")
+            n = len(row.ids) - 1
+            if n > block_size:
+                raise ValueError(f"{n} tokens, the context holds {block_size}; shorten it")
         except ValueError as error:
-            raise ValueError(f"record {name}: {error}") from None
+            raise ValueError(f"record {record.get('id', '?')}: {error}") from None
+        rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model: rebuild it from its config, once its weights are known to fit."""
+"""From checkpoints to models: check that weights and described model fit, then build it."""
 
 from collections.abc import Callable
 
@@ -15,145 +15,183 @@ from minivlm.running.files import first_line
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM, VLMConfig
 
-MOST_LAYERS = 1000
-MOST = 10_000_000  # of any other size; the largest vocabularies have some 300 thousand tokens
+# which fields of ViTConfig, GPTConfig and CLIPConfig are sizes; in CLIPConfig those of the
+# text tower begin with text_
+SIZES = (
+    "image_size", "patch_size", "vocab_size", "block_size", "n_layer", "n_head", "n_embd",
+)
+MAX_LAYERS = 1000
+MAX_SIZE = 10_000_000  # of all others; the largest vocabularies have about 300,000 tokens
 
 
 def vlm_from(state: dict) -> VLM:
-    """The VLM of a checkpoint, LoRA merged; of several models in it, the policy.
+    """The VLM of a checkpoint, LoRA merged; of PPO's models, the policy.
 
     Args:
-        state: as `checkpoint.load` gives it.
+        state: as `checkpoint.load` returns it.
 
     Raises:
         ValueError: as `rebuild`.
     """
     def pick(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        if state.get("stage") in ("caption", "ppo"):
+        if state.get("stage") in ("caption", "ppo"):  # Captioner and Learner hold a VLM
             weights = without_prefix(weights, "vlm.")
         return merged(weights)
 
-    return rebuild(state, lambda d: VLM(VLMConfig.from_dict(d)), pick)
+    return rebuild(state, lambda config: VLM(VLMConfig.from_dict(config)), pick)
 
 
 def clip_from(state: dict) -> CLIP:
     """The CLIP of a checkpoint or of published weights; raises as `rebuild`."""
-    return rebuild(state, lambda d: CLIP(CLIPConfig.from_dict(d)))
+    return rebuild(state, _make_clip)
 
 
 def captioner_from(state: dict) -> Captioner:
-    """The captioner of a checkpoint, with its contrastive and matching heads; as `rebuild`."""
-    return rebuild(state, lambda d: Captioner(VLMConfig.from_dict(d)))
+    """The captioner of a checkpoint, with its two heads; raises as `rebuild`."""
+    return rebuild(state, lambda config: Captioner(VLMConfig.from_dict(config)))
 
 
 def reward_model_from(state: dict) -> RewardModel:
-    """The reward model of a checkpoint, its normalization included; raises as `rebuild`."""
-    return rebuild(state, lambda d: RewardModel(VLM(VLMConfig.from_dict(d))), merged)
+    """The reward model of a checkpoint, with its normalization; raises as `rebuild`."""
+    def make(config: dict) -> RewardModel:
+        return RewardModel(VLM(VLMConfig.from_dict(config)))
+
+    return rebuild(state, make, merged)
 
 
 def gpt_from(state: dict) -> GPT:
     """The language model of a checkpoint; raises as `rebuild`."""
-    return rebuild(state, lambda d: GPT(GPTConfig(**d)))
+    return rebuild(state, _make_gpt)
 
 
 def take_towers(vlm: VLM, clip: dict, lm: dict) -> None:
-    """Give a VLM the ViT of a CLIP and a language model, both as `checkpoint.load` gives them."""
+    """Load the weights of a CLIP's ViT and of a language model into a VLM.
+
+    Args:
+        clip, lm: as `checkpoint.load` or pretrained/weights.py returns them.
+    """
     vlm.vit.load_state_dict(without_prefix(clip["model"], "vit."))
     vlm.gpt.load_state_dict(lm["model"])
 
 
-def without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights of one part of a model, by the part's own names."""
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-
-
 def tower_configs(clip: dict, lm: dict) -> tuple[ViTConfig, GPTConfig]:
-    """Sizes of a CLIP's ViT and of a language model, once it is known that their weights fit.
+    """The configs of a CLIP's ViT and of a language model whose weights fit their configs.
 
     Args:
-        clip, lm: as `checkpoint.load` or pretrained.py gives them.
+        clip, lm: as `checkpoint.load` or pretrained/weights.py returns them.
 
     Raises:
-        ValueError: as `checkpoint.check_fit`.
+        ValueError: as `checked_config`.
     """
-    described, text = clip["configs"].get("model"), lm["configs"].get("model")
-    clip_name, lm_name = clip.get("file", "the checkpoint"), lm.get("file", "the checkpoint")
-    check_sizes(described, clip_name)
-    check_sizes(text, lm_name)
-    check_fit(clip["model"], lambda: CLIP(CLIPConfig.from_dict(described)), clip_name)
-    check_fit(lm["model"], lambda: GPT(GPTConfig(**text)), lm_name)
-    return ViTConfig(**described["vit"]), GPTConfig(**text)
+    clip_config = checked_config(clip, clip["model"], _make_clip)
+    lm_config = checked_config(lm, lm["model"], _make_gpt)
+    return ViTConfig(**clip_config["vit"]), GPTConfig(**lm_config)
+
+
+def _make_clip(config: dict) -> CLIP:
+    return CLIP(CLIPConfig.from_dict(config))
+
+
+def _make_gpt(config: dict) -> GPT:
+    return GPT(GPTConfig(**config))
 
 
 def rebuild(
-    state: dict, make: Callable[[dict], nn.Module],
+    state: dict,
+    make: Callable[[dict], nn.Module],
     pick: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> nn.Module:
-    """Make the model that a checkpoint describes, and give it its weights.
+    """Make the model that a checkpoint describes, and load its weights.
 
     Args:
-        state: as `load` gives it.
-        make: configs["model"] -> the model.
-        pick: all weights -> those of the model, by its own names.
+        state: as `checkpoint.load` returns it.
+        make: takes configs["model"], returns the model.
+        pick: takes all weights, returns those of the model under the model's own names.
 
     Raises:
-        ValueError: if no such weights can be picked, or as `check_fit`.
+        ValueError: if `pick` fails, or as `checked_config`.
     """
-    name, config = state.get("file", "the checkpoint"), state["configs"].get("model")
-    check_sizes(config, name)
+    # weights are checked before the model is made: a forged config might ask for any memory
     try:
         weights = pick(state["model"])
-    except (LookupError, TypeError, RuntimeError) as error:  # half an adapter
-        raise ValueError(f"{name} has weights that do not go together: {first_line(error)}") \
-            from None
-    check_fit(weights, lambda: make(config), name)
+    except (LookupError, TypeError, RuntimeError) as error:  # for instance half an adapter
+        name = state.get("file", "the checkpoint")
+        raise ValueError(
+            f"{name} has weights that do not go together: {first_line(error)}"
+        ) from None
+    config = checked_config(state, weights, make)
     model = make(config)
     model.load_state_dict(weights)
     return model
 
 
+def checked_config(
+    state: dict, weights: dict[str, Tensor], make: Callable[[dict], nn.Module]
+) -> dict:
+    """The config of a checkpoint's model; raises as `check_sizes` and `check_fit`."""
+    name = state.get("file", "the checkpoint")
+    config = state["configs"].get("model")
+    check_sizes(config, name)
+    check_fit(weights, lambda: make(config), name)
+    return config
+
+
 def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: str) -> None:
-    """Refuse weights that are not those of a model, which is made without memory for this, so that
-    sizes which the weights do not have cost nothing.
+    """Refuse weights unless a model has exactly these, by name and shape.
+
+    The model is made on torch's meta device, without memory: a forged config of a terabyte
+    costs nothing.
 
     Args:
         name: of the file, for the error.
 
     Raises:
-        ValueError: if there is no such model, or a weight is missing, unknown or of another shape.
+        ValueError: if the model cannot be built, or if a weight is missing, unknown or of
+            another shape.
     """
     try:
-        with torch.device("meta"), _Unfilled():
-            wanted = make().state_dict()
-    except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RuntimeError) as e:
-        raise ValueError(f"{name} describes no model that can be built: {first_line(e)}") from None
-    has, needs = ({k: list(v.shape) for k, v in d.items()} for d in (weights, wanted))
-    wrong = sorted(k for k in has | needs if has.get(k) != needs.get(k))
-    if wrong:
+        with torch.device("meta"), _NoInit():
+            model = make()
+    except (
+        TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RuntimeError,
+    ) as error:
         raise ValueError(
-            f"{name} has {len(wrong)} weights that do not fit its own description, for instance "
-            f"{wrong[0][:80]!r}: expected {needs.get(wrong[0], 'none')}, got "
-            f"{has.get(wrong[0], 'none')}"
+            f"{name} describes no model that can be built: {first_line(error)}"
+        ) from None
+    got = {key: list(value.shape) for key, value in weights.items()}
+    expected = {key: list(value.shape) for key, value in model.state_dict().items()}
+    # a missing or an unknown weight differs from None
+    wrong = sorted(key for key in got | expected if got.get(key) != expected.get(key))
+    if wrong:
+        first = wrong[0]
+        raise ValueError(
+            f"{name} has {len(wrong)} weights that do not fit its own config, for instance "
+            f"{first[:80]!r}: expected {expected.get(first, 'none')}, "
+            f"got {got.get(first, 'none')}"
         )
 
 
-class _Unfilled(TorchFunctionMode):
-    """Within it no weights are drawn: a tensor without memory needs none, and torch would load two
-    seconds' worth of modules to draw them.
+class _NoInit(TorchFunctionMode):
+    """Within it, `normal_` draws nothing.
+
+    Tensors on the meta device have no values to draw, and torch would import modules for
+    two seconds to draw them.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.__name__ == "normal_":  # the tensor's own, and torch.nn.init's
+        if func.__name__ == "normal_":  # Tensor.normal_, and torch.nn.init.normal_
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
 def check_sizes(config: object, name: str) -> None:
-    """Refuse sizes that no model has: a checkpoint may come from anybody.
+    """Refuse sizes that no model has, before anything is made of them.
+
+    Anybody may have written the checkpoint: a size could be a text, negative, or a billion.
 
     Args:
-        config: the plain dicts that describe a model.
+        config: the config of a model as plain dicts; `check_fit` refuses anything else.
         name: of the file, for the error.
 
     Raises:
@@ -162,9 +200,30 @@ def check_sizes(config: object, name: str) -> None:
     """
     if not isinstance(config, dict):
         return
-    for key, value in config.items():
-        check_sizes(value, name)
-        is_size = str(key).startswith(("n_", "text_n_", "vocab_", "block_", "text_block_", "image_size", "patch_"))
-        most = MOST_LAYERS if str(key).endswith("n_layer") else MOST
-        if is_size and not (type(value) is int and 1 <= value <= most):
-            raise ValueError(f"{name}: {key} {value!r} is no size, expected a number in 1 .. {most:,}")
+    # not recursive: a forged config may be nested deeper than Python's stack
+    for part in (config, config.get("vit"), config.get("gpt")):
+        if not isinstance(part, dict):
+            continue
+        for key, value in part.items():
+            size = str(key).removeprefix("text_")
+            if size not in SIZES:
+                continue
+            most = MAX_LAYERS if size == "n_layer" else MAX_SIZE
+            # not isinstance: True is an int too
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(
+                    f"{name}: {key} is {str(value)[:40]}, "
+                    f"expected a whole number in 1 .. {most:,}"
+                )
+
+
+def without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of one part of a model, under the part's own names.
+
+    >>> without_prefix({"vit.pos": 1, "gpt.wpe.weight": 2}, "vit.")
+    {'pos': 1}
+    """
+    return {
+        key.removeprefix(prefix): value
+        for key, value in weights.items() if key.startswith(prefix)
+    }

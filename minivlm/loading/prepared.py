@@ -1,18 +1,22 @@
-"""A prepared data set: a folder with `<split>.jsonl`, one record a line, pictures (see images.py),
-tokenizer.tiktoken, meta.json. Reading it, and writing it as every prepare.py does.
+"""Data folders: how they are read, and how every prepare.py writes them.
+
+A data folder holds `<split>.jsonl` with one record a line, the pictures (see images.py),
+tokenizer.tiktoken and meta.json.
 """
 
 import json
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from minivlm.loading.images import MAX_PIXELS, save_samples
 from minivlm.running.files import parse_json, read_lines
-from minivlm.tokenizer import SPECIALS, Tokenizer
+from minivlm.tokenizer import Tokenizer
 
+# keys of records whose values are texts, and those whose values are lists
 TEXTS = ("image", "text", "question", "answer", "kind", "style", "border")
 LISTS = ("captions", "conversations", "objects", "expect", "wrong", "responses")
 
@@ -26,12 +30,13 @@ def load_records(
 
     Args:
         need: keys that every record must have, besides its id.
-        unique: refuse two records of one id, where replies are kept by it.
+        unique: refuse two records with the same id, for callers that store results under
+            it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a line that is no JSON object, lacks a key, has a value of another type than
-            it must, or the id of an earlier one, with file and line.
+        ValueError: with file and line, if a line is no JSON object, lacks a key, has a
+            value of a wrong type, or (with `unique`) the id of an earlier line.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
@@ -39,8 +44,10 @@ def load_records(
             f"no data at {path}; run the data set's prepare.py first, for instance "
             "python data/shapes/prepare.py"
         )
-    records, ids = [], set()
+    records = []
+    ids = set()
     for name, record in read_lines(path):
+        # an empty value counts as missing: nothing can be learned from it
         missing = [key for key in dict.fromkeys(("id", *need)) if not record.get(key)]
         if missing:
             raise ValueError(f"{name} has no {' and no '.join(missing)}")
@@ -57,48 +64,60 @@ def load_records(
 
 
 def fault_of(record: dict) -> str:
-    """What a record has that is of another type than it must be, or ""."""
-    if type(record["id"]) not in (str, int):
+    """What is wrong with the types of a record's values, or "" if nothing is."""
+    if type(record["id"]) not in (str, int):  # not isinstance: True is an int too
         return "an id that is neither text nor a whole number"
-    for key in TEXTS:
+    for key in TEXTS:  # null counts as absent
         if not isinstance(record.get(key) or "", str):
             return f"{key} that is no text"
     for key in LISTS:
         if not isinstance(record.get(key, []), list):
             return f"{key} that are no list"
-    if not all(isinstance(c, str) and c.strip() for c in record.get("captions", [])):
-        return "a caption that is empty or no text"
-    for o in record.get("objects", []):
-        look = (o.get("attributes") or {}) if isinstance(o, dict) else None
-        if not isinstance(look, dict) or not all(
-            text is None or isinstance(text, str)
-            for text in (o.get("name"), o.get("place"), look.get("color"), look.get("size"))
-        ):
+    for caption in record.get("captions", []):
+        if not isinstance(caption, str) or not caption.strip():
+            return "a caption that is empty or no text"
+    for entry in record.get("objects", []):
+        if not is_object(entry):
             return "an object that is not {name, attributes, box}"
     return ""
 
 
+def is_object(entry: object) -> bool:
+    """Whether an entry of a record's `objects` can be read as an object of a scene."""
+    if not isinstance(entry, dict):
+        return False
+    look = entry.get("attributes") or {}
+    if not isinstance(look, dict):
+        return False
+    # the box is checked by those who read it
+    texts = (entry.get("name"), entry.get("place"), look.get("color"), look.get("size"))
+    return all(text is None or isinstance(text, str) for text in texts)
+
+
 def load_meta(folder: str | Path) -> dict:
-    """Read meta.json: what the data set says of itself (name, image_size, phrases, classes, ...).
+    """Read meta.json, which describes the data set: name, image_size, phrases, classes, ...
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is no JSON object, lacks a name or an image_size that pictures can have,
-            or has names of other types than evaluate.py reads.
+        ValueError: if it is no JSON object, lacks a name or a possible image_size, or if
+            entries that evaluate.py reads have a wrong type.
     """
     path = Path(folder) / "meta.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run the data set's prepare.py first")
     meta = parse_json(path.read_bytes(), str(path))
     size = meta.get("image_size") if isinstance(meta, dict) else None
-    if type(size) is not int or not 0 < size <= MAX_PIXELS ** 0.5 or not meta.get("name"):
+    # sizes are sides of squares; `open_image` refuses larger pictures
+    is_size = type(size) is int and 0 < size <= MAX_PIXELS ** 0.5
+    if not is_size or not meta.get("name"):
         raise ValueError(
             f"{path} lacks a name or an image_size in pixels, "
             'as in {"name": "mine", "image_size": 48}'
         )
     for key, kind in (("phrases", str), ("prompts", list), ("chance", (int, float))):
-        named = meta.get(key, {})
-        if not isinstance(named, dict) or not all(isinstance(v, kind) for v in named.values()):
+        entry = meta.get(key, {})
+        is_map = isinstance(entry, dict)
+        if not is_map or not all(isinstance(value, kind) for value in entry.values()):
             raise ValueError(f"{path} has {key} that are not as a prepare.py writes them")
     return meta
 
@@ -106,21 +125,11 @@ def load_meta(folder: str | Path) -> dict:
 # --- writing ---
 
 
-def check_vocab_size(vocab_size: int) -> None:
-    """Refuse a vocabulary without room for all bytes and special tokens.
-
-    Raises:
-        ValueError: if vocab_size is too small.
-    """
-    least = 256 + len(SPECIALS)
-    if vocab_size < least:
-        raise ValueError(f"vocab_size {vocab_size} is below {least}: bytes and special tokens")
-
-
 def start_folder(folder: str | Path) -> Path:
-    """Make a data folder, and drop an older one's records: no half may pass for a whole.
+    """Make a data folder; delete the records and meta.json of an older data set in it.
 
-    What data/instruct.py was told by a teacher that costs money stays.
+    If the script that writes the new one is stopped, what it leaves must not look complete.
+    The replies of data/instruct.py's teacher, *.raw.jsonl, cost money and are kept.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,10 +140,11 @@ def start_folder(folder: str | Path) -> Path:
 
 
 class Pack:
-    """Pictures of one size that go to the disk as they come: a data set may exceed the memory.
+    """Collects pictures of one size on the disk: a data set may not fit into memory.
 
     Args:
-        folder: where they wait, in a file without a name, until `save`; made with the first one.
+        folder: where an unnamed temporary file holds them until `save`; made for the first
+            one.
     """
 
     def __init__(self, folder: str | Path):
@@ -153,10 +163,13 @@ class Pack:
         """
         if not self.n:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file, self.shape = tempfile.TemporaryFile(dir=self.folder), picture.shape
+            # in the folder, because /tmp may be small; unnamed, so that no crash leaves it
+            self.file = tempfile.TemporaryFile(dir=self.folder)
+            self.shape = picture.shape
         if picture.shape != self.shape or picture.dtype != np.uint8:
-            raise ValueError(f"a picture {picture.shape} of {picture.dtype} among {self.shape} of "
-                             "uint8")
+            raise ValueError(
+                f"a picture {picture.shape} of {picture.dtype} among {self.shape} of uint8"
+            )
         self.file.write(picture.tobytes())
         self.n += 1
 
@@ -170,9 +183,10 @@ class Pack:
             raise ValueError(f"no picture for {path}")
         packed = np.lib.format.open_memmap(path, "w+", np.uint8, (self.n, *self.shape))
         self.file.seek(0)
-        for start in range(0, self.n, 1000):
+        for start in range(0, self.n, 1000):  # not all at once, see the class
             part = packed[start:start + 1000]
-            part[:] = np.frombuffer(self.file.read(part.nbytes), np.uint8).reshape(part.shape)
+            pixels = np.frombuffer(self.file.read(part.nbytes), np.uint8)
+            part[:] = pixels.reshape(part.shape)
         packed.flush()
 
 
@@ -183,42 +197,74 @@ def write_folder(
     """Write a whole data set in place of an older one.
 
     Args:
-        files: records of each split; `text` is made of `texts` if it is not among them.
-        pixels: pictures of the splits that are packed.
+        files: the records of each split; a split `text` is made of `texts` if there is
+            none.
+        pixels: the packed pictures of each split that has some.
         texts: what the tokenizer is trained on.
         vocab_size: upper limit of its vocabulary, special tokens included.
-        meta: what meta.json shall hold besides the number of records.
+        meta: what meta.json holds besides the numbers of records.
 
     Returns:
         the tokenizer.
+
+    Raises:
+        ValueError: if a split has no record; an older data set is then left as it is.
     """
+    for split, records in files.items():
+        if not records:
+            raise ValueError(f"no usable record for {split}; skipped {meta.get('skipped')}")
     folder = start_folder(folder)
-    made = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
-    files = {"text": made} | files
+    text_records = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
+    files = {"text": text_records} | files
     for split, pack in pixels.items():
         pack.save(folder / f"{split}.npy")
     for split, records in files.items():
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (folder / f"{split}.jsonl").write_text(lines)
+    counts = {split: len(records) for split, records in files.items()}
+    return finish_folder(folder, texts, vocab_size, meta | {"records": counts})
+
+
+def finish_folder(folder: Path, texts: list[str], vocab_size: int, meta: dict) -> Tokenizer:
+    """Write what belongs to a data set besides records and packed pictures.
+
+    This is the tokenizer, meta.json and the first validation pictures as files.
+
+    Args:
+        texts: what the tokenizer is trained on.
+        vocab_size: upper limit of its vocabulary, special tokens included.
+        meta: what meta.json holds.
+
+    Returns:
+        the tokenizer.
+    """
     tokenizer = Tokenizer.train(texts, vocab_size)
     tokenizer.save(folder / "tokenizer.tiktoken")
-    meta = meta | {"records": {split: len(records) for split, records in files.items()}}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     save_samples(folder)
     return tokenizer
+
+
+def sorted_counts(counts: Counter) -> dict[str, int]:
+    """The counts above zero, for instance of skipped records, in alphabetical order."""
+    return dict(sorted((+counts).items()))
 
 
 def summary(
     folder: str | Path, files: dict[str, list[dict]], skipped: dict[str, int], began: float,
     more: str = "",
 ) -> dict[str, float]:
-    """Print how a data set came out; return the records of each split, what was left out, seconds.
+    """Print the size of a data set, and return it.
 
     Args:
-        skipped: how many were left out, by reason.
+        skipped: how many records were left out, by reason.
         began: `time.time()` when the script started.
-        more: anything else to tell, behind the records.
+        more: printed behind the numbers of records.
+
+    Returns:
+        the number of records of each split, of skipped ones, and the seconds spent.
     """
-    counts, seconds = {name: len(records) for name, records in files.items()}, time.time() - began
+    counts = {name: len(records) for name, records in files.items()}
+    seconds = time.time() - began
     print(f"{folder}: {counts}{more}, skipped {skipped or 'nothing'}, {seconds:.0f} s")
     return {**counts, "skipped": sum(skipped.values()), "seconds": seconds}

@@ -1,19 +1,20 @@
 """Every figure of the evaluation, as pure functions of predictions and truth.
 
     retrieval.py      recall_at_k, recall_by_chance, clip_score
-    captions.py       bleu, rouge_l, cider: likeness to what people wrote
+    captions.py       bleu, rouge_l, cider: how similar a caption is to people's captions
     answers.py        answer_ok, style_ok, is_unsure, vqa_accuracy
     hallucination.py  pope, chair
 """
 
-from minivlm.metrics.answers import answer_ok, is_unsure, normalize_answer, style_ok, vqa_accuracy
-from minivlm.metrics.answers import words_of
-from minivlm.metrics.captions import bleu, cider, ngrams, rouge_l
-from minivlm.metrics.hallucination import chair, mentions, pope, pope_questions, says_yes
+from minivlm.metrics.answers import answer_ok, is_unsure, normalize_answer, style_ok
+from minivlm.metrics.answers import vqa_accuracy, words_of
+from minivlm.metrics.captions import bleu, cider, rouge_l
+from minivlm.metrics.hallucination import Phrases, chair, mentions, pope, pope_questions
+from minivlm.metrics.hallucination import says_yes
 from minivlm.metrics.retrieval import clip_score, recall_at_k, recall_by_chance
 
 __all__ = [
-    "answer_ok", "bleu", "chair", "cider", "clip_score", "is_unsure", "mentions", "ngrams",
-    "normalize_answer", "pope", "pope_questions", "recall_at_k", "recall_by_chance", "rouge_l",
-    "says_yes", "style_ok", "vqa_accuracy", "words_of",
+    "Phrases", "answer_ok", "bleu", "chair", "cider", "clip_score", "is_unsure", "mentions",
+    "normalize_answer", "pope", "pope_questions", "recall_at_k", "recall_by_chance",
+    "rouge_l", "says_yes", "style_ok", "vqa_accuracy", "words_of",
 ]

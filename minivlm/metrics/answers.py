@@ -1,30 +1,35 @@
-"""Is a short answer right, and has it the form that was asked for? Includes VQA's accuracy."""
+"""Is a short answer right, and does it have the style asked for? With VQA's accuracy."""
 
 import re
 
 
 def words_of(text: str) -> str:
-    """Lower case, letters and digits of any script only, single spaces: " the top left "."""
+    """The words of a text in lower case, with spaces around each: " the top left ".
+
+    Words are letters, digits and apostrophes, of any script. Thanks to the outer spaces, a
+    phrase in this form is found in a text in this form by `in`, and only as whole words.
+    """
     return " " + " ".join(re.findall(r"(?:[^\W_]|')+", text.lower())) + " "
 
 
 def answer_ok(answer: str, expect: list[str], wrong: list[str]) -> bool:
-    """True if the answer holds one of the expected phrases and none of the wrong ones.
+    """Whether an answer contains one of the expected phrases and none of the wrong ones.
 
     >>> answer_ok("The circle is red.", ["red"], ["blue"])
     True
     >>> answer_ok("red or blue", ["red"], ["blue"])
     False
     """
-    said = words_of(answer)
-    return any(words_of(e) in said for e in expect) and not any(words_of(w) in said for w in wrong)
+    words = words_of(answer)
+    is_wrong = any(words_of(phrase) in words for phrase in wrong)
+    return not is_wrong and any(words_of(phrase) in words for phrase in expect)
 
 
 def style_ok(answer: str, style: str) -> bool:
-    """True if an answer has the asked form.
+    """Whether an answer has the style that was asked for.
 
-    "word": one word; "sentence": one sentence of at least three words; "list": every line starts
-    with "- "; "detail": full sentences, at least one; "": anything.
+    "word": one word. "sentence": one sentence of at least three words. "list": every line
+    starts with "- ". "detail": one or more full sentences. "": anything.
 
     >>> style_ok("Red", "word"), style_ok("It is red.", "word")
     (True, False)
@@ -36,7 +41,7 @@ def style_ok(answer: str, style: str) -> bool:
     if style == "word":
         return n_words == 1
     if style == "sentence":
-        n_ends = len(re.findall(r"[.!?](?:\s|$)", text))
+        n_ends = len(re.findall(r"[.!?](?:\s|$)", text))  # the point in 2.5 is no end
         return n_words >= 3 and n_ends == 1 and text[-1] in ".!?" and "\n" not in text
     if style == "list":
         return bool(text) and all(line.startswith("- ") for line in text.splitlines())
@@ -46,40 +51,44 @@ def style_ok(answer: str, style: str) -> bool:
 
 
 def is_unsure(answer: str) -> bool:
-    """True if the answer says that it does not know: "not sure"."""
+    """Whether an answer says that it does not know: "not sure"."""
     return "not sure" in answer.lower()
 
-# contracted forms that VQA's annotators wrote without one of their apostrophes
+
+# --- VQA ---
+
+# contractions from which VQA's annotators left out an apostrophe
 CONTRACTIONS = (
-    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't "
-    "haven't he'd he'd've he's how'd how'll how's i'd've isn't it'd it'd've it'll ma'am might've "
-    "mightn't mightn't've must've mustn't needn't not've o'clock oughtn't 'ow's'at shan't she'd've "
-    "should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've "
-    "someone'll someone's something'd something'd've something'll that's there'd there'd've "
-    "there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't "
-    "what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's "
-    "who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've "
-    "you'd you'd've you'll you're you've"
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't "
+    "hadn't've hasn't haven't he'd he'd've he's how'd how'll how's i'd've isn't it'd "
+    "it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've "
+    "o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've "
+    "somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's "
+    "something'd something'd've something'll that's there'd there'd've there're there's "
+    "they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't "
+    "what'll what're what's what've when's where'd where's where've who'd who'd've "
+    "who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all "
+    "y'all'll y'all'd've you'd you'd've you'll you're you've"
 ).split()
 
-REPAIRED = {
-    form[:i] + form[i + 1:]: form
-    for form in CONTRACTIONS for i, letter in enumerate(form) if letter == "'"
-} | {"somebody'd": "somebodyd"}  # as the official table has it
+REPAIRED = {}  # a contraction without one of its apostrophes -> the contraction
+for _form in CONTRACTIONS:
+    for _match in re.finditer("'", _form):
+        REPAIRED[_form[:_match.start()] + _form[_match.end():]] = _form
+REPAIRED["somebody'd"] = "somebodyd"  # as in the official table
 
-DIGITS = {
-    w: str(i)
-    for i, w in enumerate("zero one two three four five six seven eight nine ten".split())
-}
+NUMBERS = "zero one two three four five six seven eight nine ten".split()
+DIGITS = {word: str(i) for i, word in enumerate(NUMBERS)} | {"none": "0"}
 
 PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
 
 
 def normalize_answer(answer: str) -> str:
-    """Bring an answer into the form VQA compares: lower case, digits, no articles, no punctuation.
+    """An answer in the form that VQA compares: lower case, digits, no articles, no signs.
 
-    A sign is cut out where it stands beside a space, and everywhere if the answer holds a number
-    like 1,000; else it becomes a space. A full stop goes unless a digit follows.
+    A sign that stands beside a space somewhere in the answer is removed, and so is every
+    sign if the answer contains a number like 1,000. Other signs become a space. A full stop
+    is removed unless a digit follows.
 
     Source: Antol et al. 2015, arXiv:1505.00468, and its official code, GT-Vision-Lab/VQA,
     vqaEval.py.
@@ -92,39 +101,45 @@ def normalize_answer(answer: str) -> str:
     text = answer
     thousands = re.search(r"\d,\d", answer) is not None
     for sign in PUNCTUATION:
+        # as in the official code, one such place in the answer decides for all places
         beside_space = f"{sign} " in answer or f" {sign}" in answer
         text = text.replace(sign, "" if beside_space or thousands else " ")
     text = re.sub(r"\.(?!\d)", "", text)
-    words = [{"none": "0", **DIGITS}.get(w, w) for w in text.lower().split()]
+    words = [DIGITS.get(w, w) for w in text.lower().split()]
     return " ".join(REPAIRED.get(w, w) for w in words if w not in ("a", "an", "the"))
 
 
 def vqa_accuracy(answer: str, people: list[str]) -> float:
-    """How far an answer agrees with people's: the mean over people of min(1, others who agree / 3).
+    """How well an answer agrees with the answers of several people.
 
-    Leaving each person out in turn compares the answer with the nine others, as people themselves
-    are compared. Answers are normalized only if people do not all say the same.
+        accuracy = mean over people of min(1, others who gave the model's answer / 3)
+
+    Leaving out each person in turn compares the answer with nine others, as people's own
+    answers are compared. Answers are normalized only if people do not all say the same.
 
     Args:
-        answer: what the model said.
-        people: what people said, ten of them in VQA.
+        answer: the model's answer.
+        people: people's answers, ten of them in VQA.
 
     Returns:
-        0 .. 1; with ten people 0.3, 0.6, 0.9, 1 for one, two, three, four and more who agree.
+        0 .. 1; if 1, 2, 3, 4 of ten people gave the model's answer: 0.3, 0.6, 0.9, 1.
 
     Raises:
-        ValueError: if nobody said anything.
+        ValueError: if there are no answers by people.
 
-    Source: Antol et al. 2015, arXiv:1505.00468, section 3; the official code, GT-Vision-Lab/VQA,
-    vqaEval.py.
+    Source: Antol et al. 2015, arXiv:1505.00468, section 3; the official code,
+    GT-Vision-Lab/VQA, vqaEval.py.
 
-    >>> round(vqa_accuracy("two", ["2"] * 2 + ["three"] * 8), 3)  # 2 * 1/3 + 8 * 2/3, over 10
+    >>> people = ["2"] * 2 + ["three"] * 8
+    >>> round(vqa_accuracy("two", people), 3)  # (2 * 1/3 + 8 * 2/3) / 10
     0.6
     """
     if not people:
         raise ValueError("nobody answered: there is nothing to agree with")
-    tidy = [" ".join(p.split("\n")).replace("\t", " ").strip() for p in (answer, *people)]
-    if len(set(tidy[1:])) > 1:
-        tidy = [normalize_answer(text) for text in tidy]
-    agree = [p == tidy[0] for p in tidy[1:]]
-    return sum(min(1.0, (sum(agree) - own) / 3) for own in agree) / len(people)
+    texts = [re.sub("[\n\t]", " ", text).strip() for text in (answer, *people)]
+    if len(set(texts[1:])) > 1:
+        texts = [normalize_answer(text) for text in texts]
+    agrees = [text == texts[0] for text in texts[1:]]
+    n_agree = sum(agrees)
+    # a person who agrees is not counted among the others
+    return sum(min(1.0, (n_agree - own) / 3) for own in agrees) / len(people)

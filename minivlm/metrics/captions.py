@@ -1,19 +1,15 @@
-"""Likeness to what people wrote: BLEU, ROUGE-L and CIDEr-D of captions, VQA's accuracy of answers.
+"""How similar captions are to people's captions: BLEU, ROUGE-L and CIDEr-D.
 
-Texts come tokenized, tokens separated by spaces; nothing here needs Java. Each equals the official
-code (tests/parity compares where pycocoevalcap is installed).
-
-Used through metrics.py, which gives the same names.
+Texts come tokenized: words separated by spaces. Every score equals that of the official
+code, which tests/parity compares where pycocoevalcap is installed; nothing here needs Java.
 """
 
 import math
 from collections import Counter
 
-# --- captions ---
-
 
 def ngrams(words: list[str], n: int) -> Counter:
-    """How often each run of n words occurs.
+    """How often each n-gram occurs.
 
     >>> ngrams("a b a b".split(), 2)
     Counter({('a', 'b'): 2, ('b', 'a'): 1})
@@ -21,60 +17,71 @@ def ngrams(words: list[str], n: int) -> Counter:
     return Counter(zip(*(words[i:] for i in range(n))))
 
 
-def bleu(made: list[str], references: list[list[str]], max_n: int = 4) -> list[float]:
-    """BLEU-1 .. BLEU-max_n of a whole set of captions.
+def bleu(captions: list[str], references: list[list[str]], max_n: int = 4) -> list[float]:
+    """BLEU-1 .. BLEU-max_n of a set of captions.
 
         BLEU-n = brevity * (p_1 * ... * p_n)^(1/n),   brevity = min(1, exp(1 - r / c))
 
-    p_n is the share of the captions' n-grams that stand in a reference, each counted at most as
-    often as in the reference that has it most; c is the captions' length, r that of the closest
-    references, the shorter one of two equally close. Both sums run over the set, so the score of a
-    set is not the mean of its captions'.
+    p_n is the share of the captions' n-grams that occur in a reference. An n-gram counts at
+    most as often as it occurs in the reference that has it most often. c is the length of
+    all captions, r that of the references closest to them in length, the shorter of two
+    that are equally close. All sums run over the set, so the score of a set is not the mean
+    of its captions' scores.
 
     Args:
-        made: one caption a picture, tokens separated by spaces.
-        references: for each picture, at least one caption by people, tokenized alike.
+        captions: one caption per picture.
+        references: for each picture, at least one caption by people.
 
     Raises:
         ValueError: if the lists differ in length, are empty, or a picture has no reference.
 
-    Source: Papineni et al. 2002, section 2.3; the tiny constants, which keep an empty count from
-    making everything 0, are those of the COCO evaluation (salaniz/pycocoevalcap,
+    Source: Papineni et al. 2002, section 2.3. The tiny constants, without which one count
+    of 0 would make the score 0, are those of the COCO evaluation (salaniz/pycocoevalcap,
     bleu/bleu_scorer.py).
 
     >>> scores = bleu(["the the cat"], [["the cat sat"]], max_n=2)
     >>> [round(b, 3) for b in scores]  # 2/3, sqrt(2/3 * 1/2)
     [0.667, 0.577]
     """
-    _check_captions(made, references)
-    right, all_n = [0] * max_n, [0] * max_n
+    _check(captions, references)
+    hits = Counter()    # n -> n-grams of captions that occur in a reference
+    totals = Counter()  # n -> n-grams of captions
     c = r = 0
-    for caption, refs in zip(made, references):
-        words, ref_words = caption.split(), [ref.split() for ref in refs]
+    for caption, refs in zip(captions, references):
+        words = caption.split()
+        ref_words = [ref.split() for ref in refs]
         c += len(words)
-        r += min((abs(len(ref) - len(words)), len(ref)) for ref in ref_words)[1]
+        _, closest = min((abs(len(ref) - len(words)), len(ref)) for ref in ref_words)
+        r += closest
         for n in range(1, max_n + 1):
             most = Counter()
             for ref in ref_words:
-                most |= ngrams(ref, n)                               # | keeps the larger count
-            right[n - 1] += sum((ngrams(words, n) & most).values())  # & the smaller one
-            all_n[n - 1] += max(0, len(words) - n + 1)
-    tiny, small = 1e-15, 1e-9
+                most |= ngrams(ref, n)                   # | keeps the larger count
+            found = ngrams(words, n)
+            hits[n] += (found & most).total()            # & keeps the smaller count
+            totals[n] += found.total()
+    tiny = 1e-15
+    small = 1e-9
     ratio = (c + tiny) / (r + small)
     brevity = min(1.0, math.exp(1 - 1 / ratio))
-    out, product = [], 1.0
-    for n, (hit, total) in enumerate(zip(right, all_n), 1):
-        product *= (hit + tiny) / (total + small)
-        out.append(brevity * product ** (1 / n))
-    return out
+    scores = []
+    product = 1.0
+    for n in range(1, max_n + 1):
+        product *= (hits[n] + tiny) / (totals[n] + small)
+        scores.append(brevity * product ** (1 / n))
+    return scores
 
 
-def rouge_l(made: list[str], references: list[list[str]], beta: float = 1.2) -> float:
-    """Mean over pictures of the F-measure of the longest common subsequence.
+def rouge_l(captions: list[str], references: list[list[str]], beta: float = 1.2) -> float:
+    """Mean over pictures of the F-measure of the longest common subsequence (lcs).
 
-        F = (1 + beta^2) p r / (r + beta^2 p),   p = lcs / caption's length, r = lcs / reference's
+        F = (1 + beta^2) p r / (r + beta^2 p)
+        p = lcs / length of the caption,   r = lcs / length of the reference
 
     p and r are each the best over a picture's references.
+
+    Args:
+        captions, references: as `bleu` takes them.
 
     Raises:
         ValueError: as `bleu`.
@@ -85,19 +92,23 @@ def rouge_l(made: list[str], references: list[list[str]], beta: float = 1.2) -> 
     >>> round(rouge_l(["a b c d"], [["a c d e"]]), 3)  # lcs 3, p = r = 3/4
     0.75
     """
-    _check_captions(made, references)
+    _check(captions, references)
     total = 0.0
-    for caption, refs in zip(made, references):
+    for caption, refs in zip(captions, references):
         words = caption.split()
-        lcs = [(_lcs(words, ref.split()), len(ref.split())) for ref in refs]
-        p = max(n / max(1, len(words)) for n, _ in lcs)
-        r = max(n / max(1, length) for n, length in lcs)
-        total += (1 + beta ** 2) * p * r / (r + beta ** 2 * p) if p and r else 0.0
-    return total / len(made)
+        p = r = 0.0
+        for ref in refs:
+            ref_words = ref.split()
+            lcs = _lcs(words, ref_words)
+            p = max(p, lcs / max(1, len(words)))
+            r = max(r, lcs / max(1, len(ref_words)))
+        if p and r:
+            total += (1 + beta ** 2) * p * r / (r + beta ** 2 * p)
+    return total / len(captions)
 
 
 def _lcs(a: list[str], b: list[str]) -> int:
-    """Length of the longest common subsequence, by the textbook's table, a row at a time."""
+    """Length of the longest common subsequence, by dynamic programming, row by row."""
     row = [0] * (len(b) + 1)
     for x in a:
         above = row
@@ -108,21 +119,24 @@ def _lcs(a: list[str], b: list[str]) -> int:
 
 
 def cider(
-    made: list[str], references: list[list[str]], sigma: float = 6.0
+    captions: list[str], references: list[list[str]], sigma: float = 6.0
 ) -> tuple[float, list[float]]:
-    """CIDEr-D: how alike the captions are to what people wrote, rare n-grams weighing more.
+    """CIDEr-D: how similar captions are to people's captions; rare n-grams weigh more.
 
-        g_n = tf-idf vector of n-grams;  idf = ln(pictures / pictures whose references hold it)
+        g_n = tf-idf vector of n-grams,  idf = ln(pictures / pictures with it in references)
         score = 10 * mean over n = 1..4 and references of
                 exp(-(length difference)^2 / (2 sigma^2))
                 * min(g_n(caption), g_n(ref)) . g_n(ref) / norms
 
-    The mean over pictures depends on the set that the idf was counted on; with one picture every
-    idf and so the score is 0. As in the COCO evaluation, "length" counts bigrams and term
-    frequencies are not divided by the length.
+    A score depends on the set of pictures on which the idf is counted. With one picture
+    every idf is 0, and so is the score. As in the COCO evaluation, "length" counts bigrams,
+    and term frequencies are not divided by the length.
+
+    Args:
+        captions, references: as `bleu` takes them.
 
     Returns:
-        the mean, 0 .. 10, and each picture's score.
+        the mean, 0 .. 10, and the score of each picture.
 
     Raises:
         ValueError: as `bleu`.
@@ -130,48 +144,55 @@ def cider(
     Source: Vedantam et al. 2015, arXiv:1411.5726, eqs. 1-4 and section 6 (CIDEr-D);
     salaniz/pycocoevalcap, cider/cider_scorer.py.
 
-    >>> cider(["a b c d e", "f g h i j"], [["a b c d e"], ["f g h i j"]])  # each is its reference
+    >>> captions = ["a b c d e", "f g h i j"]
+    >>> cider(captions, [[caption] for caption in captions])  # each is its own reference
     (10.0, [10.0, 10.0])
     """
-    _check_captions(made, references)
-    found = (
-        {g for ref in refs for n in range(1, 5) for g in ngrams(ref.split(), n)}
-        for refs in references
-    )
-    holds = Counter(g for grams in found for g in grams)
+    _check(captions, references)
+    n_pictures = Counter()  # n-gram -> pictures with it in a reference
+    for refs in references:
+        grams = set()                    # a set: an n-gram counts once per picture
+        for ref in refs:
+            for n in range(1, 5):
+                grams.update(ngrams(ref.split(), n))
+        n_pictures.update(grams)
 
-    def vectors(text: str) -> tuple[list[dict], list[float], int]:
-        words = text.split()
-        weights = [{g: tf * (math.log(len(made)) - math.log(max(1, holds[g])))
-                    for g, tf in ngrams(words, n).items()} for n in range(1, 5)]
-        return (
-            weights, [math.sqrt(sum(w * w for w in v.values())) for v in weights],
-            max(0, len(words) - 1),
-        )
+    def idf(gram: tuple[str, ...]) -> float:
+        return math.log(len(captions)) - math.log(max(1, n_pictures[gram]))
+
+    def vectors(text: str) -> list[dict[tuple[str, ...], float]]:
+        counts = [ngrams(text.split(), n) for n in range(1, 5)]
+        return [{gram: tf * idf(gram) for gram, tf in count.items()} for count in counts]
 
     scores = []
-    for caption, refs in zip(made, references):
-        ours, our_norms, our_length = vectors(caption)
+    for caption, refs in zip(captions, references):
+        ours = vectors(caption)
         total = 0.0
         for ref in refs:
-            theirs, norms, length = vectors(ref)
-            near = math.exp(-((our_length - length) ** 2) / (2 * sigma ** 2))
-            for a, b, norm_a, norm_b in zip(ours, theirs, our_norms, norms):
-                dot = sum(min(w, b[g]) * b[g] for g, w in a.items() if g in b)
-                total += near * dot / (norm_a * norm_b or 1.0)       # a norm of 0: dot is 0 too
+            gap = _n_bigrams(caption) - _n_bigrams(ref)
+            near = math.exp(-(gap ** 2) / (2 * sigma ** 2))
+            for a, b in zip(ours, vectors(ref)):
+                dot = sum(min(w, b[gram]) * b[gram] for gram, w in a.items() if gram in b)
+                # if a norm is 0, dot is 0 too
+                total += near * dot / (_norm(a) * _norm(b) or 1.0)
         scores.append(10 * total / (4 * len(refs)))
     return sum(scores) / len(scores), scores
 
 
-def _check_captions(made: list[str], references: list[list[str]]) -> None:
-    if len(made) != len(references) or not made:
+def _n_bigrams(text: str) -> int:
+    return max(0, len(text.split()) - 1)
+
+
+def _norm(vector: dict[tuple[str, ...], float]) -> float:
+    return math.sqrt(sum(w * w for w in vector.values()))
+
+
+def _check(captions: list[str], references: list[list[str]]) -> None:
+    if len(captions) != len(references) or not captions:
         raise ValueError(
-            f"{len(made)} captions and {len(references)} lists of references do not pair up"
+            f"{len(captions)} captions and {len(references)} lists of references; "
+            "expected one list for each caption, and at least one"
         )
     for i, refs in enumerate(references):
         if not refs:
             raise ValueError(f"picture {i} has no reference caption")
-
-
-# --- answers ---
-

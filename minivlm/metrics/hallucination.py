@@ -1,13 +1,15 @@
-"""Does a model name objects that the picture does not show? POPE asks, CHAIR reads descriptions."""
+"""Does a model invent objects? POPE asks about objects, CHAIR reads descriptions."""
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 
 from minivlm.metrics.answers import words_of
 
+Phrases = dict[str, str]  # phrase in lower case -> name of the object that it stands for
+
 
 def says_yes(answer: str) -> bool:
-    """POPE's reading of an answer: the first sentence means no if it holds No, no or not, else yes.
+    """POPE's reading of an answer: yes, unless its first sentence has "No", "no" or "not".
 
     Source: RUCAIBox/POPE, evaluate.py (case-sensitive, commas removed, split at spaces).
     """
@@ -19,17 +21,19 @@ def pope_questions(
     truth: list[list[str]], strategy: str, seed: int = 0, per_image: int = 3,
     annotated: list[list[str]] | None = None,
 ) -> list[tuple[int, str, bool]]:
-    """Choose the objects that POPE asks about: as many absent ones as present ones.
+    """Choose the objects that POPE asks about: as many absent objects as present ones.
 
-    Absent objects are drawn at "random", taken from the most frequent of the data set ("popular"),
-    or from those that most often occur together with what is there ("adversarial").
+    The absent objects are drawn at "random"; or they are the most frequent ones of the data
+    set ("popular"), or those that occur most often together with what is present
+    ("adversarial").
 
     Args:
         truth: for each picture, the names of its objects that can be asked about.
-        annotated: for each picture, all its objects, those that hardly show too: none of them
-            counts as absent, and they too occur together; by default equal to `truth`.
+        annotated: for each picture, the names of all its objects, the barely visible ones
+            too. None of these counts as absent, and all count as occurring together; by
+            default `truth`.
         strategy: random, popular or adversarial.
-        per_image: at most so many present and so many absent objects a picture.
+        per_image: most present objects, and most absent objects, to ask about per picture.
 
     Returns:
         (picture, object name, is it there) in order of the pictures.
@@ -40,77 +44,94 @@ def pope_questions(
     Source: Li et al. 2023, arXiv:2305.10355, section 4.
     """
     if strategy not in ("random", "popular", "adversarial"):
-        raise ValueError(f"strategy {strategy!r} is not one of random, popular, adversarial")
-    rng, annotated = random.Random(seed), annotated or truth
-    frequency = Counter(name for names in annotated for name in set(names))
-    everything = sorted(frequency, key=lambda name: (-frequency[name], name))
-    together: dict[str, Counter] = {name: Counter() for name in everything}
+        raise ValueError(
+            f"strategy {strategy!r} is not one of random, popular, adversarial"
+        )
+    rng = random.Random(seed)
+    annotated = annotated or truth
+    frequency = Counter()                # name -> pictures that have such an object
+    together = defaultdict(Counter)      # name -> other name -> pictures that have both
     for names in annotated:
-        for a in set(names):
-            together[a].update(set(names) - {a})
-    out = []
+        frequency.update(set(names))
+        for name in set(names):
+            together[name].update(set(names) - {name})
+    by_frequency = sorted(frequency, key=lambda name: (-frequency[name], name))
+    questions = []
     for i, (names, known) in enumerate(zip(truth, annotated)):
         present = sorted(set(names))
-        absent = [name for name in everything if name not in known]
+        absent = [name for name in by_frequency if name not in known]
         if strategy == "random":
             rng.shuffle(absent)
         elif strategy == "adversarial":
-            score = sum((together[name] for name in present), Counter())
+            score = Counter()
+            for name in present:
+                score.update(together[name])
+            # sorting is stable: of equals, the more frequent comes first
             absent.sort(key=lambda name: -score[name])
         n = min(per_image, len(present), len(absent))
-        out += [(i, name, True) for name in rng.sample(present, n)]
-        out += [(i, name, False) for name in absent[:n]]
-    return out
+        questions += [(i, name, True) for name in rng.sample(present, n)]
+        questions += [(i, name, False) for name in absent[:n]]
+    return questions
 
 
 def pope(says: list[bool], truth: list[bool]) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 of "yes", and the share of yes answers.
+    """Accuracy; precision, recall and F1 of "yes"; and the share of answers that say yes.
 
     >>> pope([True, True, False, False], [True, False, True, False])
     {'accuracy': 0.5, 'precision': 0.5, 'recall': 0.5, 'f1': 0.5, 'yes': 0.5}
     """
-    hit = sum(s and t for s, t in zip(says, truth))
-    precision, recall = hit / max(1, sum(says)), hit / max(1, sum(truth))
+    n_right = sum(s == t for s, t in zip(says, truth))
+    hits = sum(s and t for s, t in zip(says, truth))     # said yes, rightly
+    precision = hits / max(1, sum(says))
+    recall = hits / max(1, sum(truth))
     return {
-        "accuracy": sum(s == t for s, t in zip(says, truth)) / len(truth),
-        "precision": precision, "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if hit else 0.0,
+        "accuracy": n_right / len(truth),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
         "yes": sum(says) / len(says),
     }
 
 
-def mentions(text: str, phrases: dict[str, str]) -> list[str]:
-    """Canonical names of the objects a text mentions, with repeats, longest phrase first.
+def mentions(text: str, phrases: Phrases) -> list[str]:
+    """Canonical names of the objects that a text mentions, in order, with repeats.
+
+    Of several phrases that begin at a word, the longest counts: a red circle is not also a
+    circle.
 
     >>> phrases = {"red circles": "red circle", "red ring": "red ring"}
     >>> mentions("Two red circles and a red ring.", phrases)
     ['red circle', 'red ring']
     """
     longest = max((len(p.split()) for p in phrases), default=0)
-    said, out, i = words_of(text).split(), [], 0
-    while i < len(said):
+    words = words_of(text).split()
+    names = []
+    i = 0                                # of the word where the next phrase may begin
+    while i < len(words):
         for n in range(longest, 0, -1):
-            found = phrases.get(" ".join(said[i:i + n]))
-            if found:
-                out.append(found)
-                i += n - 1
+            name = phrases.get(" ".join(words[i:i + n]))
+            if name:
+                names.append(name)
+                i += n
                 break
-        i += 1
-    return out
+        else:
+            i += 1
+    return names
 
 
 def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
-    """How much of what texts name is not in the pictures, and how much of what is there they name.
+    """How many invented objects texts name, and how many of the objects that are there.
 
-        chair_i = mentions of absent objects / all mentions
-        chair_s = texts that mention an absent object / all texts
-        recall  = kinds of object there and named / kinds of object there
+        chair_i = mentions of invented objects / all mentions
+        chair_s = texts that mention an invented object / all texts
+        recall  = kinds of object that are there and named / kinds of object that are there
 
-    Mentions count with repeats; whether one is right depends on the kinds of object there only.
+    Repeated mentions count again. A mention is right if the picture shows an object of that
+    kind, however many it shows.
 
     Args:
-        named: for each picture, the objects its text names, with repeats.
-        there: for each picture, the objects it shows.
+        named: for each picture, the objects that its text names, with repeats.
+        there: for each picture, the objects that it shows.
 
     Source: Rohrbach et al. 2018, arXiv:1809.02156, section 3.1 (LisaAnne/Hallucination,
     utils/chair.py).
@@ -118,10 +139,17 @@ def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
     >>> chair([["red circle", "blue ring"]], [["red circle"]])
     {'chair_i': 0.5, 'chair_s': 1.0, 'recall': 1.0}
     """
-    wrong = [sum(name not in t for name in n) for n, t in zip(named, there)]
-    found = [len(set(n) & set(t)) for n, t in zip(named, there)]
+    n_mentions = n_invented = n_texts = n_found = n_kinds = 0
+    for names, shown in zip(named, there):
+        # repeats stay in: a text that insists on an invented object is worse
+        invented = [name for name in names if name not in shown]
+        n_mentions += len(names)
+        n_invented += len(invented)
+        n_texts += bool(invented)
+        n_found += len(set(names) & set(shown))
+        n_kinds += len(set(shown))
     return {
-        "chair_i": sum(wrong) / max(1, sum(map(len, named))),
-        "chair_s": sum(w > 0 for w in wrong) / max(1, len(named)),
-        "recall": sum(found) / max(1, sum(len(set(t)) for t in there)),
+        "chair_i": n_invented / max(1, n_mentions),
+        "chair_s": n_texts / max(1, len(named)),
+        "recall": n_found / max(1, n_kinds),
     }

@@ -1,96 +1,134 @@
-"""How well a reward model's scores agree with rankings, and with the ratings behind them."""
+"""How well a reward model's scores agree with rankings, and with the ratings behind them.
+"""
 
-from collections import defaultdict
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from minivlm.evaluation.raters import rating_of
 
+N_BINS = 10  # of [0, 1]; 600 held-out rankings give each bin a few hundred pairs
+# differences of two ratings: the name of a range, and its upper end in points
+GAPS = (("0-0.5", 0.5), ("0.5-1", 1.0), ("1-", float("inf")))
 
-def win_share(scores: list[float], better: list[tuple[int, int]]) -> float:
+Pairs = list[tuple[int, int]]  # places of two answers in a list
+
+
+def win_share(scores: list[float], better: Pairs) -> float:
     """Share of the pairs (i, j) whose i scores higher than j; equal scores count half.
 
     >>> win_share([2.0, 1.0, 1.0], [(0, 1), (1, 2)])
     0.75
     """
-    won = [(scores[i] > scores[j]) + (scores[i] == scores[j]) / 2 for i, j in better]
-    return sum(won) / len(won)
+    won = 0.0
+    for i, j in better:
+        if scores[i] > scores[j]:
+            won += 1
+        elif scores[i] == scores[j]:
+            won += 0.5
+    return won / len(better)
 
 
-def calibration_error(p: Tensor, came: Tensor, n_bins: int = 10) -> float:
-    """How far shares of what came true lie from what was foretold: the expected calibration error.
+def calibration_error(p: Tensor, came_true: Tensor) -> float:
+    """The expected calibration error: predicted probabilities against observed shares.
 
-        sum over bins of P's range: (pairs in it / pairs) |mean P - share that came true|
+        sum over bins of p: (predictions in the bin / n) |mean p - share that came true|
 
     Args:
-        p: (n,) probabilities; came: (n,) bool.
+        p: (n,) probabilities; came_true: (n,) bool.
 
     Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
 
     >>> round(calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, False])), 4)
     0.4
     """
-    place, out = (p * n_bins).long().clamp(max=n_bins - 1), 0.0
-    for b in place.unique():
-        here = place == b
-        out += float(here.sum() / len(p) * (p[here].mean() - came[here].float().mean()).abs())
-    return out
+    bins = (p * N_BINS).long().clamp(max=N_BINS - 1)  # (n,), p = 1 belongs to the last bin
+    error = 0.0
+    for b in bins.unique():
+        in_bin = bins == b
+        gap = (p[in_bin].mean() - came_true[in_bin].float().mean()).abs()
+        error += float(in_bin.sum() / len(p) * gap)
+    return error
 
-GAPS = ((0.0, 0.5, "0-0.5"), (0.5, 1.0, "0.5-1"), (1.0, float("inf"), "1-"))
+
+def larger_first(values: list[float], pairs: Pairs) -> Pairs:
+    """The pairs of different value, each turned so that the larger value comes first.
+
+    >>> larger_first([1, 3, 3], [(0, 1), (1, 2)])
+    [(1, 0)]
+    """
+    ordered = []
+    for i, j in pairs:
+        if values[i] > values[j]:
+            ordered.append((i, j))
+        elif values[i] < values[j]:
+            ordered.append((j, i))
+    return ordered
 
 
-def judge_scores(rankings: list[dict], scores: list[list[float]]) -> dict[str, float]:
-    """How a reward model's scores agree with rankings, and with the ratings behind them.
+def agreement(rankings: list[dict], scores: list[list[float]]) -> dict[str, float]:
+    """Measure how well a reward model's scores agree with rankings and with ratings.
 
-        accuracy/all          pairs that people ranked whose better answer scores higher
-        accuracy/gap_1-       of these, those whose ratings differ by 1 or more; other gaps likewise
-        accuracy/ceiling      what the ratings themselves would reach: people's noise is the rest
-        truth/all             pairs of different rating that are scored in their order
-        calibration/error     of P(i before j) = sigmoid(score_i - score_j), see calibration_error
+        accuracy/all          ranked pairs whose better answer scores higher
+        accuracy/gap_1-       the same for pairs whose ratings differ by 1 or more
+        pairs/gap_1-          how many pairs that is
+        accuracy/ceiling      ranked pairs whose better answer is rated higher: people's
+                              errors limit every reward model to about this share
+        truth/all             pairs of different rating whose better one scores higher
+        calibration/error     of P(i before j) = sigmoid(score_i - score_j)
         length/model          pairs whose longer answer, in characters, scores higher
-        length/people, truth  the same for people's ranks and for ratings: the bias is the rest
+        length/people, truth  the same for ranks and for ratings; what length/model has
+                              beyond these is the reward model's own bias
 
     Args:
-        scores: for each ranking its answers' raw scores: their differences are log-odds.
+        scores: for each ranking the raw scores of its answers; their differences are
+            log-odds.
 
-    What the rankings hold no ratings for is left out.
+    Returns:
+        the figures; without those that need ratings, if a ranking has none.
     """
-    rated = all(r.get("ratings") for r in rankings)
-    flat = [s for row in scores for s in row]
-    true = [rating_of(x) for r in rankings for x in r["ratings"]] if rated else [0.0] * len(flat)
-    length = [len(a) for r in rankings for a in r["responses"]]
-    rank = [-x for r in rankings for x in r["ranking"]]
-    pairs, first = [], 0
-    for r in rankings:
-        K = len(r["responses"])
-        pairs += [(first + i, first + j) for i in range(K) for j in range(i + 1, K)]
-        first += K
+    is_rated = all(r.get("ratings") for r in rankings)
+    # one entry for each answer of all rankings
+    score, rating, length, preference = [], [], [], []
+    pairs: Pairs = []  # answers to the same question
+    for r, answer_scores in zip(rankings, scores):
+        first = len(score)
+        pairs += combinations(range(first, first + len(answer_scores)), 2)
+        score += answer_scores
+        length += [len(answer) for answer in r["responses"]]
+        preference += [-rank for rank in r["ranking"]]  # larger is better, as in scores
+        if is_rated:
+            rating += [rating_of(x) for x in r["ratings"]]
 
-    def ordered(values: list[float], among: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The pairs of different value, the larger first."""
-        return [(i, j) if values[i] > values[j] else (j, i) for i, j in among
-                if values[i] != values[j]]
-
-    ranked, longer = ordered(rank, pairs), ordered(length, pairs)
-    out = {"accuracy/all": win_share(flat, ranked)}
-    if rated:
-        groups = defaultdict(list)
+    ranked = larger_first(preference, pairs)
+    figures = {"accuracy/all": win_share(score, ranked)}
+    if is_rated:
+        by_gap: dict[str, Pairs] = {}
         for i, j in ranked:
-            gap = abs(true[i] - true[j]) + 1e-9  # a third of a point has no exact float
-            groups[next(name for low, high, name in GAPS if low <= gap < high)].append((i, j))
-        for name, among in sorted(groups.items()):
-            out |= {f"accuracy/gap_{name}": win_share(flat, among), f"pairs/gap_{name}": len(among)}
-        out["accuracy/ceiling"] = win_share(true, ranked)
-        different = ordered(true, pairs)
-        if different:
-            out["truth/all"] = win_share(flat, different)
-    # neither order may know who won: by place in the list, not by rank
-    by_place = [(min(i, j), max(i, j)) for i, j in ranked]
-    p = torch.tensor([flat[i] - flat[j] for i, j in by_place]).sigmoid()
-    came = torch.tensor([rank[i] > rank[j] for i, j in by_place])
-    out["calibration/error"] = calibration_error(p, came)
+            # a third of a point has no exact float; a gap of exactly 0.5 or 1 opens the
+            # next range
+            gap = abs(rating[i] - rating[j]) + 1e-9
+            name = next(name for name, end in GAPS if gap < end)
+            by_gap.setdefault(name, []).append((i, j))
+        for name, group in sorted(by_gap.items()):
+            figures[f"accuracy/gap_{name}"] = win_share(score, group)
+            figures[f"pairs/gap_{name}"] = len(group)
+        figures["accuracy/ceiling"] = win_share(rating, ranked)
+        differently_rated = larger_first(rating, pairs)
+        if differently_rated:
+            figures["truth/all"] = win_share(score, differently_rated)
+
+    # a prediction must not know who won, so a pair's order here is that of its places
+    by_place = [sorted(pair) for pair in ranked]
+    p = torch.tensor([score[i] - score[j] for i, j in by_place]).sigmoid()       # (n,)
+    came_true = torch.tensor([preference[i] > preference[j] for i, j in by_place])
+    figures["calibration/error"] = calibration_error(p, came_true)
+
+    longer = larger_first(length, pairs)
     if longer:
-        out |= {"length/model": win_share(flat, longer), "length/people": win_share(rank, longer)}
-        out |= {"length/truth": win_share(true, longer)} if rated else {}
-    return out
+        figures["length/model"] = win_share(score, longer)
+        figures["length/people"] = win_share(preference, longer)
+        if is_rated:
+            figures["length/truth"] = win_share(rating, longer)
+    return figures

@@ -1,11 +1,10 @@
-"""Rankings and pairs in the layouts that others publish or read.
+"""Rankings and pairs in the layouts that other projects publish or read.
 
-    read_ranked     ours, LLaVA-RLHF's, RLHF-V's -> records with question, responses, ranking
-    pairs_of        a ranked record -> every ordered pair
+    read_ranked     our layout, LLaVA-RLHF's or RLHF-V's -> rankings
     trl_of          a pair -> messages and picture files, as TRL's trainers take them
 
-Source: llava-rlhf/LLaVA-RLHF, data_utils_rm.py; RLHF-V's data card; huggingface/trl, dataset
-formats. Used by: preferences.py.
+Source: llava-rlhf/LLaVA-RLHF, data_utils_rm.py; RLHF-V's data card; huggingface/trl,
+dataset formats.
 """
 
 import json
@@ -15,80 +14,100 @@ from PIL import Image
 
 from minivlm.conversation import IMAGE_MARK
 from minivlm.loading.images import Pictures
+from minivlm.running.files import read_lines
 
 # --- reading ---
 
 
 def read_ranked(path: str | Path) -> list[dict]:
-    """Rankings in any of three layouts, as records with question, responses and ranking.
+    """Read rankings in any of three layouts; give them ours.
 
-    Ours; LLaVA-RLHF's ("conversations", "output_1", "output_2", "preference": 1 or 2); RLHF-V's
-    ("text": JSON or dict of "question", "chosen", "rejected").
+        ours         "question", "responses", "ranking"
+        LLaVA-RLHF   "conversations", "output_1", "output_2", "preference": 1 or 2
+        RLHF-V       "text": JSON or an object with "question", "chosen", "rejected"
 
     Raises:
-        ValueError: for a line that is none of them, with file and line.
+        ValueError: for a line in none of these layouts, with file and line.
     """
-    out = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    rankings = []
+    for number, (line, record) in enumerate(read_lines(path), 1):
         try:
-            r = json.loads(line)
-            out.append(ranked_of(r, f"record {number}"))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path}:{number} is no ranking: {error}") from None
-    return out
+            rankings.append(ranked_of(record, f"record {number}"))
+        # all that a record of another shape can raise; RecursionError: JSON inside JSON
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+            raise ValueError(f"{line} is no ranking: {e}") from None
+    return rankings
 
 
 def ranked_of(r: dict, name: str) -> dict:
-    """One published record as ours.
+    """Turn one published record into our layout.
+
+    Args:
+        name: its id if it has none.
 
     Raises:
-        KeyError, TypeError, ValueError: if it is in no known layout.
+        LookupError, TypeError, AttributeError, ValueError: if it is in no known layout.
     """
-    made = {"id": str(r.get("id", r.get("idx", name))), "image": str(r.get("image", ""))}
+    ranked = {"id": str(r.get("id", r.get("idx", name))), "image": str(r.get("image", ""))}
     if "output_1" in r:
         if r["preference"] not in (1, 2):
             raise ValueError(f"preference {r['preference']!r} is neither 1 nor 2")
-        asked, *more = [t["value"] for t in r["conversations"] if t["from"] == "human"]
-        if more:
-            raise ValueError("a conversation of several turns, of which only the last is ranked")
-        made["responses"] = [r["output_1"]["value"], r["output_2"]["value"]]
-        made["ranking"] = [1, 2] if r["preference"] == 1 else [2, 1]
+        asked = [turn["value"] for turn in r["conversations"] if turn["from"] == "human"]
+        if len(asked) != 1:
+            # people ranked the last answer only, and our rankings hold no earlier turns
+            raise ValueError(f"the conversation has {len(asked)} questions, expected one")
+        question = asked[0]
+        ranked["responses"] = [r["output_1"]["value"], r["output_2"]["value"]]
+        # a rank for each answer, not the answers in order
+        ranked["ranking"] = [1, 2] if r["preference"] == 1 else [2, 1]
     elif "text" in r:
         text = json.loads(r["text"]) if isinstance(r["text"], str) else r["text"]
-        asked, made["responses"] = text["question"], [text["chosen"], text["rejected"]]
-        made["ranking"] = [1, 2]
+        question = text["question"]
+        ranked["responses"] = [text["chosen"], text["rejected"]]
+        ranked["ranking"] = [1, 2]
     else:
-        asked, made["responses"], made["ranking"] = r["question"], r["responses"], r["ranking"]
-        made |= {k: r[k] for k in ("ratings", "kind") if k in r}
-    made["question"] = asked.replace(IMAGE_MARK, "").strip()
-    return made
+        question = r["question"]
+        for key in ("responses", "ranking"):
+            ranked[key] = r[key]
+        for key in ("ratings", "kind"):
+            if key in r:
+                ranked[key] = r[key]
+    # the mark is put back where a prompt is made
+    ranked["question"] = question.replace(IMAGE_MARK, "").strip()
+    return ranked
 
 
 # --- writing ---
 
 
 def trl_of(pair: dict, files: dict[str, str]) -> dict:
-    """A pair as TRL's trainers take pictures and messages; `files`: packed picture -> its file."""
-    asked = pair["conversations"][0]["value"].replace(IMAGE_MARK, "").strip()
+    """Turn a pair into TRL's layout: pictures and messages.
 
-    def said(text: str) -> list[dict]:
-        return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+    Args:
+        files: the file of each packed picture, as `unpack` gives it.
+    """
+    def message(role: str, text: str, *pictures: dict) -> list[dict]:
+        return [{"role": role, "content": [*pictures, {"type": "text", "text": text}]}]
 
-    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
-    return {"images": [files.get(pair["image"], pair["image"])], "prompt": prompt,
-            "chosen": said(pair["chosen"]), "rejected": said(pair["rejected"])}
+    question = pair["conversations"][0]["value"].replace(IMAGE_MARK, "").strip()
+    return {
+        "images": [files.get(pair["image"], pair["image"])],
+        "prompt": message("user", question, {"type": "image"}),
+        "chosen": message("assistant", pair["chosen"]),
+        "rejected": message("assistant", pair["rejected"]),
+    }
 
 
 def unpack(images: set[str], pictures: Pictures, out: Path) -> dict[str, str]:
-    """Save packed pictures as PNG beside `out`, for programs that know files only.
+    """Save packed pictures as PNG files beside `out`, for programs that read files only.
 
     Returns:
-        the file of each, relative to the folder of `out`.
+        the file of each packed picture, relative to the folder of `out`.
     """
     files = {}
     for image in sorted(images):
         pack, packed, row = image.partition(".npy#")
-        if packed:
+        if packed:  # any other picture is a file already
             name = f"{out.stem}_pictures/{pack}_{row}.png"
             (out.parent / name).parent.mkdir(exist_ok=True)
             Image.fromarray(pictures.pixels([image])[0]).save(out.parent / name)

@@ -1,56 +1,58 @@
-"""Ranked answers: read from a file and checked, shown to a reward model, and its scores judged.
+"""Rankings read from a file, and checked.
 
-A ranking is one JSON object: a question about a picture, K different answers, and a rank for each
-(1 is best, equals alike). Where it has ratings too, their mean over the axes is an answer's rating.
-
-Used by: train_reward.py, prompts.py, rollout.py, pairs.py, data/preferences.py.
+A ranking is one JSON object: a question about a picture, K different answers, and a rank
+for each (1 is best, equals alike). Where it has ratings too, their mean over the axes is an
+answer's rating.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
-
 from minivlm.loading.prepared import load_records
-
-# --- reading ---
+from minivlm.running.files import is_number
 
 
 def check_ranking(r: dict) -> str:
-    """Why a ranking cannot be used, or ""."""
-    answers, ranks = r["responses"], r["ranking"]
-    if not isinstance(answers, list) or not isinstance(ranks, list) or len(answers) != len(ranks):
+    """Say why a ranking cannot be used, or ""."""
+    answers = r["responses"]
+    ranks = r["ranking"]
+    is_listed = isinstance(answers, list) and isinstance(ranks, list)
+    if not is_listed or len(answers) != len(ranks):
         return "as many ranks as answers are needed"
     if any(not isinstance(a, str) or not a.strip() for a in answers):
         return "empty answer"
     if len({a.strip() for a in answers}) < len(answers):
         return "answer equal to another"
+    # type(), since True would pass for the int 1
     if any(type(rank) is not int or rank < 1 for rank in ranks):
         return "rank that is no number from 1"
     if len(set(ranks)) < 2:
         return "all ties"
-    rated = r.get("ratings") or []
-    if rated and (not isinstance(rated, list) or len(rated) != len(answers)):
+    ratings = r.get("ratings") or []  # a ranking by people has none
+    if ratings and (not isinstance(ratings, list) or len(ratings) != len(answers)):
         return "as many ratings as answers are needed"
-    values = [v for x in rated for v in (x.values() if isinstance(x, dict) and x else [None])]
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-        return "rating that is no number"
+    for rating in ratings:
+        # axis -> points; which axes is up to the rater
+        points = rating.values() if isinstance(rating, dict) else []
+        if not points or not all(map(is_number, points)):
+            return "rating that is no number"
     return ""
 
 
 def load_checked(
-    folder: str | Path, split: str, what: str, need: tuple[str, ...], check: Callable[[dict], str]
+    folder: str | Path, split: str, what: str, need: tuple[str, ...],
+    check: Callable[[dict], str],
 ) -> list[dict]:
-    """Read `<folder>/<split>.jsonl`, as data/preferences.py writes it.
+    """Read `<folder>/<split>.jsonl`, a file that data/preferences.py writes.
 
     Args:
-        what: the records' name, for messages.
+        what: a name for the records, for messages.
         need: keys that every record must have.
-        check: why a record cannot be used, or "".
+        check: says why a record cannot be used, or "".
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a record that nothing can be learned from, with its id.
+        ValueError: if a record cannot be used, with its id and the reason.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
@@ -64,9 +66,10 @@ def load_checked(
 
 
 def load_rankings(folder: str | Path, split: str) -> list[dict]:
-    """Read `<folder>/<split>.jsonl`; the answers have one rank each, and not all the same.
+    """Read the rankings in `<folder>/<split>.jsonl`, each as `check_ranking` wants it.
 
-    Raises as `load_checked`.
+    Raises:
+        FileNotFoundError, ValueError: as `load_checked`.
     """
     need = ("image", "question", "responses", "ranking")
     return load_checked(folder, split, "rankings", need, check_ranking)

@@ -1,11 +1,7 @@
-"""Published weights: read from a local folder as ours, written as huggingface/transformers has them.
+"""Published weights: read from a local folder, and ours written for other programs.
 
-    weights.py       read_clip, read_gpt2: a folder -> what train_align.py starts from
-    weight_names.py  which of our weights is which of the published ones
-    tokenizers.py    published tokenizers
-    export.py        our runs -> folders that transformers loads
+    weights.py       reads CLIP and GPT-2 as huggingface/transformers saves them.
+    weight_names.py  tells which of our tensors is which published one, in both directions.
+    tokenizers.py    reads published tokenizers: GPT-2's, ours and CLIP's.
+    export.py        writes our runs as folders that transformers loads.
 """
-
-from minivlm.pretrained.weights import read_clip, read_gpt2
-
-__all__ = ["read_clip", "read_gpt2"]

@@ -1,17 +1,16 @@
-"""Published tokenizers: GPT-2's as ours, and CLIP's own, for weights that were trained with it.
+"""Published tokenizers: GPT-2's, read as ours, and CLIP's own, for published CLIPs.
 
-GPT-2's is byte-level BPE like ours: tokenizer.json, or vocab.json with merges.txt. CLIP's marks a
-word's last letter, so that no spaces are tokens:
+GPT-2's tokenizer is byte-level BPE like ours, in tokenizer.json, or in vocab.json and
+merges.txt. CLIP's marks the last letter of each word, so no token holds a space:
 
     "A  Cat!" -> a</w> cat</w> !</w>, between <|startoftext|> and <|endoftext|>
 
-Its text is brought to Unicode's NFC, to single spaces and to lower case, as in transformers;
-openai/CLIP repairs broken text with ftfy besides. What looks like a special token in a text is
-ordinary text here.
+CLIP's text is brought to Unicode's NFC, to single spaces and to lower case, as in
+transformers (openai/CLIP also repairs broken text with ftfy). The name of a special token
+inside a text is ordinary text.
 
 Source: Radford et al. 2019 (GPT-2); Radford et al. 2021, arXiv:2103.00020, section 2.4;
-openai/CLIP, clip/simple_tokenizer.py. Used by: pretrained.py, export.py; data/webdata/prepare.py
---clip DIR.
+openai/CLIP, clip/simple_tokenizer.py.
 """
 
 import unicodedata
@@ -27,90 +26,117 @@ from minivlm.tokenizer import byte_letters, join_pair
 
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\p{White_Space}\p{L}\p{N}]+"
 
+# --- GPT-2's and ours ---
+
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """GPT-2's tokenizer, or ours as export.py writes it; special tokens stand behind all others.
+    """Read GPT-2's tokenizer, or one of ours that export.py wrote.
 
     Returns:
-        the tokenizer, and how many of its special tokens the folder knows: GPT-2 the first one.
+        the tokenizer, and how many of its special tokens the folder has: one in GPT-2's.
 
     Raises:
-        FileNotFoundError: if the folder has none.
-        ValueError: if its ids have gaps, its merges another order than their ids, other special
-            tokens stand where ours do, or it splits text in another way.
+        FileNotFoundError: if the folder has no tokenizer.
+        ValueError: if ids have gaps, if merges do not come in the order of their ids, if
+            the special tokens are not the first of ours, behind all others, or if text is
+            split by another rule.
     """
     vocab, merges, file = read_merges(folder)
     expect(file, folder, normalizer=None)
     letters = byte_letters()
-    pieces = [*letters.values(), *(m.replace(" ", "") for m in merges)]
-    bytes_of = {letter: b for b, letter in letters.items()}
+    pieces = list(letters.values()) + [merge.replace(" ", "") for merge in merges]
+    byte_of = {letter: b for b, letter in letters.items()}
+    ranks = {}
     try:
-        ranks = {bytes(bytes_of[x] for x in piece): vocab[piece] for piece in pieces}
+        for piece in pieces:
+            ranks[bytes(byte_of[letter] for letter in piece)] = vocab[piece]
     except KeyError as missing:
-        raise ValueError(f"{folder}: {missing} is no letter of a byte, or has no id") from None
-    joined = list(ranks.values())[len(letters):]
-    if joined != sorted(joined):
+        message = f"{folder}: {missing} is no letter of a byte, or has no id"
+        raise ValueError(message) from None
+    # our Tokenizer joins by rank, so the order of ids must be the order of merges
+    merged = list(ranks.values())[len(letters):]
+    if merged != sorted(merged):
         raise ValueError(f"{folder}: the merges do not come in the order of their ids")
+
     special = {name: vocab[name] for name in vocab.keys() - set(pieces)}
-    known = [name for name, _ in sorted(special.items(), key=lambda kv: kv[1])]
-    if special != {name: len(ranks) + i for i, name in enumerate(SPECIALS[:len(known)])}:
-        raise ValueError(f"{folder}: special tokens {known[:8]}, expected {', '.join(SPECIALS)}, "
-                         "or the first of them, behind all others")
-    splits = file.get("pre_tokenizer") or {}
-    if isinstance(splits, dict) and splits.get("type") == "ByteLevel":
-        splits = {"use_regex": True} | splits | {"trim_offsets": True}  # the default; not asked for
+    known = sorted(special, key=special.get)
+    expected = {name: len(ranks) + i for i, name in enumerate(SPECIALS[: len(known)])}
+    if special != expected:
+        raise ValueError(
+            f"{folder}: special tokens {known[:8]}, expected {', '.join(SPECIALS)}, or the "
+            "first of them, behind all others"
+        )
+
+    split = file.get("pre_tokenizer")
+    if isinstance(split, dict) and split.get("type") == "ByteLevel":
+        # older files leave use_regex out; trim_offsets does not change the ids
+        split = {"use_regex": True} | split | {"trim_offsets": True}
     for pattern in (GPT2_PATTERN, PATTERN):
-        if not file or splits == pre_tokenizer(pattern):
+        # vocab.json and merges.txt say nothing about the split: they are GPT-2's files
+        if not file or split == pre_tokenizer(pattern):
             return Tokenizer(ranks, pattern), len(known)
     raise ValueError(f"{folder}: text is split neither in GPT-2's way nor in ours")
 
 
 def pre_tokenizer(pattern: str) -> dict:
-    """How tokenizer.json says that text is split: GPT-2's way has a name, ours is written out."""
-    to_letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                  "use_regex": pattern == GPT2_PATTERN}
-    if pattern == GPT2_PATTERN:
+    """The entry of tokenizer.json that tells how text is split."""
+    is_gpt2 = pattern == GPT2_PATTERN
+    to_letters = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+        "use_regex": is_gpt2,
+    }
+    if is_gpt2:  # "use_regex" means GPT-2's pattern, any other is written out
         return to_letters
-    split = {"type": "Split", "pattern": {"Regex": HF_PATTERN}, "behavior": "Isolated",
-             "invert": False}
+    split = {
+        "type": "Split", "pattern": {"Regex": HF_PATTERN}, "behavior": "Isolated",
+        "invert": False,
+    }
     return {"type": "Sequence", "pretokenizers": [split, to_letters]}
 
 
 def read_merges(folder: Path) -> tuple[dict[str, int], list[str], dict]:
-    """Vocabulary and merges of a byte-level BPE, each merge two pieces with a space between.
+    """Read the vocabulary and the merges of a byte-level BPE.
 
     Returns:
-        pieces and added tokens with their ids; merges; and all of tokenizer.json, or {} where the
-        folder has vocab.json and merges.txt, which say no more.
+        pieces and added tokens with their ids; merges, each two pieces with a space
+        between; and the whole tokenizer.json, or {} if the folder has vocab.json and
+        merges.txt instead.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder has none, or the file is no such thing.
+        FileNotFoundError: if the folder has neither.
+        ValueError: if a file holds something else.
     """
-    bad, file = ValueError(f"{folder} holds no vocabulary with its merges"), {}
+    file = {}
+    # tokenizer.json first: it alone tells how text is split
     if (folder / "tokenizer.json").is_file():
         file = read_json(folder / "tokenizer.json")
         model = file.get("model")
         if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-            raise bad
-        vocab, merges = model.get("vocab"), model.get("merges")
-        if not isinstance(merges, list):
-            raise bad
-        # newer files write each as a pair
-        merges = [" ".join(map(str, m)) if isinstance(m, list) else m for m in merges]
+            model = {}
+        vocab = model.get("vocab")
+        merges = model.get("merges")
+        if isinstance(merges, list):  # newer files write each merge as a list of two
+            merges = [" ".join(map(str, m)) if isinstance(m, list) else m for m in merges]
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocab = read_json(folder / "vocab.json")
         lines = read_text(folder / "merges.txt").splitlines()
-        merges = [m for m in lines if m and not m.startswith("#version")]
+        merges = [line for line in lines if line and not line.startswith("#version")]
     else:
         raise FileNotFoundError(
-            f"neither tokenizer.json nor vocab.json with merges.txt in {folder}")
+            f"neither tokenizer.json nor vocab.json with merges.txt in {folder}"
+        )
     added = file.get("added_tokens") or []
     check_entries(added, f"{folder}, added_tokens", id=int, content=str)
-    if not isinstance(vocab, dict) or not all(
-            isinstance(m, str) and m.count(" ") == 1 for m in merges) or not all(
-            type(i) is int for i in vocab.values()):
-        raise bad
+    is_vocab = isinstance(vocab, dict) and all(type(i) is int for i in vocab.values())
+    is_merges = isinstance(merges, list) and all(
+        isinstance(merge, str) and merge.count(" ") == 1 for merge in merges
+    )
+    if not is_vocab or not is_merges:
+        raise ValueError(f"{folder} holds no vocabulary with its merges")
     return vocab | {token["content"]: token["id"] for token in added}, merges, file
+
+
+# --- CLIP's ---
 
 
 class ClipTokenizer:
@@ -118,43 +144,58 @@ class ClipTokenizer:
 
     Args:
         vocab: piece -> id.
-        merges: in order, two pieces with a space between.
+        merges: in order, each two pieces with a space between.
 
     Raises:
-        ValueError: if a piece that can come out has no id.
+        ValueError: if a piece that `encode` may produce has no id.
     """
 
     def __init__(self, vocab: dict[str, int], merges: list[str]):
-        self.vocab, self.pieces = vocab, {i: piece for piece, i in vocab.items()}
-        self.ranks = {tuple(m.split(" ")): i for i, m in enumerate(merges)}
+        self.vocab = vocab
+        self.pieces = {i: piece for piece, i in vocab.items()}
+        self.ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(merges)}
         self.letters = byte_letters()
-        single = [x + end for x in self.letters.values() for end in ("", "</w>")]
-        special = [f"<|{name}oftext|>" for name in ("start", "end")]
-        missing = [x for x in (*single, *map("".join, self.ranks), *special) if x not in vocab]
+        needed = []
+        for letter in self.letters.values():
+            needed += [letter, letter + "</w>"]
+        needed += ["".join(pair) for pair in self.ranks]
+        needed += ["<|startoftext|>", "<|endoftext|>"]
+        missing = [piece for piece in needed if piece not in vocab]
         if missing:
             raise ValueError(f"{len(missing)} pieces have no id, among them {missing[:3]}")
-        self.startoftext, self.endoftext = (vocab[name] for name in special)
+        self.startoftext = vocab["<|startoftext|>"]
+        self.endoftext = vocab["<|endoftext|>"]
 
     @classmethod
     def read(cls, folder: str | Path) -> "ClipTokenizer":
-        """The tokenizer of a published folder; raises as `read_merges`."""
+        """The tokenizer of a published folder.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read_merges`.
+        """
         vocab, merges, _ = read_merges(Path(folder))
         return cls(vocab, merges)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without the special tokens around it.
 
-        Every byte is a letter here; the neighbors that were joined first in training are joined
-        first, all occurrences of a pair at once.
+        Within each word, the neighbors with the earliest merge are joined, all occurrences
+        of that pair at once, until no neighbors have a merge.
         """
         text = unicodedata.normalize("NFC", text)
         text = " ".join(regex.findall(r"\P{White_Space}+", text)).lower()
-        ids, never = [], len(self.ranks)
+        never = len(self.ranks)  # a rank behind all others
+
+        def rank(pair: tuple[str, str]) -> int:
+            return self.ranks.get(pair, never)
+
+        ids = []
         for word in regex.findall(CLIP_PATTERN, text):
+            # "replace": half of a surrogate pair is no text, and must not stop a run
             pieces = [self.letters[b] for b in word.encode("utf-8", "replace")]
             pieces[-1] += "</w>"
             while len(pieces) > 1:
-                pair = min(zip(pieces, pieces[1:]), key=lambda p: self.ranks.get(p, never))
+                pair = min(zip(pieces, pieces[1:]), key=rank)
                 if pair not in self.ranks:
                     break
                 pieces = join_pair(pieces, pair, "".join(pair))
@@ -163,11 +204,12 @@ class ClipTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, in lower case; special tokens appear by name."""
-        bytes_of = {letter: b for b, letter in self.letters.items()}
-        words = "".join(self.pieces[i] for i in ids).replace("</w>", " ")
-        return b"".join(
-            bytes([bytes_of[x]]) if x in bytes_of else x.encode() for x in words
-        ).decode("utf-8", "replace").strip()
+        byte_of = {letter: b for b, letter in self.letters.items()}
+        content = bytearray()
+        for letter in "".join(self.pieces[i] for i in ids).replace("</w>", " "):
+            # a space, and what a foreign vocabulary may hold, is no letter of a byte
+            content += bytes([byte_of[letter]]) if letter in byte_of else letter.encode()
+        return content.decode("utf-8", "replace").strip()
 
     def rows(
         self, texts: list[str], block_size: int = 77, cut: bool = False
@@ -175,24 +217,30 @@ class ClipTokenizer:
         """Texts between their special tokens, as CLIP's text tower takes them.
 
         Args:
-            cut: shorten a text that is longer than block_size tokens; its end token stays.
+            block_size: the tower's context.
+            cut: shorten a text that is longer than the context; its end token stays.
 
         Returns:
             (B, T) ids, padded with <|endoftext|>, and (B,) lengths.
 
         Raises:
-            ValueError: if a text is longer than block_size tokens and not cut, or there is none.
+            ValueError: if there is no text, or if one is longer than the context and not
+                cut.
         """
         if not texts:
             raise ValueError("no texts")
-        most = block_size - 2 if cut else None
-        rows = [[self.startoftext, *self.encode(text)[:most], self.endoftext] for text in texts]
+        most = block_size - 2 if cut else None  # two places are the special tokens'
+        rows = []
+        for text in texts:
+            rows.append([self.startoftext, *self.encode(text)[:most], self.endoftext])
         lengths = torch.tensor([len(row) for row in rows])
-        if int(lengths.max()) > block_size:
+        T = int(lengths.max())
+        if T > block_size:
             text = texts[int(lengths.argmax())]
-            raise ValueError(f"{text[:40]!r} has {int(lengths.max())} tokens, "
-                             f"the text tower holds {block_size}")
-        idx = torch.full((len(rows), int(lengths.max())), self.endoftext)
+            raise ValueError(
+                f"{text[:40]!r} has {T} tokens, the text tower holds {block_size}"
+            )
+        idx = torch.full((len(rows), T), self.endoftext)             # (B, T)
         for i, row in enumerate(rows):
-            idx[i, :len(row)] = torch.tensor(row)
+            idx[i, : len(row)] = torch.tensor(row)
         return idx, lengths

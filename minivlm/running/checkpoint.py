@@ -1,9 +1,13 @@
-"""Checkpoints: plain tensors and plain types, written whole or not at all (contract 9).
+"""Checkpoints: a model, and all that its run needs to continue, in one file.
 
     {format, stage, configs, model, optimizer, step, best, meter, tokenizer, rng}
 
-`load` starts a next stage or a chat; `resume` continues the same run bit for bit. What a batch
-holds is a pure function of (seed, step), so the data need no state of their own.
+`save` writes such a file, `load` reads it for a next stage or a chat, and `resume` restores
+a run from it, bit for bit. The batch of a step depends on (seed, step) alone, so a
+checkpoint holds no position in the data.
+
+A checkpoint holds only tensors and plain types, so reading one runs no code. It is written
+completely or not at all (contract 9).
 """
 
 import hashlib
@@ -19,141 +23,167 @@ from minivlm.running.files import first_line
 from minivlm.tokenizer import Tokenizer
 
 FORMAT = 1
+# what `load` insists on: entry -> type
 HOLDS = {"configs": dict, "model": dict, "tokenizer": str, "step": int, "best": float}
 
 
-def write(state: dict, path: Path) -> None:
-    """Save tensors and plain types to a temporary name beside the path first, then rename.
+# --- writing ---
 
-    Whatever ends the process meanwhile, under `path` stands a whole file: the old or the new one.
+
+def write(state: dict, path: Path) -> None:
+    """Write a checkpoint to a temporary file beside `path`, then rename it to `path`.
+
+    If the process is killed at any moment, `path` is a complete file: the old or the new
+    one.
 
     Raises:
-        OSError: if it cannot be written, say on a full disk; what stood there before still does.
+        OSError: if the file cannot be written, for instance on a full disk; the old file
+            stays.
     """
-    path = Path(path)
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())  # the rename must not reach the disk before the content
+            # the content must reach the disk before the new name does
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+        # half a file would go on filling the disk
         temporary.unlink(missing_ok=True)
-        kept = "the one before it is intact" if path.is_file() else "there was none before it"
-        raise OSError(f"{path} could not be written ({first_line(error)}); {kept}") from None
+        old = "the old one is intact" if path.is_file() else "there was none before"
+        raise OSError(f"{path} could not be written ({first_line(error)}); {old}") from None
 
 
 def save(
     paths: list[Path], *, stage: str, configs: dict, model: nn.Module, tokenizer: Tokenizer,
     step: int, best: float, optimizer=None, meter=None,
 ) -> None:
-    """Write a checkpoint under each path, see `write`.
+    """Write the same checkpoint to each path, in this order.
+
+    Put best.pt first and ckpt.pt last. If the process is killed in between, the run resumes
+    from the older ckpt.pt and writes best.pt again.
 
     Args:
-        paths: the one that a run resumes from last: whatever a kill leaves undone before, the
-            resumed run does again.
-        stage: "lm", "clip", "align", "sft", ...: which script wrote it.
-        configs: plain dicts, at least {"model": ...} with what rebuilds the model.
-        best: best validation figure so far.
-        meter: what has been measured since the last row of the log.
+        stage: the training script that writes it: "lm", "clip", "align", "sft", ...
+        configs: plain dicts; configs["model"] is what rebuilds the model.
+        step: the next step to take.
+        best: the best validation figure so far.
+        meter: the means since the last row of the log.
     """
+    cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     state = {
-        "format": FORMAT, "stage": stage, "configs": configs, "step": step, "best": float(best),
+        "format": FORMAT, "stage": stage, "configs": configs, "step": step,
+        "best": float(best),  # a tensor or a NumPy number is no plain type
         "model": model.state_dict(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
         "meter": None if meter is None else meter.state_dict(),
         "tokenizer": tokenizer.to_text(),
-        "rng": {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "rng": {"torch": torch.get_rng_state(), "cuda": cuda_rng},
     }
     for path in paths:
         write(state, path)
 
 
+# --- reading ---
+
+
 def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint and check that it is one this caller can use.
+    """Read a checkpoint and check that it is one of these stages and complete.
 
     Args:
-        path: a run folder (its best.pt, else its ckpt.pt) or a file.
-        stages: acceptable stages.
+        path: a checkpoint file, or a run folder: best.pt is read, or ckpt.pt if there is no
+            best.pt.
+        stages: the stages that the caller can use.
 
     Returns:
-        what `save` wrote, and "file", its name for messages.
+        what `save` wrote, and under "file" the path of the file, for messages.
 
     Raises:
-        FileNotFoundError: if there is none, with the script that makes it.
-        ValueError: if the file is damaged, holds more than plain types, would grow in memory, lacks
-            what `save` writes, or is of another stage.
+        FileNotFoundError: if there is no checkpoint, naming the script that makes one.
+        ValueError: if the file is damaged, holds more than tensors and plain types, would
+            take up far more memory than its size, lacks an entry, or is of another stage.
     """
-    path = Path(path)
-    file = path
-    if path.is_dir() or not path.suffix:
-        file = next(
-            (f for f in (path / "best.pt", path / "ckpt.pt") if f.is_file()), path / "ckpt.pt"
-        )
+    file = _file_of(Path(path))
     if not file.is_file():
+        scripts = " or ".join(f"train_{stage}.py" for stage in stages)
         raise FileNotFoundError(
-            f"no checkpoint at {path}; "
-            f"run {' or '.join(f'train_{stage}.py' for stage in stages)} first, "
-            "or name another folder"
+            f"no checkpoint at {path}; run {scripts} first, or name another folder"
         )
-    try:
-        _check_size(file)
-        state = torch.load(file, map_location=device, weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{file} holds more than tensors and plain types, or is no checkpoint; not loaded"
-        ) from None
-    except Exception as error:  # a damaged archive can break anywhere inside torch's reader
-        remedy = "train this stage again"
-        if file.name == "ckpt.pt" and (file.parent / "best.pt").is_file():
-            remedy += ", or start another from best.pt beside it"
-        said = first_line(error).split(". ")[0]
-        raise ValueError(f"{file} is damaged ({said}); {remedy}") from None
+    state = _read(file, device)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{file} is no minivlm checkpoint of format {FORMAT}")
-    if state.get("stage") not in stages:
+    stage = state.get("stage")
+    if stage not in stages:
         raise ValueError(
-            f"{file} is a checkpoint of stage {state.get('stage')!r}, expected "
-            f"{' or '.join(stages)}"
+            f"{file} is a checkpoint of stage {stage!r}, expected {' or '.join(stages)}"
         )
     for key, kind in HOLDS.items():
         if not isinstance(state.get(key), kind):
-            raise ValueError(f"{file} has no {key} as a training script saves it")
+            raise ValueError(f"{file} has no {key}, or one that no training script saves")
     weights = list(state["model"].values())
     if not all(isinstance(w, Tensor) and w.layout == torch.strided for w in weights):
-        raise ValueError(f"{file} has weights that are no plain tensors")
-    if sum(w.nbytes for w in weights) > 2 * file.stat().st_size:  # twice: a tied head
-        raise ValueError(f"{file} has weights larger than itself; not loaded")
+        raise ValueError(f"{file} has weights that are not dense tensors")
+    # a tied head shares its storage with the embedding, so weights may count twice
+    if sum(w.nbytes for w in weights) > 2 * file.stat().st_size:
+        raise ValueError(f"{file} has weights larger than the file; not loaded")
     return state | {"file": str(file)}
 
 
+def _file_of(path: Path) -> Path:
+    """The checkpoint file that a path stands for."""
+    if path.suffix and not path.is_dir():
+        return path
+    best = path / "best.pt"
+    return best if best.is_file() else path / "ckpt.pt"
+
+
+def _read(file: Path, device: torch.device | str):
+    """What a checkpoint file holds, not yet checked; raises a ValueError as `load`."""
+    try:
+        _check_size(file)
+        # weights_only: pickle may otherwise run any program that the file contains
+        return torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{file} holds more than tensors and plain types, or is no checkpoint; "
+            "not loaded"
+        ) from None
+    except Exception as error:  # a damaged archive can raise anything inside torch's reader
+        remedy = "train this stage again"
+        if file.name == "ckpt.pt" and (file.parent / "best.pt").is_file():
+            remedy += ", or start another from best.pt beside it"
+        reason = first_line(error).split(". ")[0]
+        raise ValueError(f"{file} is damaged ({reason}); {remedy}") from None
+
+
 def _check_size(file: Path) -> None:
-    """Refuse an archive that grows when it is read; torch packs nothing."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            parts = archive.infolist()
-        if any(p.compress_type for p in parts) or (
-                sum(p.file_size for p in parts) > file.stat().st_size):
-            raise ValueError("it grows when unpacked")
+    """Refuse a zip archive that is larger unpacked; torch.save does not compress."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+    total = sum(part.file_size for part in parts)
+    if total > file.stat().st_size or any(part.compress_type for part in parts):
+        raise ValueError("it grows when unpacked")
+
+
+# --- comparing ---
 
 
 def fingerprint(state: dict) -> str:
-    """Names the weights of a checkpoint: 12 hexadecimal digits of their hash."""
-    seen = hashlib.sha256()
+    """12 hexadecimal digits that identify the weights of a checkpoint."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(state["model"].items()):
-        seen.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return seen.hexdigest()[:12]
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def equal(a: object, b: object) -> bool:
-    """Whether two checkpoints, or parts of them, hold the same bits: types, numbers, tensors."""
+    """Whether two checkpoints, or two parts of them, have the same types and bits."""
     if type(a) is not type(b):
         return False
-    if isinstance(a, torch.Tensor):
+    if isinstance(a, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
@@ -162,34 +192,42 @@ def equal(a: object, b: object) -> bool:
     return a == b
 
 
+# --- resuming ---
+
+
 def resume(
     path: Path, stage: str, configs: dict, model: nn.Module, optimizer, meter
 ) -> tuple[int, float]:
-    """Restore model, optimizer, meter and random generators.
+    """Restore model, optimizer, meter and random generators from a checkpoint.
+
+    Args:
+        configs: the settings of the run that resumes; they must equal the saved ones.
 
     Returns:
-        the next step and the best figure so far.
+        the next step, and the best validation figure so far.
 
     Raises:
-        ValueError: if the checkpoint was made with other settings, naming what differs, or what it
-            holds does not fit them.
+        ValueError: if the saved settings differ, naming which; or if what the file holds
+            does not fit model, optimizer or meter.
     """
     state = load(path, (stage,))
-    if state["configs"] != configs:
-        differ = sorted(
-            k for k in configs | state["configs"] if state["configs"].get(k) != configs.get(k)
-        )
-        if not any(k in state["configs"] for k in differ):
-            raise ValueError(f"{path} is older than {', '.join(differ)}, which it says nothing of; "
-                             "train this stage again")
+    saved = state["configs"]
+    if saved != configs:
+        differ = sorted(k for k in configs | saved if saved.get(k) != configs.get(k))
+        names = ", ".join(differ)
+        if saved.keys().isdisjoint(differ):
+            raise ValueError(
+                f"{path} is older than the settings {names} and has none; "
+                "train this stage again"
+            )
         raise ValueError(
-            f"{path} was trained with other settings of {', '.join(differ)}; "
-            "resume with the same ones"
+            f"{path} was trained with other settings of {names}; resume with the same ones"
         )
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        if state.get("meter"):  # none in files of before this entry, all written just after a row
+        # files older than this entry were all written just after a row of the log
+        if state.get("meter"):
             meter.load_state_dict(state["meter"])
         torch.set_rng_state(state["rng"]["torch"])
         if torch.cuda.is_available() and state["rng"]["cuda"]:

@@ -1,4 +1,4 @@
-"""The machine a run uses: device, number format, seed, and where its figures come from."""
+"""The machine: device, number format, seed, and a description of it for results."""
 
 import dataclasses
 import platform
@@ -16,16 +16,16 @@ from minivlm.running.files import first_line
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is a GPU if there is one, else the CPU.
+    """The device of that name; "auto" is a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: for a device this machine or torch does not have.
+        ValueError: if this machine or this build of torch has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device)  # torch.device("cuda:99") alone raises nothing
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
             f"device {name!r} is not usable here: {first_line(error)}"
@@ -34,25 +34,38 @@ def pick_device(name: str) -> torch.device:
 
 
 def is_bfloat16(device: torch.device, dtype: str) -> bool:
-    """"auto" is bfloat16 on a GPU, float32 on a CPU (few CPUs have fast bfloat16).
+    """Whether models compute in bfloat16; "auto" is bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
-        ValueError: for another name than auto, float32, bfloat16.
+        ValueError: if dtype is not auto, float32 or bfloat16.
     """
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r} is not one of auto, float32, bfloat16")
-    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+    if dtype == "auto":
+        return device.type == "cuda"  # few CPUs compute fast in bfloat16
+    return dtype == "bfloat16"
 
 
 def autocast(device: torch.device, dtype: str):
-    """Compute context of `is_bfloat16`'s choice, which raises as that does."""
+    """The context in which models compute, as `is_bfloat16` decides.
+
+    Raises:
+        ValueError: as `is_bfloat16`.
+    """
     if is_bfloat16(device, dtype):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
 def seed_everything(seed: int, threads: int = 0) -> None:
-    """Seed torch's global generators (initial weights, dropout); set CPU threads, 0 leaves them."""
+    """Seed torch's global generators, and set the number of CPU threads.
+
+    The global generators draw initial weights and dropout. The data have generators of
+    their own.
+
+    Args:
+        threads: 0 leaves the number as it is.
+    """
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
@@ -60,37 +73,46 @@ def seed_everything(seed: int, threads: int = 0) -> None:
 
 def environment() -> dict[str, str]:
     """Versions, hardware and commit, for env.txt and results/*.json."""
-    def git(*args: str) -> str:
-        try:
-            here = Path(__file__).parent
-            return subprocess.run(
-                ["git", *args], capture_output=True, text=True, cwd=here
-            ).stdout.strip()
-        except FileNotFoundError:  # no git on this machine
-            return ""
-
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = re.findall(r"model name\s*:\s*(.*)", info.read_text())
-        cpu = f"{names[0]} x {len(names)}" if names else cpu
-    commit = git("rev-parse", "--short", "HEAD") or "none"
-    # results/ may change: it is what is being written
-    changed = "+" if git("status", "--porcelain", ":/", ":(top,exclude)results") else ""
+    commit = _git("rev-parse", "--short", "HEAD") or "none"
+    # "+" marks uncommitted changes; results/ does not count, a script may be writing it
+    if _git("status", "--porcelain", ":/", ":(top,exclude)results"):
+        commit += "+"
     return {
-        "python": platform.python_version(), "torch": torch.__version__.split("+")[0],
-        "cpu": cpu, "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+        "cpu": _cpu(),
+        "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "commit": commit + changed,
+        "commit": commit,
     }
 
 
+def _git(*args: str) -> str:
+    """What git prints about this checkout; "" if there is no git or no checkout."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=folder)
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    """Name of the CPU and its number of cores."""
+    info = Path("/proc/cpuinfo")  # Linux only; platform.processor() is empty there
+    if info.is_file():
+        names = re.findall(r"model name\s*:\s*(.*)", info.read_text())
+        if names:
+            return f"{names[0]} x {len(names)}"
+    return platform.processor() or platform.machine()
+
+
 def provenance(cfg, began: float) -> dict:
-    """What a file of results says of itself, so that its figures can be made again.
+    """How a file of results came about: command, options, machine, minutes, memory.
 
     Args:
         cfg: the script's Config.
-        began: `time.time()` when it started.
+        began: `time.time()` when the script started.
     """
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -102,6 +124,7 @@ def provenance(cfg, began: float) -> dict:
 
 
 def peak_gb() -> float:
-    """The most main memory that this process has held so far, in GB."""
+    """The largest main memory that this process has used so far, in GB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e9 if sys.platform == "darwin" else 1e6), 2)  # macOS has bytes, Linux kB
+    unit = 1e9 if sys.platform == "darwin" else 1e6  # macOS counts bytes, Linux kilobytes
+    return round(peak / unit, 2)

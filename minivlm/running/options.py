@@ -120,6 +120,9 @@ def check(cfg) -> None:
     for name, known in help_of(type(cfg)).items():
         value = getattr(cfg, name)
         if known.rule and not obeys(value, known.rule):
+            if " | " in known.rule:
+                choices = known.rule.replace(" | ", ", ")
+                raise ValueError(f"{name} {value!r} is not one of {choices}")
             raise ValueError(f"{name} is {value!r}, expected {known.rule}")
     for name in SOURCES:
         source = getattr(cfg, name, "")

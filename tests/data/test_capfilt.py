@@ -180,5 +180,7 @@ def test_wrong_runs_and_options_are_refused(captioner, web, tmp_path):
         capfilt.main(capfilt.Config(blip, str(web), threshold=1.0, max_new_tokens=4,
                                     correct_prior=False))
     assert not (web / "capfilt.jsonl").exists()
-    with pytest.raises(ValueError, match="repetition_penalty 0.5 is below 1"):
-        capfilt.Config(repetition_penalty=0.5)
+    for name, value in (("repetition_penalty", 0.5), ("threshold", 1.1), ("top_p", -0.1),
+                        ("temperature", 0.0)):
+        with pytest.raises(ValueError, match=f"{name} is {value}, expected "):
+            capfilt.main(capfilt.Config(blip, str(web), **{name: value}))

@@ -190,18 +190,18 @@ def test_wrong_files_are_named(tmp_path):
     for picture in (tmp_path / "images").iterdir():
         picture.unlink()
     with pytest.raises(
-        ValueError, match="no usable picture for train; skipped {'missing picture': 8}"
+        ValueError, match="no usable record for train; skipped {'missing picture': 8}"
     ):
         prepare.main(cfg)
     assert not Path(cfg.out).exists()
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"held_out": "dev"}, "held_out 'dev'"), ({"val_every": 1}, "val_every >= 2"),
-    ({"fit": "zoom"}, "fit 'zoom'"), ({"vocab_size": 200}, "vocab_size 200 is below 263"),
-    ({"limit": -1}, "limit >= 0"),
+    ({"held_out": "dev"}, "held_out 'dev'"), ({"val_every": 1}, "val_every is 1, expected >= 2"),
+    ({"fit": "zoom"}, "fit 'zoom'"), ({"vocab_size": 262}, "vocab_size is 262, expected >= 263"),
+    ({"limit": -1}, "limit is -1, expected >= 0"), ({"image_size": 0}, "image_size is 0"),
 ])
 def test_options_out_of_range_are_refused(changes, message):
     """Catches a wrong option found out after an hour of reading."""
     with pytest.raises(ValueError, match=message):
-        prepare.Config(**changes)
+        prepare.main(prepare.Config(**changes))

@@ -99,4 +99,4 @@ def test_wrong_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder of pictures"):
         prepare.main(prepare.Config(cfg.source, "nowhere"))
     with pytest.raises(ValueError, match="fit 'zoom' is not one of"):
-        prepare.Config(fit="zoom")
+        prepare.main(prepare.Config(fit="zoom"))

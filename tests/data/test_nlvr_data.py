@@ -308,7 +308,7 @@ def test_a_wrong_source_or_option_is_one_clear_line(corpus, tmp_path):
         FileNotFoundError, match="has no train/train.json; name the corpus as published"
     ):
         run(corpus, tmp_path / "out", train_split="train")
-    with pytest.raises(ValueError, match="neither a folder nor a readable tar archive"):
+    with pytest.raises(ValueError, match="is no readable tar archive"):
         run(corpus / "test" / "test.json", tmp_path / "out")
     with pytest.raises(ValueError, match="image_size 33 is not an even number"):
         prepare.Config(image_size=33)
@@ -317,7 +317,7 @@ def test_a_wrong_source_or_option_is_one_clear_line(corpus, tmp_path):
     for picture in (corpus / "test" / "images").rglob("*.png"):
         picture.unlink()
     with pytest.raises(
-        ValueError, match="no usable picture for train; skipped {'missing picture': 60}"
+        ValueError, match="no usable record for train; skipped {'missing picture': 60}"
     ):
         run(corpus, tmp_path / "out")
 

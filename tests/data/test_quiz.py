@@ -123,7 +123,7 @@ def test_both_files_ask_the_same_in_other_words_and_a_teacher_scores_one(tmp_pat
                 out.append(q["answer"] or form.get(q["style"], "Gladly."))
             return out
 
-        seen = measure.HeldOut(str(data), {"phrases": phrases()}, None, None)
+        seen = measure.EvalData(str(data), {"phrases": phrases()}, None, None)
         figures = measure.answers(told, seen, 300, [], name)
         assert figures["followed/form"] == figures["followed/all"] == 1
         lazy = measure.answers(lambda pairs: ["Yes."] * len(pairs), seen, 300, [], name)
@@ -200,7 +200,7 @@ def test_a_right_answer_in_the_wrong_form_does_not_follow(tmp_path):
     (tmp_path / "quiz.jsonl").write_text("\n".join(lines))
     said = {"1": "Red", "2": "It is red.", "3": "I'm sorry, I can't say red.", "4": "No",
             "5": "Red, I think.", "6": "Red"}
-    data = measure.HeldOut(str(tmp_path), {}, None, None)
+    data = measure.EvalData(str(tmp_path), {}, None, None)
     figures = measure.answers(lambda pairs: [said[q] for _, q in pairs], data, 9, [], "quiz")
     assert figures["followed/form"] == pytest.approx(2 / 5)          # a and e
     assert figures["followed/all"] == pytest.approx(1 / 4)           # a; of e nothing is known

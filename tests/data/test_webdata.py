@@ -253,7 +253,7 @@ def test_wrong_sources_and_options_are_named(tmp_path):
         prepare.main(prepare.Config(str(tmp_path / "empty"), out=out))
     with pytest.raises(FileNotFoundError, match="no shard at nowhere.tar"):
         prepare.main(prepare.Config("nowhere.tar", out=out))
-    with pytest.raises(ValueError, match="too little is left; refused .*text under 500"):
+    with pytest.raises(ValueError, match="no usable record for train; skipped .*text under 500"):
         source = str(web(tmp_path / "web"))
         prepare.main(prepare.Config(source, min_text=500, max_text=500, out=out))
     assert not Path(out).exists()
@@ -263,7 +263,9 @@ def test_wrong_sources_and_options_are_named(tmp_path):
     kept = prepare.Config(source, min_text=500, max_text=500, write_shards=str(tmp_path / "kept"))
     with pytest.raises(ValueError, match="nothing is left; refused .*text under 500"):
         prepare.main(kept)
-    with pytest.raises(ValueError, match="expected 1 <= min_text <= max_text"):
-        prepare.Config(min_text=0)
-    with pytest.raises(ValueError, match="min_similarity 3 is no cosine"):
-        prepare.Config(min_similarity=3)
+    with pytest.raises(ValueError, match="min_text 9 is more than max_text 8"):
+        prepare.Config(min_text=9, max_text=8)
+    with pytest.raises(ValueError, match="min_text is 0, expected >= 1"):
+        prepare.main(prepare.Config(min_text=0))
+    with pytest.raises(ValueError, match=r"min_similarity is 3, expected -1 \.\. 1"):
+        prepare.main(prepare.Config(min_similarity=3))

@@ -113,7 +113,7 @@ def test_there_are_enough_kinds_and_phrasings_and_none_of_the_kept_is_ever_asked
     """Catches a measuring phrasing that a dialogue can show, or that other texts of the data do."""
     names = (*KINDS, *STYLES.values(), "harmless")
     taught = {n: {t for p in patterns(n) for t in spelled(p)} for n in (*names, "openers")}
-    kept = [t for n in names for t in patterns(n, held_out=True)]
+    kept = [t for n in names for t in patterns(n, unseen=True)]
     assert len(KINDS) >= 12 and all(len(patterns(n)) >= 20 for n in names)
     assert len(kept) == 3 * len(names) and not any("(" in t for t in kept)
 
@@ -122,7 +122,7 @@ def test_there_are_enough_kinds_and_phrasings_and_none_of_the_kept_is_ever_asked
 
     for n in names:
         spoken = [words_of(t) for t in taught[n] | taught["openers"]]
-        for k in patterns(n, held_out=True):
+        for k in patterns(n, unseen=True):
             assert not [t for t in spoken if words_of(k.split(" => ")[0]) in t], k
     for n, texts in taught.items():
         slots = {s for t in (*texts, *patterns(n)) for s in re.findall(r"{(\w*)}", t)}
@@ -154,7 +154,7 @@ def test_every_way_to_ask_can_be_filled_and_yes_or_no_answers_yes_or_no():
     made |= {k: [(k, {}, "", "")] for k in KINDS if k not in made}
     assert set(made) == set(KINDS)
     for kind, some in made.items():
-        for pattern in (*patterns(kind), *patterns(kind, held_out=True)):
+        for pattern in (*patterns(kind), *patterns(kind, unseen=True)):
             for text in spelled(pattern):
                 text.format(**some[0][1])
         for _, _, word, full in some:
@@ -230,9 +230,9 @@ def test_boxes_are_told_with_three_decimals_and_conversations_get_none(tmp_path)
         {"name": "dog", "attributes": {}, "box": [0.1, 0.25, 0.33333, 1]},
         {"name": "ring", "attributes": {"color": "red", "size": "small"}, "box": [0, 0, 0.5, 0.5]}]}
     boxes = "dog: [0.100, 0.250, 0.333, 1.000]\nsmall red ring: [0.000, 0.000, 0.500, 0.500]"
-    assert instruct.told(record, False) == "A dog.\nDogs."
-    assert instruct.told(record, True) == "A dog.\nDogs.\n\n" + boxes
-    assert instruct.told({"objects": record["objects"]}, True) == boxes
+    assert instruct.record_as_text(record, False) == "A dog.\nDogs."
+    assert instruct.record_as_text(record, True) == "A dog.\nDogs.\n\n" + boxes
+    assert instruct.record_as_text({"objects": record["objects"]}, True) == boxes
 
 
 def test_the_shipped_prompts_keep_to_their_own_grammar():
@@ -411,14 +411,16 @@ def test_a_journal_belongs_to_one_teacher_and_outlives_all_else(tmp_path, monkey
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"teacher": "gpt"}, "teacher 'gpt' is not one of"), ({"proportions": "1:2"}, "three numbers"),
-    ({"proportions": "0:0:0"}, "three numbers"), ({"n": 0}, "expected n >= 1"),
+    ({"teacher": "gpt"}, "teacher 'gpt' is not one of template, openai, local"),
+    ({"proportions": "1:2"}, "three numbers"), ({"proportions": "0:0:0"}, "three numbers"),
+    ({"n": 0}, "n is 0, expected >= 1"), ({"concurrency": 0}, "concurrency is 0, expected >= 1"),
+    ({"retries": -1}, "retries is -1"), ({"n_shots": -1}, "n_shots is -1"),
     ({"teacher": "openai"}, "needs --model"),
 ])
 def test_wrong_options_are_refused(changes, message):
     """Catches an option that fails only after the first reply was paid for."""
     with pytest.raises(ValueError, match=message):
-        instruct.Config(**changes)
+        instruct.main(instruct.Config(**changes))
 
 
 # --- an endpoint that fails in every way ---

@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 PHRASES = {"dog": "dog", "dogs": "dog", "puppy": "dog", "cat": "cat", "red ring": "red ring"}
 
 
-def held_out(folder: Path, meta: dict, **splits: list[dict]) -> measure.HeldOut:
+def held_out(folder: Path, meta: dict, **splits: list[dict]) -> measure.EvalData:
     """A folder of two gray pictures with the given records."""
     np.save(folder / "val.npy", np.zeros((2, 16, 16, 3), np.uint8))
     for split, records in splits.items():
         lines = [json.dumps({"id": str(i)} | r) for i, r in enumerate(records)]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    return measure.HeldOut(str(folder), meta, TOKENIZER, Pictures(folder, 16))
+    return measure.EvalData(str(folder), meta, TOKENIZER, Pictures(folder, 16))
 
 
 def test_objects_are_named_with_and_without_a_color(tmp_path):
@@ -153,7 +153,7 @@ def test_a_folder_of_classes_is_classified_and_drawn(clip, tmp_path):
                 Image.fromarray(pixels).save(tmp_path / split / label / f"{i}.png")
     out = str(tmp_path / "out")
     class_folders.main(class_folders.Config(str(tmp_path), out, image_size=16))
-    data = measure.HeldOut(out, load_meta(out), TOKENIZER, Pictures(out, 16))
+    data = measure.EvalData(out, load_meta(out), TOKENIZER, Pictures(out, 16))
     log: list[dict] = []
     figures = measure.zero_shot(clip.eval(), data, log)
     truth = {r["image"]: r["label"] for r in data.records("zeroshot", "label")}

@@ -13,10 +13,11 @@ from PIL import Image
 
 from minivlm.conversation import caption_rows, pack
 from minivlm.loading import images
-from minivlm.loading.batches import Batch, batches, check_captions, collate, hash_seed
-from minivlm.loading.batches import pick_captions, render_records, shuffled, switch_out
+from minivlm.loading.batches import Batch, check_captions, collate, hash_seed, pick_captions
+from minivlm.loading.batches import render_records, shuffled, switch_out
 from minivlm.loading.images import Pictures, augment, fit, open_image, to_tensor
 from minivlm.loading.prepared import load_meta, load_records
+from minivlm.running.workers import batches
 from minivlm.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
@@ -662,7 +663,7 @@ def test_every_caption_of_a_record_gets_its_turn():
     """Catches a pick that always takes the first."""
     record = {"captions": list("abcde")}
     pick = lambda s: pick_captions([record] * 12, torch.Generator().manual_seed(s))  # noqa: E731
-    assert {caption for s in range(5) for _, caption in pick(s)} == set("abcde")
+    assert {caption for s in range(5) for caption in pick(s)} == set("abcde")
     assert pick(4) == pick(4) != pick(5)
 
 

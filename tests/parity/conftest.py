@@ -15,23 +15,30 @@ import pytest
 import torch
 from torch import Tensor
 
-HEAD = """# Equal to independent implementations
+HEAD = """# Compared with independent implementations
 
-Written by `python -m pytest tests/parity --large --table docs/parity.md`. A case is one draw of
-sizes, weights and inputs; of models of true size it is a text with a picture, or a position of a
-text; of an exported chatbot a dialogue or a question. The error of a tensor is its largest
-difference over the peer's largest magnitude; the worst over all cases and all that was compared
-stands here. "equal" means the same ids, texts or truth values.
+`python -m pytest tests/parity --large --table docs/parity.md` writes this page. It compares each
+quantity with an independent implementation, the peer, on many random cases.
+
+- A case is one draw of sizes, weights and inputs. For models of published size it is a text with a
+  picture, or one position of a text. For an exported chatbot it is a dialogue or a question.
+- The relative error of a tensor is its largest difference from the peer's tensor, divided by the
+  largest magnitude in the peer's tensor. The table shows the worst over all cases.
+- "equal" means that ids, texts or truth values are the same.
 
 | quantity | peer | cases | worst relative error | allowed |
 |---|---|---|---|---|
 """
 TAIL = """
-Not in the table: SigLIP's loss, momentum encoders and queues, which minivlm does not have; LLaVA's
-masks and POPE's, CHAIR's and AMBER's counts, whose code is in no package and whose published rules
-`tests/test_conversation.py` and `tests/metrics/test_metrics.py` write out again; what needs no peer
-(`tests/parity/test_metamorphic.py`: order, pads, shifts, swapped pictures, adapters, packed rows).
-gpt2-xl is compared by names and shapes only.
+What is not in the table:
+
+- SigLIP's loss, momentum encoders and queues: minivlm does not have them.
+- LLaVA's masks, and the counts of POPE, CHAIR and AMBER: no package contains their code.
+  `tests/test_conversation.py` and `tests/metrics/test_metrics.py` implement the published rules a
+  second time and compare with that.
+- Properties that need no peer, such as order, padding, shifts, swapped pictures, adapters and packed
+  rows: `tests/parity/test_metamorphic.py` tests them.
+- gpt2-xl: only its tensor names and shapes are compared.
 """
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minivlm.losses import dpo_loss, kl_estimate, ppo_policy_loss, ppo_value_loss
 from minivlm.losses import ranking_loss, reward_loss, sequence_logprobs, token_logprobs
-from minivlm.rl import AdaptiveKL, FixedKL, gae, kl_rewards, whiten
+from minivlm.rl import adapted_kl_coef, gae, kl_rewards, whiten
 from parity.peers import functions
 
 DOUBLE = torch.float64
@@ -229,15 +229,16 @@ def test_the_kl_controllers_are_trls(agreement, ppo):
                      "AdaptiveKLController, FixedKLController", 1e-12)
     for rng in seen.cases():
         coef, target, horizon = rng.uniform(0.01, 1), rng.uniform(0.5, 10), rng.randint(100, 10000)
-        ours = AdaptiveKL(coef, target, horizon), FixedKL(coef)
+        ours = [coef, coef]                                          # adaptive, fixed
         theirs = (ppo["AdaptiveKLController"](coef, target, horizon),
                   ppo["FixedKLController"](coef))
         for _ in range(100):
             kl, n = target * rng.uniform(0, 2.5), rng.randint(1, 100)
-            for a, b in zip(ours, theirs):
-                a.update(kl, n)
-                b.update(kl, n)
-            coefs = [a.kl_coef for a in ours], [b.value for b in theirs]
+            ours = [adapted_kl_coef(ours[0], kl, target, n, horizon),
+                    adapted_kl_coef(ours[1], kl, 0.0, n, horizon)]
+            for controller in theirs:
+                controller.update(kl, n)
+            coefs = ours, [controller.value for controller in theirs]
             seen.close(*(torch.tensor(x, dtype=DOUBLE) for x in coefs))
 
 

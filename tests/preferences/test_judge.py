@@ -1,4 +1,7 @@
-"""minivlm/preferences/judge.py: a vision model that rates answers; what it is shown, what may come back."""
+"""minivlm/preferences/judge.py: a vision-language model that rates answers.
+
+What it is shown, and what may come back.
+"""
 
 import base64
 import dataclasses

@@ -1,4 +1,6 @@
-"""minivlm/preferences/rankings.py: rankings that can be learned from, and how scores are judged by them."""
+"""minivlm/preferences/rankings.py and agreement.py: rankings that can be learned from, and how well
+scores agree with them.
+"""
 
 import json
 
@@ -8,7 +10,7 @@ import torch
 from minivlm.conversation import answer_row, append_unread
 from minivlm.evaluation.raters import rating_of
 from minivlm.loading.batches import collate
-from minivlm.preferences.agreement import calibration_error, judge_scores, win_share
+from minivlm.preferences.agreement import agreement, calibration_error, win_share
 from minivlm.preferences.rankings import check_ranking, load_rankings
 
 GOOD = {"id": "a", "image": "x", "question": "What?", "responses": ["a", "b", "c"],
@@ -50,7 +52,8 @@ def test_a_missing_file_names_the_script_that_makes_it(tmp_path):
 
 def test_a_row_is_read_up_to_its_last_token():
     """Catches a score given before the end token has been read: collate drops one."""
-    batch = collate([append_unread(answer_row([1, 2], [3, 9]), 9), append_unread(answer_row([1], [9]), 9)], 0, 8)
+    rows = [answer_row([1, 2], [3, 9]), answer_row([1], [9])]
+    batch = collate([append_unread(row, 9) for row in rows], 0, 8)
     assert batch.idx.tolist() == [[1, 2, 3, 9], [1, 9, 0, 0]] and batch.lengths.tolist() == [4, 2]
 
 
@@ -81,7 +84,7 @@ def test_a_reward_model_is_judged_as_worked_by_hand():
     """Catches a gap taken from ranks, ties that carry a pair, length counted for equal lengths."""
     r = [GOOD | {"responses": ["aa", "b", "cccc"], "ranking": [1, 2, 2], "ratings": rated(4, 3, 5)},
          GOOD | {"responses": ["a", "b"], "ranking": [2, 1], "ratings": rated(2, 2.4)}]
-    got = judge_scores(r, [[1.0, 0.0, 2.0], [0.0, -1.0]])
+    got = agreement(r, [[1.0, 0.0, 2.0], [0.0, -1.0]])
     # ranked pairs: aa > b (gap 1, won), aa > cccc (gap 1, lost), b > a (gap .4, lost)
     assert got["accuracy/all"] == pytest.approx(1 / 3)
     assert (got["accuracy/gap_0-0.5"], got["pairs/gap_0-0.5"]) == (0, 1)
@@ -95,12 +98,12 @@ def test_a_reward_model_is_judged_as_worked_by_hand():
     want = calibration_error(p, torch.tensor([True, True, False]))
     assert got["calibration/error"] == pytest.approx(want)
     bare = [{k: v for k, v in x.items() if k != "ratings"} for x in r]
-    got = judge_scores(bare, [[1.0, 0.0, 2.0], [0.0, -1.0]])
+    got = agreement(bare, [[1.0, 0.0, 2.0], [0.0, -1.0]])
     assert got.keys() == {"accuracy/all", "calibration/error", "length/model", "length/people"}
     assert rating_of({"a": 1, "b": 2}) == 1.5
 
 
 def test_scores_that_tell_nothing_win_half_of_the_pairs():
     """Catches an accuracy of 0 or 1 for a constant score."""
-    got = judge_scores([GOOD | {"ratings": rated(1, 3, 1)}], [[0.5, 0.5, 0.5]])
+    got = agreement([GOOD | {"ratings": rated(1, 3, 1)}], [[0.5, 0.5, 0.5]])
     assert got["accuracy/all"] == got["truth/all"] == 0.5 and got["accuracy/ceiling"] == 1

@@ -1,4 +1,4 @@
-"""minivlm/pretrained/weights.py and export.py without transformers: there and back, and what is refused.
+"""minivlm/pretrained without transformers: weights there and back, and what is refused.
 
 tests/parity sets both beside transformers itself.
 """

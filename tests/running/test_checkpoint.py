@@ -254,7 +254,7 @@ def test_a_run_from_before_an_option_existed_is_said_to_be_older(tmp_path):
     """Catches a remedy that cannot be followed: the file has no value to resume with."""
     save(tmp_path / "ckpt.pt")
     model = make_model()
-    with pytest.raises(ValueError, match="is older than lora, which it says nothing of; train"):
+    with pytest.raises(ValueError, match="is older than the settings lora and has none; train"):
         checkpoint.resume(tmp_path / "ckpt.pt", "sft", CONFIGS | {"lora": 0}, model,
                           Optimizer(model, 1e-3, 0), Meter())
 

@@ -1,5 +1,6 @@
 """minivlm/running/options.py: the command line, the device, where figures come from."""
 
+import math
 import re
 import subprocess
 from dataclasses import dataclass
@@ -8,21 +9,23 @@ import pytest
 import torch
 
 from minivlm.running.machine import autocast, environment, pick_device, seed_everything
-from minivlm.running.options import cli, parse_args
-from minivlm.running.run import Run
+from minivlm.running.options import cli, help_of, obeys, parse_args
 
 
 @dataclass
 class Config:
     """Options of a made-up script."""
 
+    # files
     out: str = "runs/x"  # folder to write
+    # optimization
     steps: int = 10  # updates; 100 % of them count
-    lr: float = 1e-3  # peak rate, AdamW
+    lr: float = 1e-3  # >= 0; peak rate, AdamW
+    share: float = 0.5  # 0 .. 1; of the data
     freeze: bool = True  # keep the ViT as it is
     resume: bool = False  # go on
     init: str = "runs/w"  # where it starts
-    dtype: str = "auto"  # type
+    dtype: str = "auto"  # auto | float32 | bfloat16; type
     batch_size: int = 8  # rows
     grad_accum: int = 1  # parts
     plain: str = ""
@@ -59,7 +62,8 @@ def test_help_is_made_of_the_comments(capsys):
     assert done.value.code == 0
     for text in ("minivlm/running/options.py: the command line", "--out folder to write (default: runs/x)",
                  "--steps updates; 100 % of them count (default: 10)",
-                 "--lr peak rate, AdamW (default: 0.001)",
+                 "files: --out", "optimization: --steps",
+                 "--lr >= 0; peak rate, AdamW (default: 0.001)",
                  "--freeze, --no-freeze keep the ViT as it is (default: True)",
                  "--plain (default: )"):
         assert text in said
@@ -71,8 +75,9 @@ def test_help_is_made_of_the_comments(capsys):
     (["--lr"], "argument --lr: expected one argument"),
     (["word"], "unrecognized arguments: word"),
     (["--steps", "0"], "error: steps 0 must be at least 1"),
-    (["--lr=-2e-4"], "error: lr is -0.0002, expected at least 0"),
-    (["--lr", "nan"], "error: lr is nan, expected at least 0"),
+    (["--lr=-2e-4"], "error: lr is -0.0002, expected >= 0"),
+    (["--lr", "nan"], "error: lr is nan, expected >= 0"),
+    (["--share", "1.1"], "error: share is 1.1, expected 0 .. 1"),
     (["--init", "runs/x"], "error: init and out are both runs/x; the run would overwrite"),
     (["--dtype", "half"], "error: dtype 'half' is not one of auto, float32, bfloat16"),
     (["--grad_accum", "9"], "error: grad_accum 9 is more than the batch_size of 8 rows"),
@@ -84,6 +89,24 @@ def test_a_wrong_flag_ends_with_one_line_and_code_2(argv, message, capsys):
     said = capsys.readouterr().err
     assert done.value.code == 2 and message in said and "Traceback" not in said
     assert len(said.splitlines()) == 1 and "error:" in said
+
+
+@pytest.mark.parametrize("rule, good, bad", [
+    (">= 0", [0, 0.0, 5], [-1, -1e-9, math.nan]), ("> 0", [1e-9, 3], [0, -1, math.nan]),
+    ("0 .. 1", [0, 0.5, 1], [-0.1, 1.1, math.nan]), ("a | bc", ["a", "bc"], ["b", "", "a | bc"]),
+])
+def test_a_rule_allows_what_it_says(rule, good, bad):
+    """Catches a bound that is off by its own value, and NaN that passes every comparison."""
+    assert all(obeys(value, rule) for value in good)
+    assert not any(obeys(value, rule) for value in bad)
+
+
+def test_a_comment_that_is_no_rule_is_help_alone():
+    """Catches a sentence taken for a rule: "auto, cpu; ..." allows every device."""
+    helps = help_of(Config)
+    assert helps["out"] == ("folder to write", "", "files")
+    assert helps["lr"].rule == ">= 0" and helps["lr"].heading == "optimization"
+    assert helps["steps"].rule == "" and helps["dtype"].rule == "auto | float32 | bfloat16"
 
 
 def test_a_class_without_source_still_parses():
@@ -133,7 +156,7 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(monkeypatch, capsys, t
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("sys.argv", ["train_x.py", "--out", str(tmp_path / "file")])
     with pytest.raises(SystemExit) as done:
-        cli(lambda cfg: Run(cfg, __file__).begin(0), Config)
+        cli(lambda cfg: (tmp_path / "file" / "ckpt.pt").write_text(""), Config)
     assert done.value.code == 2 and "train_x.py: error:" in capsys.readouterr().err
 
 

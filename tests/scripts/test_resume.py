@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from minivlm.loading.batches import batches
 from minivlm.optim import Optimizer
 from minivlm.running import checkpoint
 from minivlm.running.run import Meter, Run
+from minivlm.running.workers import batches
+from minivlm.running.workers import batches
 from test_train_scripts import ROOT, STAGES, config_of, rows_of
 
 
@@ -88,7 +89,7 @@ def test_a_terminated_run_saves_where_it_is_and_loses_nothing(stage, runs, folde
         interrupt(script, cfg, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert ended.value.code == 143
     assert checkpoint.load(tmp_path / "ckpt.pt", (stage,))["step"] == 3  # between two evaluations
-    assert [r["step"] for r in rows_of(tmp_path / "metrics.csv")] == ["0", "2"]
+    assert [r["step"] for r in rows_of(tmp_path / "metrics.csv")] == ["0", "1", "2", "3"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     torch.randn(7)
     _, cfg = config_of(stage, folder, runs, out=str(tmp_path), resume=True)
@@ -214,7 +215,7 @@ def test_a_full_disk_is_said_in_one_line_and_costs_no_checkpoint(old, tmp_path, 
     if old:
         checkpoint.save([path], step=1, tokenizer=tokenizer, **some_state(0))
     (tmp_path / "ckpt.tmp").symlink_to("/dev/full")  # every write there fails with ENOSPC
-    kept = "the one before it is intact" if old else "there was none before it"
+    kept = "the old one is intact" if old else "there was none before"
     said = rf"ckpt\.pt could not be written \(.*No space left.*\); {kept}"
     with pytest.raises(OSError, match=said):
         checkpoint.save([path], step=2, tokenizer=tokenizer, **some_state(1))

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import train_ppo
+import train_reward
+from minivlm.heads import RewardModel
 from minivlm.conversation import prompt_of
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import reward_model_from
@@ -59,7 +61,7 @@ def test_step_0_and_every_first_update_are_where_theory_says(runs):
     first, *others = rows_of(runs / "ppo" / "metrics.csv")
     assert abs(float(first["val_kl_answer"])) < 1e-5 and abs(float(first["val_kl_token"])) < 1e-6
     assert all(float(r["first_ratio_off"]) < 1e-5 for r in others)
-    assert float(others[0]["kl_coef"]) != float(first["kl_coef"])  # the adaptive one moves
+    assert float(others[-1]["kl_coef"]) != float(others[0]["kl_coef"])  # the adaptive one moves
     assert 1 <= float(first["val_true_score"]) <= 5
     assert (runs / "ppo" / "samples_0.png").stat().st_size > 5000
 
@@ -70,7 +72,7 @@ def test_a_higher_score_is_learned(runs, folder, tmp_path, monkeypatch):
         last = (lengths[:, None] - 1 - torch.arange(4)).clamp(min=0)
         return (idx.gather(1, last) < 300).sum(1).float()            # 0 .. 4
 
-    monkeypatch.setattr(train_ppo.RewardModel, "forward", ids_below_300)
+    monkeypatch.setattr(RewardModel, "forward", ids_below_300)
     ends, first = {}, {}
     for kl_coef in (0.0, 20.0):
         out = tmp_path / str(kl_coef)
@@ -104,15 +106,16 @@ def test_early_stopping_ends_the_updates_of_a_rollout(runs, folder, tmp_path):
     script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "a"), max_kl=1e-12, epochs=4)
     script.main(cfg)
     # the first minibatch finds the policy where it was; the second finds it moved, and ends it
-    assert [float(r["updates"]) for r in rows_of(tmp_path / "a" / "metrics.csv")[1:]] == [1, 1]
+    assert [float(r["updates"]) for r in rows_of(tmp_path / "a" / "metrics.csv")[1:]] == [1] * 4
 
 
-def test_the_reward_model_learns_who_is_preferred(runs, folder, tmp_path):
+def test_the_reward_model_learns_who_is_preferred(runs, folder, tmp_path, monkeypatch):
     """Catches ranks turned round: overfitted on six rankings, all of their pairs come right."""
     few_rankings(folder, tmp_path, load_rankings(folder, "preferences")[:6])
+    monkeypatch.setattr(train_reward, "CENTER", 0.0)
     script, cfg = config_of(
         "reward", folder, runs, data=str(tmp_path), split="few", val_split="few",
-        out=str(tmp_path / "out"), steps=60, eval_every=60, warmup=2, center=0.0, seed=0)
+        out=str(tmp_path / "out"), steps=60, eval_every=60, warmup=2, seed=0)
     row = script.main(cfg)
     assert row["accuracy/all"] == 1 and row["val_loss"] < 0.3
 
@@ -134,8 +137,7 @@ def test_scores_are_normalized_on_the_answers_it_was_measured_with(runs, folder)
     assert abs(scores.mean()) < 1e-3 and abs(scores.std() - 1) < 1e-3
 
 
-@pytest.mark.parametrize("changes", [{"facts": True}, {"margin": 1.0}, {"center": 3.0},
-                                     {"vit_rate": 1.0}])
+@pytest.mark.parametrize("changes", [{"facts": True}, {"margin": 1.0}, {"vit_rate": 1.0}])
 def test_every_choice_reaches_the_reward_model(changes, runs, folder, tmp_path):
     """Catches a flag of train_reward.py without effect."""
     rankings = load_rankings(folder, "preferences")[:8]
@@ -184,7 +186,7 @@ def test_a_score_that_is_no_number_stops_ppo_before_anything_is_lost(runs, folde
     broken = changed(runs / "reward", tmp_path,
                      lambda state: state["model"]["head.weight"].fill_(float("nan")))
     script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "o"), reward=broken)
-    with pytest.raises(ValueError, match="no finite number"):
+    with pytest.raises(ValueError, match="is NaN or inf"):
         script.main(cfg)
     assert not (tmp_path / "o").exists()
 
