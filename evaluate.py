@@ -61,7 +61,7 @@ class Config:
     against: str = ""  # run, evaluated before, to compare the answers with; empty = none
     error_rate: float = 0.1  # 0 .. 1; share of random ratings by the simulated judge
     # captions
-    clip_score: str = ""  # run of train_clip.py that computes CLIPScore; empty = none
+    clip_score: str = ""  # run of train_clip.py to score captions: CLIPScore; empty = none
     n_beams: int = 3  # >= 1; beams of a captioner's beam search; BLIP has 3
     # measurement
     batch_size: int = 100  # >= 1; answers written at a time; less needs less memory
@@ -76,7 +76,7 @@ class Config:
 # --- checks: what is missing is better known before the measurement than after it ---
 
 
-def check_wishes(cfg: Config, stage: str, meta: dict) -> None:
+def check_request(cfg: Config, stage: str, meta: dict) -> None:
     """Refuse what this run or this data folder cannot give.
 
     Raises:
@@ -125,7 +125,7 @@ def load_scorer(cfg: Config, tokenizer: Tokenizer, device: torch.device) -> CLIP
     if not cfg.clip_score:
         return None
     state = checkpoint.load(cfg.clip_score, ("clip",))
-    # with other ids, the texts that the CLIP has learned would be other texts
+    # captions are encoded by the captioner's tokenizer: the CLIP must know the same ids
     if state["configs"]["tokenizer"] != tokenizer.identity:
         raise ValueError(f"{cfg.clip_score} and {cfg.run} have different tokenizers")
     return clip_from(state).to(device).eval()
@@ -157,7 +157,7 @@ def vlm_figures(
             )
     if cfg.ask and cfg.describe and "phrases" in data.meta:
         figures |= measure.hallucination(ask, data, cfg.n_describe, cfg.seed, log)
-    # only a captioner has learned to write what people write about a picture
+    # only a captioner's checkpoint names the prompt that its captions begin with
     if state["stage"] == "caption":
         figures |= measure.captioning(
             model, data, state["configs"]["prompt"], cfg.n_describe, cfg.n_beams,
@@ -214,7 +214,7 @@ def main(cfg: Config) -> Figures:
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     build = clip_from if state["stage"] == "clip" else vlm_from
     model = build(state).to(device).eval()
-    check_wishes(cfg, state["stage"], meta)
+    check_request(cfg, state["stage"], meta)
     if cfg.axes:  # read before the measurement, like everything that may be missing
         their_log = read_answers(cfg)
         questions = load_records(cfg.data, cfg.questions)
@@ -236,13 +236,13 @@ def main(cfg: Config) -> Figures:
         return vlm_figures(cfg, model, state, scorer, data, chance, log)
 
     log: list[dict] = []
-    figures = measured(False, log)  # log holds the answers of the seeing model only
-    blind = measured(True, []) if cfg.blind else {}
+    figures = measured(False, log)
+    blind = measured(True, []) if cfg.blind else {}  # its answers are not kept
     if cfg.axes:
         judge = SimulatedJudge(cfg.error_rate, cfg.seed)
         records = load_records(cfg.data, "val")
         summary = axes(figures, log, their_log, questions, records, meta["phrases"], judge)
-        figures |= {f"axes/{name}": value for name, value in summary.items()}
+        figures |= measure.under("axes", summary)
     chance |= {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
     # POPE asks about as many absent as present objects: a coin is right half the time
     chance |= {k: 0.5 for k in figures if k.startswith("pope")}

@@ -82,8 +82,9 @@ def correct_prior(p: list[float], steps: int = 100) -> tuple[list[float], float]
     Returns:
         the q, and s.
 
-    >>> [round(q, 2) for q in correct_prior([0.999, 0.999, 0.999, 0.4])[0]]  # three of four fit
-    [1.0, 1.0, 1.0, 0.84]
+    >>> q, s = correct_prior([0.999, 0.999, 0.999, 0.4, 0.001])  # most pairs fit
+    >>> [round(x, 2) for x in q], round(s, 2)
+    ([1.0, 1.0, 1.0, 0.81, 0.01], 0.76)
     """
     logits = torch.tensor(p, dtype=torch.float64).logit(eps=1e-6)    # (n,)
     share = torch.tensor(1 / 3, dtype=torch.float64)

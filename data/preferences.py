@@ -52,7 +52,6 @@ from minivlm.running import machine, options
 from minivlm.running.files import read_text
 
 SIMULATIONS = ("human-sim", "judge-sim")
-RATERS = (*SIMULATIONS, "file", "judge")
 # points; the simulated human gives two answers one rank if they seem closer than this. It
 # is below 1/3, the difference that one point on one of three axes makes, so that even such a
 # difference mostly counts
@@ -83,7 +82,7 @@ class Config:
     max_new_tokens: int = 96  # >= 1; longest answer
     batch_size: int = 100  # >= 1; questions answered at once; more take more memory
     # rater
-    rater: str = "human-sim"  # human-sim, judge-sim (both simulations), file or judge
+    rater: str = "human-sim"  # human-sim | judge-sim | file | judge; -sim are simulations
     noise: float = 0.3  # >= 0; human-sim: size of random errors, in points; 0 = none
     error_rate: float = 0.2  # 0 .. 1; judge-sim: share of its ratings that are guesses
     ranked: str = ""  # file: JSON lines with id, responses and ranking
@@ -101,8 +100,6 @@ class Config:
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
     def __post_init__(self):
-        if self.rater not in RATERS:
-            raise ValueError(f"rater {self.rater!r} is not one of {', '.join(RATERS)}")
         if self.rater == "judge" and not self.model:
             raise ValueError("rater judge needs --model, the name of a model")
         if self.answers and (self.rater == "file" or self.out in ("", self.answers)):

@@ -95,11 +95,10 @@ class Captioner(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """BLIP's three losses of a batch; training minimizes their sum.
 
-        The matching loss compares B pairs that fit with 2 B that do not: each picture with
-            a text
-        that looks similar, and each text with a picture that looks similar. Two equal texts
-        are never each other's negative. If all texts are equal, there are only the B pairs
-        that fit.
+        The matching loss compares B pairs that fit with 2 B that do not: each picture with a
+        text that looks similar, and each text with a picture that looks similar. Two equal
+        texts are never each other's negative. If all texts are equal, there are only the B
+        pairs that fit.
 
         Args:
             batch: rows of N placeholders, the prompt, the caption and its end token, which
@@ -160,8 +159,7 @@ def hard_negatives(
         ValueError: if all texts are the same, so that none has a negative.
 
     Source: BLIP, section 3.2; the 1e-4 is from salesforce/BLIP, models/blip_pretrain.py. It
-    keeps
-    the draw possible where the softmax puts all its mass on the diagonal.
+    keeps the draw possible where the softmax puts all its mass on the diagonal.
     """
     if bool(same.all()):
         raise ValueError("all captions of a batch are the same, none has a negative")

@@ -52,10 +52,10 @@ def answer_row(prompt: list[int], answer: list[int]) -> Row:
 def append_unread(row: Row, filler: int) -> Row:
     """Append one token, so that the token before it becomes an input of the model.
 
-    `collate` shifts: a row's last token is only ever a target, never an input. A model that gives a
-    verdict at the last token (a reward model at the end of an answer, BLIP's matching head at the
-    end of a caption) must read that token. The filler takes its place as the last one. Nothing reads
-    the filler and nothing learns it.
+    `collate` shifts: a row's last token is only a target, never an input. But a model that
+    scores at the last token (a reward model at the end of an answer, BLIP's matching head at
+    the end of a caption) must read that token. So the filler becomes the last one; nothing reads
+    the filler, and nothing learns it.
     """
     return Row(row.ids + [filler], row.is_answer + [False])
 

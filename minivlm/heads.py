@@ -6,8 +6,7 @@
 A Learner holds all that PPO trains, so that one checkpoint holds it too.
 
 Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; initial weights of
-the
-heads as in Ziegler et al. 2019 (openai/lm-human-preferences).
+the heads as in Ziegler et al. 2019 (openai/lm-human-preferences).
 """
 
 import copy

@@ -30,6 +30,10 @@ MAY_IMPORT = {
 }
 
 
+# the type of what blip_losses reads
+EXCEPTIONS = {("minivlm.captioner", "minivlm.loading.batches")}
+
+
 def part_of(module: str) -> str:
     """The part of minivlm that a module belongs to: "minivlm.gpt" -> "networks"."""
     name = module.split(".")[1]
@@ -67,7 +71,7 @@ def test_imports_go_one_way():
         for name in imports_of(path):
             allowed = name.startswith("minivlm.") and (
                 part_of(name) == own or part_of(name) in MAY_IMPORT[own])
-            if not allowed:
+            if not allowed and (module, name) not in EXCEPTIONS:
                 wrong.append(f"{module} imports {name}")
     assert not wrong
 

@@ -33,7 +33,8 @@ def roll(models, tokenizer, temperature=0.7, n=3, max_new_tokens=8, judged=None,
     """A rollout over n questions about random pictures."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(n, 3, 16, 16, generator=generator)
-    prompts = [prompt_of(QUESTIONS[i % 3], tokenizer, models[0].config.vit.n_tokens) for i in range(n)]
+    N = models[0].config.vit.n_tokens
+    prompts = [prompt_of(QUESTIONS[i % 3], tokenizer, N) for i in range(n)]
     batch = PromptBatch([], images, prompts, judged or prompts, seed=1)
     return images, prompts, roll_out(
         *models, batch, tokenizer, max_new_tokens, temperature, **options)

@@ -72,7 +72,7 @@ def exist(
         f"Is there {one} in the image?",
     ))
     fact = f"there is no {thing}"
-    if target in present:
+    if target in present:  # of equal objects, the first in reading order
         o = objects[present.index(target)]
         fact = f"there is {one} {at(o.place)}"
     return yes_or_no("exist", question, target in present, fact, style)
@@ -90,6 +90,7 @@ def absent_pair(present: list[tuple[str, str]], rng: Random) -> tuple[str, str]:
     def n_shared(pair: tuple[str, str]) -> int:
         return colors.count(pair[0]) + shapes.count(pair[1])
 
+    # unseen pairs are not even asked about
     absent = [pair for pair in SEEN if pair not in present]
     hard = [pair for pair in absent if n_shared(pair) > 1]
     if not hard:
@@ -386,6 +387,7 @@ def dialogue(scene: Scene, rng: Random) -> list[Round]:
     """
     if scene.border == "private":
         first = private(rng)
+        # an unsafe request must be refused there as well
         second = unsafe(rng) if rng.random() < 0.3 else private(rng)
         return [first, second]
     rounds: list[Round] = []
@@ -405,6 +407,7 @@ def dialogue(scene: Scene, rng: Random) -> list[Round]:
         if not r:
             continue
         ask_style(r, rng)
+        # the same question in other words is allowed: it has the same answer
         if r.question not in [other.question for other in rounds]:
             rounds.append(r)
     rng.shuffle(rounds)

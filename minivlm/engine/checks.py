@@ -82,6 +82,7 @@ def faults(
         phrases: every way to name an object -> its canonical name, as in meta.json.
         max_words: most words of an answer.
     """
+    # --- grammar and manners: any data set ---
     questions = [q for q, _ in dialogue]
     if len(set(questions)) < len(questions):
         yield "question twice"
@@ -95,10 +96,12 @@ def faults(
     if not phrases or not record.get("objects"):
         return
 
+    # --- truth ---
     things = things_of(record)
     if kind == "conversation":
         things = [t for t in things if not t.hidden]
     names = frozenset(phrases.values())
+    # a caption may mention what nobody has put a box around
     present = {phrases.get(t.name, t.name) for t in things}
     for caption in record.get("captions", []):
         present.update(mentions(caption, phrases))

@@ -58,7 +58,7 @@ def drawn(pattern: str, rng: random.Random) -> str:
     def draw_one(group: re.Match) -> str:
         return rng.choice(group[1].split("|"))
 
-    while "(" in pattern:
+    while "(" in pattern:  # a group matches when it has no group inside any more
         pattern = GROUP.sub(draw_one, pattern)
     return pattern
 
@@ -69,7 +69,7 @@ def spelled(pattern: str) -> list[str]:
     >>> spelled("(Use|Give) (|only )one word.")
     ['Use one word.', 'Use only one word.', 'Give one word.', 'Give only one word.']
     """
-    group = GROUP.search(pattern)
+    group = GROUP.search(pattern)  # an innermost one
     if not group:
         return [pattern]
     before = pattern[:group.start()]
@@ -104,5 +104,6 @@ def make_phraser(
 
 def harmless(rng: random.Random, unseen: bool = False) -> tuple[str, str]:
     """Draw a request that sounds unsafe but must not be refused, and its answer."""
+    # a harmless request is worded for its one answer, so both stand on a line
     request, answer = rng.choice(patterns("harmless", unseen)).split(" => ")
     return drawn(request, rng), answer

@@ -64,6 +64,11 @@ class EvalData:
         # pixels are normalized: 0 is the mean color of CLIP's pictures, nearly gray
         return torch.zeros_like(images) if self.blind else images
 
+    def starts(self, n: int, size: int, what: str) -> Iterable[int]:
+        """The first index of each batch of n items, with a progress bar."""
+        name = "blind" if self.blind else what
+        return tqdm(range(0, n, size), name, disable=None, leave=False)
+
     def object_names(self, record: dict, hidden: tuple[bool, ...]) -> list[str]:
         """Canonical names of a picture's objects.
 
@@ -87,18 +92,17 @@ class EvalData:
             )
         return [phrases[name] for name in names]
 
-    def steps(self, n: int, size: int, what: str) -> Iterable[int]:
-        """The begin of each batch of n items, with a progress bar."""
-        return tqdm(
-            range(0, n, size), "blind" if self.blind else what, disable=None, leave=False
-        )
-
     def shown(self, record: dict) -> list[str]:
         """What CHAIR accepts: clearly visible objects, and objects in people's captions."""
         names = self.object_names(record, (False,))
         for caption in record.get("captions", []):
             names += metrics.mentions(caption, self.meta["phrases"])
         return names
+
+
+def under(group: str, figures: Figures) -> Figures:
+    """Put the name of a group before each figure's name: "group/name"."""
+    return {f"{group}/{name}": value for name, value in figures.items()}
 
 
 def _tokenized(text: str) -> str:
@@ -118,7 +122,7 @@ def _grouped(
 
 def _means(name: str, items: Iterable[tuple[str, float]]) -> Figures:
     """The mean of the values in each group, as "name/group" -> mean."""
-    return {f"{name}/{group}": _mean(values) for group, values in _grouped(items).items()}
+    return under(name, {group: _mean(values) for group, values in _grouped(items).items()})
 
 
 def _mean(values: list[float]) -> float:
@@ -234,8 +238,8 @@ def make_answerer(
         # prompts of similar length share a batch, so little of it is padding
         order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
         answers = [""] * len(pairs)
-        for i in data.steps(len(pairs), batch_size, "asking"):
-            chosen = order[i:i + batch_size]
+        for start in data.starts(len(pairs), batch_size, "asking"):
+            chosen = order[start:start + batch_size]
             rows = generate(
                 model, data.look([images[i] for i in chosen]), [prompts[i] for i in chosen],
                 max_new_tokens=max_new_tokens, stop=stop,
@@ -257,11 +261,11 @@ def answers(
         refused/<group>     refusals: where due, of harmless look-alikes, of other questions
         vqa/accuracy        agreement with several people
         form/<kind>         answers of the kind that was asked for, see `follows`
-        followed/form       its mean over the kinds of question
-        followed/all        the same of answers that are right too
+        followed/form       mean of form/<kind> over the kinds
+        followed/all        the same, of answers that are also right
 
     Args:
-        n_questions: most questions of a kind, and of a style of description.
+        n_questions: most questions of each kind; descriptions count by style.
         log: gets each question with its answer.
     """
     every = [UNSET | q for q in data.records(split, "kind", "question", "image")]
@@ -364,7 +368,7 @@ def hallucination(
         ])
         truth = [is_there for _, _, is_there in asked]
         pope = metrics.pope([metrics.says_yes(a) for a in replies], truth)
-        figures |= {f"pope_{strategy}/{name}": value for name, value in pope.items()}
+        figures |= under(f"pope_{strategy}", pope)
 
     question = "Describe the picture."
     replies = ask([(r["image"], question) for r in records])
@@ -374,8 +378,7 @@ def hallucination(
         })
     named = [metrics.mentions(a, data.meta["phrases"]) for a in replies]
     shown = [data.shown(r) for r in records]
-    chair = metrics.chair(named, shown)
-    figures |= {f"chair/{name}": value for name, value in chair.items()}
+    figures |= under("chair", metrics.chair(named, shown))
     hidden = [data.object_names(r, (True,)) for r in records]
     if any(hidden):
         # the same, if barely visible objects count as there
@@ -406,7 +409,7 @@ def captioning(
     tokenizer = data.tokenizer
     ids = [tokenizer.image] * model.config.vit.n_tokens + tokenizer.encode(prompt)
     captions: list[str] = []
-    for i in data.steps(len(records), batch_size, "captions"):
+    for i in data.starts(len(records), batch_size, "captions"):
         pixels = data.look(images[i:i + batch_size])                 # (b, 3, S, S)
         best = beam_search(
             model, pixels, [ids] * len(pixels), n_beams=n_beams,
@@ -432,7 +435,7 @@ def captioning(
     if "phrases" in data.meta and all("objects" in r for r in records):
         named = [metrics.mentions(caption, data.meta["phrases"]) for caption in captions]
         chair = metrics.chair(named, [data.shown(r) for r in records])
-        figures |= {f"captions/{name}": value for name, value in chair.items()}
+        figures |= under("captions", chair)
     if clip is not None:
         # the blind baseline is scored against the true pictures, too
         img_z = embed_images(clip, data.pictures.get(images))

@@ -5,3 +5,7 @@
     tokenizers.py    reads published tokenizers: GPT-2's, ours and CLIP's.
     export.py        writes our runs as folders that transformers loads.
 """
+
+from minivlm.pretrained.weights import read_clip, read_gpt2
+
+__all__ = ["read_clip", "read_gpt2"]

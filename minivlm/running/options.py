@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 FIELD = re.compile(r"^ {4}(\w+):[^#\n]*#\s*(.*)$")
 HEADING = re.compile(r"^ {4}# (.+)$")
-RULE = re.compile(r">=? \S+|\S+ \.\. \S+|\w+(?: \| \w+)+")
+RULE = re.compile(r">=? \S+|\S+ \.\. \S+|[\w-]+(?: \| [\w-]+)+")
 
 SOURCES = ("init", "clip", "lm", "reward", "vision", "llm")  # options that name what to start from
 # what --resume may change: where the run is, how long it takes, when it is looked at
@@ -81,7 +81,7 @@ def obeys(value, rule: str) -> bool:
 
 
 def parse_args(cls, argv: list[str] | None = None):
-    """Make a Config from the command line: `--name value`, or `--name` and `--no-name` for booleans.
+    """Make a Config from the command line: `--name value`; `--name`, `--no-name` for booleans.
 
     An unknown flag, and a value that `check` or the class refuses (a ValueError in __post_init__),
     ends the program with one line and exit code 2.

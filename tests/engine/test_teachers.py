@@ -1,4 +1,4 @@
-"""minivlm/engine/teachers.py: the openai teacher against a client that fails as told, without a network.
+"""minivlm/engine/teachers.py: the openai teacher against a client that fails as told, offline.
 
 test_instruct.py has the same against the official client and a server, where that is installed.
 """

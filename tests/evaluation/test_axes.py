@@ -1,4 +1,4 @@
-"""minivlm/evaluation/axes.py and evaluate.py --axes: claims counted by hand, a judge who is asked twice."""
+"""evaluation/axes.py and evaluate.py --axes: claims counted by hand, a judge asked twice."""
 
 import json
 import math

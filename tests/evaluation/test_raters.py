@@ -1,4 +1,4 @@
-"""minivlm/evaluation/raters.py: what is good about an answer, and people who see it through known noise."""
+"""evaluation/raters.py: what is good about an answer, people who see it through known noise."""
 
 import math
 from collections import Counter

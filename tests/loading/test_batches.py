@@ -1,4 +1,4 @@
-"""minivlm/loading/batches.py: records, pictures of all kinds, the targets' one shift, reproducible batches."""
+"""minivlm/loading/: records, pictures of all kinds, shifted targets, reproducible batches."""
 
 import io
 import json

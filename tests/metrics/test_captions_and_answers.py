@@ -1,4 +1,4 @@
-"""minivlm/metrics/captions.py: scores of texts against numbers worked by hand."""
+"""minivlm/metrics/captions.py and answers.py: scores of texts against numbers worked by hand."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""minivlm/metrics/figures.py: every figure against a number worked by hand or a slow definition."""
+"""minivlm/metrics: every figure against a number worked by hand or a slow definition."""
 
 import itertools
 import random

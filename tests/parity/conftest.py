@@ -36,8 +36,8 @@ What is not in the table:
 - LLaVA's masks, and the counts of POPE, CHAIR and AMBER: no package contains their code.
   `tests/test_conversation.py` and `tests/metrics/test_metrics.py` implement the published rules a
   second time and compare with that.
-- Properties that need no peer, such as order, padding, shifts, swapped pictures, adapters and packed
-  rows: `tests/parity/test_metamorphic.py` tests them.
+- Properties that need no peer, such as order, padding, shifts, swapped pictures, adapters and
+  packed rows: `tests/parity/test_metamorphic.py` tests them.
 - gpt2-xl: only its tensor names and shapes are compared.
 """
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minivlm import rl
 from minivlm.losses import dpo_loss, kl_estimate, ppo_policy_loss, ppo_value_loss
 from minivlm.losses import ranking_loss, reward_loss, sequence_logprobs, token_logprobs
 from minivlm.rl import adapted_kl_coef, gae, kl_rewards, whiten
@@ -220,7 +221,7 @@ def test_ppos_losses_are_trls(agreement, ppo):
         seen.close_with_grads(value, their_value, [values])
 
 
-def test_the_kl_controllers_are_trls(agreement, ppo):
+def test_the_kl_controllers_are_trls(agreement, ppo, monkeypatch):
     """Catches an error that is not clipped, one of the wrong sign, a coefficient added to.
 
     Ours reacts fully to a batch as large as its horizon; TRL's overshoots, so none is larger here.
@@ -229,13 +230,13 @@ def test_the_kl_controllers_are_trls(agreement, ppo):
                      "AdaptiveKLController, FixedKLController", 1e-12)
     for rng in seen.cases():
         coef, target, horizon = rng.uniform(0.01, 1), rng.uniform(0.5, 10), rng.randint(100, 10000)
+        monkeypatch.setattr(rl, "KL_HORIZON", horizon)
         ours = [coef, coef]                                          # adaptive, fixed
         theirs = (ppo["AdaptiveKLController"](coef, target, horizon),
                   ppo["FixedKLController"](coef))
         for _ in range(100):
             kl, n = target * rng.uniform(0, 2.5), rng.randint(1, 100)
-            ours = [adapted_kl_coef(ours[0], kl, target, n, horizon),
-                    adapted_kl_coef(ours[1], kl, 0.0, n, horizon)]
+            ours = [adapted_kl_coef(ours[0], kl, target, n), adapted_kl_coef(ours[1], kl, 0.0, n)]
             for controller in theirs:
                 controller.update(kl, n)
             coefs = ours, [controller.value for controller in theirs]

@@ -60,7 +60,8 @@ def test_help_is_made_of_the_comments(capsys):
         parse_args(Config, ["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert done.value.code == 0
-    for text in ("minivlm/running/options.py: the command line", "--out folder to write (default: runs/x)",
+    for text in ("minivlm/running/options.py: the command line",
+                 "--out folder to write (default: runs/x)",
                  "--steps updates; 100 % of them count (default: 10)",
                  "files: --out", "optimization: --steps",
                  "--lr >= 0; peak rate, AdamW (default: 0.001)",

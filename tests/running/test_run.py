@@ -14,8 +14,7 @@ from torch import nn
 
 from minivlm.gpt import GPTConfig
 from minivlm.optim import Optimizer
-from minivlm.running import checkpoint
-from minivlm.running import run as module
+from minivlm.running import checkpoint, run as module
 from minivlm.running.run import Meter, Run
 
 

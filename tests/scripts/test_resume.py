@@ -19,7 +19,6 @@ from minivlm.optim import Optimizer
 from minivlm.running import checkpoint
 from minivlm.running.run import Meter, Run
 from minivlm.running.workers import batches
-from minivlm.running.workers import batches
 from test_train_scripts import ROOT, STAGES, config_of, rows_of
 
 

@@ -1,4 +1,4 @@
-"""minivlm/preferences/pairs.py and train_dpo.py: rows, weights, the reference's cache, and what stops a run.
+"""preferences/pairs.py and train_dpo.py: rows, weights, the reference's cache, what stops a run.
 
 That it runs, logs, resumes bit for bit and accumulates gradients is in test_train_scripts.py.
 """

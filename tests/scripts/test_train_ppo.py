@@ -12,8 +12,8 @@ import torch
 
 import train_ppo
 import train_reward
-from minivlm.heads import RewardModel
 from minivlm.conversation import prompt_of
+from minivlm.heads import RewardModel
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import reward_model_from
 from minivlm.preferences.rankings import load_rankings
