@@ -1,10 +1,10 @@
 """LLaVA's data engine: a teacher that sees no picture writes dialogues about it.
 
-    teachers    three teachers behind one interface: a language model at an endpoint, a GPT
-                of ours, or templates; and the journal of the replies that were paid for
-    template    the offline teacher: composes dialogues from the known objects of a picture
-    phrasings   the many ways in which the offline teacher words one question
-    checks      reads a teacher's reply and finds what is wrong with it
+    teachers.py   Three teachers behind one interface: a language model at an endpoint, a
+                  GPT of ours, or templates; and the journal of replies that were paid for.
+    template.py   The offline teacher: composes dialogues from the known objects of a picture.
+    phrasings.py  The many ways in which the offline teacher words one question.
+    checks.py     Reads a teacher's reply and finds what is wrong with it.
 
 `data/instruct.py` puts them together and writes a split that `train_sft.py` can read.
 """

@@ -1,9 +1,9 @@
 """What every script needs and no paper mentions; a first reading may skip this room.
 
-    options       builds the command line of a script from its Config, and checks the values
-    run           keeps the run folder: options, log, checkpoints; a kill loses nothing
-    checkpoint    writes checkpoints, reads them, and restores a run bit for bit
-    workers       makes batches in worker processes, ahead of the step that reads them
-    machine       picks the device and the number format, seeds, and describes the machine
-    files         reads files that others have written, with limits and clear errors
+    options.py     builds a script's command line from its Config, and checks the values.
+    run.py         keeps the run folder: options, log, checkpoints; a kill loses nothing.
+    checkpoint.py  writes checkpoints, reads them, and restores a run bit for bit.
+    workers.py     makes batches in worker processes, ahead of the step that reads them.
+    machine.py     picks device and number format, seeds, and describes the machine.
+    files.py       reads files that others have written, with limits and clear errors.
 """
