@@ -14,8 +14,9 @@ import torch
 
 from minivlm.conversation import caption_rows
 from minivlm.evaluation.held_out import held_out_loss
-from minivlm.loading.batches import Batch, check_captions, collate, hash_seed, pick_captions
-from minivlm.loading.batches import shuffled
+from minivlm.loading.batches import (
+    Batch, check_captions, collate, hash_seed, pick_captions, shuffled,
+)
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import take_towers, tower_configs
 from minivlm.loading.prepared import load_records

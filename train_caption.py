@@ -19,8 +19,9 @@ import torch
 
 from minivlm.captioner import Captioner
 from minivlm.conversation import Row, caption_rows, make_row
-from minivlm.loading.batches import Batch, check_captions, collate, cut_rows, hash_seed
-from minivlm.loading.batches import pick_captions, shuffled
+from minivlm.loading.batches import (
+    Batch, check_captions, collate, cut_rows, hash_seed, pick_captions, shuffled,
+)
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import take_towers, tower_configs
 from minivlm.loading.prepared import load_records

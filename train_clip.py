@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.conversation import caption_rows
-from minivlm.loading.batches import Batch, check_captions, collate, hash_seed, pick_captions
-from minivlm.loading.batches import shuffled
+from minivlm.loading.batches import (
+    Batch, check_captions, collate, hash_seed, pick_captions, shuffled,
+)
 from minivlm.loading.images import Pictures, augment
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.losses import clip_loss, equal_rows

@@ -27,8 +27,10 @@ from minivlm.loading.models import vlm_from
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import IGNORE_INDEX, dpo_loss, sequence_logprobs
 from minivlm.optim import Optimizer, lr_scale
-from minivlm.preferences.pairs import PairBatch, PairMaker, ReferenceCache, at_most
-from minivlm.preferences.pairs import fingerprint_of, load_pairs, pair_logprobs
+from minivlm.preferences.pairs import (
+    PairBatch, PairMaker, ReferenceCache, at_most, fingerprint_of, load_pairs,
+    pair_logprobs,
+)
 from minivlm.preferences.prompts import Prompts
 from minivlm.rollout import describe, roll_out
 from minivlm.running import checkpoint

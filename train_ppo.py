@@ -27,10 +27,12 @@ from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
 from minivlm.optim import Optimizer, Together, lr_scale
 from minivlm.preferences.prompts import Prompts
-from minivlm.rl import adapted_kl_coef, explained_variance, gae, kl_rewards, minibatches
-from minivlm.rl import whiten
-from minivlm.rollout import PromptBatch, Rollout, by_length, describe, logprobs, roll_out
-from minivlm.rollout import share_vit
+from minivlm.rl import (
+    adapted_kl_coef, explained_variance, gae, kl_rewards, minibatches, whiten,
+)
+from minivlm.rollout import (
+    PromptBatch, Rollout, by_length, describe, logprobs, roll_out, share_vit,
+)
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run

@@ -14,8 +14,9 @@ import torch
 
 from minivlm.conversation import Row
 from minivlm.evaluation.held_out import held_out_loss
-from minivlm.loading.batches import Batch, collate, hash_seed, render_records, shuffled
-from minivlm.loading.batches import switch_out
+from minivlm.loading.batches import (
+    Batch, collate, hash_seed, render_records, shuffled, switch_out,
+)
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import vlm_from
 from minivlm.loading.prepared import load_records

@@ -33,8 +33,9 @@ from minivlm.conversation import Turn
 from minivlm.engine import template
 from minivlm.engine.checks import faults, parse
 from minivlm.engine.phrasings import make_phraser
-from minivlm.engine.teachers import LocalTeacher, OpenAITeacher, Request, Teacher
-from minivlm.engine.teachers import TemplateTeacher, ask, journal
+from minivlm.engine.teachers import (
+    LocalTeacher, OpenAITeacher, Request, Teacher, TemplateTeacher, ask, journal,
+)
 from minivlm.engine.template import QA
 from minivlm.evaluation.scene import things_of
 from minivlm.loading.prepared import load_meta, load_records

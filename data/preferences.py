@@ -39,8 +39,9 @@ from functools import partial
 from pathlib import Path
 
 from minivlm.engine.teachers import OpenAITeacher, ask, journal
-from minivlm.evaluation.raters import AXES, Ratings, SimulatedHuman, SimulatedJudge
-from minivlm.evaluation.raters import ranks_of, rating_of, true_ratings
+from minivlm.evaluation.raters import (
+    AXES, Ratings, SimulatedHuman, SimulatedJudge, ranks_of, rating_of, true_ratings,
+)
 from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.preferences import judge

@@ -22,10 +22,13 @@ from pathlib import Path
 from random import Random
 
 from minivlm.engine.phrasings import harmless, make_phraser
-from minivlm.engine.template import DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Draft, Things
-from minivlm.engine.template import World, attempt, in_style, names_of, world_of
-from minivlm.evaluation.scene import NUMBERS, OPPOSITE, PLACES, SIZES, beside, named_by
-from minivlm.evaluation.scene import things_of
+from minivlm.engine.template import (
+    DEEP, PRIVATE, REFUSE, SIMPLE, UNKNOWN, Draft, Things, World, attempt, in_style,
+    names_of, world_of,
+)
+from minivlm.evaluation.scene import (
+    NUMBERS, OPPOSITE, PLACES, SIZES, beside, named_by, things_of,
+)
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.running.options import cli
 

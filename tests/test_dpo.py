@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from minivlm.losses import dpo_loss, kl_estimate, ppo_policy_loss, ppo_value_loss
-from minivlm.losses import sequence_logprobs
+from minivlm.losses import (
+    dpo_loss, kl_estimate, ppo_policy_loss, ppo_value_loss, sequence_logprobs,
+)
 from minivlm.rl import gae, kl_rewards, whiten
 
 KINDS = (("sigmoid", 0.0), ("sigmoid", 0.2), ("robust", 0.0), ("robust", 0.2), ("hinge", 0.0),

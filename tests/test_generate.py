@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minivlm.generate import answer_logprobs, beam_search, filter_logits, generate, penalize
-from minivlm.generate import pick, stream
+from minivlm.generate import (
+    answer_logprobs, beam_search, filter_logits, generate, penalize, pick, stream,
+)
 from minivlm.gpt import GPT, GPTConfig
 
 N, IMAGE = 4, 258  # image tokens a picture, and the placeholder's id, of conftest's tiny models

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivlm.losses import IGNORE_INDEX, clip_loss, equal_rows, match_loss, next_token_loss
-from minivlm.losses import token_logprobs
+from minivlm.losses import (
+    IGNORE_INDEX, clip_loss, equal_rows, match_loss, next_token_loss, token_logprobs,
+)
 
 
 def text(B: int = 3, T: int = 5, V: int = 7) -> tuple[Tensor, Tensor]:

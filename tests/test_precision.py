@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivlm.losses import clip_loss, dpo_loss, kl_estimate, match_loss, next_token_loss
-from minivlm.losses import ppo_policy_loss, ppo_value_loss, ranking_loss, reward_loss
-from minivlm.losses import sequence_logprobs, token_logprobs
+from minivlm.losses import (
+    clip_loss, dpo_loss, kl_estimate, match_loss, next_token_loss, ppo_policy_loss,
+    ppo_value_loss, ranking_loss, reward_loss, sequence_logprobs, token_logprobs,
+)
 from test_train_scripts import config_of, rows_of
 
 B, T, V = 6, 7, 50

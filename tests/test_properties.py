@@ -7,8 +7,9 @@ import functools
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import (
+    assume, given, settings, strategies as st,
+)
 from torch import Tensor
 
 from conftest import stir

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
-from minivlm.losses import ranking_loss, reward_loss
-from minivlm.rl import adapted_kl_coef, explained_variance, gae, kl_rewards, last_true
-from minivlm.rl import minibatches, shape_score, whiten
+from minivlm.losses import (
+    kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss, ranking_loss, reward_loss,
+)
+from minivlm.rl import (
+    adapted_kl_coef, explained_variance, gae, kl_rewards, last_true, minibatches,
+    shape_score, whiten,
+)
 
 
 def ragged(B: int, T: int, seed: int = 0) -> tuple[Tensor, ...]:

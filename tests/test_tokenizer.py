@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 import tiktoken
 
-from minivlm.tokenizer import GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, join_pair
-from minivlm.tokenizer import train_bpe
+from minivlm.tokenizer import (
+    GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, join_pair, train_bpe,
+)
 
 BYTES = {bytes([i]): i for i in range(256)}
 # what breaks tokenizers: emoji, joiners, lone marks, look-alikes of special tokens, odd white space

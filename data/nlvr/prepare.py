@@ -30,8 +30,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.nlvr.language import COLORS, PLACES, SHAPES, SIZED, SIZES, THINGS, captions, count
-from data.nlvr.language import describe, dialogue, exist, named, statement
+from data.nlvr.language import (
+    COLORS, PLACES, SHAPES, SIZED, SIZES, THINGS, captions, count, describe, dialogue,
+    exist, named, statement,
+)
 from data.shapes.prepare import question_of, turns_of
 from minivlm.loading.images import open_image
 from minivlm.loading.prepared import Pack, sorted_counts, summary, write_folder

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from minivlm.engine.phrasings import Phraser, harmless, make_phraser
 from minivlm.evaluation.english import article, join, plural
-from minivlm.evaluation.scene import NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside
-from minivlm.evaluation.scene import named_by, things_of
+from minivlm.evaluation.scene import (
+    NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside, named_by, things_of,
+)
 
 PRIVATE = "I'm sorry, this picture is marked as private, so I can't describe it."
 REFUSE = "I'm sorry, I can't help with that."

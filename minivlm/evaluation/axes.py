@@ -14,8 +14,9 @@ section 3.4).
 import math
 from collections.abc import Sequence
 
-from minivlm.evaluation.raters import Ratings, SimulatedJudge, rating_of, true_ratings
-from minivlm.evaluation.raters import verdicts
+from minivlm.evaluation.raters import (
+    Ratings, SimulatedJudge, rating_of, true_ratings, verdicts,
+)
 from minivlm.metrics import Phrases, is_unsure
 
 # kinds of question about what can clearly be seen

@@ -6,11 +6,13 @@
     hallucination.py  pope, chair
 """
 
-from minivlm.metrics.answers import answer_ok, is_unsure, normalize_answer, style_ok
-from minivlm.metrics.answers import vqa_accuracy, words_of
+from minivlm.metrics.answers import (
+    answer_ok, is_unsure, normalize_answer, style_ok, vqa_accuracy, words_of,
+)
 from minivlm.metrics.captions import bleu, cider, rouge_l
-from minivlm.metrics.hallucination import Phrases, chair, mentions, pope, pope_questions
-from minivlm.metrics.hallucination import says_yes
+from minivlm.metrics.hallucination import (
+    Phrases, chair, mentions, pope, pope_questions, says_yes,
+)
 from minivlm.metrics.retrieval import clip_score, recall_at_k, recall_by_chance
 
 __all__ = [

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from minivlm.running.files import check_entries, expect, read_json, read_text
-from minivlm.tokenizer import GPT2_PATTERN, HF_PATTERN, PATTERN, SPECIALS, Tokenizer
-from minivlm.tokenizer import byte_letters, join_pair
+from minivlm.tokenizer import (
+    GPT2_PATTERN, HF_PATTERN, PATTERN, SPECIALS, Tokenizer, byte_letters, join_pair,
+)
 
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\p{White_Space}\p{L}\p{N}]+"
 

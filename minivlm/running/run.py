@@ -35,8 +35,9 @@ from tqdm import tqdm
 
 from minivlm.running import checkpoint
 from minivlm.running.files import read_text
-from minivlm.running.machine import autocast, environment, peak_gb, pick_device
-from minivlm.running.machine import seed_everything
+from minivlm.running.machine import (
+    autocast, environment, peak_gb, pick_device, seed_everything,
+)
 from minivlm.running.options import check, settings
 from minivlm.running.workers import batches
 from minivlm.tokenizer import Tokenizer

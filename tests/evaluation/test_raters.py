@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
-from minivlm.evaluation.raters import SimulatedHuman, SimulatedJudge, false_share, ranks_of
-from minivlm.evaluation.raters import rating_of, true_ratings
+from minivlm.evaluation.raters import (
+    SimulatedHuman, SimulatedJudge, false_share, ranks_of, rating_of, true_ratings,
+)
 
 PHRASES = {n: n for n in ("red circle", "blue ring", "green square", "red ring")}
 RECORD = {"id": "a", "objects": [

@@ -13,8 +13,10 @@ from PIL import Image
 
 from minivlm.conversation import caption_rows, pack
 from minivlm.loading import images
-from minivlm.loading.batches import Batch, check_captions, collate, hash_seed, pick_captions
-from minivlm.loading.batches import render_records, shuffled, switch_out
+from minivlm.loading.batches import (
+    Batch, check_captions, collate, hash_seed, pick_captions, render_records, shuffled,
+    switch_out,
+)
 from minivlm.loading.images import Pictures, augment, fit, open_image, to_tensor
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.running.workers import batches

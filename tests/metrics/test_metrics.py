@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from minivlm.evaluation.refusals import is_refusal
-from minivlm.metrics import answer_ok, chair, clip_score, is_unsure, mentions, pope
-from minivlm.metrics import pope_questions, recall_at_k, recall_by_chance, says_yes
-from minivlm.metrics import style_ok, words_of
+from minivlm.metrics import (
+    answer_ok, chair, clip_score, is_unsure, mentions, pope, pope_questions, recall_at_k,
+    recall_by_chance, says_yes, style_ok, words_of,
+)
 
 # --- retrieval ---
 

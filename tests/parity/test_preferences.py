@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivlm import rl
-from minivlm.losses import dpo_loss, kl_estimate, ppo_policy_loss, ppo_value_loss
-from minivlm.losses import ranking_loss, reward_loss, sequence_logprobs, token_logprobs
+from minivlm.losses import (
+    dpo_loss, kl_estimate, ppo_policy_loss, ppo_value_loss, ranking_loss, reward_loss,
+    sequence_logprobs, token_logprobs,
+)
 from minivlm.rl import adapted_kl_coef, gae, kl_rewards, whiten
 from parity.peers import functions
 

@@ -13,8 +13,9 @@ import torch
 from minivlm.conversation import render
 from minivlm.losses import IGNORE_INDEX
 from minivlm.preferences import pairs
-from minivlm.preferences.pairs import PairMaker, at_most, changed_tokens, load_pairs
-from minivlm.preferences.pairs import pair_logprobs, split_pair
+from minivlm.preferences.pairs import (
+    PairMaker, at_most, changed_tokens, load_pairs, pair_logprobs, split_pair,
+)
 from test_train_ppo import changed, weights
 from test_train_scripts import config_of, rows_of
 
