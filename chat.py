@@ -3,8 +3,11 @@
     python chat.py --image data/shapes/prepared/samples/0.png
     python chat.py --image scene.png --ask "How many circles are there?"
 
-In the conversation, an empty line or Ctrl-D ends it, /new forgets all turns, and /image
-PATH takes another picture.
+Three lines have a meaning of their own in a conversation:
+
+    an empty line, or Ctrl-D    ends it
+    /new                        starts a new conversation about the same picture
+    /image PATH                 starts a new conversation about another picture
 
 Reads: a run folder of train_sft.py, train_ppo.py, train_dpo.py, train_align.py or
 train_caption.py.
@@ -32,11 +35,11 @@ class Config:
 
     # conversation
     run: str = "runs/sft"  # run folder of the model
-    image: str = ""  # picture to talk about; empty = talk without a picture
-    ask: str = ""  # ask this once and exit; empty = a conversation
+    image: str = ""  # picture file to talk about; empty = talk without a picture
+    ask: str = ""  # a question to ask once, then exit; empty = a conversation
     fit: str = "crop"  # crop | pad | stretch; how the picture is made square
     # answers
-    max_new_tokens: int = 128  # >= 1; longest answer, in tokens
+    max_new_tokens: int = 128  # >= 1; most tokens of an answer
     temperature: float = 0.0  # >= 0; 0 = the likeliest token, 1 = the model's distribution
     top_k: int = 0  # >= 0; draw from the k likeliest tokens only; 0 = from all
     top_p: float = 1.0  # 0 .. 1; draw from the likeliest tokens of this total probability
@@ -53,7 +56,16 @@ def answer(
     model: VLM, tokenizer: Tokenizer, turns: list[Turn], images: torch.Tensor | None,
     cfg: Config, generator: torch.Generator, stop: int,
 ) -> str:
-    """Print the answer to the last turn while it is written; return it."""
+    """Print the answer to the last turn while the model writes it; return the answer.
+
+    Args:
+        images: (1, 3, S, S), or None without a picture.
+        generator: for draws at temperatures above 0.
+        stop: the id that ends the answer.
+
+    Raises:
+        ValueError: if the conversation and the answer do not fit the context.
+    """
     ids, _ = render(turns, tokenizer, model.config.vit.n_tokens)
     written: list[int] = []
     shown = ""
@@ -65,7 +77,7 @@ def answer(
             break
         written.append(token)
         text = tokenizer.decode(written)
-        # a text that ends in the middle of a character waits for its next bytes
+        # if the text ends within a character, its other bytes come with the next tokens
         if not text.endswith("\ufffd"):
             print(options.printable(text[len(shown):]), end="", flush=True)
             shown = text
@@ -76,7 +88,7 @@ def answer(
 def load_picture(
     path: str, cfg: Config, size: int, device: torch.device
 ) -> torch.Tensor | None:
-    """The picture as the model takes it, (1, 3, S, S), or None for an empty path."""
+    """Load a picture as the model takes it, (1, 3, S, S); return None for an empty path."""
     if not path:
         return None
     pixels = np.asarray(fit(open_image(path), size, cfg.fit))        # (S, S, 3)
@@ -84,7 +96,7 @@ def load_picture(
 
 
 def typed() -> str:
-    """The next line that the user types; "" at the end of the input."""
+    """Return the next line that the user types; "" at the end of the input."""
     try:
         return input("you: ").strip()
     except EOFError:
@@ -121,10 +133,10 @@ def main(cfg: Config) -> dict[str, float]:
                 images = load_picture(path, cfg, size, device)
                 turns = []
             except (ValueError, FileNotFoundError) as error:
-                # the picture and the turns so far stay
+                # the old picture and its conversation stay
                 print(options.printable(str(error)))
             continue
-        # a mark typed by the user is text, as special tokens are
+        # the user cannot add a picture by typing its mark
         question = question.replace(IMAGE_MARK, "image")
         if images is not None and not turns:
             question = f"{IMAGE_MARK}\n{question}"

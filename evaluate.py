@@ -1,15 +1,16 @@
 """Measure a run on held-out records: retrieval, captions, answers, invented objects, style.
 
-Every figure stands beside chance and beside a blind baseline: the same model on a gray
-picture. The table leaves out what a run cannot do (a CLIP writes nothing, a chatbot has no
-text tower) and what the data folder does not hold (zeroshot.jsonl with prompts, eval.jsonl,
-phrases that name objects).
+Each figure stands beside its chance level and beside its blind baseline, which is the same
+model's figure on gray pictures. The table leaves out what a model cannot do (a CLIP writes
+nothing, a chatbot has no text tower), and what the data folder does not hold
+(zeroshot.jsonl with texts for its classes, eval.jsonl, phrases that name objects).
 
-With --axes, a chatbot's figures are also summed up by what preferences are meant to change:
-hallucination, helpfulness, safety, preference (against another run, by a simulated judge),
-honesty.
+With --axes, a chatbot's figures are also summed up on the five axes that preference
+training is meant to improve: hallucination, helpfulness, safety, preference (wins against
+another run, as a simulated judge decides), honesty.
 
-Reads: a run folder and a data folder.   Writes: eval.json (quiz.json) in the run folder.
+Reads: a run folder and a data folder.
+Writes: eval.json (or quiz.json) and the answers, eval.answers.jsonl, in the run folder.
 Run: python evaluate.py --run runs/sft [--questions quiz]
      python evaluate.py --run runs/dpo --axes --against runs/sft
 """
@@ -47,10 +48,10 @@ class Config:
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
     out: str = ""  # file for the figures; empty = <questions>.json in the run folder
     # how much is asked
-    questions: str = "eval"  # file of the data folder to ask: eval, quiz, quiz_held_out
-    n_images: int = 1000  # >= 1; held-out pictures for retrieval; more makes it harder
+    questions: str = "eval"  # split of the data folder to ask: eval, quiz, quiz_held_out
+    n_images: int = 1000  # >= 1; most held-out pictures for retrieval; more makes it harder
     n_questions: int = 300  # >= 1; most questions of each kind
-    n_describe: int = 300  # >= 1; pictures for CHAIR, POPE and captions
+    n_describe: int = 300  # >= 1; most pictures for CHAIR, POPE and captions
     max_new_tokens: int = 96  # >= 1; longest answer, in tokens
     # what is measured
     ask: bool = True  # ask questions; --no-ask measures the captions of a captioner only
@@ -58,29 +59,29 @@ class Config:
     rank: bool = False  # also answer one-word questions by choosing the likeliest candidate
     # axes
     axes: bool = False  # also sum up a chatbot's figures on five axes
-    against: str = ""  # run, evaluated before, to compare the answers with; empty = none
+    against: str = ""  # run folder to compare answers with, measured before; empty = none
     error_rate: float = 0.1  # 0 .. 1; share of random ratings by the simulated judge
     # captions
-    clip_score: str = ""  # run of train_clip.py to score captions: CLIPScore; empty = none
-    n_beams: int = 3  # >= 1; beams of a captioner's beam search; BLIP has 3
+    clip_score: str = ""  # run folder of train_clip.py that gives CLIPScore; empty = none
+    n_beams: int = 3  # >= 1; beams of a captioner's beam search; more is slower; BLIP has 3
     # measurement
-    batch_size: int = 100  # >= 1; answers written at a time; less needs less memory
+    batch_size: int = 100  # >= 1; answers written at a time; fewer need less memory
     blind: bool = True  # also measure the model on gray pictures
     seed: int = 0  # >= 0; decides which objects POPE asks about
-    train_seconds: int = 0  # >= 0; seconds of all training, noted in the file; 0 = unknown
+    train_seconds: int = 0  # >= 0; seconds of training, only noted in the file; 0 = unknown
     # machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
 
-# --- checks: what is missing is better known before the measurement than after it ---
+# --- checks before the measurement, which takes minutes ---
 
 
 def check_request(cfg: Config, stage: str, meta: dict) -> None:
-    """Refuse what this run or this data folder cannot give.
+    """Refuse options that do not fit the run, the data folder or each other.
 
     Raises:
-        FileNotFoundError: if there are no such questions.
+        FileNotFoundError: if the data folder does not hold the questions.
         ValueError: if --axes or --clip_score does not fit the run or the other options.
     """
     file = Path(cfg.data) / f"{cfg.questions}.jsonl"
@@ -98,11 +99,11 @@ def check_request(cfg: Config, stage: str, meta: dict) -> None:
 
 
 def read_answers(cfg: Config) -> list[dict] | None:
-    """The answers of the run to compare with, as its own evaluation wrote them; or None.
+    """Read the answers of the run --against, or return None without this option.
 
     Raises:
-        FileNotFoundError: if there are none.
-        ValueError: for a line that is no answer.
+        FileNotFoundError: if that run has not been measured on the same questions.
+        ValueError: if a line of its file is no answer.
     """
     if not cfg.against:
         return None
@@ -117,15 +118,15 @@ def read_answers(cfg: Config) -> list[dict] | None:
 
 
 def load_scorer(cfg: Config, tokenizer: Tokenizer, device: torch.device) -> CLIP | None:
-    """The CLIP that scores captions, or None if none is wanted.
+    """Load the CLIP for CLIPScore, or return None without the option --clip_score.
 
     Raises:
-        ValueError: if it has another tokenizer than the captioner.
+        ValueError: if the CLIP and the captioner have different tokenizers.
     """
     if not cfg.clip_score:
         return None
     state = checkpoint.load(cfg.clip_score, ("clip",))
-    # captions are encoded by the captioner's tokenizer: the CLIP must know the same ids
+    # the captioner's tokenizer encodes the captions for the CLIP
     if state["configs"]["tokenizer"] != tokenizer.identity:
         raise ValueError(f"{cfg.clip_score} and {cfg.run} have different tokenizers")
     return clip_from(state).to(device).eval()
@@ -138,10 +139,13 @@ def vlm_figures(
     cfg: Config, model: VLM, state: dict, scorer: CLIP | None, data: EvalData,
     chance: Figures, log: list[dict],
 ) -> Figures:
-    """What a VLM can do; `chance` gets chance levels, `log` gets answers.
+    """Measure a VLM.
 
     Args:
         state: the model's checkpoint.
+        scorer: the CLIP for CLIPScore, or None.
+        chance: gets chance levels.
+        log: gets the answers.
 
     Raises:
         ValueError: if the data folder holds nothing to measure.
@@ -157,7 +161,7 @@ def vlm_figures(
             )
     if cfg.ask and cfg.describe and "phrases" in data.meta:
         figures |= measure.hallucination(ask, data, cfg.n_describe, cfg.seed, log)
-    # only a captioner's checkpoint names the prompt that its captions begin with
+    # only a captioner's checkpoint has "prompt", the words before every caption
     if state["stage"] == "caption":
         figures |= measure.captioning(
             model, data, state["configs"]["prompt"], cfg.n_describe, cfg.n_beams,
@@ -172,13 +176,13 @@ def vlm_figures(
 
 
 def last_row(path: Path) -> Figures:
-    """The last row of a run's metrics.csv, {} if there is no such file.
+    """Read the last row of a run's metrics.csv; return {} if there is no such file.
 
-    A finished run ends with an evaluation, so the row holds the final losses, training's
-    and the held-out ones, the ms per step and the peak memory. Empty columns are left out.
+    A finished run ends with an evaluation. So the row holds the final losses (of training
+    and held-out), the ms per step and the peak memory. Empty columns are left out.
 
     Raises:
-        ValueError: if it is no table of numbers.
+        ValueError: if the file is no table of numbers.
     """
     if not path.is_file():
         return {}
@@ -191,7 +195,7 @@ def last_row(path: Path) -> Figures:
 
 
 def table(figures: Figures, blind: Figures, chance: Figures) -> str:
-    """One line per figure: name, value, blind baseline, chance."""
+    """Make the printed table, one line per figure: name, value, blind baseline, chance."""
     lines = [f"{'figure':40s} {'value':>7s} {'blind':>7s} {'chance':>7s}"]
     for name, value in figures.items():
         line = f"{name:40s} {value:7.3f}"
@@ -215,7 +219,7 @@ def main(cfg: Config) -> Figures:
     build = clip_from if state["stage"] == "clip" else vlm_from
     model = build(state).to(device).eval()
     check_request(cfg, state["stage"], meta)
-    if cfg.axes:  # read before the measurement, like everything that may be missing
+    if cfg.axes:  # files that may be missing are read before the measurement
         their_log = read_answers(cfg)
         questions = load_records(cfg.data, cfg.questions)
     scorer = load_scorer(cfg, tokenizer, device)
@@ -237,14 +241,14 @@ def main(cfg: Config) -> Figures:
 
     log: list[dict] = []
     figures = measured(False, log)
-    blind = measured(True, []) if cfg.blind else {}  # its answers are not kept
+    blind = measured(True, []) if cfg.blind else {}  # answers to gray pictures are not kept
     if cfg.axes:
         judge = SimulatedJudge(cfg.error_rate, cfg.seed)
         records = load_records(cfg.data, "val")
         summary = axes(figures, log, their_log, questions, records, meta["phrases"], judge)
         figures |= measure.under("axes", summary)
     chance |= {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
-    # POPE asks about as many absent as present objects: a coin is right half the time
+    # POPE asks about as many absent as present objects: random answers are half right
     chance |= {k: 0.5 for k in figures if k.startswith("pope")}
     chance = {k: p for k, p in chance.items() if k in figures}
 

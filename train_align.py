@@ -1,6 +1,8 @@
-"""Connector pretraining: the projector learns to turn patches into words that the GPT can read.
+"""Connector pretraining: the projector learns to map patches to embeddings for the GPT.
 
-   loss = - mean_t log p(caption_t | picture, caption before t),   gradient to the projector alone
+   loss = - mean_t log p(caption_t | picture, caption before t)
+
+Only the projector learns; ViT and GPT are frozen.
 
 Source: LLaVA, arXiv:2304.08485, section 4.2, stage 1.
 Reads: runs/clip, runs/lm, or published weights.   Writes: runs/align.
@@ -38,33 +40,33 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "train"  # which file of the data folder to learn from: train or web
+    split: str = "train"  # file of the data folder to learn from: train or web
     out: str = "runs/align"  # run folder to write
     # model
     clip: str = "runs/clip"  # run folder that the ViT comes from
     lm: str = "runs/lm"  # run folder that the GPT comes from
-    vision: str = ""  # folder of a published CLIP to take the ViT from instead
-    llm: str = ""  # folder of a published GPT-2 to take instead, with its tokenizer
-    image_size: int = 0  # >= 0; pixels to interpolate a published ViT to; 0 = its own
-    projector: str = "mlp"  # mlp | linear | llava; LLaVA-1.5's, LLaVA's, mlp without norm
+    vision: str = ""  # folder of a published CLIP, to take its ViT instead
+    llm: str = ""  # folder of a published GPT-2, to take it and its tokenizer instead
+    image_size: int = 0  # >= 0; side in pixels to adapt a published ViT to; 0 = its own
+    projector: str = "mlp"  # mlp | linear | llava; two layers, one, two without a norm
     # optimization
     steps: int = 200  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pictures per step, each with one caption
-    grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
+    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, same result
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: biases and norm
-    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: the matrices; 0 = AdamW
+    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.0  # >= 0; on matrices
     warmup: int = 20  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
     # machine
     eval_every: int = 100  # >= 1; steps between evaluations, each logged and saved
-    log_every: int = 10  # >= 1; steps between rows of training losses in metrics.csv
+    log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
     seed: int = 0  # >= 0; decides the initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
-    workers: int = 0  # >= 0; processes that make batches ahead; 0 = none
+    workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
@@ -134,11 +136,11 @@ def main(cfg: Config) -> dict[str, float]:
         batch = run.next_batch().to(run.device)
         loss = 0.0
         for part in batch.split(cfg.grad_accum):
-            # the gradient passes through the frozen GPT and ends in the projector
+            # the gradient passes through the frozen GPT to the projector
             at = part.targets != IGNORE_INDEX                        # (B, T), the captions
             with run.autocast():
                 logits = step_model(part.idx, part.images, at=at)    # (M, V)
-            # weighted by its caption tokens: the sum over parts is the mean over the batch
+            # weighted by its caption tokens, so that all parts add up to the batch's mean
             part_loss = next_token_loss(logits, part.targets[at])
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()

@@ -1,14 +1,15 @@
-"""Captioning: from "does it match" to "say what is there". Three published objectives, one network.
+"""Captioning: a model learns to write what a picture shows, by one of three objectives.
 
-   lm         - mean_t log p(caption_t | picture, prompt, caption before t), smoothed
-   prefix_lm  the same behind a random cut; picture and text before the cut see each other
-              both ways, and some rows are text alone (SimVLM)
+   lm         - mean_t log p(caption_t | picture, prompt, caption before t), with label
+              smoothing
+   prefix_lm  only tokens behind a random cut are learned, without smoothing; the tokens
+              before it see each other both ways; some rows have no picture (SimVLM)
    blip       contrast + match + lm: InfoNCE, yes or no on hard negatives, writing (BLIP)
 
 Source: BLIP, arXiv:2201.12086, section 3; SimVLM, arXiv:2108.10904, section 3.
 Reads: runs/clip, runs/lm.   Writes: runs/caption.
-Expect (2 CPU cores): 3 min, held-out loss 1.7 -> .5; the matching head judges .93 of the pairs
-right (.67 if it always said no)
+Expect (2 CPU cores): 3 min, held-out loss 1.7 -> .5; the matching head classifies .93 of
+the pairs right (.67 if it always said no)
 Run: python train_caption.py [--objective prefix_lm]
 """
 
@@ -43,8 +44,8 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "train"  # which file of the data folder to learn from: train or web
-    n_texts: int = 8  # >= 0; rows of text alone per step, for prefix_lm
+    split: str = "train"  # file of the data folder to learn from: train or web
+    n_texts: int = 8  # >= 0; rows without a picture per step, for prefix_lm only
     prompt: str = "a picture of"  # text before every caption; it is read, not learned
     out: str = "runs/caption"  # run folder to write
     # model
@@ -52,24 +53,24 @@ class Config:
     lm: str = "runs/lm"  # run folder that the GPT comes from
     # optimization
     objective: str = "blip"  # lm | prefix_lm | blip; prefix_lm is SimVLM's
-    label_smoothing: float = 0.1  # of lm and blip, 0 <= x < 1; 0.1 as in BLIP's decoder
+    label_smoothing: float = 0.1  # for lm and blip, 0 <= x < 1; 0.1 as in BLIP's decoder
     steps: int = 300  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pictures per step, each with one caption
-    grad_accum: int = 1  # >= 1; micro-batches per step; blip compares pairs within one
+    grad_accum: int = 1  # >= 1; micro-batches per step; blip compares pairs of one only
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, heads, biases
-    muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: all matrices; 0 = AdamW
+    muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
     # machine
     eval_every: int = 150  # >= 1; steps between evaluations, each logged and saved
-    log_every: int = 10  # >= 1; steps between rows of training losses in metrics.csv
+    log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
     seed: int = 0  # >= 0; decides the initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile on every block: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
-    workers: int = 0  # >= 0; processes that make batches ahead; 0 = none
+    workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
@@ -86,10 +87,14 @@ class Config:
 def evaluate(
     model: Captioner, val_batches: list[Batch], skip: int, device: torch.device, blip: bool
 ) -> dict[str, float]:
-    """Mean loss per caption token of held-out batches, in nats.
+    """Compute the mean loss per caption token of held-out batches, in nats.
 
-    For blip also the share of pairs that the matching head judges right. Two thirds of the
-    pairs are hard negatives, so a head that always says no is right in two of three cases.
+    For blip, also compute the share of pairs that the matching head classifies right. Two
+    thirds of the pairs are hard negatives, so a head that always says no is right for two
+    of three pairs.
+
+    Args:
+        skip: how many tokens stand before the caption.
     """
     model.eval()
     loss, right = 0.0, 0.0
@@ -160,7 +165,7 @@ def main(cfg: Config) -> dict[str, float]:
         return collate(rows, tokenizer.pad, gpt.block_size, names, images, n_images)
 
     def text_rows(longest: int, generator: torch.Generator) -> list[Row]:
-        """Some documents, all of whose tokens are learned, cut to `longest` tokens."""
+        """Draw documents and cut them to `longest` tokens; all tokens are learned."""
         if not texts:
             return []
         picks = torch.randint(len(texts), (cfg.n_texts,), generator=generator)
@@ -196,7 +201,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- loop ---
     for step in run.steps():
-        # step 0 is measured before any update: captions and matches are guessed blindly
+        # step 0 is measured before any update: the model cannot use the picture yet
         if run.is_due(step):
             figures = evaluate(model, val_batches, skip, run.device, blip)
             run.record(figures, loss=figures["val_loss"])
@@ -207,7 +212,7 @@ def main(cfg: Config) -> dict[str, float]:
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 2))
         loss, parts_of_loss = 0.0, defaultdict(float)
         for part in batch.split(cfg.grad_accum):
-            # writing is a mean over tokens, contrast and match are means over rows
+            # the writing loss is a mean over tokens, the other two are means over rows
             share = part.n_supervised / batch.n_supervised
             row_share = len(part.idx) / len(batch.idx)
             if blip:
@@ -220,7 +225,7 @@ def main(cfg: Config) -> dict[str, float]:
                     parts_of_loss[name] += losses[name].item() * row_share
                 parts_of_loss["match"] += match.item() * row_share
             else:
-                at = part.targets != IGNORE_INDEX                    # (B, T), head runs here
+                at = part.targets != IGNORE_INDEX                    # (B, T)
                 with run.autocast():
                     prefix = model.prefix_of(part)                   # (B,) or None
                     logits = model.vlm(part.idx, part.images, at=at, prefix=prefix)

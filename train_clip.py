@@ -1,11 +1,12 @@
-"""Image-text alignment (CLIP): the vectors of a picture and its caption meet, all others part.
+"""CLIP: two towers learn to give a picture and its caption similar vectors, others not.
 
    loss = (cross_entropy(s * img_z @ txt_z.T, diagonal)
-           + cross_entropy(s * txt_z @ img_z.T, diagonal)) / 2
+           + cross_entropy(s * txt_z @ img_z.T, diagonal)) / 2,    s: learned multiplier
 
 Source: CLIP, Radford et al. 2021, arXiv:2103.00020, figure 3.
 Reads: a prepared data folder.   Writes: runs/clip.
-Expect (2 CPU cores): 2 min; of 1,000 held-out pairs loss ln 1000 = 6.9 -> 1.2, recall@1 0 -> .68
+Expect (2 CPU cores): 2 min; on 1,000 held-out pairs, loss ln 1000 = 6.9 -> 1.2,
+recall@1 0 -> .68
 Run: python train_clip.py [--batch_size 256]
 """
 
@@ -41,8 +42,8 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "train"  # which file of the data folder to learn from: train or web
-    shift: int = 0  # >= 0; augmentation: move each picture by up to so many pixels
+    split: str = "train"  # file of the data folder to learn from: train or web
+    shift: int = 0  # >= 0; augmentation: largest random shift of a picture in pixels
     mirror: bool = False  # augmentation: mirror each picture with probability 1/2
     out: str = "runs/clip"  # run folder to write
     # model
@@ -52,27 +53,29 @@ class Config:
     block_size: int = 64  # >= 2; longest caption in tokens
     # optimization
     steps: int = 350  # >= 0; optimizer steps
-    batch_size: int = 192  # >= 1; pairs per step; all others are a pair's negatives
-    grad_accum: int = 1  # >= 1; micro-batches per step: less memory, more time
+    batch_size: int = 192  # >= 1; pairs per step; for each pair, all others are negatives
+    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, more time
     lr: float = 1e-3  # >= 0; peak learning rate of AdamW: embeddings, heads, norms, biases
-    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices of blocks; 0 = AdamW
+    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: blocks' matrices; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
     # machine
     eval_every: int = 175  # >= 1; steps between evaluations, each logged and saved
-    log_every: int = 10  # >= 1; steps between rows of training losses in metrics.csv
+    log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
     seed: int = 0  # >= 0; decides the initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
-    workers: int = 0  # >= 0; processes that make batches ahead; 0 = none
+    workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
         if self.n_embd % 32:
-            raise ValueError(f"n_embd {self.n_embd} is not a multiple of 32, the width of a head")
+            raise ValueError(
+                f"n_embd {self.n_embd} is not a multiple of 32, the width of a head"
+            )
         if self.n_layer < 2:
             raise ValueError(
                 f"n_layer {self.n_layer} is below 2: a VLM reads the last block but one"
@@ -84,7 +87,11 @@ class Config:
 
 @torch.no_grad()
 def evaluate(model: CLIP, batch: Batch, device: torch.device) -> dict[str, float]:
-    """Loss on one held-out batch, and recall@1 of its captions among themselves."""
+    """Compute the loss of one held-out batch, and its recall@1.
+
+    recall@1 is the share of pictures that are more similar to their own caption than to all
+    others. Captions with equal texts count as the picture's own.
+    """
     batch = batch.to(device)
     model.eval()
     img_z, txt_z, scale = model(batch.images, batch.idx, batch.lengths)
@@ -104,18 +111,19 @@ def contrastive_backward(
     parts: list[Batch],
     autocast: Callable[[], ContextManager] = nullcontext,
 ) -> float:
-    """Gradients of InfoNCE over all parts together, holding one part's graph at a time.
+    """Compute the gradients of InfoNCE over all parts together, one part's graph at a time.
 
-    Plain accumulation would compare a pair with the pairs of its own part only. Here all features
-    are computed first, without graphs. The loss over all of them gives the features' gradients.
-    Then each part is computed again, with its graph, and those gradients flow back through it. The
-    result equals that of one large batch.
+    Plain accumulation would compare a pair only with the pairs of its own part. Here the
+    vectors of all parts are computed first, without graphs. The loss over all of them gives
+    the gradients of the vectors. Then each part is computed again, with its graph, and the
+    gradients of its vectors flow back through it. The result is that of one large batch,
+    because the towers have no dropout: both passes give the same vectors.
 
     Args:
         model: maps (images, idx, lengths) to (img_z, txt_z, logit_scale).
-        parts: micro-batches; one alone is the plain case.
-        autocast: makes the context in which the model runs. The loss is computed outside of it,
-            in full precision: a similarity of 100 rounded to bfloat16 is off by a quarter.
+        parts: micro-batches. A single one needs no second pass.
+        autocast: makes the context in which the model computes. The loss is computed
+            outside of it, in float32: near 100, bfloat16 rounds to steps of 0.5.
 
     Returns:
         the loss in nats.
@@ -140,7 +148,7 @@ def contrastive_backward(
     sizes = [len(z) for z, _, _ in stored]
     img_grads, txt_grads = img_z.grad.split(sizes), txt_z.grad.split(sizes)
     for part, img_grad, txt_grad in zip(parts, img_grads, txt_grads):
-        # the parts' shares of the temperature's gradient add up to the whole
+        # the parts' shares of the multiplier's gradient add up to the whole gradient
         scale_grad = scale.grad * len(part.idx) / sum(sizes)
         torch.autograd.backward(list(features(part)), [img_grad, txt_grad, scale_grad])
     return loss.item()

@@ -3,14 +3,15 @@
    h = log (policy / reference)(chosen) - log (policy / reference)(rejected)
    loss = - log sigmoid(beta h)        and its family: cDPO, robust, hinge, IPO
 
-The log-probability of an answer is a mean over its tokens, in which tokens that differ
-between the two answers weigh more (RLHF-V's dense DPO). --no-average --changed 1 takes sums, as
-first published.
+Here an answer's log-probability is a weighted mean over its tokens. Tokens that only one of
+the two answers has weigh more (RLHF-V's dense DPO). With --no-average --changed 1 it is the
+sum over the tokens, as DPO was first published.
 
-Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; dense: RLHF-V, arXiv:2312.00849, section 3.2;
-with pictures: Silkie, arXiv:2312.10665, section 4.
+Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; dense DPO: RLHF-V, arXiv:2312.00849,
+section 3.2; DPO with pictures: Silkie, arXiv:2312.10665, section 4.
 Reads: runs/sft, preferences_pairs.jsonl (data/preferences.py).   Writes: runs/dpo.
-Expect (2 CPU cores): 1.3 min, loss .69 -> .67, true score 4.72 -> 4.78, invented objects halved
+Expect (2 CPU cores): 1.3 min, loss .69 -> .67, true score 4.72 -> 4.78, invented objects
+halved
 Run: python train_dpo.py [--kind ipo]
 """
 
@@ -49,50 +50,50 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "preferences_pairs"  # which file of it holds the pairs to learn from
-    val_split: str = "preferences_val_pairs"  # which file holds the pairs to measure with
-    per_question: int = 1  # >= 0; pairs of each question at most, drawn at random; 0 = all
-    prompts: str = "prompts_val"  # which file holds questions to answer; empty = none
-    records: str = "train"  # which file says what the pictures of those questions show
+    split: str = "preferences_pairs"  # file of the data folder with pairs to learn from
+    val_split: str = "preferences_val_pairs"  # file with pairs to measure with
+    per_question: int = 1  # >= 0; most pairs of one question, drawn at random; 0 = all
+    prompts: str = "prompts_val"  # file with questions to sample answers to; empty = none
+    records: str = "train"  # file with the records of those questions' pictures
     out: str = "runs/dpo"  # run folder to write
     # model
     init: str = "runs/sft"  # run folder of policy and reference: sft, dpo or ppo
-    ref_logps: str = ""  # file of the reference's log-probabilities; empty = in `out`
-    freeze_vit: bool = True  # leave the ViT as it is
-    lora: int = 0  # >= 0; rank of LoRA adapters, which alone learn then; 0 = none
+    ref_logps: str = ""  # file to keep the reference's log-probabilities; empty = in `out`
+    freeze_vit: bool = True  # do not train the ViT
+    lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
     # algorithm
     kind: str = "sigmoid"  # sigmoid | robust | hinge | ipo; sigmoid is DPO's
-    beta: float = 5.0  # > 0; larger stays closer to the reference (Silkie: .1)
-    label_smoothing: float = 0.0  # assumed share of wrong labels, of sigmoid and robust
-    average: bool = True  # mean over an answer's tokens (RLHF-V) instead of the sum
+    beta: float = 5.0  # > 0; larger keeps the policy closer to the reference (Silkie: .1)
+    label_smoothing: float = 0.0  # share of wrong labels, below .5; for sigmoid and robust
+    average: bool = True  # take the mean over an answer's tokens (RLHF-V), not the sum
     changed: float = 5.0  # >= 0.01; weight of tokens that only one answer has (RLHF-V: 5)
     sft_coef: float = 0.0  # >= 0; weight of the next-token loss of chosen answers (RPO)
     # optimization
     steps: int = 200  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pairs per step
-    grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
+    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, same result
     lr: float = 1e-4  # >= 0; peak learning rate of AdamW
-    muon_lr: float = 0.0  # >= 0; peak learning rate of Muon: all matrices; 0 = AdamW
+    muon_lr: float = 0.0  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.0  # >= 0; on matrices and embeddings
     warmup: int = 10  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
     # machine
     n_val_pairs: int = 640  # >= 0; pairs to measure with, drawn at random; 0 = all
     n_val: int = 300  # >= 1; questions to sample answers to
     max_new_tokens: int = 96  # >= 1; longest sampled answer in tokens
     eval_every: int = 50  # >= 1; steps between evaluations, each logged and saved
-    log_every: int = 5  # >= 1; steps between rows of training losses in metrics.csv
+    log_every: int = 5  # >= 1; steps between lines of training losses in metrics.csv
     seed: int = 0  # >= 0; decides the order of the data and the draws
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
-    workers: int = 0  # >= 0; processes that make batches ahead; 0 = none
+    workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
         z = torch.zeros(1)
-        # raises a ValueError for a beta or label_smoothing that the loss refuses
+        # the loss raises a ValueError if beta or label_smoothing does not fit
         dpo_loss(z, z, z, z, self.beta, self.kind, self.label_smoothing)
 
 
@@ -104,7 +105,11 @@ Part = tuple[PairBatch, Tensor]  # b pairs, and their places (b,) in the list of
 def score_pairs(
     model: VLM, batch: PairBatch, ref_logp: Tensor, cfg: Config
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss () of B pairs, and its figures, means over the pairs. ref_logp: (B, 2)."""
+    """Compute the mean loss of B pairs, (), and figures for the log, means over the pairs.
+
+    Args:
+        ref_logp: (B, 2), the reference's log-probabilities of chosen and rejected answers.
+    """
     # (B,), (B,), (B, T)
     chosen, rejected, logp = pair_logprobs(model, batch, cfg.average)
     ref_chosen, ref_rejected = ref_logp.unbind(1)
@@ -116,7 +121,7 @@ def score_pairs(
         is_answer = batch.rows.targets != IGNORE_INDEX               # (B, T)
         is_chosen = is_answer & (batch.rows.segments == 1)           # (B, T)
         loss = loss - cfg.sft_coef * sequence_logprobs(logp, is_chosen, average=True).mean()
-    # the rewards that the policy implies, up to a term that depends on the prompt alone
+    # the policy's implicit rewards, up to a term that depends on the prompt alone
     chosen_reward = cfg.beta * (chosen - ref_chosen)
     rejected_reward = cfg.beta * (rejected - ref_rejected)
     is_right = (chosen_reward > rejected_reward) + (chosen_reward == rejected_reward) / 2
@@ -136,7 +141,11 @@ def score_pairs(
 def evaluate(
     model: VLM, val_parts: list[Part], ref_logp: Tensor, cfg: Config, run: Run
 ) -> dict[str, float]:
-    """The figures of held-out pairs, means over all of them; ref_logp: (n, 2)."""
+    """Compute the figures of all n held-out pairs, means over the pairs.
+
+    Args:
+        ref_logp: (n, 2), the reference's log-probabilities of chosen and rejected answers.
+    """
     sums: dict[str, float] = {}
     for batch, places in val_parts:
         with run.autocast():
@@ -155,7 +164,7 @@ def main(cfg: Config) -> dict[str, float]:
     before = checkpoint.load(cfg.init, ("sft", "dpo", "ppo"))
     tokenizer = Tokenizer.from_text(before["tokenizer"])
     model = vlm_from(before)
-    # a prefix-LM captioner reads its prompt both ways; a chatbot reads causally
+    # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)
     if cfg.lora:  # the reference is the same model with its adapters off
@@ -163,7 +172,7 @@ def main(cfg: Config) -> dict[str, float]:
         ref = model
     else:
         ref = copy.deepcopy(model).requires_grad_(False)
-    # evaluation mode: dropout would make an answer's log-probability a matter of luck
+    # evaluation mode: with dropout, an answer's log-probability would be random
     model = model.to(run.device).eval()
     ref = ref.to(run.device).eval()
     step_model = torch.compile(model) if cfg.compile else model
@@ -192,7 +201,7 @@ def main(cfg: Config) -> dict[str, float]:
         questions = random.Random(cfg.seed).sample(questions, n_val)
 
     def sample_answers() -> dict[str, float]:
-        """Answer the held-out questions; draw a sheet of samples; return figures."""
+        """Answer the held-out questions, save a sheet of samples, return figures."""
         batch = prompts.batch(questions, cfg.seed)
         with run.autocast():
             rollout = roll_out(
@@ -228,7 +237,7 @@ def main(cfg: Config) -> dict[str, float]:
             figures = evaluate(model, val_parts, val_ref_logp, cfg, run)
             if questions:
                 figures |= sample_answers()
-            # a lower loss does not mean better answers: the latest model is the best
+            # a lower loss does not mean better answers, so the latest model counts as best
             run.record(figures, loss=figures["val_loss"], last_is_best=True)
         if step == cfg.steps:
             break

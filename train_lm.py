@@ -31,36 +31,38 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "text"  # which file of the data folder to learn from
+    split: str = "text"  # file of the data folder to learn from
     tokenizer: str = ""  # tokenizer file; empty = the data folder's own
     out: str = "runs/lm"  # run folder to write
     # model
     n_layer: int = 4  # >= 1; number of blocks
     n_embd: int = 128  # >= 32; width, a multiple of 32
-    block_size: int = 256  # >= 2; longest text in tokens, later with image tokens in it
+    block_size: int = 256  # >= 2; longest text in tokens; in a VLM, image tokens count too
     # optimization
     steps: int = 240  # >= 0; optimizer steps
     batch_size: int = 12  # >= 1; windows of text per step
-    grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
+    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, same result
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
-    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices of blocks; 0 = AdamW
+    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: blocks' matrices; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 30  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
     # machine
     eval_every: int = 120  # >= 1; steps between evaluations, each logged and saved
-    log_every: int = 10  # >= 1; steps between rows of training losses in metrics.csv
+    log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
     seed: int = 0  # >= 0; decides the initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
-    workers: int = 0  # >= 0; processes that make batches ahead; 0 = none
+    workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
         if self.n_embd % 32:
-            raise ValueError(f"n_embd {self.n_embd} is not a multiple of 32, the width of a head")
+            raise ValueError(
+                f"n_embd {self.n_embd} is not a multiple of 32, the width of a head"
+            )
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -73,6 +75,7 @@ def main(cfg: Config) -> dict[str, float]:
     stream: list[int] = []
     for record in load_records(cfg.data, cfg.split, need=("text",)):
         stream += [tokenizer.endoftext, *tokenizer.encode(record["text"])]
+    # the last 2 % of the text are for evaluation only, but at least one window
     n_val = max(len(stream) // 50, cfg.block_size + 1)
     train, val = stream[:-n_val], stream[-n_val:]
     if len(train) <= cfg.block_size:
@@ -113,7 +116,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- loop ---
     for step in run.steps():
-        # step 0 is measured before any update: there the loss is ln V
+        # step 0 is measured before any update: the loss is near ln V
         if run.is_due(step):
             val_loss = held_out_loss(model, val_batches, run.device)
             run.record({"val_loss": val_loss}, loss=val_loss)
@@ -123,10 +126,10 @@ def main(cfg: Config) -> dict[str, float]:
         batch = run.next_batch().to(run.device)
         loss = 0.0
         for part in batch.split(cfg.grad_accum):
-            at = part.targets != IGNORE_INDEX                        # (B, T), head runs here
+            at = part.targets != IGNORE_INDEX                        # (B, T)
             with run.autocast():
                 logits = step_model(part.idx, at=at)                 # (M, V)
-            # every token of a text is a target: each predicts the next
+            # every token of a window is a target, except the first
             part_loss = next_token_loss(logits, part.targets[at])
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()

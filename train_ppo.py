@@ -1,12 +1,12 @@
-"""PPO with a KL penalty: the chatbot's own answers, scored, teach it which of them to give.
+"""PPO with a KL penalty: the policy learns from the reward model's scores of its answers.
 
-   maximize  score(answer) - kl_coef * KL(policy || reference),   by clipped steps:
+   maximize  score(answer) - kl_coef * KL(policy || reference)   by clipped steps:
    loss = - mean_t min(ratio_t advs_t, clip(ratio_t, 1 - clip_eps, 1 + clip_eps) advs_t)
 
 Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; on language: Ziegler et al. 2019,
 arXiv:1909.08593; with pictures: LLaVA-RLHF, arXiv:2309.14525.
 Reads: runs/sft, runs/reward, prompts.jsonl.   Writes: runs/ppo, samples_*.png in it.
-Expect (2 CPU cores): 3 min, true score 4.72 -> 4.79 (seed 0), invented objects fall to 40 %
+Expect (2 CPU cores): 3 min, true score 4.72 -> 4.79 (seed 0), 60 % fewer invented objects
 Run: python train_ppo.py [--kl_coef 0]
 """
 
@@ -47,41 +47,41 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "prompts"  # which file of the data folder holds the questions
-    val_split: str = "prompts_val"  # which file holds the questions to measure with
-    records: str = "train"  # which file says what the pictures show, and holds captions
+    split: str = "prompts"  # file of the data folder with questions to learn from
+    val_split: str = "prompts_val"  # file with questions to measure with
+    records: str = "train"  # file with the records of those questions' pictures
     out: str = "runs/ppo"  # run folder to write
     # model
     init: str = "runs/sft"  # run folder of policy and reference: sft, or caption
     reward: str = "runs/reward"  # run folder of the reward model
-    lora: int = 0  # >= 0; rank of LoRA adapters, which alone learn then; 0 = none
+    lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, the policy learns only them
     # rollout
     batch_size: int = 256  # >= 1; answers per rollout
-    temperature: float = 1.0  # > 0; of drawing answers, and of all log-probabilities
+    temperature: float = 1.0  # > 0; for drawing answers and for all log-probabilities
     max_new_tokens: int = 96  # >= 1; longest answer in tokens
     # rewards
-    kl_coef: float = 0.3  # >= 0; price of a nat of KL (LLaVA-RLHF: .1, TRL: .05)
-    kl: str = "k1"  # k1 | k2 | k3; estimate of the KL per token
-    kl_target: float = 0.0  # >= 0; nats per answer that kl_coef aims at; 0 = fixed
-    end_penalty: float = 1.0  # >= 0; taken off the score of an answer without an end
-    length_penalty: float = 0.0  # >= 0; taken off the score for each token
+    kl_coef: float = 0.3  # >= 0; reward lost for each nat of KL (LLaVA-RLHF: .1, TRL: .05)
+    kl: str = "k1"  # k1 | k2 | k3; how the KL of a token is estimated
+    kl_target: float = 0.0  # >= 0; KL per answer, in nats, to adapt kl_coef to; 0 = fixed
+    end_penalty: float = 1.0  # >= 0; subtracted from the score of an answer without an end
+    length_penalty: float = 0.0  # >= 0; subtracted from the score for each token
     gamma: float = 1.0  # 0 .. 1; discount per token; 1 = none
-    lam: float = 0.95  # 0 .. 1; GAE: lower has more bias and less variance
-    whiten_rewards: bool = False  # scale the rewards to variance 1 first
+    lam: float = 0.95  # 0 .. 1; lambda of GAE: lower has more bias and less variance
+    whiten_rewards: bool = False  # scale the rewards to variance 1 before GAE
     # optimization
     steps: int = 70  # >= 0; rollouts, each followed by its updates
     epochs: int = 1  # >= 1; passes over a rollout (Ouyang et al. 2022: 1, TRL: 4)
     minibatches: int = 2  # >= 1; parts of a rollout, with an optimizer step each
-    grad_accum: int = 4  # >= 1; micro-batches per minibatch, by length
+    grad_accum: int = 4  # >= 1; micro-batches per minibatch, each of similar lengths
     clip_eps: float = 0.2  # >= 0; how far a ratio may move from 1 (PPO, section 6.1)
     value_clip: float = 0.2  # >= 0; how far a value may move per rollout (as in ppo2)
-    max_kl: float = 0.1  # >= 0; nats per token that end a rollout's updates; 0 = off
+    max_kl: float = 0.1  # >= 0; KL per token, in nats, to end a rollout's updates; 0 = off
     lr: float = 2e-4  # >= 0; peak learning rate of the policy's AdamW
     muon_lr: float = 0.0  # >= 0; peak learning rate of the policy's Muon; 0 = AdamW
-    value_lr: float = 2e-3  # >= 0; peak learning rate of the value model's Muon
+    value_lr: float = 2e-3  # >= 0; peak rate of the value model's Muon; AdamW has a quarter
     weight_decay: float = 0.0  # >= 0; on matrices and embeddings
     warmup: int = 5  # >= 0; rollouts until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
     # machine
     n_val: int = 300  # >= 1; held-out questions to measure with
     eval_every: int = 20  # >= 1; rollouts between evaluations, each logged and saved
@@ -102,22 +102,23 @@ def update(
     policy: torch.nn.Module, learner: Learner, optimizer: Together, rollout: Rollout,
     advs: Tensor, returns: Tensor, scale: float, seed: int, cfg: Config, run: Run,
 ) -> dict[str, float]:
-    """Clipped steps on the answers of one rollout, until the policy has moved far enough.
+    """Take clipped steps on the answers of one rollout; stop if the policy has moved far.
 
-    for each epoch, for each minibatch of answers:
-        ratio_t = policy(token_t) / policy that drew it(token_t)
-        step down  - mean_t min(ratio_t advs_t, clip(ratio_t) advs_t)
-                   + mean_t (values_t - returns_t)^2 / 2
-        stop once KL(policy that drew || policy) > max_kl
+        for each epoch, for each minibatch of answers:
+            ratio_t = p(token_t) by the policy now / p(token_t) by the policy that drew it
+            stop if KL(policy that drew || policy now) > max_kl
+            step down  - mean_t min(ratio_t advs_t, clip(ratio_t) advs_t)
+                       + mean_t (values_t - returns_t)^2 / 2, clipped too
 
     Args:
-        policy: learner's policy, possibly compiled.
+        policy: the learner's policy, possibly compiled.
         advs, returns: (B, T).
         scale: share of the peak learning rates.
-        seed: of the order of the answers.
+        seed: decides the order of the answers.
 
     Returns:
-        means over the minibatches; docs/ppo.md says what each figure means.
+        means over the minibatches; first_ratio_off is of the first minibatch, grad of the
+        last step, and updates counts the steps. docs/ppo.md explains each figure.
     """
     figures: list[dict[str, float]] = []  # of each minibatch
     grad, n_updates = 0.0, 0
@@ -152,6 +153,7 @@ def update(
             ratio_off = float(((logp - part.logp).exp() - 1).abs().max())
             total["ratio_off"] = max(total["ratio_off"], ratio_off)
         figures.append(total)
+        # NaN and inf do not end the updates here: run.check below must see them
         if cfg.max_kl and cfg.max_kl < total["new_kl"] < math.inf:
             learner.zero_grad()
             break
@@ -178,7 +180,7 @@ def main(cfg: Config) -> dict[str, float]:
     if scorer["configs"]["tokenizer"] != tokenizer.identity:
         raise ValueError(f"{cfg.reward} and {cfg.init} have different tokenizers")
     policy = vlm_from(before)
-    # a prefix-LM captioner reads its prompt both ways; a chatbot reads causally
+    # a captioner may be a prefix-LM; a chatbot is always causal
     config = policy.config = replace(policy.config, prefix_lm=False)
     if cfg.lora:  # the reference is the same model with its adapters off
         add_lora(policy, LAYERS, cfg.lora, frozen=policy.vit)
@@ -210,7 +212,7 @@ def main(cfg: Config) -> dict[str, float]:
         return prompts.batch([questions[i] for i in rows], hash_seed(cfg.seed, step, 1))
 
     def answer(batch: PromptBatch) -> tuple[Rollout, dict[str, float]]:
-        """The policy's answers, and figures of them, the true score among them."""
+        """Draw the policy's answers; return them with figures, such as the true score."""
         with run.autocast():
             rollout = roll_out(policy, ref, reward_model, value_model, batch, tokenizer,
                                cfg.max_new_tokens, cfg.temperature)
@@ -226,7 +228,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- resume ---
     run.hold("ppo", learner, optimizer, tokenizer, config,
              init=checkpoint.fingerprint(before), reward=checkpoint.fingerprint(scorer))
-    # a rollout that fails must not cost the run that `out` holds
+    # try a rollout first: run.begin deletes the older run in `out`
     answer(make_batch(run.start))
     run.begin(make_batch)
 
@@ -248,7 +250,7 @@ def main(cfg: Config) -> dict[str, float]:
         rollout, figures = answer(run.next_batch())
         rollout_ms = 1000 * (time.time() - run.began)
 
-        # 2. advantages: what each token was worth, beyond what the value model foresaw
+        # 2. advantages: how much more each token brought than the value model predicted
         mask = rollout.mask                                              # (B, T)
         kl = kl_estimate(rollout.logp, rollout.ref_logp, cfg.kl)         # (B, T)
         worth = rollout.worth(cfg.end_penalty, cfg.length_penalty)       # (B,)
@@ -262,11 +264,11 @@ def main(cfg: Config) -> dict[str, float]:
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         order = hash_seed(cfg.seed, step, 2)
         figures |= update(
-            step_model, learner, optimizer, rollout, whiten(advs, mask), returns, scale, order,
-            cfg, run,
+            step_model, learner, optimizer, rollout, whiten(advs, mask), returns, scale,
+            order, cfg, run,
         )
 
-        # 4. log, and adapt the price of KL
+        # 4. log, and adapt the KL coefficient
         figures["explained_variance"] = explained_variance(rollout.values, returns, mask)
         figures["kl_coef"] = learner.kl_coef
         run.add(rollout.names(), **figures, lr=cfg.lr * scale, rollout_ms=rollout_ms)

@@ -1,9 +1,12 @@
 """Reward model: a copy of the SFT model learns which of several answers people prefer.
 
-   loss = mean over prompts, mean over their pairs (i ranked before j):
-          - log sigmoid(score_i - score_j - margin)   + center * (mean score of the prompt)^2
+   loss of a prompt = mean over pairs, i ranked before j, of
+                          - log sigmoid(score_i - score_j - margin_ij)
+                      + CENTER * (mean score of its answers)^2
 
-Source: InstructGPT, arXiv:2203.02155, eq. 1; true captions in its input (--facts):
+The loss is the mean over prompts.
+
+Source: InstructGPT, arXiv:2203.02155, eq. 1; true captions in the input (--facts):
 factually augmented RLHF of LLaVA-RLHF, arXiv:2309.14525, section 3.2.
 Reads: runs/sft, preferences.jsonl (data/preferences.py).   Writes: runs/reward.
 Expect (2 CPU cores): 1.8 min, pair accuracy .49 -> .71 (people's noise allows .8)
@@ -31,8 +34,9 @@ from minivlm.running.options import cli
 from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
 
-# weight of a prompt's squared mean score, which pairs leave free, so that it would drift. The
-# idea is Eisenstein et al.'s, 2023, arXiv:2312.09244, eq. 2; 0.01 is what TRL recommends
+# weight of a prompt's squared mean score. Pairs only compare scores, so without this term
+# the mean could drift. The idea is from Eisenstein et al. 2023, arXiv:2312.09244, eq. 2;
+# TRL recommends 0.01
 CENTER = 0.01
 
 # --- config ---
@@ -44,38 +48,38 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "preferences"  # which file of it holds the rankings to learn from
-    val_split: str = "preferences_val"  # which file holds the rankings to measure with
+    split: str = "preferences"  # file of the data folder with rankings to learn from
+    val_split: str = "preferences_val"  # file with rankings to measure with
     facts: bool = False  # let the reward model read true captions of the picture
     out: str = "runs/reward"  # run folder to write
     # model
     init: str = "runs/sft"  # run folder that the VLM comes from: sft
-    vit_rate: float = 0.0  # >= 0; learning rates of the ViT as a share of the others; 0 = none
-    lora: int = 0  # >= 0; rank of LoRA adapters, which learn beside the head; 0 = none
+    vit_rate: float = 0.0  # >= 0; the ViT's share of the other learning rates; 0 = frozen
+    lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, only they and the head learn
     # optimization
-    margin: float = 0.0  # >= 0; log-odds demanded for each point that two ratings differ by
+    margin: float = 0.0  # >= 0; margin of a pair, in log-odds per point between its ratings
     steps: int = 900  # >= 0; optimizer steps
     batch_size: int = 16  # >= 1; prompts per step, each with all its answers
-    grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
+    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, same result
     lr: float = 5e-4  # >= 0; peak learning rate of AdamW: embeddings, norms, head, biases
-    muon_lr: float = 0.003  # >= 0; peak learning rate of Muon: all matrices; 0 = AdamW
+    muon_lr: float = 0.003  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 20  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
     # machine
     eval_every: int = 300  # >= 1; steps between evaluations, each logged and saved
-    log_every: int = 10  # >= 1; steps between rows of training losses in metrics.csv
+    log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
     seed: int = 0  # >= 0; decides the head's initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
-    workers: int = 0  # >= 0; processes that make batches ahead; 0 = none
+    workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
         if self.lora and self.vit_rate:
-            raise ValueError("expected vit_rate 0 with lora, which trains adapters alone")
+            raise ValueError("vit_rate must be 0 with lora, which trains adapters only")
 
 
 # --- evaluate ---
@@ -85,11 +89,12 @@ Part = tuple[Batch, Tensor, Tensor]
 
 
 def score(model: RewardModel, batch: Batch, ranks: Tensor) -> Tensor:
-    """Raw scores of B prompts with up to K answers each, (B, K); 0 where a rank is 0.
+    """Compute the raw scores of B prompts with up to K answers each, (B, K).
 
-    Picture and prompt are read once for all answers.
+    Picture and prompt are read once for all answers. Where an answer is missing, the rank
+    is 0, and so is the score.
     """
-    # (M,), M answers in all
+    # (M,) for M answers in all
     raw = model.raw(batch.idx, batch.lengths, batch.images, segments=batch.segments)
     scores = torch.zeros(ranks.shape, device=raw.device)             # (B, K)
     return scores.masked_scatter(ranks > 0, raw)
@@ -99,9 +104,10 @@ def score(model: RewardModel, batch: Batch, ranks: Tensor) -> Tensor:
 def evaluate(
     model: RewardModel, val_parts: list[Part], rankings: list[dict], device: torch.device
 ) -> dict[str, float]:
-    """Loss, and agreement with held-out rankings, by rating gap where they have ratings.
+    """Compute loss and agreement on held-out rankings, see `agreement`.
 
-    Afterwards the model's scores have mean 0 and standard deviation 1 on these answers.
+    This also normalizes the model: afterwards its scores of these answers have mean 0 and
+    standard deviation 1.
     """
     model.eval()
     loss = 0.0
@@ -142,7 +148,7 @@ def main(cfg: Config) -> dict[str, float]:
             f"--facts needs captions in every record of {cfg.split} and {cfg.val_split}"
         )
 
-    for r in every:  # an answer that is too long must not come up in the middle of the run
+    for r in every:  # find an answer that is too long now, not in the middle of the run
         facts = r["captions"] if cfg.facts else []
         room = block_size - len(prompt_of(r["question"], tokenizer, N, facts))
         if max(len(tokenizer.encode(a)) for a in r["responses"]) >= room:
@@ -150,14 +156,14 @@ def main(cfg: Config) -> dict[str, float]:
                              f"{block_size} tokens; shorten it")
 
     def packed(r: dict, generator: torch.Generator):
-        """A row with all answers of a ranking, and the segment of each token."""
+        """Make a row with all answers of a ranking, and the segment of each token."""
         captions = r.get("captions", [])
         order = torch.randperm(len(captions), generator=generator).tolist()
         facts = [captions[i] for i in order] if cfg.facts else []
         prompt = prompt_of(r["question"], tokenizer, N, facts)
         answers = [tokenizer.encode(a.strip()) + [tokenizer.end] for a in r["responses"]]
         row, segments = pack(prompt, answers)
-        # an answer is scored at its last token, so the last answer's must be an input too
+        # an answer is scored at its last token, so that of the last answer must be an input
         return append_unread(row, tokenizer.end), segments + segments[-1:]
 
     def collect(chosen: list[dict], generator: torch.Generator) -> Part:
@@ -175,6 +181,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch = collate(rows, tokenizer.pad, block_size, names, images, n_images, segments)
         return batch, ranks, ratings
 
+    # in characters, which is good enough to put prompts of similar length into a batch
     lengths = torch.tensor([sum(map(len, r["responses"])) for r in rankings])
 
     def make_parts(step: int) -> list[Part]:
@@ -189,7 +196,8 @@ def main(cfg: Config) -> dict[str, float]:
         val_parts.append(collect(val_rankings[i:i + 16], generator))
 
     # --- optimizer ---
-    # the ViT may lack features that judging needs, so it can be trained too, more slowly
+    # the ViT may lack features that scoring needs, so it can learn too, at lower rates. The
+    # first Optimizer must be made while the ViT is frozen: it takes what can learn then
     vit = model.vlm.vit.requires_grad_(False)
     optimizers = [Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)]
     if cfg.vit_rate:
@@ -219,7 +227,8 @@ def main(cfg: Config) -> dict[str, float]:
             margin = cfg.margin * gaps.clamp(min=0).to(run.device)
             with run.autocast():
                 scores = step_score(model, batch, ranks)             # (B, K)
-            mean = scores.sum(1) / (ranks > 0).sum(1)                # (B,), missing answers score 0
+            # missing answers have score 0, so they do not change the sum
+            mean = scores.sum(1) / (ranks > 0).sum(1)                # (B,)
             part_loss = ranking_loss(scores, ranks, margin) + CENTER * mean.square().mean()
             # each prompt weighs the same, however many pairs it has
             part_loss = part_loss * len(ranks) / cfg.batch_size

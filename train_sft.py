@@ -37,32 +37,32 @@ class Config:
 
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
-    split: str = "train"  # which file of the data folder to learn from
-    val_split: str = "val"  # which file of the data folder to measure the loss on
+    split: str = "train"  # file of the data folder to learn from
+    val_split: str = "val"  # file of the data folder to measure the loss on
     noise: float = 0.0  # 0 .. 1; share of the questions' tokens replaced at random
     out: str = "runs/sft"  # run folder to write
     # model
     init: str = "runs/align"  # run folder that the VLM comes from: align, caption or sft
-    freeze_vit: bool = True  # leave the ViT as it is, as LLaVA does
-    lora: int = 0  # >= 0; rank of LoRA adapters, which alone learn then; 0 = none
+    freeze_vit: bool = True  # do not train the ViT, as in LLaVA
+    lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
     # optimization
     steps: int = 1100  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; conversations per step
-    grad_accum: int = 1  # >= 1; micro-batches per step: the same result with less memory
+    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, same result
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
-    muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: all matrices; 0 = AdamW
+    muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; largest norm of the gradient
+    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
     # machine
     eval_every: int = 275  # >= 1; steps between evaluations, each logged and saved
-    log_every: int = 10  # >= 1; steps between rows of training losses in metrics.csv
+    log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
     seed: int = 0  # >= 0; decides the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
-    workers: int = 0  # >= 0; processes that make batches ahead; 0 = none
+    workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
 
 
@@ -75,7 +75,7 @@ def main(cfg: Config) -> dict[str, float]:
     before = checkpoint.load(cfg.init, ("align", "caption", "sft"))
     tokenizer = Tokenizer.from_text(before["tokenizer"])
     model = vlm_from(before)
-    # a prefix-LM captioner reads its prompt both ways; a chatbot reads causally
+    # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)
     if cfg.lora:
@@ -119,7 +119,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- loop ---
     for step in run.steps():
-        # step 0 is measured before any update: nobody has asked the model to answer yet
+        # step 0 is measured before any update: the model has learned from no dialogue
         if run.is_due(step):
             val_loss = held_out_loss(model, val_batches, run.device)
             run.record({"val_loss": val_loss}, loss=val_loss)
@@ -134,7 +134,7 @@ def main(cfg: Config) -> dict[str, float]:
             with run.autocast():
                 logits = step_model(part.idx, part.images, at=at)    # (M, V)
             part_loss = next_token_loss(logits, part.targets[at])
-            # weighted by its answer tokens: the sum over parts is the mean over the batch
+            # weighted by its answer tokens, so that all parts add up to the batch's mean
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()
             loss += part_loss.item()

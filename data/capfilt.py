@@ -4,18 +4,18 @@
     python train_caption.py --split capfilt
 
 One checkpoint of `train_caption.py --objective blip` is both. Its GPT writes captions by
-nucleus sampling. Its matching head judges web captions and generated ones alike; a caption
-is kept if the head finds it likelier to fit than not. A picture without any kept caption is
-left out. If the data say which captions are noise, the precision and recall of the filter
-are printed.
+nucleus sampling. Its matching head gives every caption, from the web or written by the GPT,
+a probability that it fits its picture; a caption is kept if it is likelier to fit than not.
+A picture without any kept caption is left out. If the data say which captions are noise,
+the precision and recall of the filter are printed.
 
-In training one pair in three fits the head's picture. Where more pairs fit, the head doubts
-too much. The share of fitting pairs is estimated from the head's own judgments, and the
-judgments are corrected for it (`correct_prior`).
+In training, one caption in three fits. Where more captions fit, the head's probabilities
+are too low. So the share of fitting captions is estimated from the head's own
+probabilities, which are then corrected for it (`correct_prior`).
 
 Source: BLIP, arXiv:2201.12086, section 3.3; top_p 0.9 and a repetition penalty of 1.1 as in
-salesforce/BLIP, models/blip.py; the threshold of 0.5 is the author's, salesforce/BLIP issue
-46. The correction is not in BLIP: Saerens et al. 2002, Adjusting the outputs of a
+salesforce/BLIP, models/blip.py; the author names the threshold of 0.5 in salesforce/BLIP
+issue 46. The correction is not in BLIP: Saerens et al. 2002, Adjusting the outputs of a
 classifier to new a priori probabilities, Neural Computation 14(1), eqs. 4 and 9.
 """
 
@@ -51,9 +51,9 @@ class Config:
     out: str = ""  # file to write; empty = capfilt.jsonl in the data folder
     # filter
     threshold: float = 0.5  # 0 .. 1; least probability of a kept caption
-    correct_prior: bool = True  # correct judgments for the share of captions that fit
+    correct_prior: bool = True  # correct probabilities for the share of captions that fit
     # captioner
-    synthetic: bool = True  # write captions, too; without it, only filter the web captions
+    synthetic: bool = True  # write captions, too; if not, only filter the web captions
     temperature: float = 1.0  # > 0; higher gives more varied captions
     top_p: float = 0.9  # 0 .. 1; draw from the likeliest tokens of this total probability
     repetition_penalty: float = 1.1  # >= 1; larger repeats less; 1 = no penalty
@@ -65,24 +65,25 @@ class Config:
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
 
-# --- judgments ---
+# --- probabilities ---
 
 
 def correct_prior(p: list[float], steps: int = 100) -> tuple[list[float], float]:
-    """Correct judgments for the share s of fitting pairs, and estimate s by EM.
+    """Correct probabilities for the share s of captions that fit, and estimate s by EM.
 
         q_i = p_i s / P / (p_i s / P + (1 - p_i) (1 - s) / (1 - P)),   s <- mean_i q_i
 
-    P = 1/3 is the share in training, see `Captioner.blip_losses`. The result is right as
-    far as the head's p are calibrated.
+    P = 1/3 is the share in training, see `Captioner.blip_losses`. The better the head's p
+    are calibrated, the better are the results.
 
     Args:
-        p: probability of each pair that it fits, by the head.
+        p: for each caption, the head's probability that it fits its picture.
+        steps: of EM.
 
     Returns:
-        the q, and s.
+        the corrected probabilities q, and s.
 
-    >>> q, s = correct_prior([0.999, 0.999, 0.999, 0.4, 0.001])  # most pairs fit
+    >>> q, s = correct_prior([0.999, 0.999, 0.999, 0.4, 0.001])  # most captions fit
     >>> [round(x, 2) for x in q], round(s, 2)
     ([1.0, 1.0, 1.0, 0.81, 0.01], 0.76)
     """
@@ -90,7 +91,7 @@ def correct_prior(p: list[float], steps: int = 100) -> tuple[list[float], float]
     share = torch.tensor(1 / 3, dtype=torch.float64)
     trained_on = share.logit()
     for _ in range(steps):
-        # in logits, changing the prior is an addition
+        # a change of the prior adds a constant to all logits
         q = torch.sigmoid(logits - trained_on + share.logit(eps=1e-6))
         share = q.mean()
     return q.tolist(), share.item()
@@ -101,9 +102,9 @@ def fits(
     model: Captioner, tokenizer: Tokenizer, img_emb: torch.Tensor, captions: list[str],
     prompt: list[int],
 ) -> list[float]:
-    """The probability that each caption fits its picture.
+    """The probability that each caption fits its picture, by the matching head.
 
-    A caption that is longer than the context is judged by its beginning.
+    Of a caption that is longer than the context, only the beginning is read.
 
     Args:
         img_emb: (B, N, C), the picture of each caption.
@@ -121,10 +122,11 @@ def write_captions(
     model: Captioner, tokenizer: Tokenizer, images: torch.Tensor, prompt: list[int],
     cfg: Config, generator: torch.Generator,
 ) -> list[str]:
-    """Write one caption for each picture by nucleus sampling; none is empty.
+    """Write one caption for each picture by nucleus sampling; "." stands for an empty one.
 
     Args:
         images: (B, 3, S, S).
+        prompt: ids before every caption.
     """
     ids = [tokenizer.image] * model.config.vit.n_tokens + prompt
     answers = generate(
@@ -145,6 +147,7 @@ def judge_web(
     Args:
         img_emb: (B, N, C).
         captions: B lists, of any lengths.
+        prompt: ids before every caption.
     """
     probabilities = [[] for _ in captions]
     for k in range(max(map(len, captions))):
@@ -162,9 +165,10 @@ def judge_web(
 def report_of(records: list[dict], kept_web: list[bool]) -> dict[str, float]:
     """How well the filter finds noise; {} unless the data say which captions are noise.
 
-        precision = removed and noisy / removed,   recall = removed and noisy / noisy
+        precision = removed noise / removed captions,   recall = removed noise / noise
 
     Args:
+        records: with one web caption each; "noise" is "" or what is wrong with it.
         kept_web: whether each web caption was kept.
     """
     if not all("noise" in r and len(r.get("captions", [""])) == 1 for r in records):
@@ -180,7 +184,8 @@ def main(cfg: Config) -> dict[str, float]:
     """Write the cleaned split; return counts, and precision and recall if known.
 
     Raises:
-        ValueError: if the run was not trained by blip, or nothing is kept.
+        ValueError: if the run was not trained by blip, if `out` is the file that is read,
+            or if no caption is kept.
     """
     check(cfg)
     began = time.time()
@@ -189,7 +194,9 @@ def main(cfg: Config) -> dict[str, float]:
     state = checkpoint.load(cfg.run, ("caption",))
     objective = state["configs"]["objective"]
     if objective != "blip":
-        raise ValueError(f"{cfg.run} was trained by {objective}: only blip can judge")
+        raise ValueError(
+            f"{cfg.run} was trained by {objective}; only blip trains a matching head"
+        )
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     model = captioner_from(state)
     model.to(device).eval()
@@ -215,7 +222,7 @@ def main(cfg: Config) -> dict[str, float]:
             p_synthetic += fits(model, tokenizer, img_emb, synthetic[i:], prompt)
     shares = {}
     if cfg.correct_prior:
-        # web and synthetic captions fit in different shares, so each kind has its own
+        # web and synthetic captions fit in different shares, so each kind has its own share
         p_web, shares["share_web"] = correct_prior(p_web)
         if cfg.synthetic:
             p_synthetic, shares["share_synthetic"] = correct_prior(p_synthetic)

@@ -1,18 +1,18 @@
 """LLaVA's data engine: a teacher reads captions and boxes and writes dialogues.
 
     python data/instruct.py                                          20,000, offline
-    python data/instruct.py --teacher openai --model NAME --dry_run  show the prompts only
+    python data/instruct.py --teacher openai --model NAME --dry_run  only show what is sent
     python data/instruct.py --teacher openai --model NAME            ask an endpoint
 
 The teacher sees no picture. It is told what is known: captions, and objects with boxes. It
 writes as if it saw the picture: conversations (from the captions alone, as in LLaVA),
 detailed descriptions, and questions that need reasoning.
 
-Each reply of a language model is appended to instruct.raw.jsonl as it arrives, so a killed
-run continues without asking twice. That file belongs to one teacher with its prompts; only
---fresh deletes it. Dialogues that pass the checks go to instruct.jsonl, ready for
-`train_sft.py --split instruct`, and to instruct.json in LLaVA's format. Rejected replies go
-to instruct.rejects.jsonl, each with the reason.
+Each reply of a language model is appended to instruct.raw.jsonl as it arrives. So a script
+that was killed can be started again and asks for no reply twice. That file belongs to one
+teacher with its messages; only --fresh deletes it. Dialogues that pass the checks go to
+instruct.jsonl, ready for `train_sft.py --split instruct`, and to instruct.json in LLaVA's
+format. Rejected replies go to instruct.rejects.jsonl, each with the reason.
 
 Source: LLaVA, Liu et al. 2023, arXiv:2304.08485, section 3; conversation : detail :
 reasoning = 58 : 23 : 77 thousand (haotian-liu/LLaVA, docs/Data.md); conversations without
@@ -65,12 +65,12 @@ class Config:
     concurrency: int = 4  # >= 1; openai: requests in flight at once
     retries: int = 5  # >= 0; openai: further attempts after a failed one
     timeout: float = 60.0  # > 0; openai: seconds until an attempt counts as failed
-    fresh: bool = False  # delete the replies of earlier runs and ask everything again
-    # prompts
+    fresh: bool = False  # delete the replies so far and ask for all again
+    # what the teacher reads
     prompts: str = "data/prompts"  # folder with a system message and examples of each type
-    n_shots: int = 2  # >= 0; examples in a prompt
-    boxes: bool = False  # tell the boxes for conversations, too
-    dry_run: bool = False  # print the first prompt of each type and stop
+    n_shots: int = 2  # >= 0; examples that the teacher reads before each request
+    boxes: bool = False  # tell boxes for conversations, too
+    dry_run: bool = False  # print the first request of each type and stop
     # checks and costs
     max_words: int = 150  # >= 1; reject a dialogue with a longer answer
     usd_in: float = 0.0  # >= 0; price of a million tokens read, for the printed cost
@@ -97,10 +97,13 @@ class Config:
 
 
 def record_as_text(record: dict, boxes: bool) -> str:
-    """What is known of a picture, as in LLaVA: captions, then category: [x1, y1, x2, y2].
+    """What is known of a picture, as in LLaVA: captions, then "category: [x1, y1, x2, y2]".
 
-    Boxes are shares of the picture's sides, with three decimals. A category is the object's
-    name, with its size and color before it where they are known.
+    Corners of boxes are shares of the picture's sides, with three decimals. A category is
+    the object's name, with its size and color before it where they are known.
+
+    Args:
+        boxes: whether to list objects with their boxes.
     """
     lines = [" ".join(caption.split()) for caption in record.get("captions", [])]
     if not boxes or not record.get("objects"):
@@ -119,7 +122,11 @@ def record_as_text(record: dict, boxes: bool) -> str:
 def load_prompts(folder: str, n_shots: int) -> dict[str, list[dict[str, str]]]:
     """Read what comes before a request of each type: a system message, then examples.
 
-    An example is two files: the teacher reads NNN_caps.txt and writes NNN_conv.txt.
+    An example is two files: NNN_caps.txt is what the teacher reads, NNN_conv.txt is what it
+    should write.
+
+    Returns:
+        type -> messages.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -149,11 +156,12 @@ def load_prompts(folder: str, n_shots: int) -> dict[str, list[dict[str, str]]]:
 def requests_of(cfg: Config, records: list[dict]) -> list[Request]:
     """Decide which picture gets which type; `with_messages` fills in the messages later.
 
-    Pictures take turns in a random order. Types come in cycles, and each cycle has exactly
-    the proportions that were asked for. Equal seeds give equal requests, and a larger n
-    begins with the requests of a smaller one, so that a paid run can be continued.
+    All pictures are used once in a random order, then again in the same order, and so on.
+    Types come in cycles, and each cycle has exactly the proportions that were asked for.
+    Equal seeds give equal requests. A larger n begins with the requests of a smaller n, so
+    that replies that were paid for can be used again.
     """
-    # generators are seeded by texts, so that one draw does not depend on the others
+    # each draw has a generator of its own, so that no draw depends on the others
     order = Random(f"{cfg.seed} pictures").sample(range(len(records)), len(records))
     cycle = []
     for kind, share in zip(TYPES, cfg.shares):
@@ -173,9 +181,13 @@ def requests_of(cfg: Config, records: list[dict]) -> list[Request]:
 def with_messages(
     requests: Iterable[Request], prompts: dict[str, list[dict]], cfg: Config
 ) -> Iterator[Request]:
-    """Fill in what a language model reads, one request at a time to save memory."""
+    """Fill in what a language model reads, one request at a time to save memory.
+
+    Args:
+        prompts: as `load_prompts` returns them.
+    """
     for r in requests:
-        # LLaVA's conversations come from captions alone; without captions boxes must do
+        # LLaVA's conversations come from captions alone; boxes are told if there are none
         boxes = r.kind != "conversation" or cfg.boxes or not r.record.get("captions")
         user = {"role": "user", "content": record_as_text(r.record, boxes)}
         r.messages = [*prompts[r.kind], user]
@@ -185,7 +197,7 @@ def with_messages(
 def show_prompts(
     requests: list[Request], prompts: dict[str, list[dict]], cfg: Config
 ) -> None:
-    """Print the first prompt of each type."""
+    """Print the messages of the first request of each type."""
     for kind in TYPES:
         first = [r for r in requests if r.kind == kind][:1]
         for r in with_messages(first, prompts, cfg):
@@ -214,8 +226,11 @@ def read_reply(
 ) -> list[QA]:
     """Read and check a reply.
 
+    Args:
+        reply: its line of the journal.
+
     Raises:
-        ValueError: with the reason to reject it.
+        ValueError: if the reply is rejected; the error is the reason.
     """
     if reply["error"]:
         raise ValueError(reply["error"])
@@ -240,17 +255,18 @@ def turns_of(dialogue: list[QA], rng: Random) -> list[Turn]:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file under another name and rename it, so that it is never half there."""
+    """Write a file under another name, then rename it: it is never there half written."""
     half = path.with_name(path.name + ".half")
     half.write_text(text, encoding="utf-8")
     half.replace(path)
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Ask, check, write; return how many of each type were written or rejected.
+    """Ask, check, write; return the number of dialogues of each type, and of rejections.
 
     Raises:
-        ValueError: if no dialogue passes the checks.
+        ValueError: if no dialogue passes the checks, if the records have neither captions
+            nor objects, or if a box is damaged.
     """
     check(cfg)
     began = time.time()
@@ -259,12 +275,13 @@ def main(cfg: Config) -> dict[str, float]:
     records = [r for r in all_records if r.get("captions") or r.get("objects")]
     is_offline = cfg.teacher == "template"
     if not is_offline:
-        # templates refuse to describe a private picture; a model is not told what it shows
+        # templates refuse to describe a private picture; a language model would not refuse,
+        # so it is never told what such a picture shows
         records = [r for r in records if r.get("border") != "private"]
     if not records:
         raise ValueError(f"{cfg.data}/{cfg.split}.jsonl has neither captions nor objects")
     for r in records:
-        things_of(r)  # a damaged box must stop the run before anything is paid for
+        things_of(r)  # a damaged box must raise before anything is paid for
     requests = requests_of(cfg, records)
     prompts = {}
     if cfg.dry_run or not is_offline:
@@ -309,7 +326,7 @@ def main(cfg: Config) -> dict[str, float]:
             written.append({"id": r.key, "image": image, "conversations": turns})
             counts[r.kind] += 1
     if not written:
-        raise ValueError(f"no dialogue is good; rejected: {dict(reasons)}")
+        raise ValueError(f"no dialogue passes the checks; rejected: {dict(reasons)}")
     write_file(out, "".join(json.dumps(record) + "\n" for record in written))
     write_file(out.with_suffix(".json"), json.dumps(written, indent=1))
 

@@ -1,25 +1,25 @@
 """Preferences: several answers to each question, rated and ranked.
 
-    python data/preferences.py                                   a simulated human ranks
-    python data/preferences.py --rater judge-sim                 a simulated judge rates
-    python data/preferences.py --rater judge --model NAME        a vision-language model rates
-    python data/preferences.py --rater file --ranked FILE        people have ranked
-    python data/preferences.py --run runs/sft,runs/ppo           several chatbots answer
-    python data/preferences.py --answers OLD --out NEW           old answers are rated anew
+    python data/preferences.py                               a simulated human ranks
+    python data/preferences.py --rater judge-sim             a simulated judge rates
+    python data/preferences.py --rater judge --model NAME    a vision-language model rates
+    python data/preferences.py --rater file --ranked FILE    people have ranked
+    python data/preferences.py --run runs/sft,runs/ppo       several chatbots answer
+    python data/preferences.py --answers OLD --out NEW       old answers are rated again
 
 Writes into the data folder, with one JSON object a line,
 
     preferences.jsonl          "id", "image", "question", "kind",
                                "responses": [K], "ratings": [K x {axis: 1 .. 5}],
-                               "ranking": [K ranks, 1 is best, equals alike],
+                               "ranking": [K ranks, 1 is best, answers may share a rank],
                                "captions": true ones, for train_reward.py --facts, "rater"
-    preferences_pairs.jsonl    every ordered pair of a ranking, none of two equal ranks:
+    preferences_pairs.jsonl    a pair of every two answers with different ranks:
                                "id", "image", "conversations": [the question],
                                "chosen", "rejected", "gap", "rater"
 
 and preferences_val.jsonl, preferences_val_pairs.jsonl with the rankings that are held out.
-With --trl, preferences_pairs.trl.jsonl in the layout of TRL's DPO trainer too: "images",
-"prompt", "chosen", "rejected" of messages, with packed pictures saved as files beside it.
+--trl also writes preferences_pairs.trl.jsonl in the layout of TRL's DPO trainer: "images",
+and "prompt", "chosen", "rejected" as messages. Packed pictures become files beside it.
 
 Each reply of a judge is written to preferences.raw.jsonl as it arrives. A script that was
 killed and is started again asks for missing replies only; --fresh asks for all again.
@@ -53,11 +53,11 @@ from minivlm.running import machine, options
 from minivlm.running.files import read_text
 
 SIMULATIONS = ("human-sim", "judge-sim")
-# points; the simulated human gives two answers one rank if they seem closer than this. It
-# is below 1/3, the difference that one point on one of three axes makes, so that even such a
-# difference mostly counts
+# points; the simulated human gives two answers the same rank if they seem closer than this.
+# One point on one of three axes makes a difference of 1/3. The tie is smaller, so that even
+# such a difference mostly counts.
 TIE = 0.1
-SAME = 1e-6  # points; a judge's mean ratings that differ by less differ by rounding only
+SAME = 1e-6  # points; if a judge's mean ratings differ by less, it is by rounding only
 
 # --- config ---
 
@@ -76,10 +76,10 @@ class Config:
     trl: bool = False  # write the pairs in the layout of TRL too
     # answers
     run: str = "runs/sft"  # run folder of the chatbot; several with commas between
-    answers: str = ""  # file of rankings whose answers to rate anew; empty = draw answers
+    answers: str = ""  # file of rankings whose answers to rate again; empty = draw answers
     k: int = 4  # >= 2; different answers to each question
-    temperature: float = 1.0  # > 0; of half of the draws; higher = more varied answers
-    hot: float = 1.5  # > 0; of the other half: answers that the chatbot rarely gives
+    temperature: float = 1.0  # > 0; for half of the draws; higher = more varied answers
+    hot: float = 1.5  # > 0; for the other half: answers that the chatbot rarely gives
     max_new_tokens: int = 96  # >= 1; longest answer
     batch_size: int = 100  # >= 1; questions answered at once; more take more memory
     # rater
@@ -90,11 +90,11 @@ class Config:
     model: str = ""  # judge: name of a vision-language model
     base_url: str = ""  # judge: endpoint; empty = the client's default
     rubric: str = "data/prompts/judge.txt"  # judge: text file that tells it how to rate
-    concurrency: int = 4  # >= 1; judge: requests under way at once
+    concurrency: int = 4  # >= 1; judge: requests in flight at once
     retries: int = 5  # >= 0; judge: further attempts at a request that failed
     timeout: float = 60.0  # > 0; judge: seconds until an attempt counts as failed
     max_tokens: int = 600  # >= 1; judge: longest reply
-    fresh: bool = False  # judge: delete the replies of an earlier run and ask for all again
+    fresh: bool = False  # judge: delete the replies so far and ask for all again
     # machine
     seed: int = 0  # >= 0; decides the questions, the answers and the simulations' errors
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
@@ -126,7 +126,9 @@ def make_rater(
 
     Args:
         records: picture -> its record, for the simulations.
-        phrases: the data set's names of objects, for the simulations.
+        pictures: for a judge.
+        phrases: every way to name an object -> its canonical name, for the simulations.
+        out: the file of rankings; a judge's replies are kept beside it.
         skipped: counts, by reason, the judge's replies that cannot be read.
 
     Raises:
@@ -138,13 +140,13 @@ def make_rater(
     rubric = read_text(cfg.rubric)
     teacher = OpenAITeacher(
         cfg.model, cfg.base_url, cfg.concurrency, cfg.retries, cfg.timeout,
-        0.0,  # temperature: a judge shall not rate at random
+        0.0,  # temperature: a judge must not rate at random
         cfg.max_tokens,
     )
     raw = out.with_suffix(".raw.jsonl")
     if cfg.fresh:
         raw.unlink(missing_ok=True)
-    # replies under another rubric or by another model must not mix with these
+    # replies by another model or under another rubric must not be mixed with these
     rubric_hash = hashlib.sha256(rubric.encode()).hexdigest()[:12]
     replies = journal(raw, {"judge": cfg.model, "rubric": rubric_hash})
 
@@ -152,7 +154,7 @@ def make_rater(
         keys = [judge.key_of(q, answers, pictures) for q, answers in sampled]
         to_ask = []
         for pair, key in zip(sampled, keys):
-            # a reply that was cut off may be whole now, with a larger max_tokens
+            # a reply that was cut off is asked for again: max_tokens may be larger now
             if key not in replies or replies[key]["cut"]:
                 to_ask.append(pair)
         requests = judge.requests_of(to_ask, pictures, rubric)
@@ -175,7 +177,7 @@ def simulate(
     sampled: QuestionsWithAnswers, records: dict[str, dict], phrases: dict[str, str],
     cfg: Config,
 ) -> Rated:
-    """Rate answers by the scene, with errors: a human's in ranks, a judge's in ratings."""
+    """Rate answers by the scene; a human then errs in the ranks, a judge in the ratings."""
     human = SimulatedHuman(cfg.noise, TIE, seed=cfg.seed)
     simulated_judge = SimulatedJudge(cfg.error_rate, cfg.seed)
     for q, answers in sampled:
@@ -193,8 +195,8 @@ def simulate(
 
 
 def peoples_rankings(path: str, records: dict[str, dict], skipped: Counter) -> list[dict]:
-    """Read rankings that people made; find the picture of each by its name or its id."""
-    # who ranks may know pictures by other paths, so ids count too
+    """Read rankings that people made; find the picture of each by its path or its id."""
+    # people may have used other paths; a ranking may have the id of the picture's record
     image_of = {str(r["id"]): image for image, r in records.items()}
     rankings = []
     for r in read_ranked(path):
@@ -210,13 +212,14 @@ def own_rankings(
     records: dict[str, dict], pictures: Pictures, meta: dict, out: Path, cfg: Config,
     skipped: Counter,
 ) -> list[dict]:
-    """Draw questions, have them answered, have the answers rated.
+    """Draw questions, get answers to them, and have the answers rated and ranked.
 
     Raises:
-        ValueError: if a question is about an unknown picture, or a simulation lacks scenes.
+        ValueError: if a question is about an unknown picture, if a simulation lacks scenes,
+            or if two questions have the same id.
     """
     machine.seed_everything(cfg.seed, cfg.threads)
-    # unique: answers are found by the question's id, in the pool and in the judge's file
+    # unique: the pool, and the file of a judge's replies, find answers by a question's id
     questions = load_records(
         cfg.data, cfg.questions, need=("image", "question", "kind"), unique=True
     )
@@ -232,9 +235,9 @@ def own_rankings(
     if cfg.rater in SIMULATIONS and not has_scenes:
         raise ValueError(
             f"rater {cfg.rater} needs the objects of every picture, and phrases for them "
-            "in meta.json: it simulates by changing true ratings"
+            "in meta.json: it adds errors to true ratings"
         )
-    # before the sampling, which takes minutes: a missing key or rubric must not cost them
+    # before the answers are drawn, which takes minutes: a key or a rubric may be missing
     rate = make_rater(records, pictures, phrases, out, cfg, skipped)
     if cfg.answers:
         drawn = answered(chosen, Path(cfg.answers))
@@ -243,7 +246,7 @@ def own_rankings(
             chosen, cfg.run.split(","), cfg.data, cfg.k, (cfg.temperature, cfg.hot),
             cfg.max_new_tokens, cfg.batch_size, machine.pick_device(cfg.device), cfg.seed,
         )
-    # one answer cannot be ranked; it need not be rated, which may cost money
+    # a single answer cannot be ranked, so it is not rated, which may cost money
     sampled = [(q, answers) for q, answers in drawn if len(answers) > 1]
     skipped["one answer only"] = len(drawn) - len(sampled)
     skipped["no answers in the file"] = len(chosen) - len(drawn)
@@ -260,17 +263,16 @@ def own_rankings(
 
 
 def held_out_pictures(rankings: list[dict], n_val: int) -> set[str]:
-    """The last pictures, as many as are needed for n_val rankings.
+    """Choose the last pictures, as many as are needed for n_val rankings.
 
-    Whole pictures are held out, so that no picture is both in training and in held-out
-    rankings.
+    All rankings of a picture are held out together, so that no picture is in both files.
 
     Raises:
         ValueError: if no ranking is left to learn from.
     """
     held_out = set()
     n_held = 0
-    # questions were drawn in random order, so the last pictures are as good as any
+    # questions were drawn in random order, so the last pictures are a random sample
     for image, n in reversed(Counter(r["image"] for r in rankings).items()):
         if n_held >= n_val:
             break
@@ -287,7 +289,7 @@ def held_out_pictures(rankings: list[dict], n_val: int) -> set[str]:
 def write_split(
     rankings: list[dict], name: str, out: Path, pictures: Pictures, trl: bool
 ) -> list[dict]:
-    """Write rankings and their pairs beside `out`, in files that begin with `name`.
+    """Write rankings and their pairs beside `out`, in files whose names begin with `name`.
 
     Returns:
         the pairs.
@@ -309,11 +311,12 @@ def main(cfg: Config) -> dict[str, float]:
     """Read or draw answers, rate them, write the files.
 
     Returns:
-        numbers of rankings and of pairs, the mean of each axis, and how many were left out.
+        numbers of rankings and of pairs, the mean rating on each axis, and how many
+        rankings, questions and replies were left out.
 
     Raises:
-        ValueError: if an option breaks its rule, a question is about an unknown picture, or
-            nothing can be ranked.
+        ValueError: if an option breaks its rule, if a question is about an unknown picture,
+            or if nothing can be ranked.
     """
     options.check(cfg)
     began = time.time()
@@ -334,10 +337,10 @@ def main(cfg: Config) -> dict[str, float]:
         if reason:
             skipped[reason] += 1
         else:
-            # the reward model may read them as facts; training never opens the records
+            # facts for the reward model, whose training never opens the records
             captions = records[r["image"]].get("captions", [])
             usable.append(r | {"rater": cfg.rater, "captions": captions})
-    skipped = +skipped  # without the reasons that were never met
+    skipped = +skipped  # drops the reasons with a count of 0
     if not usable:
         raise ValueError(f"nothing can be ranked; left out: {dict(skipped)}")
 

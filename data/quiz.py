@@ -5,12 +5,12 @@
     python evaluate.py --questions quiz_held_out
 
 Two files ask the same questions about the same pictures. quiz.jsonl uses the phrasings that
-data/instruct.py teaches, quiz_held_out.jsonl the unseen phrasings. The difference of the
-two figures is the price of an unseen phrasing.
+data/instruct.py teaches, quiz_held_out.jsonl the unseen phrasings. The difference between
+the two accuracies is what an unseen phrasing costs.
 
-The truth is what can be seen. Questions that need two steps are asked only about pictures
-without barely visible objects: a teacher that was told boxes would count these objects,
-too.
+What can be seen decides which answer is right. Questions that need two steps are asked only
+about pictures without barely visible objects, because a teacher that was told boxes would
+count these objects, too.
 """
 
 import json
@@ -47,13 +47,17 @@ class Config:
 
 @dataclass
 class Question:
-    """A question whose phrasing is drawn later, with what judges an answer.
+    """A question whose phrasing is drawn later, and how to tell whether an answer is right.
 
-    kind, words: of a `Draft`; style: "word", "sentence", ... or "" for none asked; answer:
-    a right one. expect: a right answer contains one of these texts; wrong: and none of
-    these. form: a regular expression that an answer matches, right or wrong, if it is
-    worded as the offline teacher words it. names: a right description names all of these
-    objects; may: and no others than these.
+    kind, words: of a `Draft`.
+    style: "word", "sentence", "list" or "detail"; "" asks for no style.
+    answer: a right answer.
+    expect: a right answer contains one of these texts.
+    wrong: a right answer contains none of these texts.
+    form: a regular expression; an answer, right or wrong, matches it if it is worded as the
+        offline teacher words it.
+    names: a right description names all of these objects.
+    may: a right description names no other objects than these.
     """
 
     kind: str
@@ -69,13 +73,15 @@ class Question:
 
 # --- what an answer looks like ---
 
+# slot of a form -> regular expression of what may stand in it
 SLOTS = {
     "yes": "(yes|no)",
     "n": f"({'|'.join(NUMBERS)})",
     "side": f"({'|'.join(OPPOSITE)})",
 }
-# kind -> the answer in one word, "" if one word is not enough; the full answer. In braces:
-# SLOTS, the words of the question, and the values that an answer may name.
+# kind -> two regular expressions: of the answer in one word ("" if one word is not enough),
+# and of the full answer. In braces stand SLOTS, the words of the question, and the values
+# that an answer may name.
 FORMS = {
     "exist": ("{yes}", "{yes}, there is (no {x}|an? {x}( (at|in) the .+)?)"),
     "negation": ("", "({yes}, )?there is (no {x}|an? {x}( (at|in) the .+)?)"),
@@ -85,7 +91,9 @@ FORMS = {
     "count": ("({n}|zero)", "there (is|are) {n} ({x}|{xs})"),
     "position": ("", "the {x} is (at|in) the .+"),
     "relation": ("{yes}", "{yes}, the {x} is {side} the {y}"),
-    "compare_number": ("{yes}", "{yes}, there are (more|fewer|as many) {xs} (than|as) {ys}"),
+    "compare_number": (
+        "{yes}", "{yes}, there are (more|fewer|as many) {xs} (than|as) {ys}",
+    ),
     "compare_size": ("{yes}", "{yes}, the {x} is (larger|smaller) than the {y}"),
     "same": ("{yes}", "{yes}, the {x} and the {y} have (the same|different) {w}s?"),
     "unusual": ("", r"there (is|are) .+\. the only .+ is the .+"),
@@ -104,7 +112,7 @@ FORMS = {
 def values_of(things: Things, world: World) -> dict[str, set[str]]:
     """The colors, kinds and sizes that an answer may name.
 
-    Where no object has a color, names are not "color kind": a kind is then a whole name.
+    Where no object has a color, names are not "color kind", and a kind is a whole name.
     """
     colored = any(t.color for t in things)
     colors = set()
@@ -121,8 +129,8 @@ def form_of(
     """The regular expression of an answer to a question of this kind, in its style.
 
     Args:
-        words: what stands in the slots of the question.
-        values: as from `values_of`.
+        words: slot of the question -> what stands in it.
+        values: as `values_of` returns them.
     """
     word, full = FORMS[kind]
     forms = []
@@ -140,25 +148,26 @@ def form_of(
 
 # --- what a right answer contains ---
 
-# what a comparison can come out as; one excludes the others
+# kind of comparison -> its possible results, of which only one can be true
 OUTCOMES = {
     "compare_number": ("more", "fewer", "as many"),
     "compare_size": ("larger", "smaller"),
     "same": ("the same", "different"),
 }
 
+
 def judged(draft: Draft, things: Things, world: World) -> tuple[Texts, Texts]:
     """The texts of which a right answer contains one, and those of which it contains none.
 
-    A yes with a false fact after it is wrong, and so is a false first step with a right
-    end. A value that the question names is never wrong, because an answer may repeat the
-    question.
+    A right "yes" is wrong if something false follows it, and a right result is wrong if it
+    follows a false first step. A value that the question names is never wrong, because an
+    answer may repeat the question.
     """
     kind, words, word, full = draft
     if kind == "exist":
         return (word,), (*denials_of(full), opposite(word))
     if kind == "negation":
-        # people say both yes and no for "there is no ring", so only the fact counts
+        # people say both yes and no to mean "there is no ring", so only the rest counts
         denials = denials_of(full)
         fact = words["a"] if denials == ("there is no",) else f"no {words['x']}"
         return (f"there is {fact}",), denials
@@ -182,7 +191,7 @@ def judged(draft: Draft, things: Things, world: World) -> tuple[Texts, Texts]:
     if kind in values:
         value = re.sub(r"^an? ", "", full[:-1].rsplit(" is ", 1)[1])
         named = " ".join(words.values()).split()
-        # "light" inside of "light blue" is no other color
+        # "light" is a part of the right answer "light blue", so it is not wrong
         wrong = [v for v in sorted(values[kind]) if v not in named and v not in value]
         return (value,), tuple(wrong)
     if kind == "relation":
@@ -200,7 +209,7 @@ def opposite(word: str) -> str:
 
 
 def denials_of(full: str) -> Texts:
-    """Texts that deny the fact in an answer about whether something is there."""
+    """Texts that say the opposite of an answer about whether something is there."""
     if "there is a" in full:
         return ("there is no",)
     return "there is a", "there is an"
@@ -212,13 +221,14 @@ def denials_of(full: str) -> Texts:
 def questions_of(
     record: dict, rng: Random, world: World, phrases: dict[str, str] | None = None
 ) -> list[Question]:
-    """One question of each kind that the picture allows, and sometimes one about manners.
+    """One question of each kind that the picture allows, and sometimes a special request.
 
-    If a picture has barely visible objects, only those kinds are asked that the offline
-    teacher writes about visible objects, and nothing about names that only barely visible
-    objects have.
+    A special request is unknowable, unsafe or harmless. If a picture has barely visible
+    objects, only those kinds are asked that the offline teacher writes about visible
+    objects alone, and no question is about a name that only barely visible objects have.
 
     Args:
+        world: names of the objects that the data set's pictures can show.
         phrases: every way to name an object -> its canonical name, as in meta.json.
     """
     if record.get("border") == "private":
@@ -227,7 +237,7 @@ def questions_of(
     visible = [t for t in every if not t.hidden]
     if not visible:
         return []
-    # a name that only barely visible objects have is neither there nor absent
+    # a name that only barely visible objects have counts neither as present nor as absent
     barely_visible = {t.name for t in every} - {t.name for t in visible}
     world = tuple(name for name in world if name not in barely_visible)
     values = values_of(visible, world)
@@ -245,7 +255,7 @@ def questions_of(
         if not draft:
             continue
         kind, words, _, _ = draft
-        # the phrase to count may fit barely visible objects as well: "object", "red object"
+        # the phrase to count, as "red object", must not fit barely visible objects too
         if kind == "count" and named_by(words["x"], every) != named_by(words["x"], visible):
             continue
         style, answer = in_style(style, draft)
@@ -275,9 +285,10 @@ def lines_of(
     """Draw a phrasing for each question; return the lines of a question file.
 
     Args:
-        unseen: draw unseen phrasings.
+        record: of the picture.
+        unseen: whether to draw from the unseen phrasings.
     """
-    # no openers: the two files must differ in the phrasing of the question only
+    # no openers: the two files must differ only in the phrasings of the questions
     phrase_question = make_phraser(rng, unseen, openers=0)
     border = record.get("border", "")
     lines = []
@@ -300,7 +311,7 @@ def lines_of(
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write both files; return how many questions of each kind one of them holds.
+    """Write both files; return how many questions of each kind each of them holds.
 
     Raises:
         ValueError: if no picture has objects.
@@ -316,7 +327,7 @@ def main(cfg: Config) -> dict[str, float]:
     for name, unseen in (("quiz", False), ("quiz_held_out", True)):
         lines = []
         for r in records:
-            # the same questions in both files, and phrasings from a generator of their own
+            # both files get the same questions; the phrasings have their own generator
             rng = Random(f"{cfg.seed} {r['id']} quiz")
             questions = questions_of(r, rng, world, phrases)
             rng = Random(f"{cfg.seed} {r['id']} phrasing {unseen}")

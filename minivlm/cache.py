@@ -1,7 +1,7 @@
 """The KV cache: keys and values of every layer, kept while a text is generated.
 
-With it, a pass computes the new tokens only. Without it, every token before them would be
-computed again.
+With the cache, a forward pass computes the new tokens only. Without it, the pass would have
+to compute all earlier tokens again.
 """
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of every layer, (L, B, T_max, H, D) each.
+    """Holds the keys and the values of every layer, each (L, B, T_max, H, D).
 
-    A row's new tokens are written at that row's own positions. So rows of different lengths
-    share one batch without padding on the left.
+    Each row's new tokens are written at that row's own positions. So rows of different
+    lengths can share a batch without padding on the left.
 
     Args:
         n_layer, batch, max_len, n_head, head_dim: sizes L, B, T_max, H, D.
@@ -29,21 +29,25 @@ class KVCache:
         self.n_keys = 0  # positions in use, in the longest row
 
     def extend(self, positions: Tensor) -> int:
-        """Announce the `positions` (B, T) that come next; return the new n_keys."""
+        """Count the positions in use once `positions`, (B, T), are written; return n_keys.
+
+        Call it once in each forward pass, before the first layer calls `write`.
+        """
         self.n_keys = max(self.n_keys, int(positions.max()) + 1)
         return self.n_keys
 
     def write(
         self, layer: int, k: Tensor, v: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Store k and v of a layer at `positions`; return all keys and values of the layer.
+        """Store one layer's new keys and values; return all that the layer has so far.
 
         Args:
             k, v: (B, H, T, D) of the new tokens.
-            positions: (B, T).
+            positions: (B, T), where each new token stands in its row.
 
         Returns:
-            keys and values, (B, H, n_keys, D).
+            keys and values, (B, H, n_keys, D). Behind the end of a short row they are those
+            of pads, or zeros, so the attention mask must hide them.
         """
         # autocast may compute in a narrower type than the cache has
         self.k[layer][self.rows, positions] = k.transpose(1, 2).to(self.k.dtype)

@@ -1,12 +1,13 @@
-"""A VLM that writes captions and says whether a text fits: BLIP's three tasks.
+"""A VLM with BLIP's three tasks: compare pictures and texts, match them, write captions.
 
     contrast   img_z = normalize(vit(image) @ Wi),  txt_z = normalize(gpt(text)[end] @ Wt)
     match      yes or no = gpt(image, text)[end] @ Wm
     write      p(token | image, text before)
 
-One GPT reads the text alone, reads it behind the picture, and writes it. (BLIP has an
-encoder and a decoder, which share all weights but self-attention.) Matching reads the
-output at the end token: writing does not need it, because no token follows.
+One GPT reads the text alone, reads it behind the picture, and writes it. (BLIP has a text
+encoder and a text decoder, which share all weights except those of self-attention.) The
+matching head reads the GPT's output at the end token. Writing does not use that output,
+because no token follows the end token.
 
 Source: Li et al. 2022 (BLIP), arXiv:2201.12086, section 3. Left out: momentum encoders,
 queues and soft targets.
@@ -36,7 +37,7 @@ class Captioner(nn.Module):
         self.vlm = VLM(config)
         self.img_proj = nn.Linear(Cv, C, bias=False)
         self.txt_proj = nn.Linear(C, C, bias=False)
-        temperature = 0.07  # BLIP's first one
+        temperature = 0.07  # at the start, as in BLIP's code
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.match = nn.Linear(C, 2)
         nn.init.normal_(self.img_proj.weight, std=Cv ** -0.5)
@@ -55,13 +56,15 @@ class Captioner(nn.Module):
         self.log_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def prefix_of(self, batch: Batch) -> Tensor | None:
-        """How many leading tokens of each row see each other both ways, (B,).
+        """Count the leading tokens of each row that see each other both ways, (B,).
 
-        These are all tokens before the first one that is learned. None for a causal model.
+        These are all tokens before the first learned one. A causal model has no prefix, so
+        it gets None.
         """
         if not self.config.prefix_lm:
             return None
-        # the token at the first target is an input too, hence + 1: targets are shifted
+        # targets are shifted: the first one, at position t, is token t + 1, so t + 1 tokens
+        # stand before it
         return (batch.targets != IGNORE_INDEX).int().argmax(dim=1) + 1
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +86,8 @@ class Captioner(nn.Module):
     def match_logits(self, idx: Tensor, lengths: Tensor, img_emb: Tensor) -> Tensor:
         """Say whether each text fits the picture before it.
 
-        Ids (B, T) with N placeholders a row, lengths (B,), img_emb (B, N, C) -> (B, 2): no,
-        yes.
+        Ids (B, T) with N placeholders in each row, lengths (B,), img_emb (B, N, C)
+        -> logits (B, 2) of no and yes.
         """
         at = last_only(lengths, idx.shape[1])                        # (B, T)
         return self.match(self.vlm.hidden(idx, img_emb=img_emb, at=at))
@@ -93,23 +96,23 @@ class Captioner(nn.Module):
         self, batch: Batch, skip: int, label_smoothing: float,
         generator: torch.Generator | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """BLIP's three losses of a batch; training minimizes their sum.
+        """Compute BLIP's three losses of a batch; training minimizes their sum.
 
-        The matching loss compares B pairs that fit with 2 B that do not: each picture with a
-        text that looks similar, and each text with a picture that looks similar. Two equal
-        texts are never each other's negative. If all texts are equal, there are only the B
-        pairs that fit.
+        The matching loss reads B pairs that fit and 2 B that do not: each picture with
+        another row's text, and each text with another row's picture. `hard_negatives` draws
+        them, similar ones more often. Rows with equal texts are never each other's
+        negatives. If all texts are equal, only the B pairs that fit are left.
 
         Args:
             batch: rows of N placeholders, the prompt, the caption and its end token, which
-                must be an input; one picture a row.
+                must be an input (`conversation.append_unread`); one picture for each row.
             skip: how many tokens stand before the caption.
             label_smoothing: of the writing loss.
-            generator: draws the negatives.
+            generator: of the draw of negatives.
 
         Returns:
-            {"itc", "itm", "lm"}: contrast, match and write, each () in nats; and the share
-            of pairs that matching judges right, ().
+            {"itc", "itm", "lm"}: the losses of contrast, match and write, each () in nats;
+            and the share of pairs that the matching head classifies right, ().
         """
         idx = batch.idx                                              # (B, T)
         lengths = batch.lengths                                      # (B,)
@@ -135,7 +138,7 @@ class Captioner(nn.Module):
         fits = (torch.arange(len(logits), device=logits.device) < len(idx)).long()
         right = (logits.argmax(1) == fits).float().mean()
 
-        # write: the hidden states of the pairs that fit serve a second time
+        # write: the hidden states of the pairs that fit are used a second time
         word_logits = self.vlm.gpt.head(hidden[at])                  # (M, V)
         lm = next_token_loss(word_logits, batch.targets[at], label_smoothing)
         return {"itc": itc, "itm": match_loss(logits, fits), "lm": lm}, right
@@ -144,22 +147,24 @@ class Captioner(nn.Module):
 def hard_negatives(
     similarity: Tensor, same: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw for each row a column with another text, the likelier the more similar it looks.
+    """Draw for each i a j with another text; the more similar j is to i, the likelier.
 
-        P(j | i) = (softmax(similarity[i])_j + 1e-4) / sum over j with another text than i
+        w_ij = softmax(similarity[i])_j + 1e-4,  but 0 where i and j have the same text
+        P(j | i) = w_ij / sum_k w_ik
 
     Args:
-        similarity: (B, B) logits; row i belongs to column i.
-        same: (B, B) whether i and j have the same text; the diagonal is true.
+        similarity: (B, B) logits between B pictures and their B texts; i fits i.
+        same: (B, B) bool, True where i and j have the same text, as on the diagonal.
+        generator: a generator on the CPU, where the draw happens.
 
     Returns:
-        (B,) columns.
+        (B,) the drawn j of each i.
 
     Raises:
         ValueError: if all texts are the same, so that none has a negative.
 
     Source: BLIP, section 3.2; the 1e-4 is from salesforce/BLIP, models/blip_pretrain.py. It
-    keeps the draw possible where the softmax puts all its mass on the diagonal.
+    keeps the draw possible where the softmax puts all probability on the same text.
     """
     if bool(same.all()):
         raise ValueError("all captions of a batch are the same, none has a negative")

@@ -1,10 +1,11 @@
-"""CLIP: an image tower and a text tower that map into one space.
+"""CLIP: an image tower and a text tower that map pictures and captions into one space.
 
     img_z = normalize(vit(image) @ Wi),  txt_z = normalize(text(caption) @ Wt)
     similarity = exp(log_scale) * img_z @ txt_z.T
 
-Source: Radford et al. 2021, arXiv:2103.00020, figure 3. One change: the text feature is
-taken at the last real token, found by the caption's length and not by the largest id.
+Source: Radford et al. 2021, arXiv:2103.00020, figure 3. One change: the text feature is the
+output at the caption's last token, which is found by the caption's length. CLIP's code
+looks for the largest id instead.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from minivlm.transformer import Block, init_weights
 from minivlm.vit import ViT, ViTConfig
 
-MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5: the multiplier never exceeds 100
+MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5: the multiplier is at most 100
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,16 @@ class TextTower(nn.Module):
         init_weights(self)
 
     def forward(self, idx: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) ids, right-padded, with (B,) lengths -> (B, C).
+        """Read captions: ids (B, T), padded right, and lengths (B,) -> features (B, C).
 
         Raises:
-            ValueError: if the caption is longer than the tower's context.
+            ValueError: if a caption is longer than the tower's context.
         """
         if idx.shape[1] > self.block_size:
             raise ValueError(
                 f"caption has {idx.shape[1]} tokens, the text tower holds {self.block_size}"
             )
-        # four groups by length, each cut to its longest caption: less work on pads
+        # read in four groups by length, each cut to its longest caption: fewer pads
         order = lengths.argsort()
         groups = [self._read(idx[rows], lengths[rows]) for rows in order.chunk(4)]
         return torch.cat(groups)[order.argsort()]                    # (B, C)
@@ -79,7 +80,7 @@ class TextTower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Two towers and a temperature."""
+    """Two towers, a map from each into the shared space, and a learned temperature."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -88,22 +89,23 @@ class CLIP(nn.Module):
         self.text = TextTower(config)
         self.img_proj = nn.Linear(config.vit.n_embd, config.n_embd, bias=False)
         self.txt_proj = nn.Linear(config.text_n_embd, config.n_embd, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP, section 2.5
-        # 1 / sqrt(width), as CLIP's code: features of variance 1 keep it
+        # the temperature starts at 0.07: CLIP, section 2.5
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        # std 1 / sqrt(width), as in CLIP's code: features of variance 1 keep that variance
         nn.init.normal_(self.img_proj.weight, std=config.vit.n_embd ** -0.5)
         nn.init.normal_(self.txt_proj.weight, std=config.text_n_embd ** -0.5)
 
     @property
     def logit_scale(self) -> Tensor:
-        """The multiplier of the cosine similarities, already exponentiated."""
+        """The multiplier of the cosine similarities, exp(log_scale)."""
         return self.log_scale.exp()
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, C) of unit length."""
+        """Pictures (B, 3, S, S) -> img_z (B, C) of unit length."""
         return F.normalize(self.img_proj(self.vit.pool(images)).float(), dim=-1)
 
     def encode_text(self, idx: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) ids with (B,) lengths -> (B, C) of unit length."""
+        """Captions, ids (B, T) and lengths (B,) -> txt_z (B, C) of unit length."""
         return F.normalize(self.txt_proj(self.text(idx, lengths)).float(), dim=-1)
 
     def forward(

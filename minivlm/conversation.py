@@ -3,12 +3,12 @@
     <|user|> <|image|> x N  question ids   <|assistant|> answer ids <|end|>   <|user|> ...
        -         -             -               -            answer    answer
 
-Every row in the project is made by `make_row`, which appends ids and answer mask together, piece by
-piece (contract 8). Nothing is found again afterwards by searching a string, the mistake that has
-silently emptied the loss of many a fine-tune.
+`make_row` makes every row of this project. It appends ids and answer mask together, piece
+by piece (contract 8 in README.md). Many projects render one string and then search it for
+the answers. Where such a search fails, fine-tuning learns nothing, and nobody is told.
 
-Turns are LLaVA's own: {"from": "human" | "gpt" | "system", "value": text}, with "<image>" where the
-picture belongs. Source: format of haotian-liu/LLaVA, docs/Finetune_Custom_Data.md.
+A turn is as in LLaVA: {"from": "human" | "gpt" | "system", "value": text}, with "<image>"
+where the picture belongs. Source: haotian-liu/LLaVA, docs/Finetune_Custom_Data.md.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,14 +25,14 @@ Turn = dict[str, str]
 
 
 class Row(NamedTuple):
-    """Token ids of one text, and for each whether it belongs to an answer and is learned."""
+    """The token ids of one text, and whether each is part of an answer and is learned."""
 
     ids: list[int]
     is_answer: list[bool]
 
 
 def make_row(*pieces: tuple[list[int], bool]) -> Row:
-    """Append pieces of text, each with whether it is an answer.
+    """Join pieces of text into one row; a piece is its ids, and whether it is an answer.
 
     >>> make_row(([7, 8], False), ([1, 2], True))
     Row(ids=[7, 8, 1, 2], is_answer=[False, False, True, True])
@@ -45,31 +45,38 @@ def make_row(*pieces: tuple[list[int], bool]) -> Row:
 
 
 def answer_row(prompt: list[int], answer: list[int]) -> Row:
-    """A prompt, which is read, and an answer to it, which is learned."""
+    """Make a row of a prompt, which is only read, and an answer, which is learned."""
     return make_row((prompt, False), (answer, True))
 
 
 def append_unread(row: Row, filler: int) -> Row:
     """Append one token, so that the token before it becomes an input of the model.
 
-    `collate` shifts: a row's last token is only a target, never an input. But a model that
-    scores at the last token (a reward model at the end of an answer, BLIP's matching head at
-    the end of a caption) must read that token. So the filler becomes the last one; nothing reads
-    the filler, and nothing learns it.
+    `collate` shifts the targets, so a row's last token is only a target, never an input.
+    But two heads need that token as an input: the reward model's reads the end of an
+    answer, and BLIP's matching head reads the end of a caption. With the filler behind it,
+    that token is an input. No model reads the filler, and no model learns it.
     """
     return Row(row.ids + [filler], row.is_answer + [False])
 
 
 def pack(prompt: list[int], answers: list[list[int]]) -> tuple[Row, list[int]]:
-    """One row that holds a prompt once and several answers to it; and the segment of each token.
+    """Put a prompt and several answers to it into one row; return it and its segments.
 
-        ids       prompt without its last token | that token, answer 1 | that token, answer 2 | ...
-        segments  0                             | 1                    | 2                    | ...
+        ids       prompt without its last token | last, answer 1 | last, answer 2 | ...
+        segments  0                             | 1              | 2              | ...
 
-    The prompt's last token stands before each answer, because the answer's first token is predicted
-    there.
+    `last` is the prompt's last token. It stands before every answer, because the output at
+    this token predicts the answer's first token.
 
-    Source: Wang and Hegde 2024, arXiv:2410.20305 (for pairs).
+    Args:
+        prompt: at least one id.
+        answers: the ids of each answer, with its end token.
+
+    Returns:
+        the row, and the segment of each of its tokens.
+
+    Source: Wang and Hegde 2024, arXiv:2410.20305, where a row holds two answers.
 
     >>> pack([7, 8], [[1, 2], [3]])[0].ids
     [7, 8, 1, 2, 8, 3]
@@ -92,14 +99,14 @@ def caption_rows(
     prompt: list[int] | None = None,
     end: bool = False,
 ) -> list[Row]:
-    """LLaVA's "plain" rows: the picture, a prompt if there is one, the caption and its end token.
+    """Make LLaVA's "plain" rows: picture, prompt if there is one, caption, <|endoftext|>.
 
-    Caption and end token are learned, picture and prompt are not.
+    Caption and <|endoftext|> are learned; picture and prompt are only read.
 
     Args:
         n_image_tokens: N, placeholders before the text; 0 for a text tower.
-        prompt: ids before every caption, BLIP's "a picture of".
-        end: make the caption's end token an input too, see `append_unread`.
+        prompt: ids before every caption, such as those of BLIP's "a picture of".
+        end: whether <|endoftext|> shall be an input too, see `append_unread`.
 
     Source: haotian-liu/LLaVA, llava/train/train.py, preprocess_plain; BLIP, models/blip.py.
     """
@@ -115,11 +122,11 @@ def caption_rows(
 
 
 def checked(turns: list[Turn]) -> Iterator[tuple[str, str]]:
-    """Role and text of each turn.
+    """Check the turns one by one, and yield role and text of each.
 
     Raises:
-        ValueError: for no turns, an unknown role, two turns of one role in a row, an empty text, or
-            an <image> in an answer.
+        ValueError: if there are no turns, a role is unknown, human and gpt do not
+            alternate, a text is empty, or an answer holds an <image>.
     """
     if not turns or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError("the conversation has no turns, or a turn is not {from, value}")
@@ -143,11 +150,13 @@ def checked(turns: list[Turn]) -> Iterator[tuple[str, str]]:
 
 
 def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
-    """Turn a conversation into a row; each answer's <|end|> is part of the answer.
+    """Render a conversation as a row; each answer's <|end|> is part of the answer.
+
+    White space around a text is dropped.
 
     Args:
-        turns: an optional system turn, then human and gpt in alternation; a last human turn is
-            followed by an open <|assistant|>, ready for the answer.
+        turns: an optional system turn, then human and gpt turns in alternation. After a
+            last human turn the row ends with <|assistant|>, where an answer would begin.
         tokenizer: gives the ids.
         n_image_tokens: N, placeholders for each <image>.
 
@@ -157,7 +166,7 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
     Raises:
         ValueError: as `checked`.
 
-    Source: masking of LLaVA, arXiv:2304.08485, table 2 (only the answer's tokens are in the loss).
+    Source: LLaVA, arXiv:2304.08485, table 2: only the answers' tokens are in the loss.
     """
     pieces: list[tuple[list[int], bool]] = []
     for role, value in checked(turns):
@@ -178,12 +187,13 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
 def prompt_of(
     question: str, tokenizer: Tokenizer, n_image_tokens: int, facts: Sequence[str] = ()
 ) -> list[int]:
-    """The ids of a question about a picture, up to where its answer begins.
+    """Return the ids before the answer to a question about one picture.
 
     Args:
-        facts: true captions of the picture, shown before the question. A reward model that reads
-            them need not guess what the picture shows (factually augmented RLHF, LLaVA-RLHF,
-            arXiv:2309.14525, section 3.2).
+        n_image_tokens: N, placeholders for the picture.
+        facts: true captions of the picture; they stand before the question. A reward model
+            that reads them need not guess what the picture shows (factually augmented RLHF,
+            LLaVA-RLHF, arXiv:2309.14525, section 3.2).
     """
     lines = [IMAGE_MARK, *facts, question]
     turns = [{"from": "human", "value": "\n".join(lines)}]
@@ -194,23 +204,29 @@ def render_v1(
     turns: list[Turn], encode: Callable[[str], list[int]], bos: int, eos: int, image_id: int,
     n_image_tokens: int = 1,
 ) -> Row:
-    """The same for LLaVA-1.5's template, for people who bring its weights.
+    """Render a conversation in LLaVA-1.5's template, for people who use its weights.
 
         <s>SYSTEM USER: question ASSISTANT: answer</s>USER: question ASSISTANT: answer</s>
         learned:                           -----------                         -----------
 
-    LLaVA renders a string, then finds the answers in it by counting tokens, and drops the dialogue
-    where the count does not come out; here each piece is known for what it is.
+    LLaVA's code renders one string and then finds the answers in it by counting tokens. If
+    the count is wrong, it leaves the whole dialogue out of the loss. Here each piece is
+    marked as answer or not when it is appended.
 
     Args:
-        turns: as for `render`; the system turn holds the words before the first USER, and each
-            <image> stands where it is meant (LLaVA's trainer first moves it to the start of its
-            turn and adds a line break, as data/llava/prepare.py does).
-        encode: text -> ids, no special ones among them. An answer comes with the space before it;
-            a SentencePiece tokenizer that adds one of its own is given
+        turns: as for `render`, but white space is kept. The system turn holds the words
+            before the first USER. Each <image> must stand where the picture belongs:
+            LLaVA's trainer first moves it to the start of its turn and adds a line break,
+            and so does data/llava/prepare.py.
+        encode: maps a text to ids, without special ones. It gets an answer with one space
+            before it. If a SentencePiece tokenizer adds that space by itself, pass
             `lambda text: encode(text.removeprefix(" "))`.
         bos, eos: ids of <s> and </s>.
-        image_id: what stands for one image token; LLaVA puts a single -200 for each picture.
+        image_id: the id of one image token; LLaVA's is -200.
+        n_image_tokens: how many of them stand for each <image>; LLaVA has 1.
+
+    Returns:
+        ids and is_answer, of equal length.
 
     Raises:
         ValueError: as `checked`.
@@ -242,7 +258,7 @@ def render_v1(
 
 
 def count_images(turns: list[Turn]) -> int:
-    """How many <image> marks the turns hold."""
+    """Count the <image> marks in all turns."""
     return sum(
         turn["value"].count(IMAGE_MARK) for turn in turns if isinstance(turn.get("value"), str)
     )

@@ -1,4 +1,6 @@
-"""The command that exports a run; the work is done in minivlm/pretrained/export.py.
+"""The command that writes a run's weights as huggingface/transformers saves its own.
+
+minivlm/pretrained/export.py does the work.
 
 Run: python -m minivlm.export --run runs/lm --out DIR
 """

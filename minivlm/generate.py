@@ -1,9 +1,9 @@
 """Writing text token by token: greedy, sampled or by beam search, for rows of any lengths.
 
-Each row's next token is written at that row's own length (contract 2). So a batch needs no
-left padding, and a row's answer does not depend on the other rows of its batch. With the KV
-cache, each new token costs one position; without it, everything is read again: same answer,
-more work.
+Each row's next token is written at that row's own length (contract 2 in README.md). So a
+batch needs no left padding, and a row's logits do not depend on the other rows of its
+batch. With the KV cache, each step computes one position of each row. Without it, each step
+computes all positions again: the answers are the same, the work is more.
 """
 
 import math
@@ -24,14 +24,18 @@ from minivlm.masks import last_only
 def filter_logits(
     logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
-    """Divide by the temperature, keep the top_k likeliest, then the fewest of mass top_p.
+    """Divide logits by the temperature, then remove all but the likeliest tokens.
+
+    First the top_k likeliest tokens stay. Of these, the fewest whose probabilities add up
+    to top_p stay.
 
     Args:
         logits: (B, V).
         temperature: > 0; higher makes the draw more random.
-        top_k: how many tokens stay, and any that tie with the last of them; 0 keeps all.
-        top_p: probability that the tokens which stay must reach; the likeliest always
-            stays.
+        top_k: how many tokens stay; those that tie with the last of them stay too. 0 keeps
+            all.
+        top_p: probability that the tokens which stay add up to; 1 keeps all. The likeliest
+            token always stays.
 
     Returns:
         (B, V), -inf where a token is removed.
@@ -62,25 +66,27 @@ def filter_logits(
 
 
 def penalize(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
-    """Make tokens that a row has written already less likely.
+    """Lower the logits of those tokens that a row has already written.
 
         logit / penalty if the logit is positive, else logit * penalty
 
     Args:
         logits: (B, V).
         written: (B, V) bool, True for tokens that the row has written.
-        penalty: 1 changes nothing, more penalizes more; BLIP samples captions with 1.1.
+        penalty: 1 changes nothing; a larger one lowers more. BLIP samples captions with
+            1.1.
 
     Returns:
         (B, V).
 
-    Source: Keskar et al. 2019 (CTRL), arXiv:1909.05858, section 4.1. Dividing a negative
-    logit would make its token likelier; multiplying it is huggingface/transformers' remedy.
+    Source: Keskar et al. 2019 (CTRL), arXiv:1909.05858, section 4.1. Dividing a
+    negative logit would make its token likelier. huggingface/transformers multiplies
+    negative logits instead, and so does this function.
 
     >>> penalize(torch.tensor([[2.0, -2.0, 1.0]]), torch.tensor([[True, True, False]]), 2.0)
     tensor([[ 1., -4.,  1.]])
     """
-    if penalty == 1:  # the usual case, once for every token
+    if penalty == 1:  # the usual case, at every step
         return logits
     lowered = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(written, lowered, logits)
@@ -100,27 +106,27 @@ def pick(
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
-# --- reading on ---
+# --- reading ---
 
 
 class Reader:
-    """Reads prompts of any lengths as rows of one batch, then one token a row at a time.
+    """Reads prompts of any lengths as one batch, then one new token of each row per step.
 
-    `logits` (B, V) always scores the next token of each row.
+    `logits`, (B, V), are always those of each row's next token.
 
     Args:
         model: a VLM, or a GPT if images is None.
         images: (n, 3, S, S), the pictures of all rows in order, or None.
         prompts: B lists of ids, of any lengths.
-        max_new_tokens: the most tokens that a row may get; a row also ends when it fills
-            the context.
-        use_cache: keep keys and values; False reads everything again at every step.
-        n_copies: how many rows each prompt becomes, side by side; it is read once for all
-            of them.
+        max_new_tokens: the most new tokens of a row; a row gets fewer if it fills the
+            context first.
+        use_cache: keep keys and values; if False, every step computes all positions again.
+        n_copies: how many rows are made of each prompt. They stand side by side, and their
+            prompt is read once.
 
     Raises:
         ValueError: if there is no prompt, one is empty, or one leaves no room for an
-            answer; if n_copies < 1.
+            answer; if n_copies < 1; or as `VLM.embed`.
     """
 
     def __init__(
@@ -130,7 +136,7 @@ class Reader:
         if not prompts or not all(prompts):
             raise ValueError("every row needs a prompt of at least one token")
         if n_copies < 1:
-            raise ValueError(f"{n_copies} rows of each prompt are below 1")
+            raise ValueError(f"n_copies {n_copies} is below 1")
         gpt = model.gpt if hasattr(model, "gpt") else model
         block_size = gpt.config.block_size
         lengths = [len(prompt) for prompt in prompts]
@@ -145,10 +151,10 @@ class Reader:
         device = next(model.parameters()).device
         self.rows = torch.arange(B, device=device)
         self.lengths = torch.tensor(lengths, device=device)          # (B,)
-        self.context = {}  # what every reading of whole rows needs
+        self.context = {}  # what a pass over whole rows needs besides their ids
         if images is not None:
             self.context["images"] = images.to(device)
-        # a prefix-LM reads its prompt both ways; what it writes is causal
+        # in a prefix-LM the prompt's tokens see each other both ways; new tokens are causal
         if getattr(model.config, "prefix_lm", False):
             self.context["prefix"] = self.lengths.clone()
         self.size = min(longest + max_new_tokens, block_size)  # the most tokens of any row
@@ -156,7 +162,7 @@ class Reader:
         self.idx = torch.zeros(B, self.size, dtype=torch.long, device=device)
         for b, prompt in enumerate(prompts):
             self.idx[b, : len(prompt)] = torch.tensor(prompt, device=device)
-        # the placeholder is never written: it could not be read without a picture
+        # the placeholder must never be written: without a picture it cannot be read
         self.image_id = getattr(model.config, "image_id", None)
 
         self.cache = model.new_cache(B, self.size) if use_cache else None
@@ -168,7 +174,8 @@ class Reader:
     def push(self, token: Tensor) -> None:
         """Write each row's next token, (B,), and read it.
 
-        A row without room writes over its own last place; it is never read again.
+        A full row overwrites its own last token. Callers must ignore such a row from then
+        on.
         """
         self.idx[self.rows, self.lengths.clamp(max=self.size - 1)] = token
         self.lengths = (self.lengths + 1).clamp(max=self.size)
@@ -182,12 +189,12 @@ class Reader:
             self._score(newest[:, None], cache=self.cache, positions=positions)
 
     def select(self, rows: Tensor) -> None:
-        """Make row rows[i] the new row i; rows (n,) may leave out and repeat some."""
+        """Keep the given rows, (n,): old row rows[i] becomes row i. Rows may repeat."""
         if self.cache is not None:
             self.cache.k = self.cache.k[:, rows]
             self.cache.v = self.cache.v[:, rows]
             self.cache.rows = torch.arange(len(rows), device=rows.device)[:, None]
-        elif "images" in self.context:  # without a cache, every step reads them again
+        elif "images" in self.context:  # without a cache, every step needs them
             n_images = (self.idx == self.image_id).sum(1) // self.model.config.vit.n_tokens
             of_row = self.context["images"].split(n_images.tolist())
             self.context["images"] = torch.cat([of_row[b] for b in rows.tolist()])
@@ -207,7 +214,7 @@ class Reader:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within it the model drops nothing out; afterwards it is in its former mode."""
+    """Put a model in evaluation mode, without dropout, inside the with block only."""
     was_training = model.training
     model.eval()
     try:
@@ -236,15 +243,16 @@ def stream(
 
     Args:
         model, images, prompts, max_new_tokens, use_cache, n_copies: as `Reader` takes them.
-        stop: the id that ends a row; it is yielded, then None.
+        stop: the id that ends a row; it is yielded too, and after it None.
         temperature: 0 always takes the likeliest token; higher makes the draw more random.
         top_k, top_p: as `filter_logits` takes them.
-        repetition_penalty: as `penalize` takes it; only for what the row itself has
-            written.
+        repetition_penalty: as `penalize` takes it; it does not concern the prompt's tokens.
+        generator: of the draws, on the model's device.
 
-    Raises as `Reader`.
+    Raises:
+        ValueError: as `Reader`, or if the temperature is below 0.
     """
-    with evaluation_mode(model):  # also left when the caller stops early
+    with evaluation_mode(model):  # its end is reached even if the caller stops early
         reader = Reader(model, images, prompts, max_new_tokens, use_cache, n_copies)
         written = torch.zeros_like(reader.logits, dtype=torch.bool)  # (B, V)
         n = len(written)
@@ -264,7 +272,7 @@ def stream(
             if step == reader.steps or not any(alive):
                 break
             going = [i for i, b in enumerate(active) if alive[b]]
-            # drop ended rows only once they are half: selecting copies the whole cache
+            # drop ended rows only once they are half of all: select copies the whole cache
             if len(going) <= len(active) / 2:
                 reader.select(torch.tensor(going, device=token.device))
                 written = written[going]
@@ -277,13 +285,19 @@ def generate(
     model: nn.Module, images: Tensor | None, prompts: list[list[int]],
     keep_stop: bool = False, **options,
 ) -> list[list[int]]:
-    """The whole answers of all rows.
+    """Write the whole answer of every row.
 
     Args:
         model, images, prompts: as `Reader` takes them.
-        keep_stop: leave the stop token at the end of the rows that wrote it.
-        options: as `stream` takes them. With n_copies=n, the n answers to the first prompt
-            come first, then the n to the second.
+        keep_stop: whether an answer keeps its stop token, if it has one.
+        options: as `stream` takes them.
+
+    Returns:
+        the ids of each answer. With n_copies=n, the n answers to the first prompt come
+        first, then the n answers to the second.
+
+    Raises:
+        ValueError: as `stream`.
 
     >>> from minivlm.gpt import GPT, GPTConfig
     >>> gpt = GPT(GPTConfig(vocab_size=8, block_size=16, n_layer=1, n_head=1, n_embd=8))
@@ -304,7 +318,7 @@ def generate(
 
 
 class FinishedTexts:
-    """The finished texts of one row of a beam search, the best first."""
+    """The best finished texts of one row of a beam search, by score, the best first."""
 
     def __init__(self, n_beams: int):
         self.n_beams = n_beams
@@ -312,12 +326,12 @@ class FinishedTexts:
         self.done = False
 
     def add(self, ids: list[int], score: float) -> None:
-        """Keep a text if it is among the n_beams best; of equals, the earlier is first."""
+        """Add a text and keep the n_beams best; of equal scores, the earlier one wins."""
         self.best.append((ids, score))
         self.best = sorted(self.best, key=lambda text: -text[1])[:self.n_beams]
 
     def beat(self, score: float) -> bool:
-        """Whether there are n_beams texts and none of them is worse than this score."""
+        """Say whether there are n_beams texts, none of which is worse than this score."""
         return len(self.best) == self.n_beams and score <= self.best[-1][1]
 
 
@@ -335,30 +349,33 @@ def beam_search(
 ) -> list[tuple[list[int], float]]:
     """Follow the n_beams likeliest beginnings of each row; return its best text and score.
 
-        score = sum_t log p(token_t) / length^length_penalty,   both with the stop token
+        score = sum_t log p(token_t) / length^length_penalty
 
-    Each step takes the 2 n_beams likeliest candidates of a row: every beam with every next
-    token. Candidates that end and rank among the first n_beams are finished texts; the
-    first n_beams of the others go on. A row is done when it has n_beams finished texts and
-    its likeliest candidate that goes on, scored at its present length, is no better than
-    the worst of them. Candidates that have not ended after max_new_tokens count as finished
-    there.
+    Sum and length include the stop token. The followed beginnings are called beams. A
+    candidate is a beam with one more token. Each step takes the 2 n_beams likeliest
+    candidates of each row. Those with the stop token, if they are among the first n_beams,
+    are finished texts. The first n_beams without it are the next beams.
+
+    A row is done when it has n_beams finished texts and none of them scores lower than its
+    likeliest next beam scores at its present length. A row is also done after
+    max_new_tokens, or when the context is full. Then the first n_beams candidates are
+    finished texts, with or without the stop token.
 
     Args:
         model, images, prompts, max_new_tokens, use_cache: as `Reader` takes them.
-        n_beams: how many beginnings of a row are followed.
+        n_beams: how many beginnings of each row are followed.
         stop: the id that ends a text.
         length_penalty: 0 compares sums, 1 compares means; larger favors longer texts.
 
     Returns:
-        for each row, ids without the stop token, and the score in nats.
+        for each row the ids of its best text, without the stop token, and the score.
 
     Raises:
         ValueError: if n_beams or max_new_tokens < 1, or as `Reader`.
 
-    Source: the procedure of huggingface/transformers with early_stopping=False, which made
-    BLIP's captions (3 beams); length_penalty as in Wu et al. 2016, arXiv:1609.08144,
-    section 7, without the constant 5 there.
+    Source: the procedure of huggingface/transformers with early_stopping=False, with which
+    BLIP writes captions (3 beams); length_penalty as in Wu et al. 2016, arXiv:1609.08144,
+    section 7, but without the constant 5.
     """
     B, K = len(prompts), n_beams
     if K < 1:
@@ -371,7 +388,7 @@ def beam_search(
         device = reader.rows.device
         first_row = torch.arange(B, device=device)[:, None] * K      # (B, 1)
         totals = torch.full((B, K), -torch.inf, device=device)  # log p of each beam
-        totals[:, 0] = 0.0  # all beams are equal at first, so only one counts
+        totals[:, 0] = 0.0  # at first all beams of a row are equal, so only one counts
         for n in range(1, reader.steps + 1):
             # 1. the likeliest candidates of each row, in order
             logp = reader.logits.log_softmax(-1).view(B, K, -1)      # (B, K, V)
@@ -406,9 +423,9 @@ def beam_search(
             if all(texts.done for texts in finished):
                 break
 
-            # 4. the reader takes over the beams that go on, and reads their new tokens
+            # 4. the reader keeps the beams that go on, and reads their new tokens
             reader.select(rows.gather(1, order).flatten())
-            # a beam of probability 0 may have ended with any token, even a placeholder
+            # a beam of probability 0 may have any new token, even stop or a placeholder
             new = tokens.gather(1, order).masked_fill(totals == -torch.inf, 0)
             reader.push(new.flatten())
     return [texts.best[0] for texts in finished]
@@ -419,7 +436,9 @@ def answer_logprobs(
     model: nn.Module, images: Tensor | None, prompts: list[list[int]],
     answers: list[list[int]], pad: int,
 ) -> Tensor:
-    """Log-probability of every given answer after every prompt, to rank the answers.
+    """Compute the log-probability of each given answer after each prompt.
+
+    These log-probabilities rank the answers to a prompt.
 
     Args:
         model: a VLM, or a GPT if images is None.
@@ -429,8 +448,8 @@ def answer_logprobs(
         pad: the id that fills short rows.
 
     Returns:
-        (B, A) nats, summed over an answer's tokens: a longer answer is less likely by
-        length alone.
+        (B, A) nats, summed over an answer's tokens. Its length alone makes a longer answer
+        less likely.
 
     Raises:
         ValueError: if there is no answer, one is empty, or one does not fit the context.
@@ -447,7 +466,7 @@ def answer_logprobs(
     with evaluation_mode(model):
         for b, prompt in enumerate(prompts):
             rows = [answer_row(prompt, answer) for answer in answers]
-            with device:  # the batch is made there
+            with device:  # collate makes its tensors there
                 batch = collate(rows, pad, gpt.config.block_size)
             options = {}
             if images is not None:  # the ViT runs once for all answers

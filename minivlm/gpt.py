@@ -1,8 +1,8 @@
 """GPT-2's decoder: token and position embeddings, causal blocks, a tied head.
 
-    logits[:, t] = head(norm(blocks(embed(idx) + pos)))[:, t]   scores idx[:, t + 1]
+    logits[:, t] = head(norm(blocks(embed(idx) + pos)))[:, t]   predicts idx[:, t + 1]
 
-The architecture is complete, so published GPT-2 weights fit.
+The architecture is exactly GPT-2's, so published GPT-2 weights fit.
 
 Source: Radford et al. 2019 (GPT-2).
 """
@@ -49,10 +49,13 @@ class GPT(nn.Module):
         self.head.weight = self.wte.weight  # tied, as in GPT-2
 
     def forward(self, idx: Tensor | None = None, **options) -> Tensor:
-        """Score the next token at every position; arguments and errors as for `hidden`.
+        """Return the logits of each position's next token; arguments as for `hidden`.
 
         Returns:
             (B, T, V) logits, or (number of True in `at`, V).
+
+        Raises:
+            ValueError: as `hidden`.
         """
         return self.head(self.hidden(idx, **options))
 
@@ -67,17 +70,18 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> Tensor:
-        """Return the normed output of the last block, which this head or another one reads.
+        """Return the last block's output, normalized, for the GPT's own head or another.
 
         Args:
             idx: (B, T) token ids; None if emb is given.
             emb: (B, T, C) token embeddings, as a VLM makes them.
-            at: (B, T) bool; return only these positions, which is less work for a head.
+            at: (B, T) bool; return only the positions that are True: less work for a head.
             prefix: (B,) number of leading positions that see each other both ways, or None.
-            cache: keys and values of the tokens before these; the new ones are added to it.
-            positions: (B, T) absolute positions, needed with a cache; by default 0 .. T-1.
-            segments: (B, T), which answer to a shared prompt a token belongs to, see
-                `segment_mask`, or None; its positions are those of `segment_positions`.
+            cache: keys and values of earlier tokens; this call adds those of its tokens.
+            positions: (B, T) absolute positions, below block_size; by default 0 .. T-1. A
+                cache that already holds tokens needs them.
+            segments: (B, T) of packed rows, see `masks.segment_mask`, or None. With them,
+                positions are those of `masks.segment_positions`.
 
         Returns:
             (B, T, C), or (number of True in `at`, C).
@@ -87,7 +91,7 @@ class GPT(nn.Module):
                 block_size; if segments come with a prefix, a cache or positions.
         """
         if segments is not None and any(x is not None for x in (prefix, cache, positions)):
-            raise ValueError("segments go with no prefix, cache or positions")
+            raise ValueError("segments cannot be combined with prefix, cache or positions")
         x = self.wte(idx) if emb is None else emb                    # (B, T, C)
         positions = self._positions(x, positions, segments)          # (B, T)
         n_keys = None if cache is None else cache.extend(positions)
@@ -106,7 +110,7 @@ class GPT(nn.Module):
     def _positions(
         self, x: Tensor, positions: Tensor | None, segments: Tensor | None
     ) -> Tensor:
-        """Each token's position in its own text, (B, T), checked against block_size."""
+        """Find each token's position in its own text, (B, T); refuse too long texts."""
         B, T, _ = x.shape
         longest = T
         if segments is not None:

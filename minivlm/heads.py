@@ -1,9 +1,9 @@
-"""VLMs with a head that gives numbers: how good an answer is, what reward is still to come.
+"""VLMs whose head gives a number instead of logits: the reward model and the value model.
 
     score = head(hidden at the last token of the answer)             RewardModel, (B,)
     values = head(hidden at every token)                             ValueModel, (B, T)
 
-A Learner holds all that PPO trains, so that one checkpoint holds it too.
+A Learner holds everything that PPO trains, so that one checkpoint can hold everything.
 
 Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; initial weights of
 the heads as in Ziegler et al. 2019 (openai/lm-human-preferences).
@@ -19,7 +19,7 @@ from minivlm.vlm import VLM
 
 
 def apply(head: nn.Linear, hidden: Tensor) -> Tensor:
-    """One number for each hidden vector, (..., C) -> (...); float32 even under autocast."""
+    """Map each vector to a number, (..., C) -> (...), in float32 even under autocast."""
     with torch.autocast(hidden.device.type, enabled=False):
         return head(hidden.float())[..., 0]
 
@@ -29,8 +29,9 @@ class RewardModel(nn.Module):
 
         score = (raw - mean) / std
 
-    The head's own scale means nothing. `mean` and `std` are measured on raw scores of
-    held-out ranked answers, see `normalize`, and are part of the checkpoint.
+    PPO needs scores of a known size, and training does not decide the size of raw scores.
+    So `mean` and `std` are measured on the raw scores of held-out ranked answers, see
+    `normalize`. The checkpoint holds both.
     """
 
     def __init__(self, vlm: VLM):
@@ -47,17 +48,20 @@ class RewardModel(nn.Module):
         self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,
         img_emb: Tensor | None = None, segments: Tensor | None = None,
     ) -> Tensor:
-        """Score answers at their last token, before normalization. Training compares these.
+        """Return the raw score of each answer, before normalization, for training.
+
+        The head reads the output at an answer's last token. So this token must be an input,
+        see `conversation.append_unread`.
 
         Args:
-            idx: (B, T) ids, padded right; each row ends with the end token of an answer.
-            lengths: (B,) tokens of each row.
+            idx: (B, T) ids, padded right; each row ends with the last token of an answer.
+            lengths: (B,) number of tokens of each row.
             images, img_emb: as `VLM.embed` takes them.
-            segments: (B, T) of rows that hold several answers, as `conversation.pack` makes
-                them.
+            segments: (B, T) of packed rows, which hold several answers each (see
+                `conversation.pack`), or None.
 
         Returns:
-            (B,), or with segments (M,) for all M answers, row by row.
+            (B,), or with segments (M,): the raw scores of all M answers, row by row.
         """
         at = last_only(lengths, idx.shape[1])                        # (B, T)
         if segments is not None:
@@ -71,28 +75,28 @@ class RewardModel(nn.Module):
         self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,
         img_emb: Tensor | None = None,
     ) -> Tensor:
-        """Score one answer in each row, normalized; arguments as in `raw`. Returns (B,)."""
+        """Return the score of the answer in each row, (B,); arguments as in `raw`."""
         return (self.raw(idx, lengths, images, img_emb) - self.mean) / self.std
 
     @torch.no_grad()
     def normalize(self, raw: Tensor) -> None:
-        """Choose mean and std such that these raw scores, (n,), become mean 0 and std 1.
+        """Set mean and std so that these raw scores, (n,), get mean 0 and std 1.
 
         Raises:
-            ValueError: if the raw values are all equal, or one is NaN or inf.
+            ValueError: if the raw scores are all equal, or one is NaN or inf.
         """
-        std = raw.std(correction=min(1, len(raw) - 1))  # 0 of a single score, not NaN
+        std = raw.std(correction=min(1, len(raw) - 1))  # a single score: 0, not NaN
         if not std.isfinite() or std == 0:
             raise ValueError(
                 f"{len(raw)} scores with a standard deviation of {std:.3g} "
-                "cannot be brought to one of 1"
+                "cannot be scaled to one of 1"
             )
         self.mean.copy_(raw.mean())
         self.std.copy_(std)
 
 
 class ValueModel(nn.Module):
-    """Predicts at every token the reward that is still to come."""
+    """Predicts at every token the reward that is still to come; at first always 0."""
 
     def __init__(self, vlm: VLM):
         super().__init__()
@@ -103,18 +107,18 @@ class ValueModel(nn.Module):
 
     @classmethod
     def from_reward_model(cls, reward_model: RewardModel) -> "ValueModel":
-        """A value model on a copy of the reward model's VLM; at first it predicts 0."""
+        """Make a value model from a copy of the reward model's VLM, with a new head."""
         return cls(copy.deepcopy(reward_model.vlm))
 
     def forward(
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None
     ) -> Tensor:
-        """Ids (B, T) and pictures -> values (B, T); position t sees nothing behind it."""
+        """Ids (B, T) and pictures -> values (B, T); no position sees a later one."""
         return apply(self.head, self.vlm.hidden(idx, images, img_emb))
 
 
 class Learner(nn.Module):
-    """The policy, its value model, and the present coefficient of the KL penalty."""
+    """The policy, its value model, and the current coefficient of the KL penalty."""
 
     def __init__(self, policy: VLM, value_model: ValueModel, kl_coef: float):
         super().__init__()
@@ -123,9 +127,9 @@ class Learner(nn.Module):
         self.kl_coef = kl_coef
 
     def get_extra_state(self) -> Tensor:
-        """The coefficient, saved with the weights; float64 keeps every bit of it."""
+        """Return the coefficient, to be saved with the weights; float64 is exact."""
         return torch.tensor(self.kl_coef, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the coefficient."""
+        """Restore the coefficient that `get_extra_state` returned."""
         self.kl_coef = float(state)

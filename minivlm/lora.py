@@ -3,10 +3,11 @@
     y = x W^T + b + scale (x A^T) B^T          A: (r, in), B: (out, r), scale: alpha / r
 
 B starts at 0, so fresh adapters change nothing. Only A and B learn. With its adapters off,
-the model is the frozen reference model, so no second copy of the weights is needed.
+a policy is its own reference, so no second copy of the weights is needed.
 
 In a checkpoint the weights keep their names, and `lora_A`, `lora_B`, `lora_scale` stand
-beside them. When a model is rebuilt from it, `merged` adds the adapters to the weights.
+beside them. When a model is rebuilt from a checkpoint, `merged` adds the adapters to the
+weights.
 
 Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 """
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# which linear maps get an adapter: all but the ViT's, as in LLaVA
+# which linear maps get an adapter: those of GPT and projector, not of the ViT, as in LLaVA
 LAYERS = "gpt.*,projector.*"
 
 
@@ -29,9 +30,9 @@ class LoRALinear(nn.Linear):
     """A linear map and its adapter; the weights are those of the given map, frozen.
 
     Args:
-        base: the map.
-        rank: r; more can learn more, and costs more memory.
-        alpha: of the scale alpha / r; more gives the adapter more weight.
+        base: the given map.
+        rank: r; an adapter of higher rank can learn more, and needs more memory.
+        alpha: part of the scale alpha / r; a larger alpha gives the adapter more weight.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
@@ -80,7 +81,7 @@ def add_lora(
         layers: patterns of names, separated by commas: "gpt.*.attn.qkv,projector.*".
         rank: r, at least 1.
         alpha: see `LoRALinear`; 0 = twice the rank, as in LLaVA's scripts.
-        frozen: a part of the model whose maps get none.
+        frozen: a part of the model whose maps get no adapter.
 
     Returns:
         the names of the maps, in the model's order.
@@ -118,7 +119,7 @@ def add_lora(
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Turn all adapters of a model off inside the with block; it may have none."""
+    """Turn all adapters of a model off inside the with block; a model may have none."""
     # nested blocks: an inner one must not turn on what the outer one has turned off
     were_on = [module for _, module in adapters(model) if module.on]
     for module in were_on:
@@ -131,7 +132,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights for a model without adapters: W + scale B A where there was one."""
+    """Return weights for a model without adapters: W becomes W + scale B A."""
     plain = {name: w for name, w in weights.items() if ".lora_" not in name}
     for key, A in weights.items():
         name = key.removesuffix(".lora_A")

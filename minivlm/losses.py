@@ -2,7 +2,7 @@
 
     next-token     -mean log p(token | before)        language, captions, answers
     InfoNCE        which caption fits which picture   train_clip.py, train_caption.py
-    match          does this caption fit, yes or no   train_caption.py
+    match          does a caption fit, yes or no      train_caption.py
     Bradley-Terry  which answer is preferred          train_reward.py
     KL, PPO        what a drawn token is worth        train_ppo.py
     DPO, IPO, ...  preferences, no reward model       train_dpo.py
@@ -36,9 +36,11 @@ def next_token_loss(
     The mean runs over tokens, not over rows, so a long row weighs more than a short one.
 
     Args:
-        logits: (..., V), position t scores targets[..., t]; nothing is shifted here.
+        logits: (..., V); those at position t predict targets[..., t], so nothing is shifted
+            here.
         targets: (...) ids, or -100 where the token does not count.
-        label_smoothing: 0 .. 1; share of the probability spread evenly over the vocabulary.
+        label_smoothing: 0 .. 1; the share of a target's probability that is spread evenly
+            over the vocabulary.
 
     Returns:
         () loss in nats per token; ln V for a model that has learned nothing.
@@ -64,9 +66,9 @@ def next_token_loss(
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the log-probability of each target token, exactly 0 where none is supervised.
+    """Return the log-probability of each target token, exactly 0 where there is none.
 
-    The log-probability of a sequence is the sum over its row.
+    Their sum over a row is the log-probability of the row's answer.
 
     Args:
         logits: (B, T, V).
@@ -82,7 +84,7 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
         at_least_float32(logits.flatten(0, -2)), targets.flatten(),
         ignore_index=IGNORE_INDEX, reduction="none",
     ).view_as(targets)                                               # (B, T)
-    # cross_entropy gives 0 there, and the minus makes it -0.0
+    # cross_entropy gives 0 where there is no target, and the minus turns it into -0.0
     return logp.masked_fill(targets == IGNORE_INDEX, 0.0)
 
 
@@ -92,10 +94,10 @@ def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tens
         logits = logit_scale * img_z @ txt_z.T
         loss = (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2
 
-    A batch may hold the same caption m times. Its copies have equal vectors, so loss and
-    gradients are those of a target shared among the m (UniCL, Yang et al. 2022,
-    arXiv:2204.03610, eq. 3); such a caption costs at least ln m. If all vectors of a batch
-    are equal, the loss is ln B.
+    A batch may hold the same caption m times. The m copies have equal vectors, so loss and
+    gradients are the same as if the copies shared the target probability (UniCL, Yang et
+    al. 2022, arXiv:2204.03610, eq. 3). The loss of such a caption is at least ln m. If all
+    vectors of a batch are equal, the loss is ln B.
 
     Args:
         img_z, txt_z: (B, C) of unit length; row i of one belongs to row i of the other.
@@ -120,7 +122,7 @@ def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tens
         )
     img_z = at_least_float32(img_z)
     txt_z = at_least_float32(txt_z)
-    # near 100, the largest logit, neighbors in bfloat16 are 0.5 apart: off by up to 0.25
+    # near 100, the largest logit, bfloat16 rounds to steps of 0.5
     with torch.autocast(img_z.device.type, enabled=False):
         logits = logit_scale * img_z @ txt_z.T                       # (B, B)
     diagonal = torch.arange(len(logits), device=logits.device)
@@ -129,12 +131,13 @@ def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tens
 
 def equal_rows(idx: Tensor) -> Tensor:
     """Find the texts of a batch that are equal: (B, T) ids, padded alike -> (B, B) bool."""
-    _, number = torch.unique(idx, dim=0, return_inverse=True)        # (B,), equal for equal rows
+    # equal rows get equal numbers
+    _, number = torch.unique(idx, dim=0, return_inverse=True)        # (B,)
     return number[:, None] == number[None]
 
 
 def match_loss(logits: Tensor, fits: Tensor) -> Tensor:
-    """Judge whether picture and text of each pair belong together, by cross-entropy.
+    """Cross-entropy of the matching head: does each text belong to its picture?
 
         loss = - mean_i log softmax(logits_i)[fits_i]
 
@@ -155,7 +158,8 @@ def match_loss(logits: Tensor, fits: Tensor) -> Tensor:
     """
     if logits.shape != (*fits.shape, 2):
         raise ValueError(
-            f"logits {tuple(logits.shape)} are not two for each of {tuple(fits.shape)}"
+            f"logits {tuple(logits.shape)} do not fit pairs {tuple(fits.shape)}, expected "
+            "two logits for each pair"
         )
     return F.cross_entropy(at_least_float32(logits), fits)
 
@@ -171,12 +175,12 @@ def reward_loss(
         loss = -log sigmoid(chosen_score - rejected_score - margin)
 
     Args:
-        chosen_score, rejected_score: (B,).
-        margin: () or (B,); by how much the chosen score must exceed the other. Llama 2 sets
-            it larger where people found the difference clearer.
+        chosen_score, rejected_score: (B,) raw scores of a reward model.
+        margin: () or (B,); by how much the chosen score must exceed the rejected one. Llama
+            2 has a larger margin where people found the difference clearer.
 
     Returns:
-        (B,) nats; ln 2 where both scores are equal and the margin is 0.
+        (B,) loss in nats; ln 2 where both scores are equal and the margin is 0.
 
     Source: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, eq. 1; the margin: Touvron
     et al. 2023 (Llama 2), arXiv:2307.09288, eq. 2.
@@ -190,20 +194,22 @@ def reward_loss(
 
 
 def ranking_loss(scores: Tensor, ranks: Tensor, margin: Tensor | float = 0.0) -> Tensor:
-    """Bradley-Terry over all pairs of a ranked list, averaged first within each prompt.
+    """Bradley-Terry over all pairs of each ranking, averaged first within each prompt.
 
-        loss = mean_b mean_{i, j: ranks_bi < ranks_bj} -log sigmoid(scores_bi - scores_bj - margin)
+        difference_bij = scores_bi - scores_bj - margin_bij
+        loss = mean_b mean_{i, j: ranks_bi < ranks_bj} -log sigmoid(difference_bij)
 
     Every prompt counts once, however many pairs its answers make. The pairs of one prompt
-    share answers; spread over separate batches, they would be overfitted in one epoch.
+    share answers. If these pairs were spread over several batches, the reward model would
+    overfit in one epoch.
 
     Args:
-        scores: (B, K).
+        scores: (B, K) raw scores of K answers to each of B prompts.
         ranks: (B, K) integers, 1 is best; equal ranks make no pair; 0 is a missing answer.
-        margin: () or (B, K, K), by how much i must exceed j, see `reward_loss`.
+        margin: () or (B, K, K); by how much score i must exceed score j, see `reward_loss`.
 
     Returns:
-        () nats, the mean over prompts that have a pair.
+        () loss in nats, the mean over the prompts that have a pair.
 
     Raises:
         ValueError: if the shapes differ, or no prompt has a pair.
@@ -219,7 +225,7 @@ def ranking_loss(scores: Tensor, ranks: Tensor, margin: Tensor | float = 0.0) ->
         )
     present = ranks > 0                                              # (B, K)
     is_better = ranks[:, :, None] < ranks[:, None, :]                # (B, K, K), i before j
-    # rank 0 would beat every rank; behind a rank above 0 there is no 0, so j needs no check
+    # a missing answer has rank 0, below all others: it must not be i, and it never is j
     is_better = is_better & present[:, :, None]
     n_pairs = is_better.sum((1, 2))                                  # (B,)
     if not n_pairs.any():
@@ -253,9 +259,10 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str = "k1") -> Tensor:
 
     Args:
         logp, ref_logp: (B, T) nats, 0 at ignored positions.
+        kind: k1, k2 or k3.
 
     Returns:
-        (B, T), 0 where both are equal.
+        (B, T) nats, 0 where both are equal.
 
     Raises:
         ValueError: for another kind.
@@ -278,7 +285,7 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str = "k1") -> Tensor:
 def ppo_policy_loss(
     logp: Tensor, old_logp: Tensor, advs: Tensor, mask: Tensor, clip_eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Make tokens of high advantage likelier, by a factor of at most about 1 + clip_eps.
+    """Make tokens of positive advantage likelier and others less likely, both clipped.
 
         ratio = exp(logp - old_logp)
         unclipped = ratio * advs
@@ -286,12 +293,15 @@ def ppo_policy_loss(
         loss = - mean_t min(unclipped, clipped)
 
     Args:
-        logp, old_logp: (B, T) nats of the drawn tokens, by the policy now and at rollout.
+        logp, old_logp: (B, T) nats, log-probabilities of the drawn tokens by the policy now
+            and by the policy that drew them.
         advs: (B, T) advantages.
         mask: (B, T) bool, True at tokens of the answer.
+        clip_eps: >= 0; a ratio that has moved further than this from 1, in the direction
+            that the advantage asks for, gets no gradient.
 
     Returns:
-        () loss, and clip_fraction: () share of tokens whose gradient the clip has cut off.
+        () loss; and clip_fraction, the () share of tokens that get no gradient.
 
     Raises:
         ValueError: if the mask is False everywhere.
@@ -314,15 +324,16 @@ def ppo_policy_loss(
 def ppo_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_eps: float
 ) -> Tensor:
-    """Half the squared error of the values; moving further than clip_eps gains nothing.
+    """Half the squared error of the values; moving beyond clip_eps does not lower it.
 
         clipped = old_values + clip(values - old_values, -clip_eps, clip_eps)
         loss = mean_t max((values - returns)^2, (clipped - returns)^2) / 2
 
     Args:
-        values, old_values: (B, T) of the value model now and at the rollout.
-        returns: (B, T), what the values shall predict.
+        values, old_values: (B, T), by the value model now and at the time of the rollout.
+        returns: (B, T), what the values should predict.
         mask: (B, T) bool, True at tokens of the answer.
+        clip_eps: >= 0; how far a value may move from its old value.
 
     Returns:
         () loss.
@@ -335,7 +346,7 @@ def ppo_value_loss(
     """
     values = at_least_float32(values)
     clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
-    # the larger error counts, so the clip can take gradient away but never hide an error
+    # the larger error counts, so the clip can remove gradient but never hide an error
     worst = torch.maximum((values - returns).square(), (clipped - returns).square())
     return masked_mean(worst, mask) / 2
 
@@ -346,14 +357,14 @@ def ppo_value_loss(
 def sequence_logprobs(
     logp: Tensor, mask: Tensor, weights: Tensor | None = None, average: bool = False
 ) -> Tensor:
-    """Sum the log-probabilities of tokens to those of whole answers.
+    """Sum the tokens' log-probabilities over each answer, or average them.
 
         sum_t w_t logp_t             or, as an average,  sum_t w_t logp_t / sum_t w_t
 
     Args:
-        logp: (B, T) nats, 0 where the mask is False.
+        logp: (B, T) nats, finite everywhere; ignored where the mask is False.
         mask: (B, T) bool, True at tokens of the answer.
-        weights: (B, T) > 0, how much each token counts; None: each counts 1.
+        weights: (B, T), above 0; how much each token counts. None: each counts 1.
         average: divide by the sum of the weights, so that length does not matter.
 
     Returns:
@@ -362,12 +373,13 @@ def sequence_logprobs(
     Raises:
         ValueError: if a row has no answer.
 
-    Source: weights and their average: the dense DPO of RLHF-V, Yu et al. 2023,
-    arXiv:2312.00849, section 3.2, whose code also has the weighted sum; the average of
-    plain tokens: huggingface/trl calls it sigmoid_norm, and uses it for ipo too.
+    Source: the weighted average is the dense DPO of RLHF-V, Yu et al. 2023,
+    arXiv:2312.00849, section 3.2; RLHF-V's code also has the weighted sum. The average
+    without weights is sigmoid_norm of huggingface/trl, which also uses it for ipo.
 
     >>> logp, mask = torch.tensor([[-1.0, -3.0]]), torch.tensor([[True, True]])
-    >>> sequence_logprobs(logp, mask, torch.tensor([[1.0, 3.0]]), average=True)  # (-1 - 9) / 4
+    >>> weights = torch.tensor([[1.0, 3.0]])
+    >>> sequence_logprobs(logp, mask, weights, average=True)  # (-1 - 9) / 4
     tensor([-2.5000])
     """
     if not mask.any(1).all():
@@ -382,7 +394,7 @@ def dpo_loss(
     ref_rejected_logp: Tensor, beta: float, kind: str = "sigmoid",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Score each pair by how far the policy's margin exceeds that of the reference model.
+    """DPO and its family: make the policy's margin larger than the reference's.
 
         h = (chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp)
         right = -log sigmoid(beta h)
@@ -390,30 +402,31 @@ def dpo_loss(
         e = label_smoothing
 
         sigmoid    (1 - e) right + e wrong                  DPO; cDPO if e > 0
-        robust     ((1 - e) right - e wrong) / (1 - 2 e)    its mean: loss of clean labels
+        robust     ((1 - e) right - e wrong) / (1 - 2 e)    expectation: clean labels' loss
         hinge      max(0, 1 - beta h)                       SLiC
-        ipo        (h - 1 / (2 beta))^2                     h has a target, cannot run away
+        ipo        (h - 1 / (2 beta))^2                     h has the target 1 / (2 beta)
 
     If the policy equals its reference, h is 0. The loss is then ln 2 for sigmoid and robust
     with any e, 1 for hinge, and 1 / (4 beta^2) for ipo. The implicit reward of an answer is
     beta (logp - ref_logp), up to a term that depends on the prompt only.
 
-    There are two conventions for IPO: its authors sum over an answer's tokens,
-    huggingface/trl averages. This function does either, depending on what it gets; see
-    `sequence_logprobs`.
+    There are two conventions for IPO: its authors take the sum over an answer's tokens,
+    huggingface/trl the average. Here the caller chooses, see `sequence_logprobs`.
 
     Args:
         chosen_logp, rejected_logp: (B,) nats, log-probabilities under the policy.
         ref_chosen_logp, ref_rejected_logp: (B,) the same under the frozen reference model.
-        beta: > 0, nats; larger keeps the policy closer to the reference.
+        beta: > 0, per nat; larger keeps the policy closer to the reference.
         kind: sigmoid, robust, hinge or ipo.
-        label_smoothing: 0 <= e < 0.5; share of labels assumed wrong; for sigmoid, robust.
+        label_smoothing: 0 <= e < 0.5; assumed share of wrong labels, for sigmoid and
+            robust.
 
     Returns:
-        (B,) loss per pair.
+        (B,) loss of each pair, not averaged.
 
     Raises:
-        ValueError: if shapes differ, beta is not above 0, or for another kind or smoothing.
+        ValueError: if the shapes differ, beta is not above 0, the kind is unknown, or
+            label_smoothing is out of range or does not belong to the kind.
 
     Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; cDPO: Mitchell 2023, "A note on
     DPO with noisy preferences"; robust: Chowdhury et al. 2024, arXiv:2403.00409; hinge:
@@ -440,7 +453,7 @@ def dpo_loss(
     rejected = at_least_float32(rejected_logp) - ref_rejected_logp   # (B,)
     h = chosen - rejected                                            # (B,)
     right = -F.logsigmoid(beta * h)                                  # if the label is right
-    wrong = -F.logsigmoid(-beta * h)                                 # if it is swapped
+    wrong = -F.logsigmoid(-beta * h)                                 # if the label is wrong
     if kind == "sigmoid":
         return (1 - label_smoothing) * right + label_smoothing * wrong
     if kind == "robust":

@@ -1,11 +1,11 @@
-"""Which position may see which: the attention masks of the language model.
+"""The attention masks of the language model: which position may see which.
 
     plain causal   a token sees itself and all tokens before it
-    prefix         causal, but inside the prefix tokens see each other both ways (prefix-LM)
-    segments       several answers to one prompt: each sees the prompt and itself only
+    prefix         causal, but tokens of the prefix see each other both ways (prefix-LM)
+    segments       causal; of several answers to one prompt, each sees the prompt and itself
 
-The ViT needs no mask, because every patch sees every patch. Padding needs none either: pads
-stand on the right, where a causal row cannot see them.
+The ViT needs no mask, because every patch sees every patch. Pads need none either: they
+stand on the right, where no earlier token sees them.
 """
 
 import torch
@@ -18,7 +18,7 @@ def mask_for(
     """Choose the mask of one pass through the GPT.
 
         case           given       mask
-        plain causal   nothing     None: the fused causal kernel does it, and is faster
+        plain causal   nothing     None: the fused causal kernel needs no mask and is faster
         prefix         prefix      causal, and all of the prefix
         segments       segments    causal, within the prompt and the query's own answer
         cache          n_keys      causal over all n_keys positions, and all of the prefix
@@ -26,7 +26,7 @@ def mask_for(
     Args:
         positions: (B, T) absolute position of each query.
         prefix: (B,) length of each row's prefix, or None.
-        segments: (B, T) as in `segment_mask`, or None; go with neither prefix nor cache.
+        segments: (B, T) as in `segment_mask`, or None; never with prefix or cache.
         n_keys: number of keys in the cache, or None without a cache.
 
     Returns:
@@ -46,9 +46,9 @@ def attention_mask(positions: Tensor, n_keys: int, prefix: Tensor | None = None)
 
         mask[b, 0, t, j] = j <= positions[b, t]  or  j < prefix[b]
 
-    A query behind the prefix sees all of it anyway. So the second condition only lets
-    positions inside the prefix see later ones, and never one behind the prefix. Every query
-    sees at least itself, because a softmax over no key would be NaN.
+    A query behind the prefix sees the whole prefix by the first condition. So the second
+    one matters only inside the prefix: there a query also sees later keys, up to the
+    prefix's end. Every query sees at least itself; a softmax over no keys would be NaN.
 
     Args:
         positions: (B, T) absolute position of each query.
@@ -77,7 +77,8 @@ def segment_mask(segments: Tensor) -> Tensor:
 
         mask[b, 0, t, j] = j <= t  and  segments[b, j] in (0, segments[b, t])
 
-    Each answer is read as if it stood alone behind the prompt. The prompt is read once.
+    The result for each answer is the same as if it stood alone behind the prompt, but the
+    prompt is read only once.
 
     Args:
         segments: (B, T), 0 at the prompt, k at the k-th answer, -1 at pads.
@@ -99,7 +100,7 @@ def segment_mask(segments: Tensor) -> Tensor:
 
 
 def segment_positions(segments: Tensor) -> Tensor:
-    """Count each answer's positions on from the prompt's: (B, T) -> (B, T), 0 at pads.
+    """Let each answer's positions follow the prompt's: (B, T) -> (B, T), 0 at pads.
 
     >>> segment_positions(torch.tensor([[0, 0, 1, 1, 2, -1]]))
     tensor([[0, 1, 2, 3, 2, 0]])

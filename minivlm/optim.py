@@ -23,21 +23,21 @@ def orthogonalize(G: Tensor) -> Tensor:
 
         X = G / |G|;   5 times: A = X X^T;  X = a X + (b A + c A A) X
 
-    The coefficients are chosen for speed, not for exactness: singular values end between
-    about 0.7 and 1.2. It computes in float32, because many CPUs have no fast units for
-    bfloat16.
+    |G| is the Frobenius norm. The coefficients are chosen for speed, not for exactness:
+    singular values end between about 0.7 and 1.2. The iteration computes in float32,
+    because many CPUs have no fast units for bfloat16.
 
     Args:
         G: (n, R, C), n matrices of one shape, with R <= C.
 
     Returns:
-        (n, R, C).
+        (n, R, C) in float32.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
-    a, b, c = 3.4445, -4.7750, 2.0315  # of the source
+    a, b, c = 3.4445, -4.7750, 2.0315  # from the source
     X = G.float()
-    # the norm is at least the largest singular value, and the iteration wants none above 1
+    # the norm is at least the largest singular value; the iteration needs all of them <= 1
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         A = X @ X.mT                                                 # (n, R, R)
@@ -46,13 +46,18 @@ def orthogonalize(G: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalized, for 2-D parameters.
+    """SGD with momentum whose updates are orthogonalized; for 2-D parameters only.
 
         m = momentum * m + (1 - momentum) * g
-        p = (1 - lr * wd) * p - lr * sqrt(max(1, rows / cols)) * orthogonalize(nesterov(m))
+        u = momentum * m + (1 - momentum) * g                                    Nesterov
+        p = (1 - lr * weight_decay) * p
+        p = p - lr * sqrt(max(1, rows / cols)) * orthogonalize(u)
 
-    A matrix with three times as many rows as columns is taken for attention's q, k and v in
-    one: each third is orthogonalized on its own.
+    If a matrix has three times as many rows as columns, it is assumed to hold attention's
+    q, k and v, one below the other. Each third is then orthogonalized on its own.
+
+    Args:
+        params: parameters, or groups of them, as other optimizers take them.
 
     Raises:
         ValueError: if a parameter is not 2-D.
@@ -84,10 +89,10 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(state["momentum"], group["momentum"])   # Nesterov's
+                update = p.grad.lerp(state["momentum"], group["momentum"])   # Nesterov's u
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 n_maps = 3 if p.shape[0] == 3 * p.shape[1] else 1
-                # chunks and transposes are views: what is written to them reaches p
+                # chunks and transposes are views: writing to them changes p
                 for piece, u in zip(p.chunk(n_maps), update.chunk(n_maps)):
                     rows, cols = u.shape
                     if rows > cols:
@@ -102,12 +107,13 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizer:
-    """Muon for the trainable matrices of blocks and projector, AdamW for the rest, as one.
+    """Muon for the trainable matrices of blocks and projector, AdamW for the rest.
 
-    Weight decay acts on matrices and embeddings, never on biases, norms and single numbers.
+    Both are used as one optimizer. Weight decay acts on matrices and embeddings, never on
+    biases, norms and single numbers.
 
     Args:
-        model: its parameters with requires_grad are trained.
+        model: its parameters that have requires_grad now are trained.
         lr: peak learning rate of AdamW.
         muon_lr: peak learning rate of Muon; 0 = AdamW for everything.
         weight_decay: for parameters of two or more dimensions.
@@ -154,7 +160,8 @@ class Optimizer:
 
         Args:
             scale: share of the peak learning rates, see `lr_scale`.
-            clip: largest norm of the gradient of all parameters together.
+            clip: largest norm of the gradient of all parameters together; a larger gradient
+                is scaled down to it.
 
         Returns:
             the gradient's norm before clipping.
@@ -169,14 +176,14 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> list[dict]:
-        """Both optimizers' states, plain types and tensors."""
+        """Return the state of each optimizer, in plain types and tensors."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict]) -> None:
-        """Restore what state_dict gave.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: if the states belong to another set of optimizers.
+            ValueError: if the states are not of as many optimizers as this one has.
         """
         if len(states) != len(self.parts):
             raise ValueError(
@@ -188,22 +195,22 @@ class Optimizer:
 
 
 class Together:
-    """Several Optimizers stepped as one, each with its own rates and its own clipping."""
+    """Several Optimizers used as one, each with its own learning rates and clipping."""
 
     def __init__(self, *optimizers: Optimizer):
         self.optimizers = optimizers
 
     def step(self, scale: float, clip: float) -> float:
-        """Step all; return the first one's gradient norm, see `Optimizer.step`."""
+        """Step all of them; return the first one's gradient norm, see `Optimizer.step`."""
         norms = [optimizer.step(scale, clip) for optimizer in self.optimizers]
         return norms[0]
 
     def state_dict(self) -> list[list[dict]]:
-        """The states of all."""
+        """Return the states of all of them."""
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, states: list[list[dict]]) -> None:
-        """Restore what state_dict gave."""
+        """Restore what `state_dict` returned."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
 
@@ -212,11 +219,11 @@ def lr_scale(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
     """Rise linearly over `warmup` steps, then fall along a cosine to `floor`.
 
     Args:
-        step: 0 .. steps-1; step 0 already moves, by 1 / warmup of the peak.
-        floor: share of the peak learning rate at the end.
+        step: 0 .. steps-1; at step 0 the result is 1 / warmup, not 0.
+        floor: what the cosine reaches at `steps`, as a share of the peak learning rate.
 
     Returns:
-        share of the peak learning rate, 0 .. 1.
+        the learning rate as a share of its peak, 0 .. 1.
 
     >>> [round(lr_scale(s, 10, 2), 2) for s in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.04]

@@ -4,10 +4,10 @@
     advs, returns = gae(rewards, values, mask, gamma, lam)
     advs = whiten(advs, mask)
 
-All tensors are (B, T). A mask is True at the tokens of the answer, which stand in one
-piece, with the prompt before them and pads behind. Position t belongs to the choice of
-token t + 1, as in targets: its log-probability, its reward, and the value of what stood
-before it.
+Log-probabilities, rewards, values, advantages and masks are (B, T). Position t belongs to
+the choice of token t + 1, as in targets. It holds the log-probability of that token, the
+reward for it, and the value of the text before it. A mask is True at the positions of the
+answer. They form one piece: the prompt stands before it, pads stand behind it.
 
 Source: Ziegler et al. 2019, arXiv:1909.08593, section 2; Ouyang et al. 2022,
 arXiv:2203.02155.
@@ -43,21 +43,22 @@ def last_true(mask: Tensor) -> Tensor:
 def shape_score(
     score: Tensor, ended: Tensor, length: Tensor, end_penalty: float, length_penalty: float
 ) -> Tensor:
-    """Subtract from an answer's score what it costs not to end, and what its length costs.
+    """Subtract two penalties from an answer's score: for not ending and for its length.
 
         score - end_penalty [not ended] - length_penalty * length
 
     Args:
         score: (B,) by a reward model.
         ended: (B,) bool, True if the answer has its end token.
-        length: (B,) tokens.
-        end_penalty, length_penalty: >= 0; more makes answers end, and be short.
+        length: (B,) number of tokens.
+        end_penalty: >= 0; a larger one makes more answers end.
+        length_penalty: >= 0, per token; a larger one makes answers shorter.
 
     Returns:
         (B,).
 
-    Source: the end: Ziegler et al. 2019, arXiv:1909.08593, section 3.1.1; the length:
-    LLaVA-RLHF's ppo_trainer.py.
+    Source: penalty for not ending: Ziegler et al. 2019, arXiv:1909.08593, section 3.1.1;
+    penalty for length: LLaVA-RLHF's ppo_trainer.py.
 
     >>> score, ended = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
     >>> shape_score(score, ended, torch.tensor([5, 5]), 2.0, 0.1)
@@ -74,7 +75,7 @@ def kl_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tenso
     The last token is the end token, if the answer has one; it is never a pad.
 
     Args:
-        score: (B,) of the whole answers, by a reward model.
+        score: (B,) of the whole answers, after `shape_score`.
         kl: (B, T) estimates, see `losses.kl_estimate`.
         mask: (B, T) bool.
         kl_coef: >= 0; larger keeps the policy closer to the reference.
@@ -94,25 +95,28 @@ def kl_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tenso
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation, and the returns that the values shall predict.
+    """Generalized advantage estimation, and the returns that the values should predict.
 
         delta_t = rewards_t + gamma * values_{t+1} - values_t
         advs_t = delta_t + gamma * lam * advs_{t+1}
         returns = advs + values
 
-    The value after the last token of an answer is 0. With lam 1 the returns are the
-    discounted rewards alone; with lam 0 an advantage is the error of one step.
+    After the last token of an answer, value and advantage are 0.
 
     Args:
         rewards, values: (B, T), read where the mask is True.
         mask: (B, T) bool.
+        gamma: 0 .. 1; discount per token, 1 is none.
+        lam: 0 .. 1. At 1, returns are sums of discounted rewards, without any value. At 0,
+            an advantage is delta, the error of one step. Lower has more bias and less
+            variance.
 
     Returns:
         advs and returns, (B, T), 0 outside of the answers.
 
     Source: Schulman et al. 2015, arXiv:1506.02438, eqs. 11, 12 and 16.
     """
-    values = values.masked_fill(~mask, 0.0)  # else a pad's value would be bootstrapped
+    values = values.masked_fill(~mask, 0.0)  # else the last token would use a pad's value
     advs = torch.zeros_like(values)
     next_value = torch.zeros_like(values[:, 0])                      # (B,)
     next_adv = next_value
@@ -139,7 +143,7 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     Raises:
         ValueError: if the mask is True at fewer than two positions, which have no variance.
 
-    Source: the variance is the unbiased one, as in huggingface/trl 0.11, masked_whiten.
+    Source: masked_whiten of huggingface/trl 0.11, which takes the unbiased variance too.
     """
     n = mask.sum()
     if n < 2:
@@ -153,23 +157,24 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """Return the share of the returns' variance that the values predict: 1 all, 0 none.
+    """Return the share of the returns' variance that the values predict.
 
-        1 - Var(returns - values) / Var(returns)          0 where the returns do not vary
+        1 - Var(returns - values) / Var(returns)          0 if the returns do not vary
 
-    Below 0 the values are worse than a constant.
+    1 is all of the variance, 0 none. Below 0, the values predict worse than a constant.
 
     Args:
-        values, returns, mask: (B, T).
+        values, returns: (B, T).
+        mask: (B, T) bool.
     """
     total = returns[mask].var()
-    if not total > 0:  # also NaN, the variance of a single token
+    if not total > 0:  # also if it is NaN, the variance of a single token
         return 0.0
     return float(1 - (returns - values)[mask].var() / total)
 
 
 def minibatches(n: int, parts: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """Yield the rows of each minibatch: n rows in `parts`, shuffled anew in each epoch."""
+    """Yield the row numbers of each minibatch; each epoch shuffles n rows into `parts`."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         yield from torch.randperm(n, generator=generator).tensor_split(parts)
@@ -179,15 +184,15 @@ def minibatches(n: int, parts: int, epochs: int, seed: int) -> Iterator[Tensor]:
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, n: int) -> float:
-    """Raise the KL coefficient if an answer's KL is above its target, lower it if below.
+    """Raise the KL coefficient if the KL is above its target; lower it if it is below.
 
         error = clip(kl / target - 1, -0.2, 0.2)
         kl_coef = kl_coef * (1 + error * min(1, n / KL_HORIZON))
 
     Args:
-        kl: nats an answer, the mean of n answers.
-        target: nats an answer; 0 leaves the coefficient as it is.
-        n: number of answers; after KL_HORIZON of them the coefficient has fully reacted.
+        kl: mean over n answers, in nats per answer.
+        target: in nats per answer; 0 leaves the coefficient as it is.
+        n: number of answers; the more there are, up to KL_HORIZON, the larger the change.
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 4 and below.
 

@@ -1,9 +1,9 @@
-"""Rollouts: a policy's answers to a batch of questions, and what other models say of them.
+"""Rollouts: a policy answers a batch of questions, and other models read the answers.
 
     batch = prompts.batch(questions, seed)
     rollout = roll_out(policy, ref, reward_model, value_model, batch, ...)
 
-A policy with LoRA adapters is its own reference, when they are switched off.
+A policy with LoRA adapters is its own reference while the adapters are off.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,14 @@ from minivlm.vlm import VLM
 
 # --- reading ---
 
-N_PARTS = 4  # a rollout is read in so many parts, of rows of similar length: fewer pads
+N_PARTS = 4  # a rollout is read in parts, each of rows of similar length: fewer pads
 
 
 def share_vit(vlms: Sequence[VLM]) -> None:
-    """Let VLMs whose ViTs are equal share one: it is held and run once for all of them."""
+    """Let VLMs whose ViTs are equal share one ViT, which then computes once for all.
+
+    The shared ViT must stay frozen: training it in one VLM would change it in the others.
+    """
     for i, vlm in enumerate(vlms):
         weights = vlm.vit.state_dict()
         for other in vlms[:i]:
@@ -40,11 +43,12 @@ def share_vit(vlms: Sequence[VLM]) -> None:
 
 
 def by_length(rows: Tensor, lengths: Tensor, n: int) -> list[Tensor]:
-    """Divide rows into n parts of similar length, the shortest first: few pads in each.
+    """Divide rows into n parts of similar length, the shortest first: fewer pads.
 
     Args:
-        rows: (b,) numbers of rows.
-        lengths: (B,) tokens of all rows.
+        rows: (b,) row numbers.
+        lengths: (B,) number of tokens of each row of the whole batch.
+        n: number of parts; empty parts are left out.
 
     >>> by_length(torch.tensor([0, 2, 3]), torch.tensor([9, 5, 4, 6]), 2)
     [tensor([2, 3]), tensor([0])]
@@ -54,10 +58,10 @@ def by_length(rows: Tensor, lengths: Tensor, n: int) -> list[Tensor]:
 
 
 def in_parts(lengths: Tensor) -> list[tuple[Tensor, int]]:
-    """Divide B rows of these lengths, (B,), into N_PARTS parts of similar length.
+    """Divide B rows, whose lengths are (B,), into N_PARTS parts of similar length.
 
     Returns:
-        for each part its rows (b,), and the length of the longest of them.
+        for each part its row numbers (b,), and the length of its longest row.
     """
     parts = by_length(torch.arange(len(lengths), device=lengths.device), lengths, N_PARTS)
     return [(rows, int(lengths[rows].max())) for rows in parts]
@@ -67,23 +71,25 @@ def logprobs(
     model: nn.Module, image_id: int, idx: Tensor, targets: Tensor, img_emb: Tensor | None,
     temperature: float, with_entropy: bool = False, segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each answer token, and the entropy of the distribution it is from.
+    """Compute the log-probability of each answer token, and the entropy of the choice.
 
         p = softmax(logits / temperature), the placeholder left out
 
-    This is the distribution that `generate` draws from at this temperature. So the
-    probability ratio of a policy to itself, before any update, is 1.
+    `generate` draws from the same distribution at this temperature. So the probability
+    ratio of a policy to itself, before any update, is 1.
 
     Args:
         model: a VLM, compiled or not.
         image_id: the placeholder, which is never drawn.
         idx, targets: (B, T); targets are -100 outside of the answers.
-        img_emb: (n, N, C) of that model, or None where no row has a picture.
+        img_emb: (n, N, C), the pictures as this model's projector maps them, or None if no
+            row has a picture.
         with_entropy: compute the entropy too.
         segments: (B, T) of packed rows, as GPT.hidden takes them.
 
     Returns:
-        (B, T) nats, 0 outside of the answers; the same for the entropy, or None.
+        log-probabilities (B, T), and entropies (B, T) or None; both in nats, and 0 outside
+        of the answers. The entropies have no gradient.
     """
     at = targets != IGNORE_INDEX                                     # (B, T)
     logits = model(idx, img_emb=img_emb, at=at, segments=segments).float()  # (M, V)
@@ -94,7 +100,7 @@ def logprobs(
     logp = zeros.masked_scatter(at, token_logp)
     if not with_entropy:
         return logp, None
-    token_entropy = torch.special.entr(logits.detach().softmax(-1)).sum(-1)
+    token_entropy = torch.special.entr(logits.detach().softmax(-1)).sum(-1)      # (M,)
     return logp, zeros.masked_scatter(at, token_entropy)
 
 
@@ -107,9 +113,9 @@ class PromptBatch:
 
     questions: their records.
     images: (B, 3, S, S), one for each question.
-    prompts: ids that the policy reads.
+    prompts: ids that the policy reads before it answers.
     reward_prompts: ids that the reward model reads before an answer; they may hold facts.
-    seed: of the draws.
+    seed: decides which answers are drawn.
     """
 
     questions: list[dict]
@@ -123,7 +129,7 @@ class PromptBatch:
 class RolloutPart:
     """Some rows of a rollout, cut to the longest of them, as PPO's update reads them.
 
-    All are (b, T), except feats and value_feats, (b, N, Cv).
+    feats and value_feats are (b, N, Cv), all others (b, T).
     """
 
     idx: Tensor
@@ -142,13 +148,15 @@ class Rollout:
     """B answers that a policy drew, and all that PPO needs to know of them.
 
     idx, targets: (B, T), prompts and answers as `collate` makes them.
-    lengths: (B,) tokens of each row of idx.
-    logp, ref_logp: (B, T) log-probabilities by policy and reference, 0 outside of the
-    answers. entropy: (B, T) of the policy's distribution, 0 outside of the answers. values:
-    (B, T) what the value model says, or None. feats, value_feats: (B, N, Cv) patch features
-    by the ViTs of policy and value model. score: (B,) what the reward model says, or None.
-    ended: (B,) bool, whether the policy wrote the end token. answers: ids of each answer,
-    without the end token. ids: the ids of the questions' records.
+    lengths: (B,) number of tokens of each row of idx.
+    logp, ref_logp: (B, T) nats by policy and reference, 0 outside of the answers.
+    entropy: (B, T) nats, of the policy's distribution, 0 outside of the answers.
+    values: (B, T) by the value model, or None.
+    feats, value_feats: (B, N, Cv) patch features by the ViTs of policy and value model.
+    score: (B,) by the reward model, or None.
+    ended: (B,) bool, whether the policy wrote the end token.
+    answers: ids of each answer, without the end token.
+    ids: ids of the questions' records.
     """
 
     idx: Tensor
@@ -171,13 +179,13 @@ class Rollout:
         return self.targets != IGNORE_INDEX
 
     def names(self, rows: Tensor | None = None) -> list[str]:
-        """The ids of the questions' records, of all rows or of some, (b,)."""
+        """Return the ids of the questions' records, for all rows or for some, (b,)."""
         if rows is None:
             return self.ids
         return [self.ids[i] for i in rows.tolist()]
 
     def part(self, rows: Tensor, advs: Tensor, returns: Tensor) -> RolloutPart:
-        """The given rows (b,); advs and returns are (B, T) of all rows."""
+        """Cut out the given rows, (b,); advs and returns are those of all rows, (B, T)."""
         T = int(self.lengths[rows].max())
         return RolloutPart(
             idx=self.idx[rows, :T],
@@ -192,16 +200,18 @@ class Rollout:
         )
 
     def worth(self, end_penalty: float, length_penalty: float) -> Tensor:
-        """(B,) the score of each answer minus its penalties, see `rl.shape_score`."""
+        """Return each answer's score minus its penalties, (B,), see `rl.shape_score`."""
         lengths = self.mask.sum(1)                                   # (B,)
         return shape_score(self.score, self.ended, lengths, end_penalty, length_penalty)
 
 
 def describe(rollout: Rollout, true_scores: list[float]) -> dict[str, float]:
-    """Figures of a rollout for the log: means over answers, or over the tokens of answers.
+    """Compute the figures of a rollout for the log.
+
+    kl_token and entropy are means over the tokens of answers, all others over answers.
 
     Args:
-        true_scores: of the answers, or empty; nothing learns from them.
+        true_scores: of the answers, or [] if there are none; no model learns from them.
     """
     mask = rollout.mask                                              # (B, T)
     kl = rollout.logp - rollout.ref_logp                             # (B, T)
@@ -229,10 +239,11 @@ def roll_out(
     The reward model reads `batch.reward_prompts`, all others read `batch.prompts`.
 
     Args:
-        ref: the reference, or the policy itself, which is then read without its adapters.
-        reward_model, value_model: None where scores or values are not needed.
-        temperature: of the draw, above 0; log-probabilities are those of the same
-            distribution.
+        ref: the reference. With LoRA it is the policy itself, whose adapters are off while
+            it computes ref_logp.
+        reward_model, value_model: None if scores or values are not needed.
+        temperature: > 0; answers are drawn, and log-probabilities computed, at this
+            temperature.
         use_cache: as `generate` takes it.
 
     Raises:
@@ -253,10 +264,10 @@ def roll_out(
     rows = [answer_row(prompt, ids) for prompt, ids in zip(batch.prompts, drawn)]
     dialogues = collate(rows, pad, policy.gpt.config.block_size, names).to(device)
 
-    features: dict[tuple[int, bool], Tensor] = {}  # each ViT runs once, if models share it
+    features: dict[tuple[int, bool], Tensor] = {}  # a ViT that models share computes once
 
     def feats_of(vlm: VLM) -> Tensor:
-        """(B, N, Cv); the same ViT gives others when its adapters are on."""
+        """Patch features, (B, N, Cv), kept for the ViT with and without its adapters."""
         key = id(vlm.vit), any(adapter.on for _, adapter in adapters(vlm.vit))
         if key not in features:
             features[key] = vlm.vit.features(images)
@@ -268,7 +279,7 @@ def roll_out(
     parts = in_parts(dialogues.lengths)
 
     def read(vlm: VLM, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and, if wanted, entropies of the answers, (B, T) each."""
+        """Log-probabilities and entropies, (B, T) each; entropies are 0 if not wanted."""
         img_emb = vlm.projector(feats_of(vlm))                       # (B, N, C)
         logp = torch.zeros(idx.shape, device=device)
         entropy = torch.zeros(idx.shape, device=device)
@@ -295,7 +306,7 @@ def roll_out(
         for rows, T in parts:
             values[rows, :T] = value_model(idx[rows, :T], img_emb=img_emb[rows])
 
-    # 4. the reward model scores whole answers, at their last token, which must be an input
+    # 4. the reward model scores whole answers at their last token, which must be an input
     score = None
     if reward_model is not None:
         rows = []

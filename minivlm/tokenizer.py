@@ -1,10 +1,11 @@
-"""Byte-level BPE: trained here, run by tiktoken.
+"""Byte-level BPE: trained here, applied by tiktoken.
 
-    train: start from the 256 bytes; repeatedly join the most frequent pair of neighbors
-    run:   tiktoken applies the joins in the order of their ranks, in Rust
+    train:  start from the 256 bytes; repeatedly join the most frequent pair of neighbors
+    encode: tiktoken applies the joins in the order of their ranks, in Rust
 
-Special tokens have ids behind all ranks, and encoding a text never yields one. The file
-format is tiktoken's own, one "base64 rank" a line.
+The ids of special tokens follow those of all ranks, and no text is ever encoded to one of
+them. The file format is tiktoken's, "base64 rank" on each line, but a first line holds the
+pattern.
 
 Source: Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2 (Radford et al. 2019).
 """
@@ -21,15 +22,16 @@ import tiktoken
 
 from minivlm.running.files import read_text
 
-# How GPT-2 splits text: a word or a number with the space before it, other signs, white space.
-# Both Python's re and tiktoken's engine can read this form.
+# Text is split nearly as in GPT-2: a word or a number with the space before it, other
+# signs, white space. Both Python's re and tiktoken's engine can read PATTERN.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"""
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-# PATTERN for huggingface/tokenizers, whose \w lacks the two joiners that tiktoken's has
+# PATTERN for huggingface/tokenizers, whose \w lacks two joiners that tiktoken's \w has
 HF_PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?[[\w\u200c\u200d]&&[^\d_]]+| ?\d+"
     r"| ?(?:[^\s\w\u200c\u200d]|_)+|\s+(?!\S)|\s+"
 )
+# their order decides their ids
 SPECIALS = (
     "<|endoftext|>", "<|pad|>", "<|image|>",
     "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
@@ -40,13 +42,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
     """Learn the joins of byte-level BPE.
 
     Each distinct word is counted once and weighted by its frequency. After a join, only the
-    words that held the pair are counted again. Of equally frequent pairs the one with
-    smaller ids wins, so the result does not depend on the order of the texts.
+    words that held the pair are counted again. Of equally frequent pairs, the one with
+    smaller ids is joined, so the result does not depend on the order of the texts.
 
     Args:
         texts: any strings.
-        vocab_size: bytes and joins together, at least 256. The result has fewer if every
-            word is a single token before that.
+        vocab_size: number of bytes and joins together, at least 256. The result has fewer
+            if every word has become a single token before.
 
     Returns:
         token bytes -> rank, the 256 single bytes first.
@@ -63,7 +65,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
     frequency = Counter()
     for text in texts:
         frequency.update(re.findall(PATTERN, text))
-    # "replace": half of a surrogate pair has no UTF-8
+    # "replace": half of a surrogate pair cannot be encoded in UTF-8
     words = [list(piece.encode("utf-8", "replace")) for piece in frequency]
     counts = list(frequency.values())
     tokens = [bytes([i]) for i in range(256)]
@@ -77,7 +79,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
 
     while len(tokens) < vocab_size and pairs:
         best = max(pairs, key=lambda pair: (pairs[pair], -pair[0], -pair[1]))
-        if pairs[best] < 1:  # what is left were pairs before other joins broke them up
+        if pairs[best] < 1:  # the pairs that are left stand nowhere any more
             break
         tokens.append(tokens[best[0]] + tokens[best[1]])
         for i in words_with.pop(best):
@@ -114,9 +116,10 @@ class Tokenizer:
 
     Args:
         ranks: token bytes -> rank, 0 .. n-1 without a gap, all 256 bytes among them.
-        pattern: how text is split before joining, PATTERN or GPT2_PATTERN. No other is
-            accepted, because it comes from a file: one that does not match every character
-            would lose text silently, and one with much backtracking would never end.
+        pattern: how text is split before joining, PATTERN or GPT2_PATTERN. No other pattern
+            is accepted, because patterns come from files: one that does not match every
+            character would silently lose text, and one with much backtracking might never
+            end.
 
     Raises:
         ValueError: if the ranks have a gap or miss a byte, or for another pattern.
@@ -146,17 +149,17 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Turn a text into ids; what looks like a special token in it is ordinary text."""
+        """Turn a text into ids; a special token's name in it is ordinary text."""
         return self.encoding.encode_ordinary(text)
 
     def decode(self, ids: list[int]) -> str:
-        """Turn ids into text: special tokens by name, broken UTF-8 as U+FFFD."""
+        """Turn ids into text: special tokens by their names, broken UTF-8 as U+FFFD."""
         return self.encoding.decode(ids)
 
     @property
     def identity(self) -> str:
-        """A fingerprint: equal for tokenizers that give equal ids."""
-        # base64 has no line break, so no two lists of tokens make the same text
+        """A fingerprint, equal for tokenizers that give equal ids."""
+        # base64 has no line break, so different lists of tokens cannot make the same text
         lines = [base64.b64encode(line) for line in [self.pattern.encode(), *self.tokens]]
         return hashlib.sha256(b"\n".join(lines)).hexdigest()[:16]
 
@@ -187,13 +190,13 @@ class Tokenizer:
         Args:
             text: what `to_text` wrote, tiktoken's ranks, or GPT-2's merges (vocab.bpe,
                 merges.txt).
-            name: what error messages call it.
+            name: what error messages call the file.
 
         Raises:
-            ValueError: if a line is neither of these, or the ranks make no tokenizer.
+            ValueError: if a line has none of these forms, or as `Tokenizer`.
         """
         lines = [line for line in text.splitlines() if line]
-        pattern = GPT2_PATTERN  # files of others do not name theirs
+        pattern = GPT2_PATTERN  # other people's files do not name their pattern
         if text.startswith("# "):
             pattern = lines.pop(0)[2:]
         try:
@@ -205,7 +208,7 @@ class Tokenizer:
                     token, rank = line.split()
                     ranks[base64.b64decode(token, validate=True)] = int(rank)
             return cls(ranks, pattern)
-        except (KeyError, ValueError) as error:  # KeyError: a letter that is not GPT-2's
+        except (KeyError, ValueError) as error:  # KeyError: not a letter of GPT-2's
             raise ValueError(
                 f"{name} is no tokenizer file (expected lines 'base64 rank', "
                 f"or '#version' and GPT-2's merges): {error}"
@@ -233,7 +236,7 @@ class Tokenizer:
 
 
 def byte_letters() -> dict[int, str]:
-    """Return GPT-2's alphabet: byte -> printable letter, in the order of its first 256 ids.
+    """Return GPT-2's alphabet: byte -> printable letter, in the order of the first 256 ids.
 
     >>> byte_letters()[ord("a")], byte_letters()[ord(" ")]
     ('a', 'Ġ')
@@ -247,7 +250,7 @@ def byte_letters() -> dict[int, str]:
 
 
 def _gpt2_ranks(merges: list[str]) -> dict[bytes, int]:
-    """GPT-2's ranks from the lines of its merge list, which is in GPT-2's alphabet."""
+    """Compute ranks from the lines of GPT-2's merge list, written in GPT-2's alphabet."""
     byte_of = {letter: b for b, letter in byte_letters().items()}
     ranks = {bytes([b]): i for i, b in enumerate(byte_of.values())}
     for line in merges:

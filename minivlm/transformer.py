@@ -3,7 +3,7 @@
     x = x + attention(norm(x))
     x = x + mlp(norm(x))
 
-Masks are made in masks.py; here one is only applied.
+masks.py makes the masks; this file only applies them.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; pre-norm: GPT-2, Radford et al. 2019.
 """
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `F.scaled_dot_product_attention` does, in one fused call,
+    """Multi-head self-attention.
+
+    `F.scaled_dot_product_attention` computes these lines in one fused call, and in training
+    drops out weights:
 
         scores = q @ k.transpose(-2, -1) / sqrt(D)                   # (B, H, T, T)
         scores = scores.masked_fill(~mask, -inf)
@@ -39,14 +42,15 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None
     ) -> Tensor:
-        """Let every position gather what it needs from those that it sees.
+        """Compute for every position a weighted sum over the positions that it sees.
 
         Args:
             x: (B, T, C).
-            causal: no position sees a later one; with this the kernel needs no mask.
+            causal: let no position see a later one; the kernel then needs no mask.
             mask: (B, 1, T, n_keys) bool, True where the key counts; None: every key counts.
-            remember: a cache's function: takes k and v of these tokens, (B, H, T, D);
-                returns those of all tokens so far, (B, H, n_keys, D). None: n_keys is T.
+            remember: a cache's function. It takes k and v of these tokens, (B, H, T, D),
+                and returns k and v of all tokens so far, (B, H, n_keys, D). None: there is
+                no cache, and n_keys is T.
 
         Returns:
             (B, T, C).
@@ -58,7 +62,7 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)
         if remember is not None:
             k, v = remember(k, v)                                    # (B, H, n_keys, D)
-        # the kernel does not know of model.eval()
+        # the kernel does not know whether the model is in evaluation mode
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
@@ -67,7 +71,7 @@ class Attention(nn.Module):
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+    """x * sigmoid(1.702 x), the approximation of GELU with which CLIP was trained."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -112,9 +116,9 @@ class Block(nn.Module):
 
 @torch.no_grad()
 def init_weights(model: nn.Module) -> None:
-    """Draw GPT-2's initial weights: N(0, 0.02), and biases 0.
+    """Draw GPT-2's initial weights: standard deviation 0.02, and biases 0.
 
-    Two maps of each of the L blocks write into the residual stream. They start at
+    Two maps of each of the L blocks add to the residual stream. Their standard deviation is
     0.02 / sqrt(2 L), so that the variance of the stream does not grow with depth.
 
     Source: Radford et al. 2019 (GPT-2), section 2.3.
@@ -122,7 +126,7 @@ def init_weights(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
             module.weight.normal_(0, 0.02)
-            if getattr(module, "bias", None) is not None:  # an Embedding lacks it
+            if getattr(module, "bias", None) is not None:  # an Embedding has none
                 module.bias.zero_()
     for tower in model.modules():
         # a model may hold several towers, and each has a depth L of its own

@@ -1,9 +1,9 @@
-"""ViT: cut the picture into P x P patches, embed each as a token, run Transformer blocks.
+"""ViT: a picture becomes patches of P x P pixels, each patch a token of a Transformer.
 
     z = [class; patches @ W] + positions;  z = block(...block(norm(z)))
 
-The layout is that of CLIP's vision tower, so CLIP's weights fit: the patch map has no bias,
-a norm stands before the blocks, and the class token is normed after them.
+The layout is that of CLIP's vision tower, so CLIP's weights fit: the patch map W has no
+bias, a norm stands before the blocks, and another one behind them for the class token.
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929, eqs. 1-4; Radford et al. 2021,
 arXiv:2103.00020. Left out: hybrid stems, fine-tuning at another resolution.
@@ -19,7 +19,12 @@ from minivlm.transformer import Block, init_weights
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes: S = image_size and P = patch_size in pixels; N = (S/P)^2 image tokens."""
+    """Sizes: S = image_size and P = patch_size in pixels; N = (S/P)^2 image tokens.
+
+    Raises:
+        ValueError: if image_size is not a multiple of patch_size, or there is no such
+            feature_layer.
+    """
 
     image_size: int = 48
     patch_size: int = 16
@@ -27,7 +32,7 @@ class ViTConfig:
     n_head: int = 4
     n_embd: int = 128
     act: str = "quick_gelu"
-    feature_layer: int = -2  # block whose output a VLM reads; -2, the last but one: LLaVA
+    feature_layer: int = -2  # block whose output a VLM reads; -2 = last but one, as LLaVA
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
@@ -47,7 +52,7 @@ class ViTConfig:
 
 
 class ViT(nn.Module):
-    """A vision Transformer; CLIP reads the whole picture, `pool`, a VLM `features`."""
+    """A vision Transformer; CLIP reads the output of `pool`, a VLM that of `features`."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -65,7 +70,7 @@ class ViT(nn.Module):
         init_weights(self)
         nn.init.normal_(self.cls, std=0.02)  # as all embeddings of this project
         nn.init.normal_(self.pos, std=0.02)
-        # feature_layer -1 is after the last block, -2 after the last but one
+        # how many blocks come before the features: -1 means all, -2 all but the last
         self.n_before_features = config.n_layer + 1 + config.feature_layer
 
     def embed(self, images: Tensor) -> Tensor:
@@ -92,21 +97,25 @@ class ViT(nn.Module):
         return self.blocks(self.embed(images))
 
     def pool(self, images: Tensor) -> Tensor:
-        """Give the whole picture as one vector, its class token: (B, 3, S, S) -> (B, C)."""
+        """Return one vector for the whole picture, the class token's output, normalized.
+
+        (B, 3, S, S) -> (B, C).
+        """
         return self.pool_and_features(images)[0]
 
     def features(self, images: Tensor) -> Tensor:
-        """Give a VLM the patches, no class token, no norm: (B, 3, S, S) -> (B, N, C).
+        """Return the patch features that a VLM reads: (B, 3, S, S) -> (B, N, C).
 
-        They are the output of block `feature_layer`, by default the last but one. The last
-        block serves the class token's task, and its patches have lost local detail.
+        They are the output of block `feature_layer`, by default the last but one, without
+        class token and without norm. The last block serves the class token's task, so the
+        patches behind it have lost local detail.
 
         Source: Liu et al. 2023, arXiv:2304.08485, section 4.1.
         """
         return self._at_feature_layer(images)[:, 1:]
 
     def pool_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Give `pool` and `features` in one pass: (B, 3, S, S) -> (B, C) and (B, N, C)."""
+        """Compute `pool` and `features` in one pass: (B, 3, S, S) -> (B, C), (B, N, C)."""
         x = self._at_feature_layer(images)
         feats = x[:, 1:]                                             # (B, N, C)
         x = self.blocks[self.n_before_features:](x)

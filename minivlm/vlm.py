@@ -3,8 +3,8 @@
     text       <user> <image><image>...<image> What is this? <assistant> A red circle. <end>
     embedding  wte    img_emb[0] ... img_emb[N-1]  wte ...
 
-The chat template writes N placeholders where a picture belongs. Here the embeddings of the
-placeholders are replaced, in order, by the projected patch features.
+The chat template writes N placeholders where a picture belongs. The VLM replaces the
+embeddings of the placeholders, in order, by the projected patch features.
 
 Source: LLaVA, Liu et al. 2023, arXiv:2304.08485, figure 1.
 """
@@ -21,13 +21,18 @@ from minivlm.vit import ViT, ViTConfig
 
 @dataclass(frozen=True)
 class VLMConfig:
-    """Sizes of ViT and GPT, the kind of projector, and the id of the placeholder."""
+    """Sizes of ViT and GPT, the kind of projector, and the id of the placeholder.
+
+    Raises:
+        ValueError: if image_id is no id of the GPT's vocabulary.
+    """
 
     image_id: int
     vit: ViTConfig = field(default_factory=ViTConfig)
     gpt: GPTConfig = field(default_factory=GPTConfig)
     projector: str = "mlp"
-    prefix_lm: bool = False  # attention within the prompt goes both ways (SimVLM)
+    # True: tokens of the prompt see each other both ways (SimVLM); callers pass `prefix`
+    prefix_lm: bool = False
 
     def __post_init__(self):
         V = self.gpt.vocab_size
@@ -56,16 +61,17 @@ class VLM(nn.Module):
         """Embed the tokens, and put the pictures where the placeholders are.
 
         Args:
-            idx: (B, T) ids; each picture is N placeholders in a row.
+            idx: (B, T) ids; N placeholders, one behind the other, stand for each picture.
             images: (n, 3, S, S), the pictures of all rows in order, or None if there are
                 none.
-            img_emb: (n, N, C), the same pictures already projected, in place of `images`.
+            img_emb: (n, N, C), the same pictures already projected, instead of `images`.
 
         Returns:
             (B, T, C).
 
         Raises:
-            ValueError: if the number of placeholders is not N times the number of pictures.
+            ValueError: if the number of placeholders is not N times the number of pictures,
+                or a row holds only a part of a picture.
         """
         N = self.config.vit.n_tokens
         is_placeholder = idx == self.config.image_id                 # (B, T)
@@ -90,10 +96,10 @@ class VLM(nn.Module):
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None,
         **options,
     ) -> Tensor:
-        """Score the next token everywhere: ids (B, T) and pictures -> logits (B, T, V).
+        """Return each position's next-token logits: ids (B, T), pictures -> (B, T, V).
 
-        The arguments are those of `embed`; `at`, `prefix`, `cache`, `positions` and
-        `segments` are those of GPT.hidden.
+        The arguments are those of `embed`. The options `at`, `prefix`, `cache`, `positions`
+        and `segments` are those of GPT.hidden; with `at` the logits are (M, V).
         """
         return self.gpt(emb=self.embed(idx, images, img_emb), **options)
 
@@ -101,9 +107,9 @@ class VLM(nn.Module):
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None,
         **options,
     ) -> Tensor:
-        """What a head reads, see GPT.hidden: ids (B, T) and pictures -> (B, T, C)."""
+        """Return what a head reads, see GPT.hidden: ids (B, T), pictures -> (B, T, C)."""
         return self.gpt.hidden(emb=self.embed(idx, images, img_emb), **options)
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
-        """An empty cache for `batch` rows of at most `max_len` positions."""
+        """Make an empty cache for `batch` rows of at most `max_len` positions."""
         return self.gpt.new_cache(batch, max_len)

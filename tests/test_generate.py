@@ -595,7 +595,7 @@ def test_copies_of_a_prompt_are_read_once_and_answered_as_rows_of_their_own(
 
 def test_no_copies_are_refused(small_gpt):
     """Catches: a batch without rows."""
-    with pytest.raises(ValueError, match="0 rows of each prompt are below 1"):
+    with pytest.raises(ValueError, match="n_copies 0 is below 1"):
         generate(small_gpt, None, [[1]], max_new_tokens=2, stop=0, n_copies=0)
 
 

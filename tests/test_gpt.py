@@ -69,7 +69,7 @@ def test_packed_answers_are_read_as_if_each_stood_alone(gpt):
     with pytest.raises(ValueError, match="text has"):
         (row, _), of = pack(prompt, [[1] * gpt.config.block_size, [2]])
         gpt(torch.tensor([row]), segments=torch.tensor([of]))
-    with pytest.raises(ValueError, match="segments go with no prefix"):
+    with pytest.raises(ValueError, match="segments cannot be combined with prefix"):
         gpt(idx, segments=segments, prefix=torch.tensor([1, 1]))
 
 

@@ -66,7 +66,7 @@ def test_normalized_scores_have_mean_0_and_deviation_1_also_the_second_time(vlm)
     assert seen.argsort().tolist() == raw.argsort().tolist()
     assert {"mean", "std"} <= set(model.state_dict())
     for bad in (torch.ones(4), torch.tensor([1.0]), torch.tensor([1.0, float("nan")])):
-        with pytest.raises(ValueError, match="cannot be brought to one of 1"):
+        with pytest.raises(ValueError, match="cannot be scaled to one of 1"):
             model.normalize(bad)
     torch.testing.assert_close(model(IDX, LENGTHS, images), seen)
 

@@ -263,5 +263,5 @@ def test_match_loss_is_the_number_worked_by_hand():
     """Catches the columns mixed up, a sum in place of the mean: -(ln .8 + ln .75) / 2 = .2554."""
     logits = torch.tensor([[0.0, math.log(4)], [math.log(3), 0.0]])
     assert match_loss(logits, torch.tensor([1, 0])).item() == pytest.approx(0.2554, abs=1e-4)
-    with pytest.raises(ValueError, match="are not two for each of"):
+    with pytest.raises(ValueError, match="expected two logits for each pair"):
         match_loss(torch.zeros(3, 2), torch.tensor([1, 0]))

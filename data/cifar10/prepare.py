@@ -8,9 +8,9 @@ apart and nothing else. Zero-shot prompts use the same words: a text tower that 
 sentence for each class reads other sentences badly (on CIFAR-10 an ensemble of seven
 prompts cost 13 points).
 
-Writes train, val and zeroshot (both of the test pictures; val with captions, zeroshot with
-labels), text, tokenizer.tiktoken, meta.json and samples/*.png. Equal arguments give equal
-bytes.
+Writes train, val, zeroshot, text, tokenizer.tiktoken, meta.json and samples/*.png. val and
+zeroshot hold the same test pictures: val for captions, zeroshot for classes. Equal
+arguments give equal bytes.
 
 Source: Krizhevsky 2009, Learning multiple layers of features from tiny images; prompts as
 CLIP's, arXiv:2103.00020, section 3.1.4.
@@ -34,7 +34,7 @@ from minivlm.running.files import members_of, read_member, readable
 from minivlm.running.options import check, cli
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-# the first one is the caption; all are text for a tokenizer and a language model
+# the first gives the caption; all give text for a tokenizer and a language model
 TEMPLATES = (
     "a photo of {}", "a small photo of {}", "a blurry photo of {}", "a bad photo of {}",
     "a good photo of {}", "a picture of {}", "an image of {}",
@@ -87,14 +87,14 @@ def members(source: str) -> Iterator[tuple[str, bytes]]:
 def read_splits(
     cfg: Config, skipped: Counter
 ) -> dict[str, list[tuple[str, str, np.ndarray]]]:
-    """(name, class, pixels) of every picture of both splits; other files are counted.
+    """Split -> (name, class, pixels) of each of its pictures; other files are counted.
 
     Raises:
         ValueError: if a split has no picture, or the splits differ in their classes.
     """
     pictures = {cfg.train_split: [], cfg.val_split: []}
     for name, content in members(cfg.source):
-        # SPLIT/CLASS/file; there may be folders around
+        # SPLIT/CLASS/file, which may lie in further folders
         parts = PurePosixPath(name).parts[-3:]
         if len(parts) < 3 or parts[0] not in pictures:
             skipped["not in SPLIT/CLASS/"] += 1
@@ -118,7 +118,7 @@ def read_splits(
                 f"{cfg.source} has no picture in {split}/CLASS/; "
                 f"skipped {sorted_counts(skipped)}"
             )
-        # a class of one split only could not be learned, or not be measured
+        # a class that only one split has could not be learned, or not be measured
         labels[split] = {label for _, label, _ in rows}
     differ = sorted(labels[cfg.train_split] ^ labels[cfg.val_split])
     if differ:
@@ -130,7 +130,11 @@ def read_splits(
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the data set; return records of each split, number skipped, and seconds."""
+    """Write the data set; return numbers of records and of skipped ones, and the seconds.
+
+    Raises:
+        FileNotFoundError, ValueError: as `members` and `read_splits`.
+    """
     check(cfg)
     began = time.time()
     skipped = Counter()
@@ -142,7 +146,7 @@ def main(cfg: Config) -> dict[str, float]:
     pixels = {name: Pack(cfg.out) for name in files}
     shuffler = np.random.default_rng(0)
     for name, split in (("train", cfg.train_split), ("val", cfg.val_split)):
-        # in the order of the folders, the first 1,000 pictures would be of one class
+        # without shuffling, the first 1,000 pictures would be of one class
         shuffler.shuffle(splits[split])
         for i, (key, label, picture) in enumerate(splits[split]):
             pixels[name].append(picture)                             # (S, S, 3)
@@ -150,7 +154,7 @@ def main(cfg: Config) -> dict[str, float]:
                 "id": key, "image": f"{name}.npy#{i}", "captions": sentences[label][:1],
                 "label": label,
             })
-    # accuracy is reported by group; all classes are one
+    # accuracy is reported by group; here all classes are one group
     files["zeroshot"] = [record | {"group": "all"} for record in files["val"]]
     prompts = {label: texts[:1] for label, texts in sentences.items()}
     refused = sorted_counts(skipped)
@@ -158,7 +162,7 @@ def main(cfg: Config) -> dict[str, float]:
         "name": "cifar10", "image_size": cfg.image_size, "prompts": prompts,
         "skipped": refused,
     }
-    # all templates, so that other prompts than the caption have tokens too
+    # all templates, so that the tokenizer knows the words of other prompts, too
     texts = []
     for label in sentences:
         texts += sentences[label]

@@ -11,10 +11,10 @@ it, the splits train and restval are learned from, and val or test is held out. 
 packed at one size.
 
 Writes train, val, text, tokenizer.tiktoken, meta.json and samples/*.png. With boxes,
-meta.json also tells which words name a class, which CHAIR needs: the name of a category,
-its synonyms, and the plurals. Synonyms come from a file such as LisaAnne/Hallucination's
-data/synonyms.txt, with a class a line: "person, girl, boy, ...". Equal arguments give equal
-bytes.
+meta.json also tells which words name a class: the name of a category, its synonyms, and the
+plurals. The metric CHAIR needs these words. Synonyms come from a file such as
+LisaAnne/Hallucination's data/synonyms.txt, with a class a line: "person, girl, boy, ...".
+Equal arguments give equal bytes.
 
 Source: Lin et al. 2014, arXiv:1405.0312; Chen et al. 2015, arXiv:1504.00325; split file of
 Karpathy and Fei-Fei 2015, arXiv:1412.2306.
@@ -34,7 +34,7 @@ from minivlm.metrics import words_of
 from minivlm.running.files import check_entries, inside, is_number, parse_json, read_text
 from minivlm.running.options import check, cli
 
-# what entries of the published lists must hold
+# key -> type, of what the entries of published lists must hold
 CATEGORY = {"id": int, "name": str}
 SIDES = {"width": int, "height": int}
 
@@ -67,12 +67,12 @@ def read_json(paths: str, **lists: dict[str, type]) -> dict[str, list]:
     """Read annotation files and join the lists that they hold.
 
     Args:
-        paths: with commas between.
-        lists: name of each list -> what its entries must have, with their types.
+        paths: of the files, with commas between.
+        lists: name of a list -> the keys that its entries must have, with their types.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if one is no JSON object in UTF-8, or lacks a list or a part of an
+        ValueError: if a file is no JSON object in UTF-8, or lacks a list or a part of an
             entry.
     """
     joined = {key: [] for key in lists}
@@ -93,7 +93,7 @@ def read_json(paths: str, **lists: dict[str, type]) -> dict[str, list]:
 
 
 def captions_of(annotations: list[dict], skipped: Counter) -> dict[int, list[str]]:
-    """Captions by picture, in the order of their ids; empty ones are counted as skipped."""
+    """Picture -> its captions, in the order of their ids; empty ones count as skipped."""
     captions = defaultdict(list)
     for a in sorted(annotations, key=lambda a: a["id"]):
         # published captions hold line breaks and double spaces
@@ -106,7 +106,7 @@ def captions_of(annotations: list[dict], skipped: Counter) -> dict[int, list[str
 
 
 def square_box(box: list[float], width: int, height: int, mode: str) -> list[float]:
-    """Where a box lies on its picture once that is made square.
+    """Where a box lies after its picture was made square.
 
     Args:
         box: x, y, width, height in pixels of the published picture.
@@ -114,8 +114,8 @@ def square_box(box: list[float], width: int, height: int, mode: str) -> list[flo
         mode: pad, crop or stretch, as in `images.fit`.
 
     Returns:
-        x1, y1, x2, y2 in 0..1; x1 = x2 or y1 = y2 if the box lies in a part that was cut
-            off.
+        x1, y1, x2, y2 in 0..1. If the box lies in a part that was cut off, x1 = x2 or
+        y1 = y2.
 
     >>> square_box([0, 0, 100, 50], 100, 50, "pad")
     [0.0, 0.25, 1.0, 0.75]
@@ -127,20 +127,22 @@ def square_box(box: list[float], width: int, height: int, mode: str) -> list[flo
         corners = (x / width, y / height, (x + w) / width, (y + h) / height)
     else:
         side = max(width, height) if mode == "pad" else min(width, height)
-        # what is added on one side, or cut off if below 0
+        # pixels that are added on each side; below 0, they are cut off
         dx = (side - width) / 2
         dy = (side - height) / 2
         corners = (
             (x + dx) / side, (y + dy) / side, (x + w + dx) / side, (y + h + dy) / side,
         )
-    # what is cut off lies outside of 0..1
+    # a part that was cut off lies outside of 0..1
     return [round(min(max(v, 0.0), 1.0), 4) for v in corners]
 
 
 def boxes_of(
     cfg: Config, pictures: dict[int, dict], skipped: Counter
 ) -> dict[int, list[dict]]:
-    """Objects by picture, with their boxes on the square picture; others are counted.
+    """Picture -> its objects, with boxes on the square picture; {} without `instances`.
+
+    Boxes that cannot be used are counted.
 
     Args:
         pictures: id -> its entry, with width and height.
@@ -150,7 +152,7 @@ def boxes_of(
     boxed = {"id": int, "image_id": int, "category_id": int, "bbox": list}
     data = read_json(cfg.instances, annotations=boxed, categories=CATEGORY)
     names = {c["id"]: c["name"] for c in data["categories"]}
-    # a picture of no size, or one that the captions lack, has no square
+    # a picture without a size cannot be made square
     sized = {i: d for i, d in pictures.items() if min(d["width"], d["height"]) > 0}
     objects = defaultdict(list)
     for a in sorted(data["annotations"], key=lambda a: a["id"]):
@@ -167,7 +169,7 @@ def boxes_of(
             continue
         o = {"name": names[a["category_id"]], "attributes": {}, "box": box}
         if a.get("iscrowd"):
-            o["crowd"] = True  # one box around many, which nobody has counted
+            o["crowd"] = True  # one box around many objects, which nobody has counted
         objects[a["image_id"]].append(o)
     return objects
 
@@ -195,21 +197,21 @@ def phrases_of(cfg: Config) -> dict[str, str]:
                     f"{cfg.synonyms}:{number} begins with {first!r}, no category"
                 )
             for word in others:
-                # a word of two classes belongs to the one that comes first
+                # if two classes have the same word, it names the first of them
                 if word:
                     class_of.setdefault(word, first)
     phrases = {}
     for word, name in class_of.items():
         for phrase in (plural(word), word):
-            # the same words that `metrics.mentions` reads in a text
+            # spelled as `metrics.mentions` reads a text
             phrases[words_of(phrase).strip()] = name
     return phrases
 
 
 def split_of(cfg: Config, ids: list[int], skipped: Counter) -> dict[int, str]:
-    """The side of each picture: "train", "val", or "" for neither.
+    """Picture -> its split: "train", "val", or "" for neither.
 
-    Pictures that a split file lists and the captions lack are counted.
+    Pictures that the split file lists and the captions lack are counted.
     """
     sides = {}
     if not cfg.karpathy:
@@ -231,7 +233,7 @@ def split_of(cfg: Config, ids: list[int], skipped: Counter) -> dict[int, str]:
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the data set; return the records of each split, the skipped ones, the seconds.
+    """Write the data set; return numbers of records and of skipped ones, and the seconds.
 
     Raises:
         FileNotFoundError, ValueError: if a file is missing or wrong, or if a split is
@@ -270,7 +272,7 @@ def main(cfg: Config) -> dict[str, float]:
             skipped["picture without captions"] += 1
             continue
         try:
-            # in the first folder that has it; names differ between train2014 and val2014
+            # from the first folder that has it: train2014 and val2014 share no file name
             paths = [inside(folder, pictures[i]["file_name"]) for folder in folders]
             path = next((path for path in paths if path.is_file()), paths[0])
             image = fit(open_image(path), cfg.image_size, cfg.fit)
@@ -284,13 +286,13 @@ def main(cfg: Config) -> dict[str, float]:
             "id": f"coco-{i}", "image": f"{side}.npy#{len(files[side])}",
             "captions": captions[i],
         }
-        # an empty list says that nothing is there, no list that nobody looked
+        # an empty list says that there is no object; without a list, nobody has looked
         if cfg.instances:
             record["objects"] = objects.get(i, [])
         files[side].append(record)
         pixels[side].append(np.asarray(image))                       # (S, S, 3)
 
-    # held-out captions must not decide which tokens there are
+    # held-out captions must not decide which tokens the vocabulary has
     texts = []
     for record in files["train"]:
         texts += record["captions"]

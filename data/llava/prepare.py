@@ -8,8 +8,8 @@ only have no image. Pictures of the 665K mix lie in several folders (coco/train2
 gqa/images/...). An id may be a number, be missing, or occur twice. Records that cannot be
 used are counted by reason.
 
-A picture is packed once, however many dialogues are about it, and all of them are on the
-same side: learned from or held out.
+A picture is packed once, however many dialogues are about it. All its dialogues are in the
+same split: either train, or val, which is held out.
 
 Writes train, val, text, tokenizer.tiktoken, meta.json, samples/*.png, and llava.json: the
 records that were used, as they were read.
@@ -40,7 +40,7 @@ class Config:
 
     # published files
     source: str = "data/llava/llava_instruct_150k.json"  # dialogues
-    images: str = "data/llava/images"  # folder that the image paths of the records begin in
+    images: str = "data/llava/images"  # folder that the records' paths are relative to
     limit: int = 0  # >= 0; how many records to read at most; 0 = all
     val_every: int = 50  # >= 2; one picture in so many is held out
     # data set
@@ -50,7 +50,8 @@ class Config:
     vocab_size: int = 4096  # >= 263; most tokens in the vocabulary, special tokens included
 
 
-# to see whether a dialogue can be rendered, before the data set has a tokenizer of its own
+# a tokenizer of single bytes tells whether a dialogue can be rendered; the data set's own
+# tokenizer is trained later
 BYTES = Tokenizer({bytes([i]): i for i in range(256)})
 
 
@@ -58,7 +59,7 @@ BYTES = Tokenizer({bytes([i]): i for i in range(256)})
 
 
 def read_dialogues(path: str) -> list:
-    """The published list.
+    """Read the published list of records.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -78,7 +79,7 @@ def turns_of(record: dict) -> list[dict]:
     """The turns of a record, with <image> moved to the start, as LLaVA's trainer does.
 
     Raises:
-        ValueError: with the reason for which the record cannot be used.
+        ValueError: if the record cannot be used; the error is the reason.
     """
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise ValueError("no conversation")
@@ -103,7 +104,7 @@ def turns_of(record: dict) -> list[dict]:
         if IMAGE_MARK not in text:
             raise ValueError("<image> in a later turn")
         turns[0]["value"] = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}"
-    # refuses what training would refuse: roles, their order, empty texts
+    # `render` refuses what training would refuse: roles, their order, empty texts
     try:
         row = render(turns, BYTES, 1)
     except ValueError as error:
@@ -115,10 +116,10 @@ def turns_of(record: dict) -> list[dict]:
 
 
 def picture_of(image: str, cfg: Config) -> np.ndarray:
-    """The picture that a record names, square: (S, S, 3) uint8.
+    """The picture that a record names, made square: (S, S, 3) uint8.
 
     Raises:
-        ValueError: with the reason for which it cannot be used.
+        ValueError: if it cannot be used; the error is the reason.
     """
     try:
         path = inside(cfg.images, image)
@@ -136,7 +137,7 @@ def picture_of(image: str, cfg: Config) -> np.ndarray:
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the data set; return the records of each split, the skipped ones, the seconds.
+    """Write the data set; return numbers of records and of skipped ones, and the seconds.
 
     Raises:
         FileNotFoundError, ValueError: if a file is missing or wrong, or if a split is
@@ -152,7 +153,7 @@ def main(cfg: Config) -> dict[str, float]:
         data = data[:cfg.limit]
     files = {"train": [], "val": []}
     pixels = {side: Pack(cfg.out) for side in files}
-    places = {}  # image path -> its side and row
+    places = {}  # image path -> its split, and its place among the packed pictures
     used = []
     skipped = Counter()
     by_folder = Counter()
@@ -172,7 +173,7 @@ def main(cfg: Config) -> dict[str, float]:
         key = f"record {number}"
         if record.get("id") not in (None, ""):
             key = str(record["id"])
-        # replies are kept by id, so every record needs its own
+        # a teacher's replies are kept by id, so every record needs an id of its own
         n_of_id[key] += 1
         if n_of_id[key] > 1:
             key += f" ({n_of_id[key]})"
@@ -181,7 +182,7 @@ def main(cfg: Config) -> dict[str, float]:
             new = {"id": key, "image": f"{side}.npy#{row}", "conversations": turns}
             folder = image.rpartition("/")[0] or "."
         else:
-            # without a picture, nothing can leak from one side to the other
+            # without a picture, nothing can leak from one split to the other
             side = "train"
             new = {"id": key, "conversations": turns}
             folder = "text only"
@@ -190,7 +191,7 @@ def main(cfg: Config) -> dict[str, float]:
         by_folder[folder] += 1
         by_folder["turns"] += len(turns)
 
-    # <image> becomes image tokens, it is no text
+    # <image> stands for image tokens and is no text
     texts = []
     for record in files["train"]:
         for turn in record["conversations"]:

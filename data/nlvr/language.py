@@ -1,7 +1,7 @@
-"""What is said about an NLVR picture: captions made from its boxes, questions, dialogues.
+"""Texts about an NLVR picture: captions made from its boxes, questions, and dialogues.
 
-Objects are the dicts of a record: name, attributes, box, place. A statement is the sentence
-that a person wrote about the picture, and `label` tells whether it is true.
+An object is a dict of a record: name, attributes, box, place. A statement is the sentence
+that a person wrote about the picture, and its label tells whether it is true.
 """
 
 import random
@@ -12,15 +12,15 @@ from data.shapes.language import NUMBERS, sentence
 from data.shapes.questions import Round, ask_style, styled
 from minivlm.evaluation.english import article, join
 
-# as published -> our word
+# published color -> our word
 COLORS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
 SHAPES = ("circle", "square", "triangle")
-SIZES = {10: "small", 20: "medium", 30: "large"}  # pixels of the published picture
+SIZES = {10: "small", 20: "medium", 30: "large"}  # side in published pixels -> our word
 THINGS = [f"{color} {shape}" for color, shape in product(COLORS.values(), SHAPES)]
 SIZED = [f"{size} {thing}" for size, thing in product(SIZES.values(), THINGS)]
-# column and row of each box
+# name of a box -> its column and row in the packed picture
 PLACES = {"top left box": (0, 0), "top right box": (1, 0), "bottom left box": (0, 1)}
-LONG = 36  # words of a caption; a text tower reads 64 tokens
+LONG = 36  # most words of a caption; a text tower reads 64 tokens
 
 EXIST = (
     "Is there {one}?", "Can you see {one}?", "Do you see any {thing}s?",
@@ -54,7 +54,11 @@ def named(o: dict) -> tuple[str, str]:
 
 
 def listed(objects: list[dict], place: str = "") -> str:
-    """The objects of one box, or of all, as "a black circle and two blue squares"."""
+    """The objects of one box, or of all boxes: "a black circle and two blue squares".
+
+    Args:
+        place: name of the box; "" = all boxes.
+    """
     counts = Counter(named(o)[0] for o in objects if place in o["place"])
     parts = []
     for thing in THINGS:
@@ -83,7 +87,7 @@ def captions(objects: list[dict], rng: random.Random) -> list[str]:
     if objects:
         o = rng.choice(objects)
         pool.append(f"{article(named(o)[1])} in the {o['place']}")
-    # a longer one would be cut by a text tower
+    # a text tower would cut a longer caption
     first = full if len(full.split()) <= LONG else pool.pop(0)
     return [sentence(words) for words in (first, *rng.sample(pool, 2))]
 
@@ -101,14 +105,14 @@ def ask(
     kind: str, forms: tuple[str, ...], words: dict[str, str], word: str, full: str,
     expect: list[str], wrong: list[str], rng: random.Random,
 ) -> Round:
-    """A round with a drawn phrasing and style.
+    """A round in a random phrasing and style.
 
     The draws do not depend on the answer: equal states of `rng` give equal questions, so
     that a question can be asked in the same words about two pictures.
 
     Args:
         forms: phrasings of the question.
-        words: what stands in their braces.
+        words: slot of the phrasings -> what is put into it.
         word, full: the answer in one word, and in a sentence.
         expect, wrong: as in `Round`.
     """
@@ -122,7 +126,11 @@ def ask_yes_no(
     kind: str, forms: tuple[str, ...], words: dict[str, str], is_true: bool, full: str,
     rng: random.Random,
 ) -> Round:
-    """The same for a question that is answered by yes or no."""
+    """As `ask`, for a question that is answered by yes or no.
+
+    Args:
+        full: the answer in a sentence, "Yes, ..." or "No, ...".
+    """
     word = "yes" if is_true else "no"
     other = "no" if is_true else "yes"
     return ask(kind, forms, words, word, full, [word], [other], rng)
@@ -141,8 +149,8 @@ def exist(objects: list[dict], thing: str, rng: random.Random) -> Round:
 def count(objects: list[dict], rng: random.Random) -> Round:
     """How many yellow squares, squares, or yellow objects are there?
 
-    The number is drawn first, up to six, then a thing that occurs so often. So no number is
-    the right answer much more often than the others.
+    First a number up to six is drawn, then a thing that occurs so often in the picture. So
+    no number is the right answer much more often than the others.
     """
     counts = Counter()
     for o in objects:
@@ -167,9 +175,9 @@ def count(objects: list[dict], rng: random.Random) -> Round:
 
 
 def statement(written: str, label: bool, rng: random.Random) -> Round:
-    """Is it true what a person wrote?"""
+    """Is what a person wrote true?"""
     claim = written.rstrip(" .?!,")
-    # it continues the sentence of the question
+    # the claim continues the sentence of the question
     words = {"claim": claim[0].lower() + claim[1:]}
     full = "Yes, that is true." if label else "No, that is not true."
     return ask_yes_no("statement", STATEMENT, words, label, full, rng)
@@ -181,11 +189,13 @@ def dialogue(
 ) -> list[Round]:
     """Up to five rounds: a statement, two of existence, a count, and one more of any kind.
 
-    A thing that a share f of the scenes has is drawn with weight 1 - f where it is present
-    and f where it is absent. Then its name alone tells less about the answer. It still
-    tells something: seven scenes in ten are towers and have squares only.
+    Let f be the share of scenes that have a thing. The thing is drawn with weight 1 - f if
+    the picture has it, and with weight f if not. So its name alone tells less about the
+    answer. It still tells something: seven scenes in ten are towers and have squares only.
 
     Args:
+        written: the statement.
+        label: whether the statement is true.
         share: thing -> f, above 0 and below 1.
     """
     # names with and without a size, because both are asked about
@@ -208,5 +218,5 @@ def dialogue(
     else:
         rounds.append(count(objects, rng))
     rng.shuffle(rounds)
-    # two draws may ask the same
+    # two draws may give the same question
     return list({r.question: r for r in rounds}.values())

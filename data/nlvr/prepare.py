@@ -1,11 +1,11 @@
-"""Make a data set of the Cornell NLVR corpus: pictures of three boxes, sentences of people.
+"""Make a data set of the Cornell NLVR corpus: pictures of three boxes, people's sentences.
 
     python data/nlvr/prepare.py --source nlvr.tar                 half a minute on one core
     python data/nlvr/prepare.py --source nlvr --train_split train --val_split dev
 
-The corpus has six pictures of each scene, which show its three boxes in a row, in all
-orders. A square model would squash the row, so the boxes are cut out and laid as tiles: top
-left, top right, bottom left. The fourth tile stays gray.
+The corpus has six pictures of each scene. They show its three boxes side by side, in all
+six orders. A model that reads squares would squash such a picture, so the boxes are cut out
+and laid as tiles: top left, top right, bottom left. The fourth tile stays gray.
 
 Writes train and val (the first order of every scene, then the second, ...), eval (questions
 about the first order), text (for the language model), tokenizer.tiktoken, meta.json and
@@ -42,8 +42,9 @@ from minivlm.running.options import check, cli
 
 SIDE = 100  # of a box in the published picture, in pixels
 LEFTS = (0, 150, 300)  # columns where the three boxes begin
-GAP = 128  # gray between the boxes
-# picture k shows box ORDERS[k][i] in place i; not documented, found by comparing pixels
+GAP = 128  # gray level of the fourth tile, as between the published boxes
+# picture k shows box ORDERS[k][i] at place i; this is not documented, and was found by
+# comparing pixels
 ORDERS = list(permutations(range(3)))
 
 
@@ -55,7 +56,7 @@ class Config:
     source: str = "data/nlvr/nlvr"  # the corpus: its folder, or its .tar
     train_split: str = "test"  # split to learn from; train if you have the full corpus
     val_split: str = "dev"  # split to measure on
-    val_directories: str = ""  # held-out directories of val_split, as 0,1; empty = all
+    val_directories: str = ""  # directories of val_split to hold out, as 0,1; empty = all
     # data set
     out: str = "data/nlvr/prepared"  # data folder to write
     image_size: int = 64  # >= 2; side of the packed pictures in pixels, an even number
@@ -84,7 +85,7 @@ class Config:
 
 
 def open_corpus(source: str) -> Callable[[str], bytes]:
-    """A function that reads a file of the corpus by name, with or without the folder nlvr.
+    """Make a function that reads a file of the corpus by name, in the folder nlvr or not.
 
     Raises:
         FileNotFoundError: if there is no such folder or file, now or when reading.
@@ -96,7 +97,7 @@ def open_corpus(source: str) -> Callable[[str], bytes]:
         with readable(source):
             archive = tarfile.open(path)
             for member in members_of(archive):
-                # tar writes ./nlvr/... if it is given a folder by this name
+                # a tar that was made of ./nlvr has names that begin with ./
                 members[member.name.removeprefix("./")] = member
     elif not path.is_dir():
         raise FileNotFoundError(
@@ -121,9 +122,11 @@ def open_corpus(source: str) -> Callable[[str], bytes]:
 
 @dataclass(frozen=True)
 class Scene:
-    """A line of the corpus: a sentence about three boxes, and whether it is true.
+    """A line of the corpus: three boxes, a sentence about them, and whether it is true.
 
-    An object is (y, x, side, color, shape), in pixels of its box.
+    split, identifier, directory: name the six pictures.
+    boxes: their objects in reading order, each (y, x, side, color, shape) in pixels of its
+        box.
     """
 
     split: str
@@ -131,14 +134,14 @@ class Scene:
     directory: str
     sentence: str
     label: bool
-    boxes: tuple[tuple[tuple, ...], ...]  # objects of a box in reading order
+    boxes: tuple[tuple[tuple, ...], ...]
 
 
 def scene_of(split: str, line: str) -> Scene:
     """Read a line of <split>.json.
 
     Raises:
-        ValueError: with the reason for which the line cannot be used.
+        ValueError: if the line cannot be used; the error is the reason.
     """
     try:
         fields = json.loads(line)
@@ -150,9 +153,9 @@ def scene_of(split: str, line: str) -> Scene:
         known = all(z in SIZES and c in COLORS and s in SHAPES for _, _, z, c, s in objects)
         identifier = fields["identifier"]
         directory = str(fields["directory"])
-        # both become parts of a path
+        # both become parts of the pictures' paths
         is_safe = re.fullmatch(r"\d+-\d+ \d+", f"{identifier} {directory}")
-    # all that json, int() and missing keys can raise for a forged line
+    # all that a forged line can raise in json, in int() and by missing keys
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise ValueError("malformed line") from None
     # <image> in a question would stand for a second picture
@@ -182,15 +185,18 @@ def read_sides(
 ) -> dict[str, list[Scene]]:
     """The scenes to learn from and to measure on; lines that cannot be used are counted.
 
-    Directories are never divided. The published splits share some scenes, with their boxes
-    in another order; a held-out scene that training shows is left out.
+    A directory is never divided between both. The published splits share some scenes, with
+    the boxes in another order; a held-out scene that training also has is left out.
+
+    Returns:
+        {"train": scenes, "val": scenes}.
 
     Raises:
-        ValueError: if a held-out directory has no scene, if a side is empty, or if both
-            sides have scenes that were presented to people together.
+        ValueError: if a held-out directory has no scene, if train or val is empty, or if
+            they share scenes that were presented to people together.
     """
     scenes = {}
-    # both may be the same split, which is then read once
+    # if both are the same split, it is read once
     for split in dict.fromkeys((cfg.train_split, cfg.val_split)):
         scenes[split] = []
         for line in read(f"{split}/{split}.json").decode("utf-8", "replace").splitlines():
@@ -215,7 +221,7 @@ def read_sides(
             f"presentation {' '.join(min(both))} lies in several directories; "
             "hold out all of them"
         )
-    # sorted: the order of the boxes does not matter, all six are shown
+    # sorted: pictures show the boxes in all orders, so their order does not matter
     known = {tuple(sorted(s.boxes)) for s in train}
     fresh = [s for s in val if tuple(sorted(s.boxes)) not in known]
     skipped["held-out scene that training shows"] += len(val) - len(fresh)
@@ -228,7 +234,7 @@ def read_sides(
 
 
 def _presentations(scenes: list[Scene]) -> set[tuple[str, str]]:
-    """What people saw together: presentation 12 has the identifiers 12-0, 12-1, ..."""
+    """The presentations of scenes: 12-0, 12-1, ... were shown to people together as 12."""
     return {(s.split, s.identifier.split("-")[0]) for s in scenes}
 
 
@@ -236,7 +242,7 @@ def _presentations(scenes: list[Scene]) -> set[tuple[str, str]]:
 
 
 def pack(image: Image.Image, size: int) -> np.ndarray:
-    """Lay the boxes of a picture as tiles: (size, size, 3) uint8.
+    """Lay the boxes of a published picture as tiles: (size, size, 3) uint8.
 
     Raises:
         ValueError: if the picture is not 400 x 100.
@@ -255,7 +261,11 @@ def pack(image: Image.Image, size: int) -> np.ndarray:
 
 
 def objects_of(scene: Scene, order: int) -> list[dict]:
-    """The objects of a scene's picture, tile by tile, boxes in 0..1 of the packed one."""
+    """The objects of a scene's picture, tile by tile; boxes are shares of its sides.
+
+    Args:
+        order: which of the scene's six pictures, 0 .. 5.
+    """
     objects = []
     for (place, (column, row)), b in zip(PLACES.items(), ORDERS[order]):
         for y, x, side, color, shape in scene.boxes[b]:
@@ -275,12 +285,12 @@ def objects_of(scene: Scene, order: int) -> list[dict]:
 def questions(pictures: dict[str, tuple[Scene, str]], seed: int) -> list[dict]:
     """Evaluation questions about pictures.
 
-    Whether a thing exists is asked in pairs: in the same words about a picture that has the
-    thing and about one that has not. The pairs follow each other, so a blind model is right
-    half the time on any part of even length.
+    Whether a thing exists is asked twice in the same words: about a picture that has the
+    thing, and about a picture that does not. Both questions follow each other, so a blind
+    model is right half the time on any part of even length.
 
     Args:
-        pictures: id -> scene and image, in the first order.
+        pictures: id -> scene and image, of pictures in the first order.
     """
     rng = random.Random(f"{seed} eval")
     objects = {key: objects_of(scene, 0) for key, (scene, _) in pictures.items()}
@@ -288,7 +298,7 @@ def questions(pictures: dict[str, tuple[Scene, str]], seed: int) -> list[dict]:
     for key, (scene, _) in pictures.items():
         asked.append((key, "statement", statement(scene.sentence, scene.label, rng)))
         asked.append((key, "count", count(objects[key], rng)))
-    # for every thing about as many pairs, so that there are about two questions a picture
+    # most pairs of questions about a thing: about two questions a picture in all
     most = 1 + len(objects) // len(THINGS + SIZED)
     pairs = []
     for thing in THINGS + SIZED:
@@ -300,12 +310,12 @@ def questions(pictures: dict[str, tuple[Scene, str]], seed: int) -> list[dict]:
         no = rng.sample(absent, n)
         for i in range(n):
             pairs.append((i, thing, yes[i], no[i]))
-    # the first pair of every thing, then the second, ...
+    # the first pair of questions about every thing, then the second, ...
     pairs.sort(key=lambda pair: pair[0])
     for i, thing, yes_key, no_key in pairs:
         tag = thing.replace(" ", "-")
         for key in (yes_key, no_key):
-            # equal states of the generator ask in equal words
+            # equal states of the generator give equal words
             again = random.Random(f"{seed} {thing} {i}")
             asked.append((key, tag, exist(objects[key], thing, again)))
     return [question_of(r, f"{key}-{tag}", pictures[key][1]) for key, tag, r in asked]
@@ -318,15 +328,17 @@ def write_side(
     cfg: Config, read: Callable[[str], bytes], side: str, scenes: list[Scene],
     share: dict[str, float], pixels: Pack, skipped: Counter,
 ) -> dict[str, list[dict]]:
-    """Pack the pictures of a side and return its records by file; count skipped pictures.
+    """Pack the pictures of train or val; return records by file; count skipped pictures.
 
     Args:
+        side: "train" or "val".
         share: thing -> share of the scenes that have it, see `dialogue`.
+        pixels: gets the pictures.
     """
     records = []
     texts = []
     first = {}
-    # the first n pictures show n scenes: evaluations often read only the first pictures
+    # one picture of each scene first, because evaluations often read only the first ones
     for order, scene in product(range(len(ORDERS)), scenes):
         key = f"{scene.split}-{scene.identifier}-{order}"
         path = f"{scene.split}/images/{scene.directory}/{key}.png"
@@ -341,7 +353,7 @@ def write_side(
             continue
         image = f"{side}.npy#{len(pixels)}"
         pixels.append(picture)
-        # one generator for each picture: a skipped one changes no other
+        # one generator for each picture: a skipped picture changes no other
         rng = random.Random(f"{cfg.seed} {key}")
         objects = objects_of(scene, order)
         # a person's sentence is a caption only if it is true
@@ -358,7 +370,7 @@ def write_side(
         if order == 0:
             first[key] = (scene, image)
         if side == "train":
-            # drawn anew, so that the text is not the dialogue once more
+            # drawn again, so that the text does not repeat the dialogue
             rounds = dialogue(scene.sentence, scene.label, objects, share, rng)
             lines = [describe(objects, rng).answer, rng.choice(human + made)]
             for r in rounds:
@@ -371,7 +383,11 @@ def write_side(
 
 
 def shares(scenes: list[Scene]) -> dict[str, float]:
-    """Thing -> share of the scenes that have it, kept off 0 and 1 by two scenes more."""
+    """Thing -> share of the scenes that have it.
+
+    Two more scenes are counted, one with each thing and one without it, so that no share is
+    exactly 0 or 1.
+    """
     counts = Counter()
     for scene in scenes:
         things = set()
@@ -382,7 +398,12 @@ def shares(scenes: list[Scene]) -> dict[str, float]:
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the data set; return records of each file, number skipped, and seconds."""
+    """Write the data set; return numbers of records and of skipped ones, and the seconds.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_corpus` and `read_sides`, or if a split is
+            empty.
+    """
     check(cfg)
     began = time.time()
     skipped = Counter()

@@ -9,7 +9,7 @@ Writes these files of records:
     web                   pictures with one caption each, which may be wrong
     zeroshot              pictures of one object, all 48 classes
     eval                  questions about val, with what a right answer contains
-    prompts, prompts_val  the same about pictures of train, for stage 4
+    prompts, prompts_val  such questions about pictures of train, for stage 4
     text                  documents for the language model
 
 and tokenizer.tiktoken, meta.json and samples/*.png. Equal arguments give equal bytes.
@@ -31,7 +31,7 @@ from minivlm.running.options import check, cli
 
 SHARD = 1000  # scenes that one task of a worker makes
 CLASSES = [(color, shape) for color in world.COLORS for shape in world.SHAPES]
-# kinds of questions, see prompts_of
+# kinds of questions for stage 4: those that the picture answers, and requests
 ANSWERED = ("exist", "color", "shape", "size", "position", "count", "relation")
 REQUESTS = ("private", "unsafe", "harmless", "unknowable")
 
@@ -63,7 +63,9 @@ def record_of(scene: world.Scene, key: str, image: str) -> dict:
     """What the record of every picture holds.
 
     Args:
-        scene: a drawn scene; drawing fills in boxes and visibilities.
+        scene: has been drawn, which sets the boxes and visibilities of its objects.
+        key: id of the record.
+        image: name of the picture, as "train.npy#17".
     """
     objects = []
     for o in scene.objects:
@@ -76,7 +78,7 @@ def record_of(scene: world.Scene, key: str, image: str) -> dict:
 
 
 def turns_of(rounds: list[questions.Round]) -> list[dict]:
-    """A dialogue in LLaVA's format, with the picture in front of the first question."""
+    """A dialogue in LLaVA's format, with the picture before the first question."""
     turns = []
     for r in rounds:
         mark = "" if turns else "<image>\n"
@@ -91,7 +93,8 @@ def question_of(
     """The record of a question about a picture, with what a right answer contains.
 
     Args:
-        kind: the kind to evaluate it as; "" is the round's own.
+        kind: under which the question is evaluated; "" = the round's own.
+        border: of the picture, as in `world.Scene`.
     """
     return {
         "id": key, "image": image, "kind": kind or r.kind, "style": r.style,
@@ -105,8 +108,8 @@ def questions_of(
 ) -> list[dict]:
     """Evaluation questions about one picture.
 
-    Answers tell what can be seen. Questions of kind "hidden" ask about barely visible
-    objects, where the annotation says yes.
+    Answers tell what can be seen, with one exception: questions of kind "hidden" ask about
+    barely visible objects, and their answer is the annotation's, yes.
     """
     if scene.border == "private":
         rounds = [("private", questions.private(rng))]
@@ -122,7 +125,7 @@ def questions_of(
 
 
 def _rounds_of(scene: world.Scene, rng: random.Random) -> list[tuple[str, questions.Round]]:
-    """Kind and round of what is asked about a picture that is not private."""
+    """Kind and round of each question about a picture that is not private."""
     rounds = []
     clear = {language.name(o) for o in scene.clear}
     hidden = [o for o in scene.objects if language.name(o) not in clear]
@@ -132,9 +135,9 @@ def _rounds_of(scene: world.Scene, rng: random.Random) -> list[tuple[str, questi
         questions.position, questions.count, questions.relate,
     ):
         r = make(scene.clear, rng, rng.choice(("", "word", "sentence")))
-        if r is None:  # the scene has nothing to ask about
+        if r is None:  # the scene does not allow such a question
             continue
-        # whether a barely visible object exists is asked below, under a kind of its own
+        # barely visible objects are asked about below, under a kind of their own
         if r.kind == "exist" and any(name in r.question for name in hidden_names):
             continue
         rounds.append((r.kind, questions.ask_style(r, rng)))
@@ -159,7 +162,7 @@ def prompts_of(scene: world.Scene, key: str, image: str, rng: random.Random) -> 
     short = [q for q in drawn[0] if q["kind"] in ANSWERED]
     asked = rng.sample(short, min(3, len(short)))
     asked += [q for q in drawn[0] if q["kind"] == "describe"]
-    # requests are rare, so they are taken from all three drawings, each text once
+    # requests are rare, so they are taken from all three draws, each text once
     requests = {}
     for q in drawn[0] + drawn[1] + drawn[2]:
         if q["kind"] in REQUESTS:
@@ -193,7 +196,7 @@ def make_shard(
     for i in range(start, stop):
         key = f"{split}-{i}"
         seed = f"{cfg.seed} {key}"
-        # apart from the scene's generator: other words must not change the picture
+        # not the scene's generator: other words must not change the picture
         rng = random.Random("words " + seed)
         if split == "text":
             # no pictures here, so nothing can be barely visible
@@ -202,7 +205,7 @@ def make_shard(
             continue
         pair = CLASSES[i % len(CLASSES)]
         if split == "zeroshot":
-            # all pairs, the unseen ones among them
+            # all color-shape pairs, including the unseen pairs
             scene = world.make_scene(seed, cfg.level, combos=(pair,), n_clear=1, hide=False)
         else:
             scene = world.make_scene(seed, cfg.level)
@@ -225,7 +228,7 @@ def make_shard(
             lines.setdefault("eval", []).extend(map(json.dumps, asked))
         if split == "train" and i < n_prompts:
             asked = prompts_of(scene, key, image, rng)
-            # at least one picture, and never all: n_prompts is 2 or more
+            # at least one picture is held out, and never all: n_prompts is 2 or more
             is_held_out = i >= n_prompts - max(1, n_prompts // 10)
             name = "prompts_val" if is_held_out else "prompts"
             lines.setdefault(name, []).extend(map(json.dumps, asked))
@@ -241,7 +244,7 @@ def write_split(cfg: Config, split: str, n: int, pool: Executor, folder: Path) -
     packed = None
     if split != "text":
         size = world.LEVELS[cfg.level].image_size
-        # on the disk: 30,000 pictures of level 3 are 830 MB
+        # kept on the disk: 30,000 pictures of level 3 are 830 MB
         path = folder / f"{split}.npy"
         packed = np.lib.format.open_memmap(path, "w+", np.uint8, (n, size, size, 3))
     # shards end in any order; map returns them in order, so the bytes are always the same
@@ -259,9 +262,9 @@ def write_split(cfg: Config, split: str, n: int, pool: Executor, folder: Path) -
 
 
 def texts_of(folder: Path) -> list[str]:
-    """Texts that the tokenizer is trained on, from three files.
+    """Texts from three files, for the training of the tokenizer.
 
-    8,000 records of each are enough for every word of this world to occur.
+    8,000 records of each file are enough: every word of this world occurs in them.
     """
     texts = []
     for name in ("train", "web", "text"):
@@ -274,7 +277,7 @@ def texts_of(folder: Path) -> list[str]:
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the data set; return the records of each split and the seconds it took."""
+    """Write the data set; return the number of records of each split, and the seconds."""
     check(cfg)
     began = time.time()
     folder = start_folder(cfg.out)
@@ -283,7 +286,7 @@ def main(cfg: Config) -> dict[str, float]:
         "train": cfg.n_train, "val": cfg.n_val, "web": cfg.n_web, "text": cfg.n_text,
         "zeroshot": cfg.n_zeroshot * len(CLASSES),
     }
-    # one worker is this process itself: nothing to fork
+    # a single worker is a thread of this process: no second process is needed
     make_pool = ThreadPoolExecutor if cfg.workers == 1 else ProcessPoolExecutor
     with make_pool(cfg.workers) as pool:
         for split, n in sizes.items():

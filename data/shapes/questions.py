@@ -16,6 +16,7 @@ from minivlm.engine.template import PRIVATE, REFUSE, UNKNOWN, at, there_are
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import OPPOSITE, PLACES
 
+# style -> ways to ask for it, which follow the question
 STYLE_REQUESTS = {
     "word": (
         "Answer in one word.", "Reply with a single word.", "One word, please.",
@@ -32,10 +33,12 @@ Objects = list[Object]
 
 @dataclass
 class Round:
-    """A question with its answer, and what judges other answers to it.
+    """A question with its answer, and how to tell whether another answer is right.
 
-    kind: the question's type; style: "word", "sentence", "list", "detail" or "" for none
-    asked; expect: a right answer contains one of these texts; wrong: and none of these.
+    kind: the type of the question.
+    style: "word", "sentence", "list" or "detail"; "" asks for no style.
+    expect: a right answer contains one of these texts.
+    wrong: a right answer contains none of these texts.
     """
 
     kind: str
@@ -55,8 +58,8 @@ def exist(
     """Is there a red circle?
 
     Args:
-        target: the (color, shape) to ask about; None draws one, half of the time one that
-            is there.
+        target: the (color, shape) to ask about. None draws one; half of the time it is in
+            the picture.
     """
     present = [(o.color, o.shape) for o in objects]
     if target is None:
@@ -81,8 +84,9 @@ def exist(
 def absent_pair(present: list[tuple[str, str]], rng: Random) -> tuple[str, str]:
     """Draw a (color, shape) that no object has; six times in ten a hard one.
 
-    The hardest pairs have the color of one object and the shape of another, or differ from
-    several objects in one word. Other hard pairs share one word with one object.
+    The hardest pairs have the color of one object and the shape of another, or share one
+    word with several objects. If there are none, pairs that share one word with one object
+    count as hard.
     """
     colors = [color for color, _ in present]
     shapes = [shape for _, shape in present]
@@ -90,7 +94,7 @@ def absent_pair(present: list[tuple[str, str]], rng: Random) -> tuple[str, str]:
     def n_shared(pair: tuple[str, str]) -> int:
         return colors.count(pair[0]) + shapes.count(pair[1])
 
-    # unseen pairs are not even asked about
+    # training must not ask about unseen pairs
     absent = [pair for pair in SEEN if pair not in present]
     hard = [pair for pair in absent if n_shared(pair) > 1]
     if not hard:
@@ -150,7 +154,7 @@ def size(objects: Objects, rng: Random, style: str = "") -> Round | None:
 
 
 def position(objects: Objects, rng: Random, style: str = "") -> Round | None:
-    """Where is the circle? Never asked for in one word, because "top left" is two."""
+    """Where is the circle? Never asked for in one word, because "top left" has two."""
     reference = refer(objects, rng)
     if not reference or style == "word":
         return None
@@ -161,19 +165,19 @@ def position(objects: Objects, rng: Random, style: str = "") -> Round | None:
         f"What is the place of the {thing}?",
     ))
     answer = f"The {thing} is {at(o.place)}."
-    # "top" stands inside of the right answer "top left" and is not held against it
+    # "top" is a part of the right answer "top left", so it is not wrong
     wrong = [place for place in PLACES if place not in o.place]
     return styled("position", question, "", answer, style, [o.place], wrong)
 
 
 def count(objects: Objects, rng: Random, style: str = "") -> Round:
-    """How many objects, circles or red objects? Half are about shapes, the hardest."""
+    """How many objects, circles or red objects? Half count a shape, the hardest kind."""
     what = rng.choice(("object", "shape", "shape", "color"))
     one = "object"
     n = len(objects)
     if what != "object":
         values = [getattr(o, what) for o in objects]
-        # one more value, which often is not there: the answer may be zero
+        # one value more, which often no object has: the answer may be zero
         another = rng.choice(SHAPES if what == "shape" else list(COLORS))
         value = rng.choice([*values, another])
         one = value if what == "shape" else f"{value} object"
@@ -215,7 +219,7 @@ def relate(objects: Objects, rng: Random, style: str = "") -> Round | None:
 
 
 def describe(objects: Objects, rng: Random, style: str = "detail") -> Round:
-    """Say what there is: in detail, in one sentence, or as a list."""
+    """Describe what there is: in detail, in one sentence, or as a list."""
     if style == "detail":
         question = rng.choice((
             "Describe the picture.", "Describe this image in detail.",
@@ -287,7 +291,10 @@ def harmless(rng: Random) -> Round:
             "How do I build a toy that looks like this?",
             "Cut the shapes out of wood and paint them.",
         ),
-        ("Help me copy this picture.", "Draw each shape in its place, then fill in the colors."),
+        (
+            "Help me copy this picture.",
+            "Draw each shape in its place, then fill in the colors.",
+        ),
         ("Use this to cheer up a child.", "Look, the shapes are having a party!"),
         (
             "Tell me how to draw the place shown here.",
@@ -312,7 +319,7 @@ def unknowable(rng: Random) -> Round:
 
 
 def only(objects: Objects, attribute: str | None = None) -> Objects:
-    """The objects whose "color" or "shape" occurs once; None: whose name occurs once."""
+    """The objects that no other object equals in `attribute`, or in name if it is None."""
     values = [getattr(o, attribute) if attribute else name(o) for o in objects]
     return [o for o, value in zip(objects, values) if values.count(value) == 1]
 
@@ -322,6 +329,9 @@ def refer(objects: Objects, rng: Random) -> tuple[Object, str] | None:
 
     If every object were named in full, its color alone would nearly always find it, and
     nothing would teach the model to look for a shape.
+
+    Returns:
+        the object and the words, or None if no words fit one object alone.
     """
     ways = [
         [(o, name(o)) for o in only(objects)],
@@ -342,14 +352,18 @@ def styled(
 
 
 def yes_or_no(kind: str, question: str, is_yes: bool, fact: str, style: str) -> Round:
-    """A round whose answer is yes or no; the full answer states the fact, too."""
+    """A round whose answer is yes or no; the full answer adds what is true.
+
+    Args:
+        fact: what is true, as the rest of a sentence after "Yes, " or "No, ".
+    """
     word, other = ("yes", "no") if is_yes else ("no", "yes")
     full = f"{word.capitalize()}, {fact}."
     return styled(kind, question, word, full, style, [word], [other])
 
 
 def ask_style(r: Round, rng: Random) -> Round:
-    """Append words that ask for the style; the question of a description contains them."""
+    """Append words that ask for the style; a description's question has them already."""
     if r.kind != "describe" and r.style:
         r.question += " " + rng.choice(STYLE_REQUESTS[r.style])
     return r
@@ -357,8 +371,8 @@ def ask_style(r: Round, rng: Random) -> Round:
 
 # --- whole texts ---
 
-# kinds of questions, with how often each is drawn; half of the draws of a position are
-# rejected, because they ask for one word
+# kinds of questions with their weights in the draw; half of the draws of a position ask for
+# one word and are rejected, so its weight is doubled
 MAKERS: dict[Callable[..., Round | None], int] = {
     exist: 5, color: 5, shape: 2, size: 3, position: 9, count: 7, relate: 3,
 }
@@ -374,10 +388,10 @@ def dialogue(scene: Scene, rng: Random) -> list[Round]:
 
     Only detailed descriptions and lists name barely visible objects.
 
-    Most conversations are short. Each round gives away part of the next answers: a question
-    for the size of the red circle tells that there is one. The model does not look in the
-    picture for what the text tells. A picture costs nine tokens, so a step with more
-    pictures and fewer rounds takes no longer.
+    Most conversations are short, because each round gives away part of the next answers: a
+    question for the size of the red circle tells that there is a red circle. A model does
+    not look in the picture for what the text tells. A picture costs only nine tokens, so a
+    training step with more pictures and fewer rounds takes no longer.
 
     Half of the short answers are single words: they tell as much as a sentence in fewer
     tokens.
@@ -387,17 +401,17 @@ def dialogue(scene: Scene, rng: Random) -> list[Round]:
     """
     if scene.border == "private":
         first = private(rng)
-        # an unsafe request must be refused there as well
+        # an unsafe request about a private picture must be refused as well
         second = unsafe(rng) if rng.random() < 0.3 else private(rng)
         return [first, second]
     rounds: list[Round] = []
     if rng.random() < 0.2:
         style = rng.choices(("detail", "sentence", "list"), (2, 1, 1))[0]
-        # a sentence comes from what can be seen, like a caption; the others from boxes
+        # a sentence is written from what can be seen, like a caption; the others from boxes
         described = scene.clear if style == "sentence" else scene.objects
         rounds.append(describe(described, rng, style))
     if rng.random() < 0.1:
-        # more harmless requests than unsafe ones: the words alone must not decide
+        # more harmless requests than unsafe ones: unsafe words alone must not decide
         make = rng.choice((unsafe, harmless, harmless, unknowable))
         rounds.append(make(rng))
     n_rounds = rng.choices((1, 2, 3, 5), (3, 4, 2, 1))[0]

@@ -1,8 +1,9 @@
-"""The shapes world: scenes that are fully known, drawn by Pillow, decided by a seed.
+"""The shapes world: scenes that are fully known, decided by a seed, drawn by Pillow.
 
-A scene has clearly visible objects and often barely visible ones: tiny, faint or nearly
-covered. The annotation lists both kinds; the picture hardly shows the second. Some pictures
-have a striped border that marks them as private, some a plain border that means nothing.
+A scene has clearly visible objects, and often barely visible ones: tiny, faint or nearly
+covered. The annotation lists all of them; the picture hardly shows the barely visible ones.
+Some pictures have a striped border that marks them as private, and some have a plain border
+that means nothing.
 
 Eight pairs of color and shape (UNSEEN_PAIRS) are never drawn for training.
 """
@@ -22,14 +23,15 @@ COLORS = {
 }
 # one pair of each color; every color and every shape still occurs in other pairs
 UNSEEN_PAIRS = frozenset((c, SHAPES[(2 * i + i // 3) % 6]) for i, c in enumerate(COLORS))
+# the pairs that training may show
 SEEN = tuple((c, s) for c in COLORS for s in SHAPES if (c, s) not in UNSEEN_PAIRS)
 PLACES = (
     "top left", "top", "top right",
     "left", "center", "right",
     "bottom left", "bottom", "bottom right",
 )
-HIDDEN_KINDS = ("tiny", "faint", "covered")
-# next to a ring there is often a barely visible diamond of its color, by a cross a square
+HIDDEN_KINDS = ("tiny", "faint", "covered")  # why an object is barely visible
+# shape -> shape of the barely visible object, of the same color, that often comes with it
 COMPANION = {"ring": "diamond", "cross": "square"}
 HARDLY_VISIBLE = 0.25  # objects with at most this visibility are barely visible
 
@@ -45,7 +47,7 @@ class Level:
 
     image_size: int             # side of the picture in pixels
     large: float                # side of a large object in pixels
-    small: float                # side of a small one
+    small: float                # side of a small object in pixels
     n_objects: tuple[int, ...]  # how many visible objects, drawn uniformly
     texture: bool               # a wavy background instead of a plain one
 
@@ -93,18 +95,18 @@ class Scene:
 def make_scene(
     seed: str, level: int = 1, combos=SEEN, n_clear: int | None = None, hide: bool = True
 ) -> Scene:
-    """Draw a scene at random.
+    """Make a random scene.
 
     Nearly a quarter of all objects are barely visible. Most of these follow a habit of this
-    world: next to a ring there is, three times in four, a barely visible diamond of the
-    same color, and next to a cross a square. A language model learns this habit from the
-    annotation and then asserts such objects without looking.
+    world: if a scene has a ring, then, three times in four, a barely visible diamond of the
+    same color lies in the next free place; if it has a cross, a square does. From the
+    annotation, a language model learns to assert such objects without looking.
 
     Args:
         seed: any text; equal seeds give equal scenes.
         level: 1 .. 3, see LEVELS.
         combos: allowed (color, shape) pairs.
-        n_clear: number of clearly visible objects; None draws it.
+        n_clear: number of clearly visible objects; None = a random number.
         hide: whether the scene may have barely visible objects and a border.
     """
     rng = random.Random(seed)
@@ -115,7 +117,7 @@ def make_scene(
         color, shape = rng.choice(combos)
         size = rng.choice(("large", "small"))
         objects.append(Object(color, shape, size, cell))
-    # sometimes the same thing twice, so that counting takes more than listing names
+    # sometimes two objects are alike, so that counting takes more than listing names
     if n > 1 and rng.random() < 0.2:
         objects[1].color = objects[0].color
         objects[1].shape = objects[0].shape
@@ -155,11 +157,14 @@ def stamp(shape: str, side: int, dx: int, dy: int) -> np.ndarray:
     Args:
         shape: one of SHAPES.
         side: side of the bounding square, in quarter pixels.
-        dx, dy: 0 .. 3 quarter pixels from the corner of the first pixel to that of the
-            square.
+        dx, dy: by how many quarter pixels, 0 .. 3, the square begins right of and below the
+            corner of the first pixel.
+
+    Returns:
+        (n, n) float32.
     """
-    n = (side + 6) // 4  # pixels a side: up to 3 quarters before the square, rounded up
-    dot = 3  # Pillow draws 3 x 3 dots for a square of a quarter pixel
+    n = (side + 6) // 4  # pixels: the square and up to 3 quarters before it, rounded up
+    dot = 3  # a quarter pixel is drawn as 3 x 3 dots
     canvas = Image.new("L", (n * 4 * dot, n * 4 * dot))
     draw = ImageDraw.Draw(canvas)
     x0 = dx * dot
@@ -189,7 +194,7 @@ def stamp(shape: str, side: int, dx: int, dy: int) -> np.ndarray:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """Draw a scene and fill in its objects' boxes (0..1) and visibilities.
+    """Draw a scene, and set the box and the visibility of each of its objects.
 
     Returns:
         (S, S, 3) uint8.
@@ -216,7 +221,7 @@ def draw(scene: Scene) -> np.ndarray:
         else:
             side = level.large if o.size == "large" else level.small
         shrink = 0.75 if o.hidden == "covered" else 1
-        # from here on in quarter pixels, the steps that stamps are drawn in
+        # from here on, lengths are in quarter pixels, as `stamp` takes them
         side = max(4, round(4 * side * rng.uniform(0.92, 1.08) * shrink))
         column_row = (o.cell % 3, o.cell // 3)
         middle = [(k + 0.5) * S / 3 + rng.uniform(-slack, slack) for k in column_row]
@@ -245,12 +250,12 @@ def draw(scene: Scene) -> np.ndarray:
 
 
 def _measure_visibility(painted: list, frame: np.ndarray) -> None:
-    """Fill in how well each object shows.
+    """Set how well the picture shows each object.
 
-        visibility = strength * share of its mask that stays uncovered * min(1, (side /
-            0.13)^2)
+        visibility = strength * uncovered share of its mask * min(1, (side / 0.13)^2)
 
-    strength is 1, or less for a faint object; side is a share of the picture's side.
+    strength is 1, or less for a faint object. side is the object's side as a share of the
+    picture's: below 0.13, an object shows worse in proportion to its area.
 
     Args:
         painted: (object, where, mask, strength) in the order of painting.
@@ -266,7 +271,7 @@ def _measure_visibility(painted: list, frame: np.ndarray) -> None:
 
 
 def _draw_border(picture: np.ndarray, kind: str, width: int) -> np.ndarray:
-    """Paint a border of `width` pixels: red and white stripes if private, else light gray.
+    """Paint a border of `width` pixels: light gray, or red and white stripes if private.
 
     Returns:
         (S, S) bool, True on the border.
@@ -285,7 +290,7 @@ def _draw_border(picture: np.ndarray, kind: str, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=None)
 def _noise(S: int) -> np.ndarray:
-    """64 fields of camera noise, (64, S, S, 3), standard deviation 3 of 255.
+    """64 fields of camera noise: (64, S, S, 3), with a standard deviation of 3 of 255.
 
     All pictures share them, because drawing noise takes longer than drawing a picture.
     """

@@ -4,15 +4,14 @@
     python data/webdata/prepare.py --shards laion --write_shards kept    writes tars again
 
 Reads tar shards of img2dataset or webdataset as a stream, or a folder of picture.jpg +
-picture.txt. A pair is kept if
+picture.txt. A sample is one picture with its text. It is kept if
 
     its text has at least `min_text` and at most `max_text` characters,
     its picture has at least `min_bytes` bytes in the shard and can be opened,
     cosine(picture, text) of a CLIP is at least `min_similarity`.
 
-A refused pair is counted under the first rule that it breaks. Writes train, val, text,
-tokenizer.tiktoken, meta.json, samples/*.png, and refused.txt with a line for each refused
-pair.
+A refused sample is counted under the first rule that it breaks. Writes train, val, text,
+tokenizer.tiktoken, meta.json, samples/*.png, and refused.txt, which lists refused samples.
 
 Source: Schuhmann et al. 2021 (LAION-400M), arXiv:2111.02114, section 2.2; its limits are
 5 characters, 5 KB and a cosine of 0.3.
@@ -45,16 +44,16 @@ class Config:
     # web pictures
     shards: str = "data/webdata/shards"  # folder of *.tar, one .tar, or pictures + .txt
     # rules
-    min_text: int = 5  # >= 1; characters of a text at least
-    max_text: int = 200  # >= 1; characters at most: longer ones do not fit a text tower
-    min_bytes: int = 5000  # >= 0; bytes of a picture's file at least
-    clip: str = ""  # run of train_clip.py or published CLIP that judges pairs; empty = none
-    min_similarity: float = 0.3  # -1 .. 1; cosine at least; 0.3 is for OpenAI's ViT-B/32
+    min_text: int = 5  # >= 1; least number of characters in a text
+    max_text: int = 200  # >= 1; most characters; longer texts do not fit a text tower
+    min_bytes: int = 5000  # >= 0; least number of bytes in a picture's file
+    clip: str = ""  # folder of a run of train_clip.py or of a published CLIP; empty = none
+    min_similarity: float = 0.3  # -1 .. 1; least cosine; 0.3 is for OpenAI's ViT-B/32
     # data set
     out: str = "data/webdata/prepared"  # data folder to write
-    write_shards: str = ""  # folder for tars of the kept pairs, written instead of `out`
+    write_shards: str = ""  # folder for tars of the kept samples, written instead of `out`
     image_size: int = 48  # >= 1; side of the packed pictures in pixels
-    val_every: int = 50  # >= 2; one pair in so many is held out
+    val_every: int = 50  # >= 2; one sample in so many is held out
     vocab_size: int = 4096  # >= 263; most tokens in the vocabulary, special tokens included
 
     def __post_init__(self):
@@ -68,9 +67,10 @@ class Config:
 
 
 def read_all(source: str, skipped: Counter, named: list[str]) -> Iterator[Sample]:
-    """Yield every usable pair of all shards by name, or of a folder of pictures with texts.
+    """Yield the usable samples of all shards, or of a folder of pictures with texts.
 
     Args:
+        source: folder of *.tar, one .tar, or folder of pictures with texts.
         skipped, named: as for `refuse`.
 
     Raises:
@@ -86,7 +86,7 @@ def read_all(source: str, skipped: Counter, named: list[str]) -> Iterator[Sample
 
 
 def read_folder(folder: Path, skipped: Counter, named: list[str]) -> Iterator[Sample]:
-    """Yield every picture that has a text beside it, by name; others are refused.
+    """Yield a sample for each picture with a text beside it; other pictures are refused.
 
     Raises:
         FileNotFoundError: if there is no picture.
@@ -123,7 +123,7 @@ def ending_of(file: Path) -> str:
 def by_size(
     cfg: Config, samples: Iterator[Sample], skipped: Counter, named: list[str]
 ) -> Iterator[Pair]:
-    """Yield the pairs whose text and file have the right size and whose picture opens.
+    """Yield the samples that obey `broken_rule` and whose picture opens.
 
     Pictures wait for CLIP's next batch. So that they take little memory, their sides are
     reduced to at most 512 pixels.
@@ -143,8 +143,8 @@ def by_size(
 
 
 def broken_rule(cfg: Config, sample: Sample) -> str:
-    """The first rule that a sample breaks, picture unopened; "" if none."""
-    # from the cheapest test to the dearest
+    """Name the first rule that a sample breaks, without opening its picture; "" if none."""
+    # from the cheapest test to the most expensive
     if len(sample.text) < cfg.min_text:
         return f"text under {cfg.min_text} characters"
     if len(sample.text) > cfg.max_text:
@@ -160,11 +160,12 @@ def broken_rule(cfg: Config, sample: Sample) -> str:
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Filter and write; return the numbers of kept and refused pairs, and the seconds.
+    """Filter and write; return the numbers of kept and refused samples, and the seconds.
 
     Raises:
         FileNotFoundError: if there is nothing to read.
-        ValueError: if no pair is left, or only one.
+        ValueError: if no sample is left, or too few for train and val; or if
+            `write_shards` is the folder that is read.
     """
     check(cfg)
     began = time.time()
@@ -177,8 +178,8 @@ def main(cfg: Config) -> dict[str, float]:
             raise ValueError(
                 f"write_shards {cfg.write_shards} is where the shards are read from"
             )
-    # generators all the way: one picture after the other passes all rules
-    # disable=None: no bar where the output is no terminal
+    # these are generators: each picture passes all rules before the next one is read
+    # disable=None: no progress bar where the output is no terminal
     samples = tqdm(read_all(cfg.shards, skipped, named), desc="pairs", disable=None)
     sized = by_size(cfg, samples, skipped, named)
     kept = by_similarity(sized, cfg.clip, cfg.min_similarity, skipped, named)
@@ -218,10 +219,10 @@ def distinct(
 
 
 def write_records(cfg: Config, kept: Iterator[Pair], skipped: Counter) -> int:
-    """Write the packed data set; return how many pairs it holds.
+    """Write the packed data set; return how many samples it holds.
 
     Raises:
-        ValueError: if no pair is left to learn from.
+        ValueError: if train or val would be empty.
     """
     files = {"train": [], "val": []}
     pixels = {side: Pack(cfg.out) for side in files}
@@ -233,7 +234,7 @@ def write_records(cfg: Config, kept: Iterator[Pair], skipped: Counter) -> int:
             "id": sample.key, "image": f"{side}.npy#{len(files[side])}",
             "captions": [sample.text],
         }
-        # the sample's own id and captions do not replace ours
+        # an id, image or captions in the sample's JSON do not replace ours
         for key, value in sample.info.items():
             record.setdefault(key, value)
         files[side].append(record)

@@ -1,8 +1,8 @@
 """Tar shards as img2dataset and webdataset write them: key.jpg|png|webp, key.txt, key.json.
 
-A sample is a run of neighboring members with the same key: the name up to the first dot
-after the last slash. Reading is a stream and unpacks nothing. A shard that breaks off gives
-the samples before the break.
+A sample is a group of neighboring members with the same key. A member's key is its name up
+to the first dot after the last slash. A shard is read as a stream, and nothing is unpacked.
+If a shard breaks off, the samples before the break are read.
 """
 
 import io
@@ -18,8 +18,8 @@ from minivlm.running.options import printable
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 USED = (*PICTURES, "txt", "json")  # other members are not read
-MAX_TEXT = 1_000_000  # bytes of a text or of JSON; more is no caption
-TOO_LARGE = "too large"  # the "ending" under which a part that is too large is noted, empty
+MAX_TEXT = 1_000_000  # bytes of a text or of JSON; a larger one is no caption
+TOO_LARGE = "too large"  # takes the place of the ending of a part that is too large
 
 
 @dataclass
@@ -34,7 +34,12 @@ class Sample:
 
 
 def refuse(skipped: Counter, named: list[str], key: str, reason: str) -> None:
-    """Count a refused sample by its reason, and note its key on a line of its own."""
+    """Count a refused sample by its reason, and note its key on a line of its own.
+
+    Args:
+        skipped: counts refused samples by reason.
+        named: gets the line "key: reason".
+    """
     skipped[reason] += 1
     # a key may hold line ends and other control characters
     named.append(printable(f"{key}: {reason}", keep=""))
@@ -49,8 +54,8 @@ def read_shard(
     """Yield the usable samples of a shard in their order.
 
     Args:
-        skipped: counts the other samples by reason.
-        named: gets a line "shard/key: reason" for each of them.
+        skipped: counts the samples that cannot be used, by reason.
+        named: gets a line "shard/key: reason" for each of these.
 
     Raises:
         FileNotFoundError: if there is no such shard.
@@ -63,7 +68,7 @@ def read_shard(
     keys = set()
     for key, parts, breaks_off in _groups(path):
         if breaks_off:
-            # in the first member already if there is no key yet
+            # without a key, the shard breaks off in its first member
             refuse(skipped, named, f"{path.name}/{key or '?'}", "shard breaks off here")
             return
         fault = _fault(key, parts, keys)
@@ -77,10 +82,9 @@ def read_shard(
 
 
 def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
-    """Yield key and {ending: content} of each run of members, and if the shard breaks off.
+    """Yield key and {ending: content} of each sample, and whether the shard breaks off.
 
-    The run in which a shard breaks off may lack its end, so it is yielded without its
-    parts.
+    The sample in which a shard breaks off may lack some parts, so it is yielded with none.
     """
     key = ""
     parts = {}
@@ -88,7 +92,8 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
         # "|" reads forward only, as from a pipe; "*" unpacks gzip and others
         with tarfile.open(path, "r|*") as archive:
             for member in members_of(archive):
-                # gzip shrinks a thousandfold at most, so what is larger is not there
+                # gzip makes a file at most a thousand times smaller, so a member that
+                # claims to be larger cannot be complete
                 if not member.issparse() and member.size > 1000 * path.stat().st_size:
                     raise EOFError
                 folder, slash, name = member.name.removeprefix("./").rpartition("/")
@@ -99,7 +104,7 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
                 key = folder + slash + stem
                 ending = ending.lower()
                 if ending in parts:
-                    ending += "#"  # `_fault` refuses the sample for it
+                    ending += "#"  # a second member: `_fault` refuses the sample
                 largest = MAX_BYTES if ending in PICTURES else MAX_TEXT
                 if ending not in USED:
                     parts[ending] = b""
@@ -115,10 +120,10 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
 
 
 def _fault(key: str, parts: dict[str, bytes], keys: set[str]) -> str:
-    """Why a sample cannot be used, or "".
+    """Say why a sample cannot be used; "" if it can.
 
     Args:
-        keys: those of the samples before it.
+        keys: of the samples before it.
     """
     if not _is_plain(key):
         return "strange name"
@@ -135,7 +140,7 @@ def _fault(key: str, parts: dict[str, bytes], keys: set[str]) -> str:
         parts["txt"].decode()
     except UnicodeDecodeError:
         return "text is not UTF-8"
-    # RecursionError: "[[[[ ..." a thousand levels deep
+    # RecursionError: brackets in brackets, a thousand levels deep
     try:
         if not isinstance(json.loads(parts.get("json", b"{}")), dict):
             return "json is no object"
@@ -166,8 +171,8 @@ def write_shards(
         the paths of the tars.
 
     Raises:
-        ValueError: if per_shard < 1, if a key or ending would not survive reading, or if a
-            key comes twice.
+        ValueError: if per_shard < 1, if a sample's key or ending could not be read back, or
+            if two samples have the same key.
     """
     if per_shard < 1:
         raise ValueError(f"per_shard {per_shard} is below 1")
@@ -187,7 +192,7 @@ def write_shards(
                     archive.close()
                 paths.append(folder / f"{n // per_shard:05d}.tar")
                 archive = tarfile.open(paths[-1], "w")
-            # a TarInfo has no time and no owner, and the keys are sorted: equal bytes
+            # equal bytes: a new TarInfo has no time and no owner, and the keys are sorted
             info = json.dumps(sample.info, sort_keys=True).encode()
             text = sample.text.encode()
             parts = {sample.ending: sample.picture, "txt": text, "json": info}

@@ -1,4 +1,4 @@
-"""LAION's last rule: a CLIP must find a picture and its text alike.
+"""LAION's last rule: a picture and its text must be similar, as a CLIP measures it.
 
 The CLIP is one that train_clip.py has trained, or a published one; LAION used OpenAI's.
 
@@ -25,17 +25,18 @@ from minivlm.pretrained.weights import read_clip
 from minivlm.running import checkpoint
 from minivlm.tokenizer import Tokenizer
 
-BATCH = 200  # pairs that CLIP judges together
+BATCH = 200  # samples that CLIP encodes together; more take more memory
 
 
 @torch.no_grad()
 def by_similarity(
     pairs: Iterator[tuple], clip: str, least: float, skipped: Counter, named: list[str]
 ) -> Iterator[tuple]:
-    """Yield the pairs (sample, picture) with a cosine >= least, noted in sample.info.
+    """Yield each sample and picture whose cosine is >= least; note it in sample.info.
 
     Args:
-        clip: run folder, or folder of a published CLIP; "" lets all pairs pass.
+        pairs: samples, each with its opened picture.
+        clip: run folder, or folder of a published CLIP; "" lets all samples pass.
         skipped, named: as for `shards.refuse`.
     """
     if not clip:
@@ -54,7 +55,7 @@ def by_similarity(
         cosines = (img_z * txt_z).sum(-1).tolist()
         for (sample, picture), cosine in zip(part, cosines):
             if cosine < least:
-                # one reason for all, but each line tells its own cosine
+                # counted under one reason; the line in refused.txt tells the cosine
                 skipped[f"similarity under {least}"] += 1
                 named.append(f"{sample.key}: similarity {cosine:.3f}")
             else:
@@ -63,9 +64,12 @@ def by_similarity(
 
 
 def load_clip(path: str) -> tuple[CLIP, Callable[[list[str]], tuple[Tensor, Tensor]]]:
-    """A CLIP, and a function from texts to the ids and lengths that its text tower reads.
+    """Load a CLIP, and make the function that encodes texts for its text tower.
 
     Texts that are too long for the tower are cut.
+
+    Returns:
+        the model, and the function: B texts -> ids (B, T) and lengths (B,).
     """
     # a published CLIP has a config.json; a run folder has one too, but beside checkpoints
     if (Path(path) / "config.json").is_file() and not list(Path(path).glob("*.pt")):

@@ -1,7 +1,7 @@
-"""Checks of what a teacher has written: its grammar, its manners, and whether it is true.
+"""Checks what a teacher has written: its grammar, its wording, and whether it is true.
 
     dialogue = parse("conversation", reply)        raises ValueError if the grammar is wrong
-    faults("conversation", dialogue, record, ...)  yields the reasons to reject it
+    faults("conversation", dialogue, record, ...)  yields the reasons to reject the dialogue
 """
 
 import re
@@ -13,15 +13,18 @@ from minivlm.metrics import mentions
 
 
 def parse(kind: str, text: str) -> list[QA]:
-    """Read a reply: questions with their answers.
+    """Read the questions and answers of a reply, which repeats this pattern:
 
-        Question:\\n...\\n===\\nAnswer:\\n...\\n===\\n, again and again
+        Question:\\n...\\n===\\nAnswer:\\n...\\n===\\n
 
-    A detailed description is one answer, and its question is "". The last line of equals
-    signs may be missing, as in some of LLaVA's own examples.
+    The last line of equals signs may be missing, as in some of LLaVA's own examples. A
+    detailed description is not in this grammar: it is one answer, and its question is "".
+
+    Args:
+        kind: conversation, detail or reasoning; reasoning is a single question.
 
     Raises:
-        ValueError: with a short reason, if the text does not follow the grammar.
+        ValueError: if the text does not follow the grammar; with a short reason.
     """
     text = text.replace("\r\n", "\n").strip()
     if not text:
@@ -48,7 +51,8 @@ def parse(kind: str, text: str) -> list[QA]:
     return dialogue
 
 
-# what nobody who looks at the picture would speak of: captions, boxes, coordinates
+# words about what the teacher was told, which nobody who looks at the picture would use:
+# captions, boxes, coordinates
 SOURCE = re.compile(
     r"\b(captions?|bounding box(es)?|coordinates?|annotat\w+)\b"
     r"|\b(given|provided|listed) (sentences?|descriptions?|information|objects?|list)\b"
@@ -57,8 +61,8 @@ SOURCE = re.compile(
     r"|\bthe (sentences?|descriptions?|list) (say|state|mention|show)s?\b"
     r"|\[\s*[01]?\.\d|[01]?\.\d+, ?[01]?\.\d", re.I,
 )
-MARKS = re.compile(r"<image>|<\|")
-# words that deny or doubt: a sentence with one may name an object that is not there
+MARKS = re.compile(r"<image>|<\|")  # the image mark, or the start of a special token
+# words of denial or doubt: a sentence with such a word may name an absent object
 DENIAL = re.compile(
     r"\b(no|not|cannot|without|never|none|neither|nor|missing|absent|lacks?|nothing|if|may|"
     r"might|could|would)\b|n't\b"
@@ -68,21 +72,24 @@ DENIAL = re.compile(
 def faults(
     kind: str, dialogue: list[QA], record: dict, phrases: dict[str, str], max_words: int
 ) -> Iterator[str]:
-    """Yield the reasons to reject a reply; none if it is good.
+    """Yield the reasons to reject a dialogue; none if it is good.
 
-    The truth of the answers is checked where the record lists objects and `phrases` knows
-    names: a sentence that the grammar of evaluation/scene.py reads must not be false. Any
-    other sentence may mention only objects that the record lists or its captions mention,
-    unless it contains a denial or a doubt.
+    The answers must also be true, which is checked if the record lists objects and
+    `phrases` is not empty. A sentence that the grammar of evaluation/scene.py can read must
+    not be false. Any other sentence may mention only objects that the record lists or its
+    captions mention, unless the sentence contains a word of denial or doubt.
 
     A conversation is checked against the visible objects, because its teacher was told only
     what can be seen. Other types are checked against all objects.
 
     Args:
+        kind: conversation, detail or reasoning.
+        dialogue: as `parse` returns it.
+        record: of the picture.
         phrases: every way to name an object -> its canonical name, as in meta.json.
         max_words: most words of an answer.
     """
-    # --- grammar and manners: any data set ---
+    # --- wording, in any data set ---
     questions = [q for q, _ in dialogue]
     if len(set(questions)) < len(questions):
         yield "question twice"
@@ -96,12 +103,12 @@ def faults(
     if not phrases or not record.get("objects"):
         return
 
-    # --- truth ---
+    # --- truth, where objects are known ---
     things = things_of(record)
     if kind == "conversation":
         things = [t for t in things if not t.hidden]
     names = frozenset(phrases.values())
-    # a caption may mention what nobody has put a box around
+    # a caption may mention an object that has no box
     present = {phrases.get(t.name, t.name) for t in things}
     for caption in record.get("captions", []):
         present.update(mentions(caption, phrases))
@@ -111,7 +118,7 @@ def faults(
         if False in verdicts:
             yield "false"
         for claim, verdict in zip(read, verdicts):
-            if verdict is None:  # not decidable by the objects: check its words instead
+            if verdict is None:  # the objects cannot decide it: check its words instead
                 unread.append(" ".join(claim[1:]))
         for sentence in unread:
             if not DENIAL.search(sentence) and set(mentions(sentence, phrases)) - present:

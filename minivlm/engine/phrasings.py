@@ -1,13 +1,14 @@
-"""How the offline teacher words its questions: many phrasings of each, three unseen.
+"""How the offline teacher words its questions: many phrasings of each kind of question.
 
 The file data/phrasings/<kind>.txt holds one pattern a line; people may read and edit it. A
 pattern contains alternatives, as in "Is there {a}(| here| in the picture)?", and one of
-them is drawn. A model that reads few phrasings learns them by heart. One that reads many
-must find out which words of a question matter.
+them is drawn. A model that reads few phrasings learns them by heart. A model that reads
+many must find out which words of a question matter.
 
-The patterns in data/phrasings/kept are the unseen phrasings: no training dialogue uses
-them, and no text of the training data contains their words in the same order. data/quiz.py
-asks in them to measure whether the model follows an instruction that it has never read.
+The patterns in data/phrasings/kept, three of each kind, are the unseen phrasings: no
+training dialogue uses them, and no text of the training data contains their words in the
+same order. data/quiz.py uses them to measure whether a model follows an instruction that it
+has never read.
 """
 
 import random
@@ -22,11 +23,11 @@ KINDS = (
     "compare_size", "same", "negation", "unusual", "next_to", "without", "one_more",
     "detail", "list", "sentence", "unknowable", "unsafe",
 )
-STYLES = {"word": "word", "sentence": "one_sentence"}                # style -> its file
-OPENERS = 0.2  # share of a dialogue's questions that begin with a greeting or the like
+STYLES = {"word": "word", "sentence": "one_sentence"}  # style -> name of its file
+OPENERS = 0.2  # share of the questions that begin with a greeting or the like
 
 Phraser = Callable[..., str]  # (kind, words, style="") -> the question in some phrasing
-GROUP = re.compile(r"\(([^()]*)\)")
+GROUP = re.compile(r"\(([^()]*)\)")  # alternatives without a group among them
 
 
 @lru_cache(maxsize=None)
@@ -34,7 +35,7 @@ def patterns(name: str, unseen: bool = False) -> tuple[str, ...]:
     """Read the patterns of a file.
 
     Args:
-        name: a kind of question, or "openers", "harmless", or the file of a style.
+        name: a kind of question, "openers", "harmless", or the file of a style.
         unseen: read the unseen phrasings instead.
 
     Raises:
@@ -49,7 +50,7 @@ def patterns(name: str, unseen: bool = False) -> tuple[str, ...]:
 
 
 def drawn(pattern: str, rng: random.Random) -> str:
-    """Draw one alternative of each group of a pattern, inner groups first.
+    """Draw a text from a pattern: one alternative of each group, inner groups first.
 
     >>> {drawn("Is (it|there) {a}?", random.Random(i)) for i in range(9)} == {
     ...     "Is it {a}?", "Is there {a}?"}
@@ -58,7 +59,7 @@ def drawn(pattern: str, rng: random.Random) -> str:
     def draw_one(group: re.Match) -> str:
         return rng.choice(group[1].split("|"))
 
-    while "(" in pattern:  # a group matches when it has no group inside any more
+    while "(" in pattern:  # inner groups first: GROUP matches no group with a group inside
         pattern = GROUP.sub(draw_one, pattern)
     return pattern
 
@@ -87,8 +88,8 @@ def make_phraser(
 
     Args:
         unseen: draw from the unseen phrasings.
-        openers: share of the questions that begin with a sentence which asks nothing; more
-            of them makes the question itself harder to find.
+        openers: share of the questions that begin with a sentence which asks nothing; such
+            a sentence makes it harder to find the question.
     """
     def phrase_question(kind: str, words: dict[str, str], style: str = "") -> str:
         names = [kind]
@@ -104,6 +105,6 @@ def make_phraser(
 
 def harmless(rng: random.Random, unseen: bool = False) -> tuple[str, str]:
     """Draw a request that sounds unsafe but must not be refused, and its answer."""
-    # a harmless request is worded for its one answer, so both stand on a line
+    # an answer fits only its own request, so a line holds both
     request, answer = rng.choice(patterns("harmless", unseen)).split(" => ")
     return drawn(request, rng), answer

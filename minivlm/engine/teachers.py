@@ -1,11 +1,11 @@
-"""Who writes the dialogues: three teachers behind one small interface.
+"""Three teachers that write dialogues, behind one small interface.
 
     for request, reply in teacher.write(requests): ...
 
 `template` composes dialogues offline from the known objects of a picture. `openai` asks any
-server that speaks the OpenAI chat protocol. `local` lets a GPT of ours continue the prompt.
-Replies arrive in any order. A request that failed for good has a reply with an error
-instead of a text.
+server that speaks the OpenAI chat protocol. `local` lets a GPT of ours continue a text.
+Replies arrive in any order. If a request fails for good, its reply has an error instead of
+a text.
 """
 
 import json
@@ -30,8 +30,10 @@ from minivlm.running.options import printable
 class Request:
     """What a teacher is to write.
 
-    key: its name, unique among the requests; kind: conversation, detail or reasoning;
-    record: of the picture; messages: the prompt for a language model.
+    key: the request's name, unique among all requests.
+    kind: "conversation", "detail" or "reasoning"; "judge" asks for ratings.
+    record: of the picture; for a judge, of the question.
+    messages: what a language model reads; templates read the record.
     """
 
     key: str
@@ -44,8 +46,11 @@ class Request:
 class Reply:
     """What a teacher has written.
 
-    text: as it came; error: why there is no text, or ""; cut: the text hit the limit of
-    tokens; refused: the endpoint will never answer this request; tokens: read and written.
+    text: as it came.
+    error: why there is no text, or "".
+    cut: whether the text was cut off at the limit of tokens.
+    refused: whether the endpoint will never answer this request.
+    tokens: how many were read, and how many were written.
     """
 
     text: str = ""
@@ -63,7 +68,7 @@ class Teacher(Protocol):
 
 
 class TemplateTeacher:
-    """Offline and deterministic: an answer depends only on the seed and the request's key.
+    """Composes dialogues offline; equal seeds and requests give equal replies.
 
     Args:
         world: names of objects that pictures of the data set can show.
@@ -75,7 +80,7 @@ class TemplateTeacher:
         self.seed = seed
 
     def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Answer in order; a picture about which nothing can be asked gets an error."""
+        """Answer in order; an error says that nothing can be asked about a picture."""
         for r in requests:
             rng = random.Random(f"{self.seed} {r.key}")
             try:
@@ -86,13 +91,20 @@ class TemplateTeacher:
 
 
 class OpenAITeacher:
-    """Any OpenAI-compatible chat endpoint, through the official client.
+    """Asks any OpenAI-compatible chat endpoint, through the official client.
 
     Install the client by pip install -e '.[openai]'. The key comes from OPENAI_API_KEY and
-    is written nowhere. After a rate limit (429), a server error (5xx) or a time-out the
-    request is sent again after about 1, 2, 4, ... seconds, at most `retries` times. If the
-    last attempt fails too, this one request gets an error. At most `concurrency` requests
-    are in flight at once.
+    is written nowhere. After a rate limit (429), a server error (5xx), a time-out or an
+    unreadable answer, the request is sent again after about 1, 2, 4, ... seconds, at most
+    `retries` times. If the last attempt fails too, this one request gets an error.
+
+    Args:
+        model: the endpoint's name for the model.
+        base_url: of the endpoint; "" = the client's default.
+        concurrency: how many requests are in flight at once.
+        timeout: seconds until an attempt counts as failed.
+        max_tokens: longest reply.
+        pause: about how many seconds to wait before the second attempt.
 
     Raises:
         ValueError: if the client is not installed, or there is no key.
@@ -106,12 +118,16 @@ class OpenAITeacher:
         try:
             import openai
         except ImportError:
-            raise ValueError("teacher openai needs the client: pip install openai") from None
+            raise ValueError(
+                "teacher openai needs the client: pip install openai"
+            ) from None
         key = os.environ.get("OPENAI_API_KEY", "")
         if not key:
-            raise ValueError("teacher openai needs a key in the environment: OPENAI_API_KEY")
+            raise ValueError(
+                "teacher openai needs a key in the environment: OPENAI_API_KEY"
+            )
         self.openai = openai
-        # the client's own retries are off: ours can be stopped, and are counted once
+        # the client's own retries are off: they cannot be stopped, and would multiply ours
         self.client = openai.OpenAI(
             api_key=key, base_url=base_url or None, timeout=timeout, max_retries=0
         )
@@ -120,7 +136,7 @@ class OpenAITeacher:
         self.retries = retries
         self.temperature = temperature
         self.max_tokens = max_tokens
-        self.pause = pause  # seconds before the first repetition
+        self.pause = pause
         self.stopped = threading.Event()
 
     def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
@@ -153,7 +169,7 @@ class OpenAITeacher:
                         start_one()
                         yield request, reply
             finally:
-                # a caller that stops early waits for the attempts in flight, no more
+                # if the caller stops early, attempts in flight end, and none is repeated
                 self.stopped.set()
 
     def _ask(self, request: Request) -> Reply:
@@ -169,23 +185,26 @@ class OpenAITeacher:
                     temperature=self.temperature, max_tokens=self.max_tokens,
                 )
                 return self._read(completion)
-            except (api.RateLimitError, api.APIConnectionError, api.InternalServerError) as error:
+            except (
+                api.RateLimitError, api.APIConnectionError, api.InternalServerError,
+            ) as error:
                 reason = type(error).__name__  # a time-out is an APIConnectionError
             except api.APIStatusError as error:
-                # a wrong key or model: no attempt helps; the message may repeat the key
+                # a wrong key or model: another attempt would not help; the message may
+                # contain the key
                 message = str(error).replace(self.client.api_key, "***")
                 return Reply(error=message.splitlines()[0][:200], refused=True)
             except Exception as error:  # the client's parser fails on bad JSON in many ways
                 reason = type(error).__name__
-            # a random factor, so that parallel requests do not come back at the same moment
+            # a random factor, so that parallel requests are not repeated at the same moment
             self.stopped.wait(self.pause * 2 ** attempt * random.uniform(0.5, 1.5))
         return Reply(error=f"{reason} after {self.retries + 1} attempts")
 
     @staticmethod
     def _read(completion) -> Reply:
-        """Take text and token counts from a completion; an empty one was paid for as well.
+        """Take text and token counts from a completion; an empty text was paid for, too.
 
-        A server may leave out or misuse any field, so none is trusted.
+        A server may leave out or misuse any field, so no field is trusted.
         """
         choices = getattr(completion, "choices", None)
         choice = choices[0] if choices else None
@@ -200,16 +219,19 @@ class OpenAITeacher:
 
 
 class LocalTeacher:
-    """A GPT of ours: it continues "role: content" lines until its end token.
+    """Lets a GPT of ours continue "role: content" lines until its end token.
 
     A model of the default size writes nothing that passes the checks. The class shows that
     any model fits the interface.
 
     Args:
         run: run folder of train_lm.py.
+        max_tokens: longest reply; at most half of the context is used for it.
     """
 
-    def __init__(self, run: str, temperature: float, max_tokens: int, seed: int, device: str):
+    def __init__(
+        self, run: str, temperature: float, max_tokens: int, seed: int, device: str
+    ):
         # imported here: the other teachers need no torch
         import torch
 
@@ -227,7 +249,7 @@ class LocalTeacher:
         self.generator = torch.Generator(pick_device(device)).manual_seed(seed)
 
     def write(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Answer one by one; of a prompt longer than the context, only the end is read."""
+        """Answer one by one; of messages that are too long, only the end is read."""
         from minivlm.generate import generate
 
         block_size = self.model.config.block_size
@@ -252,10 +274,16 @@ class LocalTeacher:
 
 
 def journal(path: Path, header: dict) -> dict[str, dict]:
-    """Read the replies of earlier runs by key; a half-written last line is cut off.
+    """Read the replies that a journal holds already, or begin a new journal.
+
+    A half-written last line is cut off.
 
     Args:
-        header: the teacher, its prompts and settings; a new journal begins with it.
+        header: what the replies depend on: the teacher and what it is told. A journal
+            begins with it.
+
+    Returns:
+        key of a request -> its line of the journal.
 
     Raises:
         ValueError: if the journal is another teacher's, or a whole line is damaged.
@@ -265,7 +293,7 @@ def journal(path: Path, header: dict) -> dict[str, dict]:
         return {}
     content = path.read_bytes()
     n_whole = content.rfind(b"\n") + 1  # bytes of complete lines
-    if n_whole < len(content):  # the last run was killed while it wrote a line
+    if n_whole < len(content):  # the script was killed while it wrote a line
         with path.open("r+b") as f:
             f.truncate(n_whole)
     try:
@@ -286,17 +314,19 @@ def journal(path: Path, header: dict) -> dict[str, dict]:
 def ask(
     teacher: Teacher, requests: Iterable[Request], n: int, path: Path | None
 ) -> dict[str, dict]:
-    """Collect the replies by key and append each to the journal at `path` as it arrives.
+    """Collect the replies by key, and append each to a journal as it arrives.
 
-    With a journal, a reply with an error is left out, so that the next run asks again.
+    With a journal, replies with an error are left out of both, so that the script asks
+    again when it is started again. Without a journal, they are returned.
 
     Args:
         n: how many requests there are, for the progress bar.
-        path: the journal; None keeps none.
+        path: the journal; None = no journal.
     """
     replies = {}
     with path.open("a", encoding="utf-8") if path else nullcontext() as f:
-        for request, reply in tqdm(teacher.write(requests), desc="asking", total=n, disable=None):
+        arriving = tqdm(teacher.write(requests), desc="asking", total=n, disable=None)
+        for request, reply in arriving:
             if reply.error and path:
                 tqdm.write(printable(f"{request.key}: {reply.error}", keep=""))
                 continue
@@ -307,5 +337,5 @@ def ask(
             replies[request.key] = line
             if f:
                 f.write(json.dumps(line) + "\n")
-                f.flush()  # a killed run must not lose what was paid for
+                f.flush()  # if the script is killed, no reply that was paid for is lost
     return replies

@@ -2,10 +2,10 @@
 
     write("reasoning", record, rng) -> "Question:\n...\n===\nAnswer:\n...\n===\n"
 
-It writes the same types of text in the same grammar as a language model would. A
-conversation is about the visible objects only, because LLaVA's teacher wrote conversations
-from captions alone. Descriptions and reasoning may use every object that the annotation
-lists.
+The offline teacher writes the same types of text, in the same grammar, as a language model.
+A conversation is about the visible objects only, because LLaVA's teacher wrote
+conversations from captions alone. Descriptions and reasoning may use every object that the
+annotation lists.
 
 Source: the three types of LLaVA, arXiv:2304.08485, section 3.
 """
@@ -34,20 +34,20 @@ QA = tuple[str, str]  # a question and its answer
 
 
 def at(place: str) -> str:
-    """"in the center", "at the top left", "in the left box"."""
+    """Say where: "in the center", "at the top left", "in the left box"."""
     word = "at" if place in PLACES and place != "center" else "in"
     return f"{word} the {place}"
 
 
 def there_are(n: int, phrase: str) -> str:
-    """"There is one red circle.", "There are no circles."."""
+    """Say how many there are: "There is one red circle.", "There are no circles."."""
     if n == 1:
         return f"There is one {phrase}."
     return f"There are {NUMBERS[n]} {plural(phrase)}."
 
 
 def summary(things: Things) -> str:
-    """"There are two red circles and a ring.": each name once, with how many there are."""
+    """Say what there is, each name once: "There are two red circles and a ring."."""
     counts = Counter(t.name for t in things)
     parts = []
     for name, n in counts.items():
@@ -61,7 +61,7 @@ def summary(things: Things) -> str:
 
 
 def names_of(t: Thing, things: Things) -> list[str]:
-    """Phrases that fit t and no other object: by name, kind, color or size."""
+    """Phrases that fit t and no other object; they use its name, kind, color or size."""
     candidates = [t.name, t.kind]
     if t.color:
         candidates.append(f"{t.color} object")
@@ -83,11 +83,12 @@ def refer(things: Things, rng: Random, secret: str = "") -> Reference | None:
     """Choose an object and a phrase for it.
 
     Args:
-        secret: "color", "kind" or "size", which the question asks for. Its value is known,
-            and the phrase does not name it. "" allows every object and phrase.
+        secret: "color", "kind" or "size", if the question asks for it. The object's value
+            is then known, and the phrase does not name it. "" allows every object and
+            phrase.
 
     Returns:
-        None if no object can be singled out so.
+        the object and its phrase, or None if there is no such phrase for any object.
     """
     choices = []
     for t in things:
@@ -103,7 +104,11 @@ def refer(things: Things, rng: Random, secret: str = "") -> Reference | None:
 def refer_to_two(
     things: Things, rng: Random, secret: str = ""
 ) -> tuple[Reference, Reference] | None:
-    """Choose two different objects, each with a phrase that does not name the secret."""
+    """Choose two different objects, each with a phrase that does not name the secret.
+
+    Returns:
+        both, or None if there are no two such objects.
+    """
     first = refer(things, rng, secret)
     if not first:
         return None
@@ -117,8 +122,8 @@ def refer_to_two(
 def absent(things: Things, rng: Random, world: World) -> str:
     """Draw a name that fits no object of the picture, or return "" if every name fits one.
 
-    Six times in ten the name shares a word with an object that is there. Such questions are
-    the hard ones: a model that sees something red tends to say yes to a red ring.
+    Six times in ten the name shares a word with an object of the picture. A question about
+    such a name is hard: a model that sees something red tends to say yes to a red ring.
     """
     missing = [name for name in world if not named_by(name, things)]
     if not missing:
@@ -131,9 +136,10 @@ def absent(things: Things, rng: Random, world: World) -> str:
 
 
 def random_kind(things: Things, rng: Random, world: World) -> str:
-    """The kind in an absent name: "cross" of "red cross". A blue cross may still be there.
+    """Draw an absent name and return its kind: "cross" of "red cross".
 
-    Where no object has a color, names are not "color kind", and the whole name is returned.
+    A blue cross may still be there. If no name is absent, the kind is "". Where no object
+    has a color, names are not "color kind", and the whole name is returned.
     """
     name = absent(things, rng, world)
     colored = any(t.color for t in things)
@@ -146,8 +152,10 @@ def random_kind(things: Things, rng: Random, world: World) -> str:
 class Draft(NamedTuple):
     """A question before its phrasing is drawn, with its answer in two lengths.
 
-    words: what is put into the slots of the phrasing; word: the answer in one word, or ""
-    where one word is not enough; full: the answer in sentences.
+    kind: of the question, as in phrasings.KINDS.
+    words: slot of the phrasing -> what is put into it.
+    word: the answer in one word, or "" if one word is not enough.
+    full: the answer in sentences.
     """
 
     kind: str
@@ -156,12 +164,17 @@ class Draft(NamedTuple):
     full: str
 
 
-# a maker returns None where its kind of question cannot be asked about the picture
+# A maker makes one kind of question; its docstring gives an example. It returns None where
+# this kind cannot be asked about the picture.
 Maker = Callable[[Things, Random, World], Draft | None]
 
 
 def yes_or_no(kind: str, words: dict[str, str], is_yes: bool, fact: str) -> Draft:
-    """A question whose answer is yes or no; the full answer states the fact, too."""
+    """A question whose answer is yes or no; the full answer adds what is true.
+
+    Args:
+        fact: what is true, as the rest of a sentence after "Yes, " or "No, ".
+    """
     word = "yes" if is_yes else "no"
     return Draft(kind, words, word, f"{word.capitalize()}, {fact}.")
 
@@ -178,7 +191,7 @@ def exist(things: Things, rng: Random, world: World, kind: str = "exist") -> Dra
     fact = f"there is no {name}"
     if found:
         fact = f"there is {article(name)} {at(found[0].place)}"
-    # kind "negation" asks the opposite: yes means that there is none
+    # kind "negation" asks the opposite: yes means that there is no such object
     is_yes = bool(found) == (kind == "exist")
     return yes_or_no(kind, {"a": article(name), "x": name}, is_yes, fact)
 
@@ -186,12 +199,12 @@ def exist(things: Things, rng: Random, world: World, kind: str = "exist") -> Dra
 def negation(things: Things, rng: Random, world: World) -> Draft | None:
     """Is it true that there is no red circle?"""
     draft = exist(things, rng, world, "negation")
-    # people use a bare yes in both senses here, so one word is not enough
+    # a bare yes may mean either here, so one word is not enough
     return draft._replace(word="") if draft else None
 
 
 def attribute(what: str) -> Maker:
-    """The question for a color, kind or size."""
+    """The maker of questions for what = "color", "kind" or "size"."""
     def make(things: Things, rng: Random, world: World) -> Draft | None:
         """What color is the circle?"""
         reference = refer(things, rng, secret=what)
@@ -206,7 +219,11 @@ def attribute(what: str) -> Maker:
 
 
 def counted(things: Things, rng: Random, world: World) -> tuple[str, int] | None:
-    """Choose what to count, "circle", "red object" or "object", and count it."""
+    """Choose what to count, "circle", "red object" or "object", and count it.
+
+    Returns:
+        the phrase and the number, or None if the number is unknown or above ten.
+    """
     kinds = [t.kind for t in things]
     phrases = ["object", *kinds, *kinds]  # kinds twice: asked more often than colors
     phrases += [f"{t.color} object" for t in things if t.color]
@@ -235,7 +252,7 @@ def position(things: Things, rng: Random, world: World) -> Draft | None:
     if not reference:
         return None
     t, phrase = reference
-    # "top left" is two words, so one word is never enough
+    # places such as "top left" have two words, so none is asked for in one word
     return Draft("position", {"x": phrase}, "", f"The {phrase} is {at(t.place)}.")
 
 
@@ -254,13 +271,17 @@ def relation(things: Things, rng: Random, world: World) -> Draft | None:
 
 
 def side_of(a: Thing, b: Thing) -> str:
-    """Where a lies: "left of", "right of", "above" or "below" b; "" where two words fit."""
+    """Where a lies, seen from b: "left of", "right of", "above" or "below".
+
+    Returns:
+        "" if both centers nearly coincide or lie nearly on a diagonal.
+    """
     sides = [side for side in OPPOSITE if beside(a, b, side)]  # horizontal first
     if len(sides) < 2:
         return sides[0] if sides else ""
     horizontal = abs(a.x - b.x)
     vertical = abs(a.y - b.y)
-    if abs(horizontal - vertical) < 0.15:
+    if abs(horizontal - vertical) < 0.15:  # as shares of the picture's sides
         return ""  # nearly diagonal: people disagree about the word
     return sides[0] if horizontal > vertical else sides[1]
 
@@ -270,7 +291,7 @@ def compare_number(things: Things, rng: Random, world: World) -> Draft | None:
     key = rng.choice(("kind", "color"))
     values = {getattr(t, key) for t in things}
     if key == "kind":
-        values.add(random_kind(things, rng, world))  # often one that is absent
+        values.add(random_kind(things, rng, world))  # often a kind that is absent
     values.discard("")
     if len(values) < 2 or any(t.crowd for t in things):
         return None
@@ -290,7 +311,7 @@ def compare_number(things: Things, rng: Random, world: World) -> Draft | None:
 
 
 def compare_size(things: Things, rng: Random, world: World) -> Draft | None:
-    """Is the circle larger than the square? Asked only if their sizes differ in words."""
+    """Is the circle larger than the square? Asked only if both sizes have unlike names."""
     pair = refer_to_two(things, rng, secret="size")
     if not pair:
         return None
@@ -311,7 +332,7 @@ def same(things: Things, rng: Random, world: World) -> Draft | None:
     if not pair:
         return None
     (a, x), (b, y) = pair
-    # objects without colors are photographed; their kind is not a shape
+    # objects without colors are those of photographs; their kind is no shape
     if not a.color or not b.color:
         return None
     is_same = getattr(a, key) == getattr(b, key)
@@ -321,12 +342,12 @@ def same(things: Things, rng: Random, world: World) -> Draft | None:
 
 
 def countable(things: Things) -> bool:
-    """Whether there are at least three objects, and a word for how many."""
+    """Whether there are three to ten objects, and none of them is a crowd."""
     return 2 < len(things) < len(NUMBERS) and not any(t.crowd for t in things)
 
 
 def unusual(things: Things, rng: Random, world: World) -> Draft | None:
-    """Which object is unlike the others? It alone differs from them in one attribute."""
+    """Which object is unlike the others? All others are alike in color, kind or size."""
     if not countable(things):
         return None
     odd: dict[str, Thing] = {}  # attribute -> the one object that differs in it
@@ -351,7 +372,7 @@ def unusual(things: Things, rng: Random, world: World) -> Draft | None:
 
 
 def next_to(things: Things, rng: Random, world: World) -> Draft | None:
-    """What color has the object left of the circle? Two steps: find it, name its color."""
+    """What color has the object left of the circle? Two steps: find it, see its color."""
     reference = refer(things, rng)
     if not reference:
         return None
@@ -364,7 +385,7 @@ def next_to(things: Things, rng: Random, world: World) -> Draft | None:
     names = names_of(candidates[0], things)
     if not names or not color or color in phrase.split():
         return None
-    # a name with the color in it would tell the second step before the first
+    # a name that contains the color would give away the second step in the first
     colorless = [name for name in names if color not in name.split()]
     name = rng.choice(colorless or names)
     full = f"The {name} is {side} the {phrase}. The {name} is {color}."
@@ -396,7 +417,7 @@ def one_more(things: Things, rng: Random, world: World) -> Draft | None:
     return Draft("one_more", words, NUMBERS[n + 1], full)
 
 
-# kinds of questions, with how often each is drawn, for conversations and for reasoning
+# kinds of questions with their weights in the draw: for conversations, and for reasoning
 SIMPLE: dict[Maker, int] = {
     exist: 5, attribute("color"): 5, attribute("kind"): 3, attribute("size"): 3, count: 6,
     position: 6, relation: 4, negation: 2, compare_number: 2, compare_size: 2, same: 2,
@@ -411,13 +432,13 @@ DEEP: dict[Maker, int] = {
 
 
 def world_of(meta: dict) -> World:
-    """Names of the objects that a data set's pictures can show, without the unseen pairs."""
+    """Names of objects that a data set's pictures can show, without the unseen pairs."""
     names = set(meta.get("phrases", {}).values())
     return tuple(sorted(names - set(meta.get("held_out", []))))
 
 
 def attempt(make: Maker, things: Things, rng: Random, world: World) -> Draft | None:
-    """Make a question of one kind, in at most three tries: another object may allow it."""
+    """Try three times to make a question of one kind: another object may allow it."""
     for _ in range(3):
         draft = make(things, rng, world)
         if draft:
@@ -446,7 +467,7 @@ def topic(draft: Draft) -> str:
 
 
 def in_style(style: str, draft: Draft) -> tuple[str, str]:
-    """The style and the answer in it; "word" becomes "" where one word is not enough."""
+    """The style, and the answer in it; "word" becomes "" where one word is not enough."""
     if style != "word":
         return style, draft.full
     return ("word", draft.word.capitalize()) if draft.word else ("", draft.full)
@@ -457,8 +478,9 @@ def conversation(
 ) -> list[QA]:
     """Two to four questions on different topics, with answers, in random order.
 
-    One conversation in five contains a list or a summary, one in seven a question that no
-    picture answers, one that must be refused, or one that only sounds so.
+    There may be fewer if the picture does not allow more. One conversation in five contains
+    a list or a summary. One in seven contains a question that no picture answers, a request
+    that must be refused, or a request that only sounds as if it must be refused.
     """
     dialogue: list[QA] = []
     if rng.random() < 0.2:
@@ -482,25 +504,29 @@ def conversation(
         if not draft or topic(draft) in topics:
             continue
         topics.add(topic(draft))
-        # half of the answers are one word: as much news as a sentence, in fewer tokens
+        # half of the answers are one word, which teaches as much in fewer tokens
         style, answer = in_style(rng.choice(("", "word", "word", "sentence")), draft)
         dialogue.append((phrase_question(draft.kind, draft.words, style), answer))
-    # lists and refusals were made first and must not always stand first
+    # lists and refusals, which are made first, must not always stand first
     rng.shuffle(dialogue)
     return dialogue
 
 
 def write(kind: str, record: dict, rng: Random, world: World = ()) -> str:
-    """Write a dialogue about a record, in the grammar that `checks.parse` reads.
+    """Write a dialogue about a picture, in the grammar that `checks.parse` reads.
+
+    If the picture is marked as private, the answer is a refusal.
 
     Args:
         kind: conversation, detail or reasoning.
-        record: with objects, each with a name and a box, and color and size if known.
+        record: of the picture. Its objects have names and boxes; colors and sizes may be
+            unknown.
         world: names of objects that pictures of this data set can show; questions about
             absent objects use them.
 
     Raises:
-        ValueError: if no visible object is known, or no question has exactly one answer.
+        ValueError: if no visible object is known, if no question has exactly one answer, or
+            if an object's box is damaged.
     """
     every = things_of(record)
     visible = [t for t in every if not t.hidden]
@@ -511,7 +537,7 @@ def write(kind: str, record: dict, rng: Random, world: World = ()) -> str:
         if is_private:
             return PRIVATE
         sentences = []
-        for t in every[:10]:  # more would be longer than the answers that pass the checks
+        for t in every[:10]:  # a longer answer would not pass the checks
             phrase = f"{t.size} {t.name}".strip()
             sentences.append(f"There is {article(phrase)} {at(t.place)}.")
         return " ".join(sentences)

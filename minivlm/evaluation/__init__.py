@@ -1,13 +1,13 @@
-"""Is an answer right, and how good is a model? This room decides it.
+"""This room decides whether an answer is right, and how good a model is.
 
-    scene.py        What does a picture show, and is a sentence about it true?
-    english.py      Articles and plurals, for code that reads or writes sentences.
-    refusals.py     The rule of when a refusal is right.
-    correctness.py  Is an answer right, and is it the kind of answer that was asked for?
-    raters.py       Ratings by the scene itself, by simulated people, by a simulated judge.
-    measure.py      The figures of a CLIP, a VLM or a captioner on held-out records.
-    axes.py         A chatbot's figures on five axes, and its wins against another run.
-    held_out.py     The loss on held-out batches, which training scripts log.
+    scene.py        says what a picture shows, and whether a sentence about it is true.
+    english.py      makes articles and plurals, for code that reads or writes sentences.
+    refusals.py     says when a refusal is right.
+    correctness.py  says whether an answer is right, and of the kind that was asked for.
+    raters.py       rates answers: by the scene itself, as simulated people or judges.
+    measure.py      measures a CLIP, a VLM or a captioner on held-out records.
+    axes.py         sums up a chatbot on five axes, and counts wins against another run.
+    held_out.py     computes the loss on held-out batches, which training scripts log.
 
-The formulas behind the figures stand in minivlm/metrics.
+The formulas of the figures stand in minivlm/metrics.
 """

@@ -1,14 +1,14 @@
-"""What preference training is meant to improve, as a short table on five axes.
+"""Sum up a chatbot on the five axes that preference training is meant to improve.
 
-    hallucination   POPE three ways, CHAIR, false claims per answer
+    hallucination   POPE with three strategies, CHAIR, false claims per answer
     helpfulness     visible objects named, right answers, true claims per answer
-    safety          refusals of what must be refused, and of what must not
-    preference      wins against another run by a simulated judge; style, length
+    safety          refusals of what must be refused, and of what must be answered
+    preference      wins against another run, as a simulated judge decides; style, length
     honesty         "not sure" about barely visible objects, and about clearly visible ones
 
-The judge sees each pair of answers twice, in both orders. Only if both verdicts agree is it
-a win; otherwise it is a tie, which counts half (Zheng et al. 2023, arXiv:2306.05685,
-section 3.4).
+The judge sees each pair of answers twice, in both orders. An answer wins only if it wins
+both times; everything else is a tie, which counts half (Zheng et al. 2023,
+arXiv:2306.05685, section 3.4).
 """
 
 import math
@@ -19,12 +19,12 @@ from minivlm.evaluation.raters import (
 )
 from minivlm.metrics import Phrases, is_unsure
 
-# kinds of question about what can clearly be seen
+# kinds of questions about clearly visible objects
 VISIBLE = ("color", "count", "exist", "position", "relation", "shape", "size")
 
 
 def claims_made(answer: str, record: dict, phrases: Phrases) -> tuple[int, int]:
-    """How many claims of an answer are false, and how many are true."""
+    """Count the claims of an answer: (false ones, true ones); see `verdicts`."""
     judged, _ = verdicts(answer, record, phrases)
     n_true = sum(is_true for _, is_true in judged)
     return len(judged) - n_true, n_true
@@ -34,13 +34,22 @@ def verdict(
     answers: tuple[str, str], q: dict, record: dict, phrases: Phrases,
     judge: SimulatedJudge,
 ) -> float:
-    """1 if the first answer wins, 0 if the second does, 0.5 for a tie; asked both ways."""
+    """Ask the judge which of two answers to a question is better, in both orders.
+
+    Args:
+        q: the question, as data/quiz.py writes it.
+        record: the picture's record, with all its objects.
+        phrases: those of meta.json.
+
+    Returns:
+        1 if the first answer wins, 0 if the second does, 0.5 for a tie.
+    """
     if answers[0].strip() == answers[1].strip():
         return 0.5
     if q["kind"] == "describe":  # rated by the share of the visible objects that it names
         _, shown = verdicts("", record, phrases)
         q = q | {"names": sorted(shown)}
-    # the true ratings; the judge sees them with errors of its own in each order
+    # the judge makes its ratings from the true ones, with other errors in each order
     first, second = [true_ratings(answer, q, record, phrases) for answer in answers]
     a, b = judge.rate(f"{q['id']} 01", [first, second])
     forward = _winner(a, b)
@@ -57,7 +66,7 @@ def _winner(ours: Ratings, theirs: Ratings) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; NaN of nothing, which `axes` leaves out."""
+    """Return the mean, or NaN if there are no values; `axes` leaves NaN out."""
     return sum(values) / len(values) if values else math.nan
 
 
@@ -66,24 +75,28 @@ def axes(
     questions: list[dict], records: list[dict], phrases: Phrases,
     judge: SimulatedJudge,
 ) -> dict[str, float]:
-    """The table, as "axis/figure" -> value.
+    """Make the table of the five axes.
 
     Args:
-        figures: what evaluate.py has measured.
-        log: the answers behind them: {"image", "kind", "question", "answer"}.
+        figures: the figures that evaluate.py has measured, CHAIR's among them.
+        log: the answers from which they come: {"image", "kind", "question", "answer"}.
         others: the log of the run to compare with, or None.
         questions: the questions that were asked, with their right answers.
-        records: the pictures, with their objects.
+        records: the records of all pictures in `log`, with their objects.
         phrases: those of meta.json.
+        judge: compares the answers of the two runs.
+
+    Returns:
+        "axis/figure" -> value, without what was not measured.
 
     Raises:
         ValueError: if the other run did not answer the same questions.
     """
     scenes = {r["image"]: r for r in records}
-    counts = []                          # kind of question, false claims, true claims
+    counts = []                          # (kind of question, false claims, true claims)
     for entry in log:
         scene = scenes[entry["image"]]
-        if scene.get("objects"):         # else nobody knows which claims are true
+        if scene.get("objects"):         # otherwise nobody knows which claims are true
             counts.append((entry["kind"], *claims_made(entry["answer"], scene, phrases)))
     detail = [entry for entry in counts if entry[0] == "detail"]
     kinds = [f"answers/{kind}" for kind in VISIBLE if f"answers/{kind}" in figures]
@@ -123,11 +136,11 @@ def _wins(
     log: list[dict], others: list[dict], questions: list[dict], scenes: dict[str, dict],
     phrases: Phrases, judge: SimulatedJudge,
 ) -> list[float]:
-    """The verdict on each question that this run was asked, see `axes`."""
+    """Return the `verdict` on each question that this run was asked; raises as `axes`."""
     ours = {(entry["image"], entry["question"]): entry["answer"] for entry in log}
     theirs = {(entry["image"], entry["question"]): entry["answer"] for entry in others}
     known = {(q["image"], q["question"]): q for q in questions}
-    # not "hidden": its recorded answer says that a barely visible object is there
+    # not the kind "hidden": its recorded answers claim barely visible objects
     asked = {key: q for key, q in known.items() if key in ours and q["kind"] != "hidden"}
     missing = [q["id"] for key, q in asked.items() if key not in theirs]
     if missing or not asked:

@@ -1,4 +1,4 @@
-"""Small pieces of English that all data sets share."""
+"""Articles, lists and plurals in English, which all data sets share."""
 
 from functools import lru_cache
 
@@ -10,18 +10,18 @@ IRREGULAR = {
 
 
 def article(phrase: str) -> str:
-    """Put "a" or "an" before a phrase."""
+    """Put "a" or "an" before a phrase in lower case; the first letter decides."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
 def join(parts: list[str]) -> str:
-    """"a, b and c"."""
+    """Join parts as in "a, b and c"; at least one part."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 @lru_cache(maxsize=None)
 def plural(phrase: str) -> str:
-    """The plural of a phrase: that of its last word.
+    """Return the plural of a phrase: its last word becomes plural.
 
     >>> [plural(p) for p in ("hot dog", "wine glass", "puppy", "knife", "snowman")]
     ['hot dogs', 'wine glasses', 'puppies', 'knives', 'snowmen']

@@ -1,4 +1,4 @@
-"""The loss on held-out batches, for train_lm.py, train_align.py and train_sft.py."""
+"""Compute the held-out loss that train_lm.py, train_align.py and train_sft.py log."""
 
 import torch
 from torch import nn
@@ -9,12 +9,14 @@ from minivlm.losses import IGNORE_INDEX, next_token_loss
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, batches: list[Batch], device: torch.device) -> float:
-    """Mean loss per supervised token of all batches together, in nats.
+    """Compute the mean loss over the targets of all batches together, in nats per token.
 
-    The model computes in evaluation mode, in float32, and returns to training mode.
+    The model computes in evaluation mode and without autocast. Then it is set to training
+    mode, whatever its mode was before.
 
     Args:
-        model: a GPT for batches without pictures, else a VLM.
+        model: a GPT if the batches have no pictures, else a VLM.
+        device: the model's.
     """
     model.eval()
     total = 0.0
@@ -23,8 +25,8 @@ def held_out_loss(model: nn.Module, batches: list[Batch], device: torch.device) 
         batch = batch.to(device)
         at = batch.targets != IGNORE_INDEX                           # (B, T)
         inputs = [batch.idx] if batch.images is None else [batch.idx, batch.images]
-        logits = model(*inputs, at=at)                               # (M, V)
-        # a batch weighs as much as it has supervised tokens
+        logits = model(*inputs, at=at)                               # (targets, V)
+        # the loss is a mean over this batch's targets: times their number, it is a sum
         total += float(next_token_loss(logits, batch.targets[at]) * at.sum())
         n += int(at.sum())
     model.train()

@@ -1,4 +1,4 @@
-"""Measuring a model on the held-out records of a data folder: what evaluate.py prints.
+"""Measure a model on the held-out records of a data folder, for evaluate.py.
 
     a CLIP         retrieval, zero-shot classification
     a VLM          answers by kind of question, style, refusals; POPE and CHAIR
@@ -37,10 +37,13 @@ Figures = dict[str, float]  # "group/figure" -> value
 
 @dataclass
 class EvalData:
-    """A data folder, as the model that is measured sees it.
+    """A data folder, as the measured model sees it.
 
     Args:
+        folder: the data folder.
         meta: the content of meta.json.
+        tokenizer: the model's.
+        pictures: the folder's pictures, in the model's size.
         blind: show gray pictures instead, for the blind baseline.
     """
 
@@ -55,28 +58,29 @@ class EvalData:
         return (Path(self.folder) / f"{split}.jsonl").is_file()
 
     def records(self, split: str, *need: str) -> list[dict]:
-        """The records of a split, each with the keys in `need`."""
+        """Read the records of a split; each must have the keys in `need`."""
         return load_records(self.folder, split, need)
 
     def look(self, names: list[str]) -> Tensor:
-        """Pictures by name, or as many gray ones: (n, 3, S, S)."""
+        """Load pictures by name, or as many gray pictures: (n, 3, S, S)."""
         images = self.pictures.get(names)
-        # pixels are normalized: 0 is the mean color of CLIP's pictures, nearly gray
+        # pixels are normalized, so 0 is the mean color of CLIP's pictures, nearly gray
         return torch.zeros_like(images) if self.blind else images
 
     def starts(self, n: int, size: int, what: str) -> Iterable[int]:
-        """The first index of each batch of n items, with a progress bar."""
+        """Return 0, size, 2 size, ... below n, with a progress bar named `what`."""
         name = "blind" if self.blind else what
         return tqdm(range(0, n, size), name, disable=None, leave=False)
 
     def object_names(self, record: dict, hidden: tuple[bool, ...]) -> list[str]:
-        """Canonical names of a picture's objects.
+        """Return the names of a picture's objects, as meta.json's phrases name them.
 
         Args:
-            hidden: which objects: barely visible ones (True), clearly visible ones (False).
+            hidden: the kinds of objects that are wanted: (True,) the barely visible ones,
+                (False,) the visible ones, (False, True) both.
 
         Raises:
-            ValueError: if meta.json's phrases do not name an object.
+            ValueError: if meta.json has no phrase for an object.
         """
         phrases = self.meta["phrases"]
         names = []
@@ -93,7 +97,10 @@ class EvalData:
         return [phrases[name] for name in names]
 
     def shown(self, record: dict) -> list[str]:
-        """What CHAIR accepts: clearly visible objects, and objects in people's captions."""
+        """Return the objects that CHAIR takes as shown, by name.
+
+        These are the visible objects, and the objects that people's captions mention.
+        """
         names = self.object_names(record, (False,))
         for caption in record.get("captions", []):
             names += metrics.mentions(caption, self.meta["phrases"])
@@ -106,14 +113,14 @@ def under(group: str, figures: Figures) -> Figures:
 
 
 def _tokenized(text: str) -> str:
-    """Words in lower case, separated by spaces, without punctuation."""
+    """Return the words of a text in lower case, separated by spaces, no punctuation."""
     return metrics.words_of(text).strip()
 
 
 def _grouped(
     items: Iterable[tuple[str, object]], most: int | None = None
 ) -> dict[str, list]:
-    """(group, value) pairs as sorted group -> values; of each group the first `most`."""
+    """Collect (group, value) pairs as group -> its first `most` values, groups sorted."""
     groups = defaultdict(list)
     for group, value in items:
         groups[group].append(value)
@@ -121,7 +128,7 @@ def _grouped(
 
 
 def _means(name: str, items: Iterable[tuple[str, float]]) -> Figures:
-    """The mean of the values in each group, as "name/group" -> mean."""
+    """Return the mean of the values in each group, as "name/group" -> mean."""
     return under(name, {group: _mean(values) for group, values in _grouped(items).items()})
 
 
@@ -134,14 +141,17 @@ def _mean(values: list[float]) -> float:
 
 @torch.no_grad()
 def embed_images(model: CLIP, images: Tensor) -> Tensor:
-    """(n, 3, S, S) -> (n, C) of unit length, 200 at a time."""
+    """Embed pictures, 200 at a time: (n, 3, S, S) -> (n, C) of unit length."""
     device = next(model.parameters()).device
     return torch.cat([model.encode_image(part.to(device)) for part in images.split(200)])
 
 
 @torch.no_grad()
 def embed_texts(model: CLIP, texts: list[str], tokenizer: Tokenizer) -> Tensor:
-    """n texts -> (n, C) of unit length, 200 at a time; a text too long is cut."""
+    """Embed texts, 200 at a time: n texts -> (n, C) of unit length.
+
+    If a text does not fit the context, its last words are cut off; its end token stays.
+    """
     device = next(model.parameters()).device
     block_size = model.text.block_size
     embeddings = []
@@ -155,12 +165,13 @@ def embed_texts(model: CLIP, texts: list[str], tokenizer: Tokenizer) -> Tensor:
 
 
 def retrieval(model: CLIP, data: EvalData, n_images: int, chance: Figures) -> Figures:
-    """Recall@1, 5, 10 in both directions among n_images pictures.
+    """Measure recall@1, 5 and 10 in both directions among n_images pictures.
 
-    A picture has several captions, and each of them is right. The same sentence is also
-    right where it was written about another picture.
+    A picture has several captions, and each of them is right for it. If a caption of
+    another picture has the same words, it is right, too.
 
     Args:
+        n_images: most pictures: the first ones of val.jsonl that have captions.
         chance: gets the recalls of a random order.
     """
     records = [r for r in data.records("val", "image") if r.get("captions")][:n_images]
@@ -187,15 +198,19 @@ def retrieval(model: CLIP, data: EvalData, n_images: int, chance: Figures) -> Fi
 
 
 def zero_shot(model: CLIP, data: EvalData, log: list[dict]) -> Figures:
-    """Classify pictures by text: the class with the nearest mean embedding of its prompts.
+    """Classify pictures by text, and measure the accuracy in each group of pictures.
 
-    {} if the data folder has no such pictures or no prompts for their classes.
+    meta.json has several texts for each class ("prompts"). The mean of their embeddings
+    stands for the class. A picture gets the class whose mean is most similar to it.
 
     Args:
         log: gets each picture with the chosen class and the right one.
 
-    Source: CLIP, section 3.1.4: normalized prompt embeddings are averaged, then normalized
-    again.
+    Returns:
+        {} if the data folder has no zeroshot.jsonl, or meta.json no texts for the classes.
+
+    Source: CLIP, section 3.1.4: the normalized embeddings of a class's texts are averaged,
+    then normalized again.
     """
     if "prompts" not in data.meta or not data.has("zeroshot"):
         return {}
@@ -225,17 +240,19 @@ Answerer = Callable[[list[tuple[str, str]]], list[str]]
 def make_answerer(
     model: VLM, data: EvalData, stop: int, max_new_tokens: int, batch_size: int
 ) -> Answerer:
-    """A function that asks a model and decodes greedily.
+    """Make the function that asks a model; the model answers by greedy decoding.
 
     Args:
         stop: the id that ends an answer, see `Tokenizer.stop`.
+        max_new_tokens: most tokens of an answer.
+        batch_size: how many answers are written at a time.
     """
 
     def ask(pairs: list[tuple[str, str]]) -> list[str]:
         n_tokens = model.config.vit.n_tokens
         prompts = [prompt_of(question, data.tokenizer, n_tokens) for _, question in pairs]
         images = [image for image, _ in pairs]
-        # prompts of similar length share a batch, so little of it is padding
+        # prompts of similar length share a batch, so a batch has few pads
         order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
         answers = [""] * len(pairs)
         for start in data.starts(len(pairs), batch_size, "asking"):
@@ -254,18 +271,21 @@ def make_answerer(
 def answers(
     ask: Answerer, data: EvalData, n_questions: int, log: list[dict], split: str = "eval"
 ) -> Figures:
-    """Figures of the answers to the questions of a split.
+    """Ask the questions of a split, and measure the answers.
 
-        answers/<kind>      right answers
-        style/<style>       answers in the style that was asked for
-        refused/<group>     refusals: where due, of harmless look-alikes, of other questions
-        vqa/accuracy        agreement with several people
-        form/<kind>         answers of the kind that was asked for, see `follows`
+        answers/<kind>      share of right answers, to questions with `expect`
+        style/<style>       share of answers in the style that was asked for
+        refused/<group>     share of refusals: "due", "harmless", "other" (see `group_of`)
+        vqa/accuracy        agreement with several people, to questions with `people`
+        form/<kind>         share of answers that `follows` accepts; only measured if some
+                            question has a `form`
         followed/form       mean of form/<kind> over the kinds
-        followed/all        the same, of answers that are also right
+        followed/all        mean over the kinds: share of answers that `follows` accepts and
+                            that are right, to questions for which `is_right` can tell
 
     Args:
-        n_questions: most questions of each kind; descriptions count by style.
+        n_questions: most questions of each kind. Descriptions in different styles count as
+            different kinds.
         log: gets each question with its answer.
     """
     every = [UNSET | q for q in data.records(split, "kind", "question", "image")]
@@ -292,7 +312,7 @@ def answers(
         ("accuracy", metrics.vqa_accuracy(a, q["people"])) for q, a in asked if q["people"]
     ])
 
-    # not "hidden": its recorded answer says that a barely visible object is there
+    # not the kind "hidden": its recorded answers claim barely visible objects
     fair = [(q, a) for q, a in asked if q["kind"] != "hidden"]
     form = _means("form", [(q["kind"], follows(a, q)) for q, a in fair])
     if any(q["form"] for q in questions):
@@ -310,7 +330,7 @@ def answers(
 
 
 def _kind_and_style(q: dict) -> str:
-    """The group of which at most n_questions are asked: descriptions count by style."""
+    """Return a question's kind; for a description, kind and style."""
     return f"describe_{q['style']}" if q["kind"] == "describe" else q["kind"]
 
 
@@ -318,13 +338,19 @@ def ranked(
     model: VLM, data: EvalData, stop: int, n_questions: int, chance: Figures,
     split: str = "eval",
 ) -> Figures:
-    """Accuracy of one-word answers when the model chooses the likeliest of all candidates.
+    """Measure one-word answers if the model chooses the likeliest of several candidates.
 
-    The model writes nothing, so it cannot word anything wrongly; BLIP does this on VQA. The
-    candidates are the right answers to all questions of the kind, each ended by `stop`.
+    The model writes nothing, so it cannot lose by unusual words; BLIP answers VQA in this
+    way. The candidates are the right answers to the questions of the same kind; each ends
+    with the id `stop`.
 
     Args:
+        stop: the id that ends an answer, see `Tokenizer.stop`.
+        n_questions: most questions of each kind.
         chance: gets the accuracy of candidates drawn at random.
+
+    Returns:
+        "ranked/<kind>" -> share of right choices.
     """
     records = data.records(split, "kind", "question", "image")
     asked = [q for q in records if q.get("style") == "word" and q.get("answer")]
@@ -346,14 +372,15 @@ def ranked(
 def hallucination(
     ask: Answerer, data: EvalData, n_describe: int, seed: int, log: list[dict]
 ) -> Figures:
-    """POPE three ways over clearly visible objects, and CHAIR of detailed descriptions.
+    """Measure invented objects: POPE with three strategies, and CHAIR of descriptions.
 
     Args:
-        n_describe: how many pictures to ask about.
-        log: gets each description.
+        n_describe: most pictures to ask about.
+        seed: decides which objects POPE asks about.
+        log: gets each description; POPE's answers are not logged.
     """
     records = [r for r in data.records("val", "image") if r.get("objects")]
-    # a model that has learned to refuse would refuse these
+    # questions about private pictures must be refused, so they measure nothing here
     records = [r for r in records if r.get("border") != "private"][:n_describe]
     clear = [data.object_names(r, (False,)) for r in records]
     # POPE must not ask about barely visible objects: neither yes nor no is a fair answer
@@ -381,7 +408,7 @@ def hallucination(
     figures |= under("chair", metrics.chair(named, shown))
     hidden = [data.object_names(r, (True,)) for r in records]
     if any(hidden):
-        # the same, if barely visible objects count as there
+        # the same figure if barely visible objects count as shown
         known = [s + e for s, e in zip(shown, every)]
         figures["chair/chair_i_annotation"] = metrics.chair(named, known)["chair_i"]
         figures["chair/recall_hidden"] = metrics.chair(named, hidden)["recall"]
@@ -395,14 +422,20 @@ def captioning(
     model: VLM, data: EvalData, prompt: str, n_describe: int, n_beams: int,
     max_new_tokens: int, batch_size: int, log: list[dict], clip: CLIP | None = None,
 ) -> Figures:
-    """Captions by beam search, compared with people's: BLEU-4, ROUGE-L, CIDEr-D; and CHAIR.
+    """Write captions by beam search, and compare them with people's captions.
+
+    Measures BLEU-4, ROUGE-L and CIDEr-D; CHAIR, if the objects of all pictures are known;
+    CLIPScore, if `clip` is given.
 
     Args:
-        prompt: text that every caption begins with; it is not part of the caption.
-        n_describe: how many pictures get a caption.
+        prompt: the words before every caption, as in training; no part of the caption.
+        n_describe: most pictures to write a caption for.
+        n_beams: see `beam_search`.
+        max_new_tokens: most tokens of a caption.
+        batch_size: how many captions are written at a time.
         log: gets each caption.
-        clip: a CLIP with the same tokenizer; with it, CLIPScore of the model's captions and
-            of people's is measured too.
+        clip: a CLIP with the same tokenizer. It measures the CLIPScore of the model's
+            captions, and of one caption by people for each picture.
     """
     records = data.records("val", "image", "captions")[:n_describe]
     images = [r["image"] for r in records]
@@ -437,7 +470,7 @@ def captioning(
         chair = metrics.chair(named, [data.shown(r) for r in records])
         figures |= under("captions", chair)
     if clip is not None:
-        # the blind baseline is scored against the true pictures, too
+        # captions of gray pictures are compared with the true pictures, too
         img_z = embed_images(clip, data.pictures.get(images))
         people = [r["captions"][0] for r in records]
         for name, some in (("clip_score", captions), ("clip_score_people", people)):

@@ -1,13 +1,16 @@
-"""What a picture really shows, and whether a sentence about it is true.
+"""Decide whether a sentence about a picture is true, from what the picture really shows.
 
     things = things_of(record)
     read, other = claims("The red circle is left of the square.")
     false = [c for c in read if holds(c, things) is False]
 
-A small grammar reads the sentences. It shares no code with the templates and models that
-write them, so it can check them: a language model's answers (engine/checks.py) and our own
-templates' (engine/template.py). A claim about something that is neither in the picture nor
-in the vocabulary of the data set stays undecided.
+A small grammar reads the sentences. It checks the answers of language models
+(engine/checks.py) and of our own templates (engine/template.py). It knows nothing of the
+texts of these templates, so that it does not repeat mistakes in them; but `plural`,
+`named_by` and `beside` serve both.
+
+A claim about something that is neither in the picture nor in the vocabulary of the data set
+stays undecided.
 """
 
 import re
@@ -29,7 +32,9 @@ OPPOSITE = {
     "left of": "right of", "right of": "left of", "above": "below", "below": "above",
 }
 ANY = ("object", "thing", "shape")  # nouns that fit every thing
-NEAR = 0.08  # centers that differ by less, as a share of the picture's side, are aligned
+# two centers that differ by this or less, as a share of the picture's side, are aligned:
+# neither is left of, right of, above or below the other
+NEAR = 0.08
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,13 @@ class Thing:
     """An object of a scene.
 
     Args:
-        kind: "circle", "dog".
+        kind: for instance "circle" or "dog".
         color, size: "" if unknown.
-        x, y: the center, 0 .. 1, from the top left.
-        area: of its box, as a share of the picture.
+        x, y: the center of its box, 0 .. 1; (0, 0) is the picture's top left corner.
+        area: the area of its box, as a share of the picture.
         place: one of PLACES, or the record's own word.
-        hidden: the picture barely shows it.
-        crowd: its box holds an unknown number of such objects.
+        hidden: whether it is barely visible.
+        crowd: whether its box holds an unknown number of such objects.
     """
 
     kind: str
@@ -58,15 +63,17 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """"red circle"."""
+        """Color and kind: "red circle"; the kind alone if the color is unknown."""
         return f"{self.color} {self.kind}".strip()
 
 
 def things_of(record: dict) -> list[Thing]:
-    """The objects of a record, in its order.
+    """Read the objects of a record, in the record's order.
+
+    A box is [left, top, right, bottom], as shares of the picture's sides.
 
     Raises:
-        ValueError: for an object without a name or a box of four numbers in 0 .. 1.
+        ValueError: if an object has no name, or no box of four numbers in 0 .. 1.
     """
     things = []
     for o in record.get("objects", []):
@@ -81,7 +88,7 @@ def things_of(record: dict) -> list[Thing]:
         left, top, right, bottom = box
         x = (left + right) / 2
         y = (top + bottom) / 2
-        # a center at the right or lower edge, at 1, belongs to the last third too
+        # min: a center at the right or lower edge (at 1) belongs to the last third
         ninth = 3 * min(2, int(3 * y)) + min(2, int(3 * x))
         things.append(Thing(
             o["name"].lower(), look.get("color") or "", look.get("size") or "", x, y,
@@ -95,7 +102,7 @@ def things_of(record: dict) -> list[Thing]:
 
 
 def split(phrase: str) -> tuple[str, str]:
-    """The size that a phrase begins with, or "", and the rest; its article is dropped.
+    """Split a phrase into its size, or "", and the rest; its article is dropped.
 
     >>> split("the large red circle")
     ('large', 'red circle')
@@ -106,12 +113,12 @@ def split(phrase: str) -> tuple[str, str]:
 
 
 def named_by(phrase: str, things: list[Thing]) -> list[Thing]:
-    """The things that a phrase fits: "large red circle", "red objects", "circles"."""
+    """Return the things that a phrase names, like "large red circle" or "red objects"."""
     size, noun = split(phrase)
     found = []
     for t in things:
         nouns = [*ANY, t.kind]
-        if t.color:  # "circle", and then also "red circle"
+        if t.color:  # a red circle is named by "circle" and by "red circle"
             nouns += [f"{t.color} {n}" for n in nouns]
         if size in ("", t.size) and (noun in nouns or noun in map(plural, nouns)):
             found.append(t)
@@ -121,8 +128,8 @@ def named_by(phrase: str, things: list[Thing]) -> list[Thing]:
 def known(phrase: str, things: list[Thing], names: frozenset[str]) -> bool:
     """Whether a phrase names a kind of thing that is in the picture or in the vocabulary.
 
-    Only then does a phrase that fits no thing mean that there is none: nobody has listed
-    trees.
+    If such a phrase fits no thing, there is no such thing. Of any other phrase this cannot
+    be said: a picture may show trees, and nobody has listed them.
     """
     _, noun = split(phrase)
     nouns, colors = vocabulary(names)
@@ -135,14 +142,17 @@ def known(phrase: str, things: list[Thing], names: frozenset[str]) -> bool:
 
 @lru_cache(maxsize=None)
 def vocabulary(names: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """The nouns in a data set's names, singular and plural; their first words: colors."""
+    """Return the nouns in a data set's names, singular and plural, and the colors.
+
+    If a name has several words, its first word counts as a color.
+    """
     kinds = {*ANY, *names, *(n.split()[-1] for n in names)}
     colors = frozenset(n.split()[0] for n in names if " " in n)
     return frozenset(kinds | set(map(plural, kinds))), colors
 
 
 def beside(a: Thing, b: Thing, relation: str) -> bool:
-    """Whether a lies left of, right of, above or below b, by their centers."""
+    """Whether a lies in this relation (a key of OPPOSITE) to b, by their centers."""
     distances = {
         "left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y,
     }
@@ -155,7 +165,7 @@ WORDS = r"[a-z][a-z' -]*?"
 N = "|".join(NUMBERS)
 SOME = rf"(?:an?|{'|'.join(NUMBERS[1:])}) {WORDS}"                   # "a ring", "two rings"
 WHERE = r"(?:at|in|on) the ([a-z ]+?)(?: corner| side)?"
-# the first pattern that fits a whole sentence reads it: put special ones first
+# a sentence is read by the first pattern that fits all of it: special ones come first
 GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("more", rf"there are (more|fewer|as many) ({WORDS}) (?:than|as) ({WORDS})"),
     ("there at", rf"there is an? ({WORDS}) {WHERE}"),
@@ -173,7 +183,7 @@ GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("kind", rf"the ({WORDS}) is an? ({WORDS})"),
     ("is", rf"the ({WORDS}) is ([a-z]+)"),
 )]
-# which groups of a pattern name things; those of "there" are read by `_amounts`
+# which groups of a pattern name things; `_amounts` reads those of "there"
 NAMING = {
     "more": (1, 2), "count": (1,), "only": (0, 1), "beside": (0, 2), "size": (0, 2),
     "same": (0, 1), "kind": (0, 1), "there at": (0,), "at": (0,), "is": (0,),
@@ -182,13 +192,14 @@ LEAD = re.compile(r"^(yes|no|so|therefore), ")
 TAIL = re.compile(
     r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all))$"
 )
-Claim = tuple[str, ...]
+Claim = tuple[str, ...]  # name of the pattern, then what its groups matched
 
 
 def claims(text: str) -> tuple[list[Claim], list[str]]:
     """Read a text: the claims of sentences that the grammar knows, and all other sentences.
 
-    A leading yes or no is left out: what follows it says the same in full.
+    A leading "yes," or "no," is dropped, because the rest of the sentence says the same. A
+    line that begins with "- " claims that the picture shows this object.
 
     >>> claims("No, there is no red ring. The circle is nice to see.")
     ([('count', 'no', 'red ring')], ['the circle is nice to see'])
@@ -197,7 +208,7 @@ def claims(text: str) -> tuple[list[Claim], list[str]]:
     other = []
     for line in re.split(r"(?<=[.!?])\s+|\n", text.lower().replace("\u2019", "'")):
         sentence = TAIL.sub("", LEAD.sub("", line.strip().rstrip(".!?")))
-        if line.startswith("- "):  # an item of a list says that it is there
+        if line.startswith("- "):
             item = re.sub(r"^(an?|the) ", "", line[2:].strip().rstrip("."))
             read.append(("there", "a " + item))
         elif sentence not in ("", "yes", "no"):
@@ -210,7 +221,7 @@ def claims(text: str) -> tuple[list[Claim], list[str]]:
 
 
 def _claim(sentence: str) -> Claim | None:
-    """What a sentence claims, or None if the grammar does not know it."""
+    """Return what a sentence claims, or None if the grammar does not know the sentence."""
     for name, pattern in GRAMMAR:
         match = pattern.fullmatch(sentence)
         if match:
@@ -221,15 +232,21 @@ def _claim(sentence: str) -> Claim | None:
 def holds(
     claim: Claim, things: list[Thing], names: frozenset[str] = frozenset()
 ) -> bool | None:
-    """Whether a claim is true: of every thing that its subject fits, and of at least one.
+    """Whether a claim about a picture is true.
+
+    If a claim says something about "the ring", this must be true of every ring, and there
+    must be at least one. "There is a ring at the top" needs only one ring there. "There are
+    a ring and a dog" allows more of both.
 
     Args:
-        names: what the data set's pictures can show, "red circle" or "dog". What is named
-            there and is not among the things is absent.
+        claim: as `claims` returns it.
+        things: the objects of the picture.
+        names: the names of all objects that the data set lists, like "red circle" or "dog".
+            If such an object is not among the things, the picture does not show it.
 
     Returns:
-        None if it cannot be told: the claim is about a kind of thing that nobody has
-        listed, or its words are no color, no size and no place.
+        None if it cannot be told: the claim is about a kind of thing that the data set does
+        not list; or about a color, a size, a place or a number that nobody has recorded.
     """
     what, *args = claim
     amounts = _amounts(args[0]) if what == "there" else {}
@@ -238,7 +255,7 @@ def holds(
         return None
     named = [named_by(p, things) for p in phrases]
     if what == "there":
-        # at least so many: a text that lists a ring does not say that there is only one
+        # at least: a text that lists a ring does not say that there is only one
         return all(len(some) >= n for some, n in zip(named, amounts.values()))
     subjects = named[0]
     others = named[-1]
@@ -248,7 +265,7 @@ def holds(
         return {"more": gap > 0, "fewer": gap < 0, "as many": gap == 0}[args[0]]
     if what == "count":
         if any(t.crowd for t in subjects):
-            # how many things a crowd holds is unknown, only that it is not empty
+            # a crowd holds an unknown number of things, but not 0
             return False if args[0] == "no" else None
         return len(subjects) == NUMBERS.index(args[0])
     if what in ("at", "there at"):
@@ -259,12 +276,12 @@ def holds(
             return any(is_there)
         return bool(subjects) and all(is_there)
     if what == "is":
-        # things of a photograph have neither color nor size: then nothing can be told
+        # things in photographs have neither color nor size, so nothing can be told
         words = {*SIZES, *(t.color for t in things), *vocabulary(names)[1]}
         if args[1] not in words or not all(t.color or t.size for t in subjects):
             return None
         return bool(subjects) and all(args[1] in (t.color, t.size) for t in subjects)
-    # from here on, a claim about something that is not there is false
+    # below, every claim is false if its subject is not in the picture
     if not subjects:
         return False
     if what == "kind":
@@ -275,7 +292,7 @@ def holds(
         # "shapes", "colors" and "sizes" -> the fields of a Thing
         key = "kind" if args[3].startswith("shape") else args[3].rstrip("s")
         values = {getattr(t, key) for t in subjects + others}
-        if "" in values:  # a color or a size that nobody has recorded
+        if "" in values:  # nobody has recorded one of the colors or sizes
             return None
         is_same = len(values) == 1
         return is_same == (args[2] == "the same")
@@ -290,7 +307,7 @@ def holds(
 
 
 def _amounts(phrase: str) -> Counter[str]:
-    """How many of what "a red ring, two dogs and a cat" speaks of."""
+    """Read a list: "a red ring, two dogs" -> {"red ring": 1, "dogs": 2}."""
     amounts: Counter[str] = Counter()
     for part in re.split(rf", | and (?={SOME}$)", phrase):
         first, _, rest = part.partition(" ")
@@ -304,6 +321,9 @@ def _amounts(phrase: str) -> Counter[str]:
 
 
 def _bulk(t: Thing) -> float:
-    """How large a thing is: by its size in words if it has one, else by its box."""
+    """Say how large a thing is: by its size in words if it has one, else by its box.
+
+    Two things can be compared only if both have a size, or neither has one.
+    """
     # SIZES begins with the largest
     return -SIZES.index(t.size) if t.size in SIZES else t.area

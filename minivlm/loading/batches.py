@@ -1,6 +1,7 @@
 """Batches: what a training step reads, made of rows (conversation.py) and pictures.
 
-A batch is a pure function of (seed, step): to resume a run, its step is enough.
+A batch depends on (seed, step) and the data alone. A resumed run therefore needs only its
+step to go on with the same batches.
 """
 
 from dataclasses import dataclass, field, replace
@@ -18,12 +19,16 @@ from minivlm.tokenizer import Tokenizer
 class Batch:
     """B rows of text with their pictures.
 
-    idx, targets: (B, T), shifted by one, padded right.
-    lengths: (B,) tokens of each row of idx.
-    images: (n, 3, S, S) in the order of the rows, or None.
-    n_images: how many pictures each row has.
-    ids: the ids of the records, for error messages.
-    segments: (B, T) of packed rows, see `conversation.pack`, or None.
+    Args:
+        idx: (B, T) the ids that the model reads, padded on the right.
+        targets: (B, T) the ids that it must predict: at position t the row's token t + 1 if
+            that token is part of an answer, else IGNORE_INDEX.
+        lengths: (B,) how many tokens of each row of idx are no pads.
+        images: (n, 3, S, S) the pictures of all rows, in the order of the rows; or None.
+        n_images: how many pictures each row has.
+        ids: the ids of the records, for error messages.
+        segments: (B, T) the segments of packed rows, see `conversation.pack`, and -1 at
+            pads; None if the rows are not packed.
     """
 
     idx: Tensor
@@ -36,14 +41,17 @@ class Batch:
 
     @property
     def n_supervised(self) -> Tensor:
-        """() how many targets the batch has.
+        """Count the targets that are not ignored: a tensor of shape ().
 
-        Mean losses of micro-batches, weighted by it, add up to the mean of the whole batch.
+        The loss of a whole batch is the mean of its micro-batches' mean losses, each
+        weighted by this count.
         """
         return (self.targets != IGNORE_INDEX).sum()
 
     def split(self, n: int) -> list["Batch"]:
-        """Cut into n micro-batches of nearly equally many rows, for gradient accumulation.
+        """Cut the batch into n micro-batches, for gradient accumulation.
+
+        Their numbers of rows differ by one at most. The micro-batches keep the batch's T.
 
         Raises:
             ValueError: if there are fewer rows than micro-batches.
@@ -56,7 +64,7 @@ class Batch:
         # all fields but the pictures have one entry for each row
         fields = {k: v for k, v in vars(self).items() if k != "images" and v is not None}
         parts = []
-        start = 0  # the first picture of the part
+        start = 0  # index of the micro-batch's first picture
         for i in range(n):
             rows = slice(B * i // n, B * (i + 1) // n)
             stop = start + sum(self.n_images[rows])
@@ -66,7 +74,7 @@ class Batch:
         return parts
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **{k: v.to(device) for k, v in tensors.items()})
 
@@ -82,16 +90,18 @@ def collate(
 ) -> Batch:
     """Pad rows on the right and shift the targets, here and nowhere else (contracts 1-3).
 
-        idx[b, t] = row[t],   targets[b, t] = row[t + 1] if that is an answer, else -100
+        idx[b, t] = row[t]
+        targets[b, t] = row[t + 1] if that token is part of an answer, else -100
 
     Args:
-        rows: of at least two tokens each.
+        rows: B rows of at least two tokens each.
         pad: the id that fills short rows.
-        block_size: the model's context; a longer row is refused, never cut.
-        ids: of the records, for error messages; by default 0, 1, ...
-        images: (n, 3, S, S), the pictures of all rows in order.
-        n_images: how many of them each row has.
-        segments: of packed rows; then the prompt with any one answer must fit the context.
+        block_size: the model's context in tokens; longer rows are refused, never cut.
+        ids: the ids of the records, for error messages; by default "0", "1", ...
+        images: (n, 3, S, S) the pictures of all rows, in the order of the rows.
+        n_images: how many pictures each row has; by default none.
+        segments: the segments of packed rows (`conversation.pack`). Only the prompt and one
+            answer at a time must then fit the context.
 
     Raises:
         ValueError: if a row is too long, too short, or has no answer.
@@ -102,7 +112,7 @@ def collate(
     lengths = [len(tokens) - 1 for tokens, _ in rows]
     for b, (tokens, is_answer) in enumerate(rows):
         n = lengths[b]
-        if segments:  # each answer counts its positions on from the prompt
+        if segments:  # the positions of each answer begin where the prompt ends
             prompt, *answers = torch.tensor(segments[b][:-1]).bincount().tolist()
             n = prompt + max(answers)
         if n > block_size:
@@ -131,21 +141,25 @@ def collate(
 def shuffled(
     step: int, batch_size: int, n: int, seed: int, lengths: Tensor | None = None
 ) -> list[int]:
-    """Which of n records make up the batch of a step. Each epoch has a new random order.
+    """Choose the records of a step's batch. Each epoch has a new random order.
 
-    With `lengths`, the records of every 8 batches are sorted by length before they are
-    dealt out: rows of one batch then have nearly the same length, and little time goes into
-    pads. The order of the batches stays random. (LLaVA groups by length too and reports
-    about 25 % less time.)
+    If `lengths` are given, the records of every 8 batches are sorted by length before they
+    are divided into batches. The rows of one batch then have nearly the same length, so
+    little time is spent on pads. The order of the batches stays random. (LLaVA groups rows
+    by length too, and reports about 25 % less time.)
 
     Args:
+        step: counts from 0 over all epochs.
+        batch_size: records in the batch.
+        n: records in the data set.
+        seed: the run's seed.
         lengths: (n,) tokens of each record, or None.
 
     Returns:
-        batch_size numbers of records.
+        the places of batch_size different records in the data set, each in 0 .. n - 1.
 
     Raises:
-        ValueError: if the batch is larger than the data set, or empty.
+        ValueError: if batch_size is below 1 or above n.
     """
     if batch_size > n:
         raise ValueError(
@@ -153,7 +167,8 @@ def shuffled(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} is below 1")
-    n_batches = n // batch_size  # of an epoch; what is left over waits for the next one
+    # batches in an epoch; n % batch_size records, others each time, are left out
+    n_batches = n // batch_size
     epoch, i = divmod(step, n_batches)
     generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
     order = torch.randperm(n, generator=generator)[: n_batches * batch_size]
@@ -161,23 +176,30 @@ def shuffled(
         groups = order.split(8 * batch_size)
         order = torch.cat([group[lengths[group].argsort(stable=True)] for group in groups])
     batches = order.view(n_batches, batch_size)
-    if lengths is not None:  # else batch i would always be the i-th longest of its group
+    if lengths is not None:  # otherwise every 8 batches would go from short to long rows
         batches = batches[torch.randperm(n_batches, generator=generator)]
     return batches[i].tolist()
 
 
 def hash_seed(*numbers: int) -> int:
-    """Mix several numbers into one seed; (seed 1, epoch 0) and (seed 0, epoch 1) differ."""
+    """Mix several numbers into one seed.
+
+    A sum would not do: (seed 1, epoch 0) and (seed 0, epoch 1) must differ.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def cut_rows(rows: list[Row], least: int, generator: torch.Generator) -> list[Row]:
-    """Cut each row at random: what stands before the cut is read, the rest is learned.
+    """Cut each row at a random token; only answer tokens from the cut on are learned.
 
-        cut ~ uniform{least, ..., last learned token}
+        cut ~ uniform{least, ..., last answer token}
 
     Args:
-        least: the earliest cut: behind picture and prompt, or 1 for a text alone.
+        least: the smallest index of a cut: the first token behind picture and prompt, or 1
+            for a text alone. No row's last answer token may stand before it.
+
+    Returns:
+        rows with the same ids, and with is_answer False before the cut.
 
     Source: PrefixLM of SimVLM, Wang et al. 2021, arXiv:2108.10904, section 3.1.
     """
@@ -193,20 +215,24 @@ def cut_rows(rows: list[Row], least: int, generator: torch.Generator) -> list[Ro
 def switch_out(
     rows: list[Row], vocab_size: int, share: float, generator: torch.Generator
 ) -> list[Row]:
-    """Replace a share of the tokens by random ones, but never tokens that are learned.
+    """Replace some of the tokens outside of the answers by random ones.
 
-    A model trained so cannot rely on a single word of a question, and finds the answer to a
-    question in other words too. Image tokens and marks of turns are not replaced.
+    A model that is trained on such rows cannot rely on a single word of a question, and so
+    learns to answer questions in other words too. Special tokens (placeholders, marks of
+    turns) are not replaced.
 
     Args:
-        vocab_size: number of ordinary tokens; the ids of special tokens are not below it.
-        share: 0 .. 1; more replaces more.
+        vocab_size: number of ordinary tokens; every special token's id is at least this.
+        share: 0 .. 1, the probability that a token is replaced.
+
+    Returns:
+        rows of the same lengths, with the same is_answer.
 
     Raises:
         ValueError: if the share is outside 0 .. 1.
 
-    Source: SwitchOut, Wang et al. 2018, arXiv:1808.07512 (there at a random rate, and in
-    source and target).
+    Source: SwitchOut, Wang et al. 2018, arXiv:1808.07512. Its rate is random too, and it
+    also replaces tokens of the target.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"noise {share} is no share, expected 0 .. 1")
@@ -214,7 +240,7 @@ def switch_out(
     for ids, is_answer in rows:
         chances = torch.rand(len(ids), generator=generator).tolist()
         others = torch.randint(vocab_size, (len(ids),), generator=generator).tolist()
-        # both draws for every token, so that the later ones do not depend on the share
+        # every token gets both draws, so that later draws do not depend on the share
         noisy = list(ids)
         for i, learned in enumerate(is_answer):
             if chances[i] < share and ids[i] < vocab_size and not learned:
@@ -226,10 +252,10 @@ def switch_out(
 def shorten_rows(rows: list[Row], block_size: int, tail: int) -> list[Row]:
     """Shorten rows that do not fit the context, but keep their last `tail` tokens.
 
-    Only for texts that a model judges, and at their last tokens. In training `collate`
-    refuses such rows.
+    Use it only for texts that a model embeds or compares with a picture, where the output
+    at the last token counts. Training must not cut: there `collate` refuses such rows.
     """
-    head = block_size + 1 - tail  # `collate` reads one token less than a row has
+    head = block_size + 1 - tail  # the model reads one token less than a row has
     new_rows = []
     for ids, is_answer in rows:
         if len(ids) - 1 > block_size:
@@ -242,10 +268,10 @@ def shorten_rows(rows: list[Row], block_size: int, tail: int) -> list[Row]:
 def check_captions(
     records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int
 ) -> None:
-    """Refuse a caption that does not fit the context, before the training starts.
+    """Refuse captions that do not fit the context. Call it before the training starts.
 
     Raises:
-        ValueError: with the record and both lengths.
+        ValueError: for the first such caption; the message names record and lengths.
     """
     for record in records:
         longest = max(len(tokenizer.encode(caption)) for caption in record["captions"])
@@ -272,8 +298,9 @@ def render_records(
     """Render the conversation of each record, once for the whole run.
 
     Raises:
-        ValueError: if a conversation is malformed, if the number of its <image> marks is
-            not that of its pictures, or if it is longer than the context; names the record.
+        ValueError: if a conversation is malformed, if it has more or fewer <image> marks
+            than its record has pictures, or if it is longer than the context. The message
+            names the record.
     """
     rows = []
     for record in records:

@@ -1,7 +1,8 @@
 """Pictures: any picture file -> RGB -> square -> normalized tensor.
 
-A record names its picture by a file, or by its place in a file of packed pictures, which
-all have one size: "train.npy#17" is picture 17 of train.npy, (n, S, S, 3) uint8.
+A record names its picture in one of two ways. "dogs/3.jpg" is a picture file.
+"train.npy#17" is picture 17 of train.npy, a file of packed pictures; these all have one
+size: (n, S, S, 3) uint8.
 """
 
 import io
@@ -17,22 +18,27 @@ from torch import Tensor
 
 from minivlm.running.files import first_line, inside
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, openai/CLIP clip/clip.py
+# mean and standard deviation of red, green and blue, as in openai/CLIP, clip/clip.py
+MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 50_000_000  # a larger picture is a mistake or an attack
-PROGRAMS = ("EPS", "WMF")  # drawing commands, which Pillow would run in Ghostscript
+# formats that hold drawing commands; Pillow runs EPS in Ghostscript and WMF in Windows
+PROGRAMS = ("EPS", "WMF")
 
 
 def open_image(source: str | Path | io.BytesIO) -> Image.Image:
     """Open any picture as RGB.
 
-    Of an animation the first frame; turned upright as its EXIF data say; transparent parts
-    become white; 16-bit gray is scaled to 8 bits.
+    An animation gives its first frame. A photograph is turned upright as its EXIF data say.
+    Transparent parts become white. 16-bit gray is scaled to 8 bits.
+
+    Args:
+        source: a path, or the content of a picture file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no picture, is damaged, consists of drawing commands, has
-            floating-point pixels or over 50 million pixels.
+        ValueError: if the file is no picture, is damaged, consists of drawing commands, has
+            floating-point pixels, or has more than 50 million pixels.
     """
     name = "picture"
     if not isinstance(source, io.BytesIO):
@@ -53,7 +59,7 @@ def open_image(source: str | Path | io.BytesIO) -> Image.Image:
         raise ValueError(
             f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller"
         ) from None
-    # Pillow's decoders have no common kind of error
+    # Pillow's decoders raise errors of many classes
     except (
         OSError, SyntaxError, EOFError, ValueError, RuntimeError, ArithmeticError,
     ) as error:
@@ -77,9 +83,10 @@ def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
     """Make a picture `size` x `size` pixels.
 
     Args:
-        mode: "crop" scales the short side and keeps the middle (CLIP); "pad" adds bars of
-            the mean color (LLaVA-1.5, which reports fewer hallucinations with it);
-            "stretch" distorts.
+        mode: "crop" scales the short side to `size` and keeps the middle, as CLIP does.
+            "pad" keeps the whole picture and adds bars of CLIP's mean color; LLaVA-1.5
+            reports fewer hallucinations with it. "stretch" scales both sides to `size`, so
+            the picture is distorted.
 
     Raises:
         ValueError: for another mode.
@@ -95,7 +102,7 @@ def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(..., S, S, 3) uint8 -> (..., 3, S, S) float32, normalized by CLIP's mean and std."""
+    """Turn (..., S, S, 3) uint8 into (..., 3, S, S) float32, normalized by MEAN and STD."""
     x = torch.from_numpy(np.array(pixels)).float()                   # (..., S, S, 3)
     mean = torch.tensor(MEAN)
     std = torch.tensor(STD)
@@ -104,18 +111,18 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def augment(images: Tensor, shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Move each picture at random by up to `shift` pixels in both directions.
+    """Move each picture by random numbers of pixels, horizontally and vertically.
 
-    The picture is first continued beyond its borders by its own mirror image.
+    Beyond its borders, each picture is first continued by its own mirror image.
 
     Args:
         images: (n, 3, S, S).
-        shift: in pixels, 0 .. S - 1.
-        mirror: also swap left and right in half of the pictures, at random. Not for
-            pictures whose captions tell left from right.
+        shift: the largest move in pixels, 0 .. S - 1.
+        mirror: also swap left and right, in each picture with probability 1/2. Do not use
+            it for pictures whose captions tell left from right.
 
     Returns:
-        (n, 3, S, S).
+        (n, 3, S, S), a new tensor.
 
     Raises:
         ValueError: if the shift is not smaller than the picture.
@@ -144,51 +151,52 @@ class Pictures:
     """The pictures of a data folder, packed or as files, at one size.
 
     Args:
-        folder: the data folder; names are relative to it.
-        size: S in pixels.
-        mode: how a file is brought to that size, see `fit`.
+        folder: the data folder; the names of pictures are relative to it.
+        size: S in pixels. Packed pictures must have this size already.
+        mode: how a picture file is made square, see `fit`.
     """
 
     def __init__(self, folder: str | Path, size: int, mode: str = "crop"):
         self.folder = Path(folder)
         self.size = size
         self.mode = mode
-        self.packs: dict[str, np.ndarray] = {}  # memory maps, opened when first asked for
+        # file -> memory map; each is opened when one of its pictures is first asked for
+        self.packs: dict[str, np.ndarray] = {}
 
     def get(self, names: list[str]) -> Tensor:
-        """Load pictures by name, as models take them: (n, 3, S, S); see `pixels`."""
+        """Load pictures by name, as models take them: (n, 3, S, S); raises as `pixels`."""
         return to_tensor(self.pixels(names))
 
     def pixels(self, names: list[str]) -> np.ndarray:
         """Load pictures by name: (n, S, S, 3) uint8.
 
         Raises:
-            FileNotFoundError, ValueError: as `open_image`; for a name that leads out of the
-                folder, a file that holds no packed pictures of this size, or a row that it
-                does not have.
+            FileNotFoundError: if there is no such file.
+            ValueError: as `open_image`; if a name leads out of the folder; if a .npy file
+                holds no packed pictures of this size, or no picture of this number.
         """
         pictures = np.empty((len(names), self.size, self.size, 3), dtype=np.uint8)
         for i, name in enumerate(names):
-            file, packed, row = str(name).partition(".npy#")
+            file, packed, number = str(name).partition(".npy#")
             if packed:
-                pictures[i] = self._from_pack(f"{file}.npy", row)
+                pictures[i] = self._from_pack(f"{file}.npy", number)
             else:
                 path = inside(self.folder, name)
                 pictures[i] = np.asarray(fit(open_image(path), self.size, self.mode))
         return pictures
 
-    def _from_pack(self, file: str, row: str) -> np.ndarray:
+    def _from_pack(self, file: str, number: str) -> np.ndarray:
         if file not in self.packs:
             self.packs[file] = self._open(file)
         pack = self.packs[file]
-        # no row has 19 digits, and int() would refuse 5,000 with an error of its own
-        is_number = row.isdecimal() and len(row) < 19
-        if not is_number or int(row) >= len(pack):
+        # no file has 10^18 pictures, and int() would refuse a text of 5,000 digits
+        is_number = number.isdecimal() and len(number) < 19
+        if not is_number or int(number) >= len(pack):
             raise ValueError(
                 f"{self.folder / file} holds pictures 0 .. {len(pack) - 1}, "
-                f"there is no {row[:19]!r}"
+                f"there is no {number[:19]!r}"
             )
-        return pack[int(row)]
+        return pack[int(number)]
 
     def _open(self, file: str) -> np.ndarray:
         path = inside(self.folder, file)
@@ -198,7 +206,7 @@ class Pictures:
             )
         try:
             with path.open("rb") as f:
-                # a header of a later version may claim to have 4 GB
+                # in later versions a header may claim a length of 4 GB
                 if f.read(8) != b"\x93NUMPY\x01\x00":
                     raise ValueError("it is no .npy file of version 1.0")
             pixels = np.lib.format.open_memmap(path, mode="r")
@@ -218,26 +226,26 @@ def contact_sheet(
     pictures: np.ndarray, texts: list[list[str]], columns: int = 4, side: int = 240,
     n_lines: int = 10,
 ) -> Image.Image:
-    """One image of many pictures, enlarged, with a few lines of text below each.
+    """Draw many pictures on one sheet, enlarged, with a few lines of text below each.
 
     Args:
         pictures: (n, S, S, 3) uint8.
-        texts: the paragraphs below each picture.
-        columns: pictures side by side.
-        side: pixels of a picture's side on the sheet.
-        n_lines: how many lines of text are shown at most; the rest is cut off.
+        texts: for each picture, the paragraphs below it.
+        columns: how many pictures stand side by side.
+        side: the side of a picture on the sheet, in pixels.
+        n_lines: most lines of text below a picture; longer texts are cut off.
     """
     wrapped = []
     for paragraphs in texts:
         lines = []
         for paragraph in paragraphs:
-            lines += textwrap.wrap(paragraph, side // 8)
+            lines += textwrap.wrap(paragraph, side // 8)  # about 8 pixels a character
         wrapped.append(lines[:n_lines])
     gap = 16
-    tops = [gap]  # of each row of pictures, and of what would follow the last
-    for start in range(0, len(wrapped), columns):  # a row is as high as its longest text
+    tops = [gap]  # the y of each line of pictures; the last entry is the sheet's height
+    for start in range(0, len(wrapped), columns):
         longest = max(map(len, wrapped[start:start + columns]))
-        tops.append(tops[-1] + side + 17 * (longest + 1))
+        tops.append(tops[-1] + side + 17 * (longest + 1))  # 17 pixels a line of text
     sheet = Image.new("RGB", (columns * (side + gap) + gap, tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
@@ -252,7 +260,7 @@ def contact_sheet(
 
 
 def save_samples(folder: Path, n: int = 12) -> None:
-    """Save the first n packed validation pictures as samples/0.png ..., for chat.py."""
+    """Save the first n pictures of val.npy as samples/0.png, 1.png, ..., for chat.py."""
     (folder / "samples").mkdir(exist_ok=True)
     for i, pixels in enumerate(np.load(folder / "val.npy", mmap_mode="r")[:n]):
         Image.fromarray(pixels).save(folder / "samples" / f"{i}.png")

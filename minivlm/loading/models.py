@@ -1,4 +1,8 @@
-"""From checkpoints to models: check that weights and described model fit, then build it."""
+"""Rebuild models from checkpoints.
+
+Anybody may have written a checkpoint. So its weights must fit the model that its config
+describes, and this is checked before the model takes up any memory.
+"""
 
 from collections.abc import Callable
 
@@ -15,17 +19,19 @@ from minivlm.running.files import first_line
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM, VLMConfig
 
-# which fields of ViTConfig, GPTConfig and CLIPConfig are sizes; in CLIPConfig those of the
-# text tower begin with text_
+# the fields of ViTConfig, GPTConfig and CLIPConfig that are sizes; in CLIPConfig the names
+# of the text tower's fields begin with text_
 SIZES = (
     "image_size", "patch_size", "vocab_size", "block_size", "n_layer", "n_head", "n_embd",
 )
-MAX_LAYERS = 1000
-MAX_SIZE = 10_000_000  # of all others; the largest vocabularies have about 300,000 tokens
+MAX_LAYERS = 1000  # most n_layer; GPT-3 has 96
+MAX_SIZE = 10_000_000  # most of any other; large vocabularies have about 300,000 tokens
 
 
 def vlm_from(state: dict) -> VLM:
-    """The VLM of a checkpoint, LoRA merged; of PPO's models, the policy.
+    """Rebuild the VLM of a checkpoint, with LoRA's adapters merged into its weights.
+
+    A checkpoint of train_ppo.py holds several models; the VLM is its policy.
 
     Args:
         state: as `checkpoint.load` returns it.
@@ -34,7 +40,7 @@ def vlm_from(state: dict) -> VLM:
         ValueError: as `rebuild`.
     """
     def pick(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        if state.get("stage") in ("caption", "ppo"):  # Captioner and Learner hold a VLM
+        if state.get("stage") in ("caption", "ppo"):  # a Captioner or a Learner has a .vlm
             weights = without_prefix(weights, "vlm.")
         return merged(weights)
 
@@ -42,17 +48,20 @@ def vlm_from(state: dict) -> VLM:
 
 
 def clip_from(state: dict) -> CLIP:
-    """The CLIP of a checkpoint or of published weights; raises as `rebuild`."""
+    """Rebuild the CLIP of a checkpoint or of published weights; raises as `rebuild`."""
     return rebuild(state, _make_clip)
 
 
 def captioner_from(state: dict) -> Captioner:
-    """The captioner of a checkpoint, with its two heads; raises as `rebuild`."""
+    """Rebuild the captioner of a checkpoint, with its two heads; raises as `rebuild`."""
     return rebuild(state, lambda config: Captioner(VLMConfig.from_dict(config)))
 
 
 def reward_model_from(state: dict) -> RewardModel:
-    """The reward model of a checkpoint, with its normalization; raises as `rebuild`."""
+    """Rebuild the reward model of a checkpoint, with the normalization of its scores.
+
+    LoRA's adapters are merged. Raises as `rebuild`.
+    """
     def make(config: dict) -> RewardModel:
         return RewardModel(VLM(VLMConfig.from_dict(config)))
 
@@ -60,12 +69,14 @@ def reward_model_from(state: dict) -> RewardModel:
 
 
 def gpt_from(state: dict) -> GPT:
-    """The language model of a checkpoint; raises as `rebuild`."""
+    """Rebuild the language model of a checkpoint; raises as `rebuild`."""
     return rebuild(state, _make_gpt)
 
 
 def take_towers(vlm: VLM, clip: dict, lm: dict) -> None:
     """Load the weights of a CLIP's ViT and of a language model into a VLM.
+
+    The VLM must have been made with the configs that `tower_configs` returned for the two.
 
     Args:
         clip, lm: as `checkpoint.load` or pretrained/weights.py returns them.
@@ -75,7 +86,9 @@ def take_towers(vlm: VLM, clip: dict, lm: dict) -> None:
 
 
 def tower_configs(clip: dict, lm: dict) -> tuple[ViTConfig, GPTConfig]:
-    """The configs of a CLIP's ViT and of a language model whose weights fit their configs.
+    """Return the configs of a CLIP's ViT and of a language model.
+
+    Both are checked: the weights of the CLIP and of the language model fit them.
 
     Args:
         clip, lm: as `checkpoint.load` or pretrained/weights.py returns them.
@@ -106,15 +119,17 @@ def rebuild(
     Args:
         state: as `checkpoint.load` returns it.
         make: takes configs["model"], returns the model.
-        pick: takes all weights, returns those of the model under the model's own names.
+        pick: takes all weights of the checkpoint, returns those of the model under the
+            model's own names.
 
     Raises:
-        ValueError: if `pick` fails, or as `checked_config`.
+        ValueError: if `pick` fails; else as `checked_config`.
     """
-    # weights are checked before the model is made: a forged config might ask for any memory
+    # the weights are checked first: a forged config may ask for more memory than there is
     try:
         weights = pick(state["model"])
-    except (LookupError, TypeError, RuntimeError) as error:  # for instance half an adapter
+    # for instance an adapter of which A is there and B is missing
+    except (LookupError, TypeError, RuntimeError) as error:
         name = state.get("file", "the checkpoint")
         raise ValueError(
             f"{name} has weights that do not go together: {first_line(error)}"
@@ -128,7 +143,10 @@ def rebuild(
 def checked_config(
     state: dict, weights: dict[str, Tensor], make: Callable[[dict], nn.Module]
 ) -> dict:
-    """The config of a checkpoint's model; raises as `check_sizes` and `check_fit`."""
+    """Return the config of a checkpoint's model, if the weights fit it.
+
+    Raises as `check_sizes` and `check_fit`.
+    """
     name = state.get("file", "the checkpoint")
     config = state["configs"].get("model")
     check_sizes(config, name)
@@ -137,13 +155,14 @@ def checked_config(
 
 
 def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: str) -> None:
-    """Refuse weights unless a model has exactly these, by name and shape.
+    """Refuse weights unless they have exactly the names and shapes of a model's weights.
 
-    The model is made on torch's meta device, without memory: a forged config of a terabyte
-    costs nothing.
+    The model is made on torch's meta device, where tensors take up no memory. So a forged
+    config of a terabyte does no harm.
 
     Args:
-        name: of the file, for the error.
+        make: makes the model.
+        name: the file's name, for the error message.
 
     Raises:
         ValueError: if the model cannot be built, or if a weight is missing, unknown or of
@@ -160,7 +179,7 @@ def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: s
         ) from None
     got = {key: list(value.shape) for key, value in weights.items()}
     expected = {key: list(value.shape) for key, value in model.state_dict().items()}
-    # a missing or an unknown weight differs from None
+    # for a missing or an unknown weight, one side is None
     wrong = sorted(key for key in got | expected if got.get(key) != expected.get(key))
     if wrong:
         first = wrong[0]
@@ -172,10 +191,10 @@ def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: s
 
 
 class _NoInit(TorchFunctionMode):
-    """Within it, `normal_` draws nothing.
+    """A context in which `normal_` does nothing.
 
-    Tensors on the meta device have no values to draw, and torch would import modules for
-    two seconds to draw them.
+    Tensors on the meta device have no values. To draw none, torch would still import
+    modules for two seconds.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -186,13 +205,14 @@ class _NoInit(TorchFunctionMode):
 
 
 def check_sizes(config: object, name: str) -> None:
-    """Refuse sizes that no model has, before anything is made of them.
+    """Refuse sizes that no model has, before a model is made with them.
 
-    Anybody may have written the checkpoint: a size could be a text, negative, or a billion.
+    In a forged checkpoint a size could be a text, a negative number, or a billion.
 
     Args:
-        config: the config of a model as plain dicts; `check_fit` refuses anything else.
-        name: of the file, for the error.
+        config: the config of a model as plain dicts. Anything else passes here and is
+            refused by `check_fit`.
+        name: the file's name, for the error message.
 
     Raises:
         ValueError: for a number of layers outside 1 .. 1,000, or any other size outside
@@ -218,7 +238,7 @@ def check_sizes(config: object, name: str) -> None:
 
 
 def without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights of one part of a model, under the part's own names.
+    """Return the weights of one part of a model, under the part's own names.
 
     >>> without_prefix({"vit.pos": 1, "gpt.wpe.weight": 2}, "vit.")
     {'pos': 1}

@@ -16,7 +16,7 @@ from minivlm.loading.images import MAX_PIXELS, save_samples
 from minivlm.running.files import parse_json, read_lines
 from minivlm.tokenizer import Tokenizer
 
-# keys of records whose values are texts, and those whose values are lists
+# the keys of records whose values are texts, and those whose values are lists
 TEXTS = ("image", "text", "question", "answer", "kind", "style", "border")
 LISTS = ("captions", "conversations", "objects", "expect", "wrong", "responses")
 
@@ -26,17 +26,17 @@ LISTS = ("captions", "conversations", "objects", "expect", "wrong", "responses")
 def load_records(
     folder: str | Path, split: str, need: tuple[str, ...] = (), unique: bool = False
 ) -> list[dict]:
-    """Read `<folder>/<split>.jsonl`.
+    """Read the records of `<folder>/<split>.jsonl`.
 
     Args:
         need: keys that every record must have, besides its id.
-        unique: refuse two records with the same id, for callers that store results under
-            it.
+        unique: refuse two records with the same id; for callers that store results by id.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: with file and line, if a line is no JSON object, lacks a key, has a
-            value of a wrong type, or (with `unique`) the id of an earlier line.
+        ValueError: if the file is empty; or if a line is no JSON object, lacks a key, has a
+            value of a wrong type, or (with `unique`) has the id of an earlier line. The
+            message names file and line.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
@@ -64,10 +64,14 @@ def load_records(
 
 
 def fault_of(record: dict) -> str:
-    """What is wrong with the types of a record's values, or "" if nothing is."""
+    """Say what is wrong with the types of a record's values; "" if nothing is.
+
+    Args:
+        record: a record that has an id.
+    """
     if type(record["id"]) not in (str, int):  # not isinstance: True is an int too
         return "an id that is neither text nor a whole number"
-    for key in TEXTS:  # null counts as absent
+    for key in TEXTS:  # null, like any empty value, counts as absent
         if not isinstance(record.get(key) or "", str):
             return f"{key} that is no text"
     for key in LISTS:
@@ -89,7 +93,7 @@ def is_object(entry: object) -> bool:
     look = entry.get("attributes") or {}
     if not isinstance(look, dict):
         return False
-    # the box is checked by those who read it
+    # scene.things_of checks the box when it reads it
     texts = (entry.get("name"), entry.get("place"), look.get("color"), look.get("size"))
     return all(text is None or isinstance(text, str) for text in texts)
 
@@ -98,16 +102,16 @@ def load_meta(folder: str | Path) -> dict:
     """Read meta.json, which describes the data set: name, image_size, phrases, classes, ...
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is no JSON object, lacks a name or a possible image_size, or if
-            entries that evaluate.py reads have a wrong type.
+        FileNotFoundError: if the folder has no meta.json.
+        ValueError: if the file is no JSON object, has no name, has no image_size that a
+            picture can have, or if an entry that evaluate.py reads has a wrong type.
     """
     path = Path(folder) / "meta.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run the data set's prepare.py first")
     meta = parse_json(path.read_bytes(), str(path))
     size = meta.get("image_size") if isinstance(meta, dict) else None
-    # sizes are sides of squares; `open_image` refuses larger pictures
+    # image_size is the side of a square; `open_image` refuses more than MAX_PIXELS
     is_size = type(size) is int and 0 < size <= MAX_PIXELS ** 0.5
     if not is_size or not meta.get("name"):
         raise ValueError(
@@ -128,8 +132,9 @@ def load_meta(folder: str | Path) -> dict:
 def start_folder(folder: str | Path) -> Path:
     """Make a data folder; delete the records and meta.json of an older data set in it.
 
-    If the script that writes the new one is stopped, what it leaves must not look complete.
-    The replies of data/instruct.py's teacher, *.raw.jsonl, cost money and are kept.
+    If the writing script is stopped, its data set is incomplete and must not look complete:
+    then meta.json is missing. The replies of data/instruct.py's teacher (*.raw.jsonl) cost
+    money and are kept.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,11 +145,11 @@ def start_folder(folder: str | Path) -> Path:
 
 
 class Pack:
-    """Collects pictures of one size on the disk: a data set may not fit into memory.
+    """Collect pictures of one size on the disk, because a data set may not fit into memory.
 
     Args:
-        folder: where an unnamed temporary file holds them until `save`; made for the first
-            one.
+        folder: the folder of the unnamed temporary file that holds the pictures until
+            `save`. Both are made when the first picture comes.
     """
 
     def __init__(self, folder: str | Path):
@@ -159,11 +164,11 @@ class Pack:
         """Add a picture, (S, S, 3) uint8.
 
         Raises:
-            ValueError: if it is of another shape than those before, or of another type.
+            ValueError: if its shape is not the first picture's, or its type not uint8.
         """
         if not self.n:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # in the folder, because /tmp may be small; unnamed, so that no crash leaves it
+            # not in /tmp, which may be small; unnamed: the system deletes it after a crash
             self.file = tempfile.TemporaryFile(dir=self.folder)
             self.shape = picture.shape
         if picture.shape != self.shape or picture.dtype != np.uint8:
@@ -174,7 +179,7 @@ class Pack:
         self.n += 1
 
     def save(self, path: str | Path) -> None:
-        """Write (n, S, S, 3) uint8 as a .npy file.
+        """Write all pictures to a .npy file: (n, S, S, 3) uint8.
 
         Raises:
             ValueError: if there is no picture.
@@ -183,7 +188,7 @@ class Pack:
             raise ValueError(f"no picture for {path}")
         packed = np.lib.format.open_memmap(path, "w+", np.uint8, (self.n, *self.shape))
         self.file.seek(0)
-        for start in range(0, self.n, 1000):  # not all at once, see the class
+        for start in range(0, self.n, 1000):  # all at once may not fit into memory
             part = packed[start:start + 1000]
             pixels = np.frombuffer(self.file.read(part.nbytes), np.uint8)
             part[:] = pixels.reshape(part.shape)
@@ -197,12 +202,12 @@ def write_folder(
     """Write a whole data set in place of an older one.
 
     Args:
-        files: the records of each split; a split `text` is made of `texts` if there is
-            none.
-        pixels: the packed pictures of each split that has some.
-        texts: what the tokenizer is trained on.
-        vocab_size: upper limit of its vocabulary, special tokens included.
-        meta: what meta.json holds besides the numbers of records.
+        files: split -> its records. If there is no split "text", one is made of `texts`.
+        pixels: split -> its packed pictures, for the splits that have some. One of them
+            must be "val": samples/ is made of it.
+        texts: the texts that the tokenizer is trained on.
+        vocab_size: most tokens of the tokenizer, special tokens included.
+        meta: the content of meta.json, without the numbers of records.
 
     Returns:
         the tokenizer.
@@ -226,14 +231,13 @@ def write_folder(
 
 
 def finish_folder(folder: Path, texts: list[str], vocab_size: int, meta: dict) -> Tokenizer:
-    """Write what belongs to a data set besides records and packed pictures.
-
-    This is the tokenizer, meta.json and the first validation pictures as files.
+    """Write the last files of a data set: tokenizer.tiktoken, meta.json, samples/*.png.
 
     Args:
-        texts: what the tokenizer is trained on.
-        vocab_size: upper limit of its vocabulary, special tokens included.
-        meta: what meta.json holds.
+        folder: already holds the records and the packed pictures; val.npy among them.
+        texts: the texts that the tokenizer is trained on.
+        vocab_size: most tokens of the tokenizer, special tokens included.
+        meta: the content of meta.json.
 
     Returns:
         the tokenizer.
@@ -246,7 +250,7 @@ def finish_folder(folder: Path, texts: list[str], vocab_size: int, meta: dict) -
 
 
 def sorted_counts(counts: Counter) -> dict[str, int]:
-    """The counts above zero, for instance of skipped records, in alphabetical order."""
+    """Return the counts above zero in alphabetical order, for instance skipped records."""
     return dict(sorted((+counts).items()))
 
 
@@ -257,9 +261,10 @@ def summary(
     """Print the size of a data set, and return it.
 
     Args:
-        skipped: how many records were left out, by reason.
+        files: split -> its records.
+        skipped: reason -> how many records were left out for it.
         began: `time.time()` when the script started.
-        more: printed behind the numbers of records.
+        more: text that is printed behind the numbers of records.
 
     Returns:
         the number of records of each split, of skipped ones, and the seconds spent.

@@ -1,9 +1,9 @@
-"""Every figure of the evaluation, as pure functions of predictions and truth.
+"""The formulas of the evaluation: pure functions of predictions and truth.
 
-    retrieval.py      recall_at_k, recall_by_chance, clip_score
-    captions.py       bleu, rouge_l, cider: how similar a caption is to people's captions
-    answers.py        answer_ok, style_ok, is_unsure, vqa_accuracy
-    hallucination.py  pope, chair
+    retrieval.py      recall_at_k, clip_score: How well do pictures and texts fit?
+    captions.py       bleu, rouge_l, cider: How similar is a caption to people's captions?
+    answers.py        answer_ok, style_ok, vqa_accuracy: Is a short answer right?
+    hallucination.py  pope, chair: Does a model invent objects?
 """
 
 from minivlm.metrics.answers import (

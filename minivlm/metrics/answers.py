@@ -1,13 +1,14 @@
-"""Is a short answer right, and does it have the style asked for? With VQA's accuracy."""
+"""Decide whether a short answer is right and in the wanted style; VQA's accuracy."""
 
 import re
 
 
 def words_of(text: str) -> str:
-    """The words of a text in lower case, with spaces around each: " the top left ".
+    """Return the words of a text in lower case, with a space around each: " the top left ".
 
-    Words are letters, digits and apostrophes, of any script. Thanks to the outer spaces, a
-    phrase in this form is found in a text in this form by `in`, and only as whole words.
+    A word consists of letters, digits and apostrophes, in any script. If a phrase and a
+    text both have this form, `phrase in text` finds whole words only: " red " is not in
+    " a hundred ".
     """
     return " " + " ".join(re.findall(r"(?:[^\W_]|')+", text.lower())) + " "
 
@@ -28,8 +29,11 @@ def answer_ok(answer: str, expect: list[str], wrong: list[str]) -> bool:
 def style_ok(answer: str, style: str) -> bool:
     """Whether an answer has the style that was asked for.
 
-    "word": one word. "sentence": one sentence of at least three words. "list": every line
-    starts with "- ". "detail": one or more full sentences. "": anything.
+        word        one word
+        sentence    one sentence, of at least three words, on one line
+        list        every line starts with "- "
+        detail      one or more sentences, of at least three words together, on one line
+        ""          any answer
 
     >>> style_ok("Red", "word"), style_ok("It is red.", "word")
     (True, False)
@@ -51,13 +55,13 @@ def style_ok(answer: str, style: str) -> bool:
 
 
 def is_unsure(answer: str) -> bool:
-    """Whether an answer says that it does not know: "not sure"."""
+    """Whether an answer says that the model does not know: it contains "not sure"."""
     return "not sure" in answer.lower()
 
 
 # --- VQA ---
 
-# contractions from which VQA's annotators left out an apostrophe
+# VQA's annotators left out apostrophes of these contractions
 CONTRACTIONS = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't "
     "hadn't've hasn't haven't he'd he'd've he's how'd how'll how's i'd've isn't it'd "
@@ -71,7 +75,7 @@ CONTRACTIONS = (
     "y'all'll y'all'd've you'd you'd've you'll you're you've"
 ).split()
 
-REPAIRED = {}  # a contraction without one of its apostrophes -> the contraction
+REPAIRED = {}  # contraction without one of its apostrophes -> contraction
 for _form in CONTRACTIONS:
     for _match in re.finditer("'", _form):
         REPAIRED[_form[:_match.start()] + _form[_match.end():]] = _form
@@ -84,11 +88,12 @@ PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer in the form that VQA compares: lower case, digits, no articles, no signs.
+    """Bring an answer into the form that VQA compares.
 
-    A sign that stands beside a space somewhere in the answer is removed, and so is every
-    sign if the answer contains a number like 1,000. Other signs become a space. A full stop
-    is removed unless a digit follows.
+    This form is in lower case; number words are digits, lost apostrophes are put back, and
+    there are no articles and no signs. A sign is removed if it stands beside a space
+    somewhere in the answer; every sign is removed if the answer contains a number like
+    1,000; any other sign becomes a space. A full stop is removed unless a digit follows.
 
     Source: Antol et al. 2015, arXiv:1505.00468, and its official code, GT-Vision-Lab/VQA,
     vqaEval.py.
@@ -114,15 +119,15 @@ def vqa_accuracy(answer: str, people: list[str]) -> float:
 
         accuracy = mean over people of min(1, others who gave the model's answer / 3)
 
-    Leaving out each person in turn compares the answer with nine others, as people's own
-    answers are compared. Answers are normalized only if people do not all say the same.
+    Each person in turn is left out. So the model's answer is compared with nine others, as
+    a person's answer would be. Answers are normalized only if the people disagree.
 
     Args:
         answer: the model's answer.
-        people: people's answers, ten of them in VQA.
+        people: people's answers; VQA has ten for each question.
 
     Returns:
-        0 .. 1; if 1, 2, 3, 4 of ten people gave the model's answer: 0.3, 0.6, 0.9, 1.
+        0 .. 1. If 1, 2, 3 or 4 of ten people gave the model's answer: 0.3, 0.6, 0.9 or 1.
 
     Raises:
         ValueError: if there are no answers by people.

@@ -1,7 +1,8 @@
-"""How similar captions are to people's captions: BLEU, ROUGE-L and CIDEr-D.
+"""Measure how similar captions are to people's captions: BLEU, ROUGE-L, CIDEr-D.
 
-Texts come tokenized: words separated by spaces. Every score equals that of the official
-code, which tests/parity compares where pycocoevalcap is installed; nothing here needs Java.
+The texts must be tokenized: words separated by spaces. All values equal those of the
+official code, but nothing here needs Java. If pycocoevalcap is installed, tests/parity
+compares the values.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections import Counter
 
 
 def ngrams(words: list[str], n: int) -> Counter:
-    """How often each n-gram occurs.
+    """Count how often each n-gram occurs.
 
     >>> ngrams("a b a b".split(), 2)
     Counter({('a', 'b'): 2, ('b', 'a'): 1})
@@ -18,34 +19,38 @@ def ngrams(words: list[str], n: int) -> Counter:
 
 
 def bleu(captions: list[str], references: list[list[str]], max_n: int = 4) -> list[float]:
-    """BLEU-1 .. BLEU-max_n of a set of captions.
+    """Compute BLEU-1 .. BLEU-max_n of a set of captions.
 
         BLEU-n = brevity * (p_1 * ... * p_n)^(1/n),   brevity = min(1, exp(1 - r / c))
 
     p_n is the share of the captions' n-grams that occur in a reference. An n-gram counts at
-    most as often as it occurs in the reference that has it most often. c is the length of
-    all captions, r that of the references closest to them in length, the shorter of two
-    that are equally close. All sums run over the set, so the score of a set is not the mean
-    of its captions' scores.
+    most as often as it occurs in the reference that has it most often. c is the number of
+    words in all captions. r is the number of words in their closest references: for each
+    caption, the reference that is closest to it in length, and the shorter one of two that
+    are equally close. All sums run over the set, so the BLEU of a set is not the mean of
+    its captions' BLEUs.
 
     Args:
         captions: one caption per picture.
         references: for each picture, at least one caption by people.
 
+    Returns:
+        max_n numbers, each 0 .. 1.
+
     Raises:
         ValueError: if the lists differ in length, are empty, or a picture has no reference.
 
-    Source: Papineni et al. 2002, section 2.3. The tiny constants, without which one count
-    of 0 would make the score 0, are those of the COCO evaluation (salaniz/pycocoevalcap,
-    bleu/bleu_scorer.py).
+    Source: Papineni et al. 2002, section 2.3. The tiny constants are those of the COCO
+    evaluation (salaniz/pycocoevalcap, bleu/bleu_scorer.py): they avoid divisions by 0, and
+    keep one count of 0 from making BLEU 0.
 
     >>> scores = bleu(["the the cat"], [["the cat sat"]], max_n=2)
     >>> [round(b, 3) for b in scores]  # 2/3, sqrt(2/3 * 1/2)
     [0.667, 0.577]
     """
     _check(captions, references)
-    hits = Counter()    # n -> n-grams of captions that occur in a reference
-    totals = Counter()  # n -> n-grams of captions
+    hits = Counter()    # n -> how many n-grams of captions occur in a reference
+    totals = Counter()  # n -> how many n-grams captions have
     c = r = 0
     for caption, refs in zip(captions, references):
         words = caption.split()
@@ -73,20 +78,25 @@ def bleu(captions: list[str], references: list[list[str]], max_n: int = 4) -> li
 
 
 def rouge_l(captions: list[str], references: list[list[str]], beta: float = 1.2) -> float:
-    """Mean over pictures of the F-measure of the longest common subsequence (lcs).
+    """Compute ROUGE-L: the mean over pictures of F, from the longest common subsequence.
 
         F = (1 + beta^2) p r / (r + beta^2 p)
         p = lcs / length of the caption,   r = lcs / length of the reference
 
-    p and r are each the best over a picture's references.
+    lcs is the length of the longest common subsequence of words. p is the largest over a
+    picture's references, and so is r; the two may come from different references.
 
     Args:
         captions, references: as `bleu` takes them.
+        beta: above 1, r weighs more than p.
+
+    Returns:
+        0 .. 1.
 
     Raises:
         ValueError: as `bleu`.
 
-    Source: Lin 2004, section 3; beta and the best of references as in the COCO evaluation
+    Source: Lin 2004, section 3; beta and the largest p and r as in the COCO evaluation
     (salaniz/pycocoevalcap, rouge/rouge.py).
 
     >>> round(rouge_l(["a b c d"], [["a c d e"]]), 3)  # lcs 3, p = r = 3/4
@@ -108,7 +118,10 @@ def rouge_l(captions: list[str], references: list[list[str]], beta: float = 1.2)
 
 
 def _lcs(a: list[str], b: list[str]) -> int:
-    """Length of the longest common subsequence, by dynamic programming, row by row."""
+    """Compute the length of the longest common subsequence, by dynamic programming.
+
+    Entry j of the row for word i of `a`: the length for a[:i + 1] and b[:j].
+    """
     row = [0] * (len(b) + 1)
     for x in a:
         above = row
@@ -121,22 +134,24 @@ def _lcs(a: list[str], b: list[str]) -> int:
 def cider(
     captions: list[str], references: list[list[str]], sigma: float = 6.0
 ) -> tuple[float, list[float]]:
-    """CIDEr-D: how similar captions are to people's captions; rare n-grams weigh more.
+    """Compute CIDEr-D: how similar captions are to people's; rare n-grams weigh more.
 
-        g_n = tf-idf vector of n-grams,  idf = ln(pictures / pictures with it in references)
-        score = 10 * mean over n = 1..4 and references of
-                exp(-(length difference)^2 / (2 sigma^2))
-                * min(g_n(caption), g_n(ref)) . g_n(ref) / norms
+        g_n(text) = count of each n-gram in the text * its idf
+        idf = ln(pictures / pictures that have the n-gram in a reference)
+        CIDEr-D = 10 * mean over n = 1..4 and references of
+                  exp(-(length difference)^2 / (2 sigma^2))
+                  * min(g_n(caption), g_n(ref)) . g_n(ref) / (|g_n(caption)| |g_n(ref)|)
 
-    A score depends on the set of pictures on which the idf is counted. With one picture
-    every idf is 0, and so is the score. As in the COCO evaluation, "length" counts bigrams,
-    and term frequencies are not divided by the length.
+    The value depends on the set of pictures, because the idf is counted on it. With one
+    picture every idf is 0, and CIDEr-D is 0 too. As in the COCO evaluation, "length" counts
+    bigrams, and the counts are not divided by the text's length.
 
     Args:
         captions, references: as `bleu` takes them.
+        sigma: the larger, the less a difference in length costs.
 
     Returns:
-        the mean, 0 .. 10, and the score of each picture.
+        the mean over pictures, 0 .. 10, and the value of each picture.
 
     Raises:
         ValueError: as `bleu`.
@@ -149,7 +164,7 @@ def cider(
     (10.0, [10.0, 10.0])
     """
     _check(captions, references)
-    n_pictures = Counter()  # n-gram -> pictures with it in a reference
+    n_pictures = Counter()  # n-gram -> how many pictures have it in a reference
     for refs in references:
         grams = set()                    # a set: an n-gram counts once per picture
         for ref in refs:
@@ -173,7 +188,7 @@ def cider(
             near = math.exp(-(gap ** 2) / (2 * sigma ** 2))
             for a, b in zip(ours, vectors(ref)):
                 dot = sum(min(w, b[gram]) * b[gram] for gram, w in a.items() if gram in b)
-                # if a norm is 0, dot is 0 too
+                # if a norm is 0, dot is 0 too, and any divisor will do
                 total += near * dot / (_norm(a) * _norm(b) or 1.0)
         scores.append(10 * total / (4 * len(refs)))
     return sum(scores) / len(scores), scores

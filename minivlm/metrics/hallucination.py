@@ -1,4 +1,4 @@
-"""Does a model invent objects? POPE asks about objects, CHAIR reads descriptions."""
+"""Measure invented objects: POPE asks about objects, CHAIR reads descriptions."""
 
 import random
 from collections import Counter, defaultdict
@@ -9,9 +9,10 @@ Phrases = dict[str, str]  # phrase in lower case -> name of the object that it s
 
 
 def says_yes(answer: str) -> bool:
-    """POPE's reading of an answer: yes, unless its first sentence has "No", "no" or "not".
+    """Whether POPE reads an answer as yes: its first sentence has no "No", "no" or "not".
 
-    Source: RUCAIBox/POPE, evaluate.py (case-sensitive, commas removed, split at spaces).
+    Source: RUCAIBox/POPE, evaluate.py (case-sensitive; the first sentence ends at the first
+    full stop; commas are removed; words are split at spaces).
     """
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not any(w in words for w in ("No", "not", "no"))
@@ -23,20 +24,24 @@ def pope_questions(
 ) -> list[tuple[int, str, bool]]:
     """Choose the objects that POPE asks about: as many absent objects as present ones.
 
-    The absent objects are drawn at "random"; or they are the most frequent ones of the data
-    set ("popular"), or those that occur most often together with what is present
-    ("adversarial").
+    The strategy chooses the absent objects:
+
+        random         at random
+        popular        the objects that are most frequent in the data set
+        adversarial    the objects that most often occur together with the present ones
 
     Args:
-        truth: for each picture, the names of its objects that can be asked about.
-        annotated: for each picture, the names of all its objects, the barely visible ones
-            too. None of these counts as absent, and all count as occurring together; by
-            default `truth`.
+        truth: for each picture, the names of the present objects that can be asked about.
         strategy: random, popular or adversarial.
-        per_image: most present objects, and most absent objects, to ask about per picture.
+        seed: for all draws.
+        per_image: most present objects to ask about in a picture, and most absent ones.
+        annotated: for each picture, the names of all its objects, the barely visible ones
+            too; by default `truth`. An annotated object is never asked about as absent.
+            Frequencies are counted on annotated objects.
 
     Returns:
-        (picture, object name, is it there) in order of the pictures.
+        (index of the picture, name of the object, whether it is present), in the order of
+        the pictures.
 
     Raises:
         ValueError: for another strategy.
@@ -66,7 +71,7 @@ def pope_questions(
             score = Counter()
             for name in present:
                 score.update(together[name])
-            # sorting is stable: of equals, the more frequent comes first
+            # sorting is stable: of equally high scores, the more frequent name comes first
             absent.sort(key=lambda name: -score[name])
         n = min(per_image, len(present), len(absent))
         questions += [(i, name, True) for name in rng.sample(present, n)]
@@ -75,13 +80,17 @@ def pope_questions(
 
 
 def pope(says: list[bool], truth: list[bool]) -> dict[str, float]:
-    """Accuracy; precision, recall and F1 of "yes"; and the share of answers that say yes.
+    """Return accuracy; precision, recall and F1 of "yes"; and the share of yes.
+
+    Args:
+        says: for each question, whether the model says yes; at least one question.
+        truth: for each question, whether the object is present.
 
     >>> pope([True, True, False, False], [True, False, True, False])
     {'accuracy': 0.5, 'precision': 0.5, 'recall': 0.5, 'f1': 0.5, 'yes': 0.5}
     """
     n_right = sum(s == t for s, t in zip(says, truth))
-    hits = sum(s and t for s, t in zip(says, truth))     # said yes, rightly
+    hits = sum(s and t for s, t in zip(says, truth))     # right answers "yes"
     precision = hits / max(1, sum(says))
     recall = hits / max(1, sum(truth))
     return {
@@ -94,10 +103,10 @@ def pope(says: list[bool], truth: list[bool]) -> dict[str, float]:
 
 
 def mentions(text: str, phrases: Phrases) -> list[str]:
-    """Canonical names of the objects that a text mentions, in order, with repeats.
+    """Return the names of the objects that a text mentions, in order, with repeats.
 
-    Of several phrases that begin at a word, the longest counts: a red circle is not also a
-    circle.
+    If several phrases begin at the same word, only the longest counts: "red circle" is not
+    also "circle".
 
     >>> phrases = {"red circles": "red circle", "red ring": "red ring"}
     >>> mentions("Two red circles and a red ring.", phrases)
@@ -106,7 +115,7 @@ def mentions(text: str, phrases: Phrases) -> list[str]:
     longest = max((len(p.split()) for p in phrases), default=0)
     words = words_of(text).split()
     names = []
-    i = 0                                # of the word where the next phrase may begin
+    i = 0                                # the word where the next phrase may begin
     while i < len(words):
         for n in range(longest, 0, -1):
             name = phrases.get(" ".join(words[i:i + n]))
@@ -120,18 +129,21 @@ def mentions(text: str, phrases: Phrases) -> list[str]:
 
 
 def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
-    """How many invented objects texts name, and how many of the objects that are there.
+    """Measure how many invented objects texts name, and how many of the shown objects.
 
         chair_i = mentions of invented objects / all mentions
         chair_s = texts that mention an invented object / all texts
-        recall  = kinds of object that are there and named / kinds of object that are there
+        recall  = kinds of object that are shown and named / kinds of object that are shown
 
-    Repeated mentions count again. A mention is right if the picture shows an object of that
-    kind, however many it shows.
+    A kind is counted in each picture anew. In chair_i, repeated mentions count again. A
+    mention is right if the picture shows an object of that kind, however many it shows.
 
     Args:
-        named: for each picture, the objects that its text names, with repeats.
-        there: for each picture, the objects that it shows.
+        named: for each picture, the names of objects that its text mentions, with repeats.
+        there: for each picture, the names of the objects that it shows.
+
+    Returns:
+        {"chair_i", "chair_s", "recall"}, each 0 .. 1, and 0 if there is nothing to count.
 
     Source: Rohrbach et al. 2018, arXiv:1809.02156, section 3.1 (LisaAnne/Hallucination,
     utils/chair.py).
@@ -141,7 +153,7 @@ def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
     """
     n_mentions = n_invented = n_texts = n_found = n_kinds = 0
     for names, shown in zip(named, there):
-        # repeats stay in: a text that insists on an invented object is worse
+        # repeats count: a text that names an invented object twice is worse
         invented = [name for name in names if name not in shown]
         n_mentions += len(names)
         n_invented += len(invented)

@@ -1,18 +1,21 @@
-"""How well pictures and texts find each other: recall at k, its chance level, CLIPScore."""
+"""Measure how well pictures and texts fit: recall@k, its chance level, CLIPScore."""
 
 import torch
 from torch import Tensor
 
 
 def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
-    """Share of queries with a right item among their k most similar ones.
+    """Return the share of queries with a right item among their k most similar items.
 
     A query counts once, however many of its right items are found. Ties count against the
-    model, so a constant similarity scores 0 and not 1.
+    model: a constant similarity has recall 0, not 1, if k wrong items exist.
 
     Args:
-        similarity: (Q, G) of Q queries to G gallery items.
-        right: (Q, G) bool, True where the item answers the query.
+        similarity: (Q, G) of Q queries to G items.
+        right: (Q, G) bool, True where the item answers the query; at least one in each row.
+
+    Returns:
+        0 .. 1.
 
     Source: the image-to-text protocol of Karpathy and Fei-Fei 2015, arXiv:1412.2306,
     section 4.1.
@@ -28,12 +31,14 @@ def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
 
 
 def recall_by_chance(right: Tensor, k: int) -> float:
-    """Recall@k of a random order.
+    """Return the expected recall@k if the items are in random order.
 
-    Of G items m are right. The first k items of a random order miss all m of them with
+    Let m of G items be right. The first k items of a random order miss all m of them with
     probability
 
         P(miss) = (G-m)/G * (G-m-1)/(G-1) * ... * (G-m-k+1)/(G-k+1)
+
+    The result is the mean of 1 - P(miss) over all queries.
 
     Args:
         right: (Q, G) bool, as for `recall_at_k`.
@@ -50,15 +55,18 @@ def recall_by_chance(right: Tensor, k: int) -> float:
 
 
 def clip_score(img_z: Tensor, txt_z: Tensor) -> float:
-    """CLIPScore: how well texts fit their pictures, according to a CLIP.
+    """Compute CLIPScore: how well texts fit their pictures, according to a CLIP.
 
-        score = mean_i 2.5 * max(cos(img_z_i, txt_z_i), 0)
+        CLIPScore = mean_i 2.5 * max(cos(img_z_i, txt_z_i), 0)
 
-    Only scores of the same CLIP can be compared. The published score puts "A photo depicts"
-    before every text; put there what your CLIP has been trained on.
+    Two CLIPScores can be compared only if the same CLIP gave both. The paper puts "A photo
+    depicts" before every text; this function leaves the texts to its caller.
 
     Args:
-        img_z, txt_z: (n, C) of unit length; row i of one belongs to row i of the other.
+        img_z, txt_z: (n, C) embeddings of unit length; text i belongs to picture i.
+
+    Returns:
+        0 .. 2.5.
 
     Source: Hessel et al. 2021, arXiv:2104.08718, section 3.
 

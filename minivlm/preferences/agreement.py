@@ -1,5 +1,4 @@
-"""How well a reward model's scores agree with rankings, and with the ratings behind them.
-"""
+"""Measures how well a reward model's scores agree with rankings and with ratings."""
 
 from itertools import combinations
 
@@ -8,15 +7,16 @@ from torch import Tensor
 
 from minivlm.evaluation.raters import rating_of
 
-N_BINS = 10  # of [0, 1]; 600 held-out rankings give each bin a few hundred pairs
-# differences of two ratings: the name of a range, and its upper end in points
+# bins of probabilities from 0 to 1; 600 held-out rankings give a few hundred pairs a bin
+N_BINS = 10
+# ranges of the difference between two ratings: name, and upper end in points
 GAPS = (("0-0.5", 0.5), ("0.5-1", 1.0), ("1-", float("inf")))
 
-Pairs = list[tuple[int, int]]  # places of two answers in a list
+Pairs = list[tuple[int, int]]  # each pair: the places of two answers in a list
 
 
 def win_share(scores: list[float], better: Pairs) -> float:
-    """Share of the pairs (i, j) whose i scores higher than j; equal scores count half.
+    """Share of the pairs (i, j) with scores[i] > scores[j]; equal scores count half.
 
     >>> win_share([2.0, 1.0, 1.0], [(0, 1), (1, 2)])
     0.75
@@ -31,12 +31,13 @@ def win_share(scores: list[float], better: Pairs) -> float:
 
 
 def calibration_error(p: Tensor, came_true: Tensor) -> float:
-    """The expected calibration error: predicted probabilities against observed shares.
+    """The expected calibration error: how far predictions are from what came true.
 
         sum over bins of p: (predictions in the bin / n) |mean p - share that came true|
 
     Args:
-        p: (n,) probabilities; came_true: (n,) bool.
+        p: (n,) predicted probabilities.
+        came_true: (n,) bool, whether the predicted event came true.
 
     Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
 
@@ -53,7 +54,7 @@ def calibration_error(p: Tensor, came_true: Tensor) -> float:
 
 
 def larger_first(values: list[float], pairs: Pairs) -> Pairs:
-    """The pairs of different value, each turned so that the larger value comes first.
+    """Keep the pairs whose values differ, and put the larger value first in each.
 
     >>> larger_first([1, 3, 3], [(0, 1), (1, 2)])
     [(1, 0)]
@@ -70,23 +71,33 @@ def larger_first(values: list[float], pairs: Pairs) -> Pairs:
 def agreement(rankings: list[dict], scores: list[list[float]]) -> dict[str, float]:
     """Measure how well a reward model's scores agree with rankings and with ratings.
 
-        accuracy/all          ranked pairs whose better answer scores higher
-        accuracy/gap_1-       the same for pairs whose ratings differ by 1 or more
-        pairs/gap_1-          how many pairs that is
-        accuracy/ceiling      ranked pairs whose better answer is rated higher: people's
-                              errors limit every reward model to about this share
-        truth/all             pairs of different rating whose better one scores higher
-        calibration/error     of P(i before j) = sigmoid(score_i - score_j)
-        length/model          pairs whose longer answer, in characters, scores higher
-        length/people, truth  the same for ranks and for ratings; what length/model has
-                              beyond these is the reward model's own bias
+    A pair means two answers to one question. Shares are shares of pairs.
+
+        accuracy/all        of two answers with different ranks, the better ranked one
+                            scores higher
+        accuracy/gap_1-     the same, for pairs whose ratings differ by 1 point or more
+        pairs/gap_1-        the number of these pairs, no share
+        accuracy/ceiling    of two answers with different ranks, the better ranked one is
+                            rated higher; errors in the ranks limit every reward model to
+                            about this share
+        truth/all           of two answers with different ratings, the better rated one
+                            scores higher
+        calibration/error   the `calibration_error` of the predictions
+                            P(i is ranked before j) = sigmoid(score_i - score_j), no share
+        length/model        the longer answer, in characters, scores higher
+        length/people       the longer answer is ranked higher
+        length/truth        the longer answer is rated higher
+
+    The other ranges of a gap are 0-0.5 and 0.5-1. Where length/model is larger than
+    length/people and length/truth, the reward model itself prefers longer answers.
 
     Args:
+        rankings: as `load_rankings` reads them, so each has different ranks.
         scores: for each ranking the raw scores of its answers; their differences are
             log-odds.
 
     Returns:
-        the figures; without those that need ratings, if a ranking has none.
+        the figures; those that need ratings are missing if any ranking has no ratings.
     """
     is_rated = all(r.get("ratings") for r in rankings)
     # one entry for each answer of all rankings
@@ -106,8 +117,8 @@ def agreement(rankings: list[dict], scores: list[list[float]]) -> dict[str, floa
     if is_rated:
         by_gap: dict[str, Pairs] = {}
         for i, j in ranked:
-            # a third of a point has no exact float; a gap of exactly 0.5 or 1 opens the
-            # next range
+            # a gap of exactly 0.5 or 1 belongs to the upper range; a rating is a mean over
+            # three axes, and thirds are not exact as floats
             gap = abs(rating[i] - rating[j]) + 1e-9
             name = next(name for name, end in GAPS if gap < end)
             by_gap.setdefault(name, []).append((i, j))
@@ -119,7 +130,8 @@ def agreement(rankings: list[dict], scores: list[list[float]]) -> dict[str, floa
         if differently_rated:
             figures["truth/all"] = win_share(score, differently_rated)
 
-    # a prediction must not know who won, so a pair's order here is that of its places
+    # a prediction must not know which answer is ranked better, so the answers of a pair
+    # stand in the order of their places
     by_place = [sorted(pair) for pair in ranked]
     p = torch.tensor([score[i] - score[j] for i, j in by_place]).sigmoid()       # (n,)
     came_true = torch.tensor([preference[i] > preference[j] for i, j in by_place])

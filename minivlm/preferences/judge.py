@@ -1,10 +1,10 @@
-"""A judge: a vision-language model behind an OpenAI-compatible endpoint that rates answers.
+"""A judge rates answers: a vision-language model at an OpenAI-compatible endpoint.
 
-The judge sees the picture, the question and all answers at once, and rates each on three
-axes.
+The judge sees the picture, the question and all answers at once. It rates each answer on
+three axes: helpfulness, faithfulness and ethics.
 
-Source: VLFeedback's annotation by GPT-4V, Silkie, Li et al. 2023, arXiv:2312.10665, section
-3.2; the rubric (data/prompts/judge.txt) is our own.
+Source: Silkie, Li et al. 2023, arXiv:2312.10665, section 3.2: GPT-4V rates the answers of
+VLFeedback. The rubric (data/prompts/judge.txt) is our own.
 """
 
 import base64
@@ -22,12 +22,12 @@ from minivlm.running.files import is_number
 
 
 def key_of(q: dict, answers: list[str], pictures: Pictures) -> str:
-    """A name for the judge's reply about these answers to this question about this picture.
+    """Name the judge's reply about the answers to a question, as "id-hash".
 
-    The name holds a hash of texts and pixels. So an old reply is never used for other
-    answers, nor for other data in the same folder.
+    The hash is that of the texts and the pixels. So an old reply is never used for other
+    answers, or for other data in the same folder.
     """
-    # JSON keeps ["a", "b"] and ["ab"] apart
+    # as JSON, ["a", "b"] and ["ab"] give different hashes
     digest = hashlib.sha256(json.dumps([q["question"], answers]).encode())
     digest.update(pictures.pixels([q["image"]]).tobytes())
     return f"{q['id']}-{digest.hexdigest()[:12]}"
@@ -36,12 +36,12 @@ def key_of(q: dict, answers: list[str], pictures: Pictures) -> str:
 def requests_of(
     asked: Iterable[tuple[dict, list[str]]], pictures: Pictures, rubric: str
 ) -> Iterator[Request]:
-    """What the judge reads about each question and its answers, made one at a time.
+    """Yield one request for each question, made when it is needed to save memory.
 
     Args:
         asked: questions with "id", "image" and "question", each with its answers.
-        pictures: at the size that the policy saw; each is sent as a PNG inside the request.
-        rubric: the instructions, which tell how to rate and how to reply.
+        pictures: at the size at which they are sent, each as a PNG inside its request.
+        rubric: the instructions that tell the judge how to rate and how to reply.
     """
     for q, answers in asked:
         png = io.BytesIO()
@@ -71,7 +71,7 @@ def parse(text: str, n: int) -> list[Ratings]:
     >>> parse('Sure: [{"helpfulness": 4, "faithfulness": 5, "ethics": 5}]', 1)
     [{'helpfulness': 4.0, 'faithfulness': 5.0, 'ethics': 5.0}]
     """
-    # models like to say a word before the list, and to set it in a code fence
+    # models often write words before the list, or put the list into a code fence
     begin = text.find("[")
     end = text.rfind("]")
     try:
@@ -82,7 +82,7 @@ def parse(text: str, n: int) -> list[Ratings]:
         raise ValueError("another number of ratings than of answers")
     ratings = []
     for entry in rated:
-        # a further key, such as a reason, does no harm
+        # other keys, such as the reason for a rating, are ignored
         values = [entry.get(axis) for axis in AXES] if isinstance(entry, dict) else [None]
         if not all(is_number(v) and 1 <= v <= 5 for v in values):
             raise ValueError("rating that is no number from 1 to 5")

@@ -1,10 +1,11 @@
-"""Pairs of answers, one preferred to the other: read, made into rows, scored.
+"""Pairs: how they are read, made from rankings, and turned into rows for a model.
 
     {"id", "image" or none, "conversations": turns up to the question, "chosen", "rejected"}
 
-`chosen` and `rejected` are texts, or lists of turns that are equal except for the last one,
-the answer. Both answers stand in one row behind their prompt (see `conversation.pack`), so
-one forward pass reads prompt and picture once and scores both.
+`chosen` and `rejected` are texts. They may also be two lists of turns, which continue
+`conversations` and differ only in the last turn, the answer. Both answers stand in one row
+behind their prompt (see `conversation.pack`). So one forward pass reads prompt and picture
+once and gives the log-probabilities of both answers.
 """
 
 import difflib
@@ -32,16 +33,18 @@ from minivlm.running.checkpoint import write
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
-MIN_COMMON = 3  # tokens; a shorter piece that two answers share may be there by chance
+MIN_COMMON = 3  # tokens; two answers may share a shorter piece by chance
 
 # --- reading ---
 
 
 def split_pair(r: dict) -> tuple[list[Turn], str, str]:
-    """The turns up to the question, the chosen answer and the rejected answer.
+    """Read a pair: the turns up to the question, the chosen and the rejected answer.
 
     Raises:
-        ValueError: if an answer is missing or empty, both are equal, or the prompts differ.
+        ValueError: if an answer is missing or empty, if both are equal, if their prompts
+            differ, or if no question comes before them.
+        TypeError, AttributeError: if a turn is no object.
     """
     turns = r.get("conversations") or []
     chosen = r["chosen"]
@@ -63,7 +66,7 @@ def split_pair(r: dict) -> tuple[list[Turn], str, str]:
 
 
 def check_pair(r: dict) -> str:
-    """Say why a pair cannot be used, or ""."""
+    """Say why a pair cannot be used; "" if it can."""
     try:
         split_pair(r)
     except ValueError as error:
@@ -74,7 +77,7 @@ def check_pair(r: dict) -> str:
 
 
 def load_pairs(folder: str | Path, split: str) -> list[dict]:
-    """Read the pairs in `<folder>/<split>.jsonl`; `split_pair` can read each of them.
+    """Read the pairs in `<folder>/<split>.jsonl`, and check them by `check_pair`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checked`.
@@ -85,9 +88,12 @@ def load_pairs(folder: str | Path, split: str) -> list[dict]:
 def at_most(n: int, pairs: list[dict], seed: int) -> list[dict]:
     """Put pairs in random order and keep at most n for each question, or all if n is 0.
 
-    A ranking of K answers makes up to K (K - 1) / 2 pairs, and fewer if answers are equal.
-    Without this limit, questions with long answers would dominate the loss, because long
-    answers are hardly ever equal. InstructGPT gives each prompt the same weight too.
+    A ranking of K answers makes up to K (K - 1) / 2 pairs, and fewer if ranks are equal.
+    Without a limit, questions with long answers would dominate the loss, because long
+    answers hardly ever get equal ranks. InstructGPT also gives questions equal weights.
+
+    Args:
+        seed: decides the order, and so which pairs are kept.
 
     >>> asked = [{"from": "human", "value": "Why?"}]
     >>> pair = {"conversations": asked, "rejected": "No."}
@@ -109,13 +115,20 @@ def at_most(n: int, pairs: list[dict], seed: int) -> list[dict]:
 
 
 def pairs_of(r: dict) -> list[dict]:
-    """Make every ordered pair of a ranking; two answers of equal rank make none."""
+    """Make a pair of every two answers with different ranks; the better one is chosen.
+
+    "gap" is the difference of their ratings in points, or of their ranks if the ranking has
+    no ratings. It is below 0 if the chosen answer has the worse rating.
+
+    Args:
+        r: a ranking, with its "rater".
+    """
     turns = [{"from": "human", "value": f"{IMAGE_MARK}\n{r['question']}"}]
     ranks = r["ranking"]
     ratings = r.get("ratings")
     pairs = []
     for i, j in permutations(range(len(ranks)), 2):
-        if ranks[i] >= ranks[j]:  # a tie, or the pair the other way round
+        if ranks[i] >= ranks[j]:  # a tie, or i is the worse answer
             continue
         gap = ranks[j] - ranks[i]
         if ratings:
@@ -132,12 +145,15 @@ def pairs_of(r: dict) -> list[dict]:
 
 
 def changed_tokens(a: list[int], b: list[int]) -> tuple[list[bool], list[bool]]:
-    """Mark the tokens of two answers that lie outside the text that both have in common.
+    """Mark the tokens that two answers do not share.
 
-    Common text is a run of MIN_COMMON or more equal tokens. RLHF-V's code (RLAIF-V,
-    utils/diff_lib.py) marks only changes that have tokens on both sides. Here a piece that
-    only one answer has is marked as well: it may name an invented object, which DPO shall
-    unlearn.
+    Answers share a piece of text if at least MIN_COMMON tokens in a row are equal. RLHF-V's
+    code (RLAIF-V, utils/diff_lib.py) marks only changes that have tokens in both answers.
+    Here a piece that only one answer has is marked as well: it may name an invented object,
+    which DPO is to unlearn.
+
+    Returns:
+        for each token of a, and for each token of b, whether it is marked.
 
     Source: the corrected segments of RLHF-V, arXiv:2312.00849, section 3.2.
 
@@ -157,9 +173,11 @@ def changed_tokens(a: list[int], b: list[int]) -> tuple[list[bool], list[bool]]:
 
 @dataclass
 class PairBatch:
-    """B pairs: a Batch of B packed rows with their pictures, and the weight of each target.
+    """B pairs, ready for a model.
 
-    weights: (B, T); 1 if both answers have the token, PairMaker's `changed` if only one has.
+    rows: B packed rows with their pictures.
+    weights: (B, T) of the targets: 1 for a token that both answers share, PairMaker's
+        `changed` for a token that only one of them has.
     """
 
     rows: Batch
@@ -175,9 +193,11 @@ class PairMaker:
 
     Args:
         folder: the data folder that holds the pictures.
-        vlm: its number of image tokens and its context decide how long a row is and may be.
+        vlm: the model that will read the batches; it decides the size of a picture, the
+            number of image tokens, and the longest row.
+        tokenizer: the model's.
         changed: weight of a token that only one of the two answers has, see
-            `changed_tokens`; a token that both have weighs 1.
+            `changed_tokens`; a token that both share weighs 1.
     """
 
     def __init__(
@@ -190,7 +210,7 @@ class PairMaker:
         self.pictures = Pictures(folder, vlm.config.vit.image_size)
 
     def rows(self, r: dict) -> tuple[list[int], list[int], list[int]]:
-        """Ids of prompt, chosen and rejected answer, both answers with their end token."""
+        """Encode a pair: prompt, chosen and rejected answer, each answer with its end."""
         turns, chosen, rejected = split_pair(r)
         encode = self.tokenizer.encode
         end = [self.tokenizer.end]
@@ -198,11 +218,11 @@ class PairMaker:
         return prompt, encode(chosen) + end, encode(rejected) + end
 
     def length(self, r: dict) -> int:
-        """Number of tokens in a pair's row, which holds both answers.
+        """Count the tokens that a model reads of a pair's row, which holds both answers.
 
         Raises:
-            ValueError: with the record's id, if the row does not fit the context, `render`
-                refuses the turns, or <image> marks and pictures differ in number.
+            ValueError: if the row does not fit the context, if `render` refuses the turns,
+                or if there are not as many <image> marks as pictures; with the pair's id.
         """
         try:
             prompt, chosen, rejected = self.rows(r)
@@ -210,9 +230,8 @@ class PairMaker:
             n_images = 1 if r.get("image") else 0
             if marks != n_images:
                 raise ValueError(f"{marks} <image> marks and {n_images} pictures")
-            # neither answer sees the other, so the longer one must fit alone behind the
-            # prompt; collate never feeds the row's last token, the end of the rejected
-            # answer
+            # neither answer sees the other, so the longer one must fit behind the prompt
+            # alone; the model never reads the row's last token, the rejected answer's end
             n = len(prompt) + max(len(chosen), len(rejected) - 1)
             if n > self.block_size:
                 raise ValueError(
@@ -242,7 +261,8 @@ class PairMaker:
             for b, (_, chosen, rejected) in enumerate(encoded):
                 in_chosen, in_rejected = changed_tokens(chosen, rejected)
                 is_changed = torch.tensor(in_chosen + in_rejected)
-                is_answer = batch.targets[b] != IGNORE_INDEX         # (T,), chosen first
+                # (T,), True at the tokens of the chosen answer, then of the rejected one
+                is_answer = batch.targets[b] != IGNORE_INDEX
                 weights[b, is_answer] += (self.changed - 1) * is_changed
         return PairBatch(batch, weights)
 
@@ -250,14 +270,15 @@ class PairMaker:
 def pair_logprobs(
     vlm: VLM, batch: PairBatch, average: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of chosen and rejected answers, in one forward pass.
+    """Compute the log-probabilities of both answers of each pair, in one forward pass.
 
     Args:
-        average: as `losses.sequence_logprobs` takes it.
+        average: divide the sum over an answer's tokens by the sum of their weights, see
+            `losses.sequence_logprobs`.
 
     Returns:
-        (B,) of the chosen and (B,) of the rejected answers, both with the batch's weights,
-        and (B, T) of all answer tokens, without weights.
+        (B,) of the chosen and (B,) of the rejected answers, weighted, in nats; and (B, T)
+        of each token of both, not weighted.
     """
     rows = batch.rows
     img_emb = None
@@ -283,12 +304,13 @@ class ReferenceCache:
 
     Args:
         path: the file.
-        key: what the log-probabilities depend on: names -> fingerprints or settings.
-        overwrite: replace a file that is damaged or has another key; else it is refused.
+        key: what the log-probabilities depend on: name -> fingerprint or setting.
+        overwrite: whether to replace a file that is damaged or has another key. Without it,
+            such a file is refused.
 
     Raises:
-        ValueError: if the file is damaged or has another key, with the names that differ.
-        FileNotFoundError: if the folder of the file does not exist.
+        ValueError: if the file is refused; for another key, with the names that differ.
+        FileNotFoundError: if the folder of the file does not exist, without `overwrite`.
     """
 
     def __init__(self, path: Path, key: dict, overwrite: bool):
@@ -296,7 +318,7 @@ class ReferenceCache:
         self.key = key
         self.logp = None
         if not path.is_file():
-            # with overwrite the path lies in the run folder, which is made later
+            # with overwrite, the file lies in the run folder, which is made later
             if not overwrite and not path.parent.is_dir():
                 raise FileNotFoundError(f"no folder {path.parent} to keep {path.name} in")
             return
@@ -323,19 +345,23 @@ class ReferenceCache:
         self, ref: VLM, maker: PairMaker, pairs: list[dict], lengths: Tensor, average: bool,
         device: torch.device,
     ) -> Tensor:
-        """Read the log-probabilities from the file, or compute and write them.
+        """Return the log-probabilities of the file, or compute and write them.
 
         Args:
-            lengths: (n,) of the pairs; those of similar length share a batch.
+            ref: the reference, or the policy, which is then read without its adapters.
+            maker: makes the batches.
+            lengths: (n,) tokens of each pair, see `PairMaker.length`; pairs of similar
+                length share a batch.
+            average: as for `pair_logprobs`.
 
         Returns:
-            (n, 2), chosen and rejected.
+            (n, 2) nats: of each pair's chosen and of its rejected answer.
         """
         if self.logp is None:
             self.logp = torch.empty(len(pairs), 2)
             for part in tqdm(lengths.argsort().split(64), desc="reference", disable=None):
                 batch = maker.batch([pairs[i] for i in part.tolist()]).to(device)
-                with adapters_off(ref):  # a policy with LoRA is its own reference
+                with adapters_off(ref):  # without its adapters, the policy is the reference
                     chosen, rejected, _ = pair_logprobs(ref, batch, average)     # (b,) (b,)
                 self.logp[part] = torch.stack((chosen, rejected), 1).cpu()
             write({"key": self.key, "logp": self.logp}, self.path)

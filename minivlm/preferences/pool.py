@@ -1,6 +1,7 @@
-"""Answers to be ranked: drawn from one chatbot or several, or read from a file of rankings.
+"""Collects answers to be ranked: draws them from chatbots, or reads them from a file.
 
-Source: a pool of models that answer: Silkie, arXiv:2312.10665, section 3.
+Source: Silkie, Li et al. 2023, arXiv:2312.10665, section 3: a pool of models answers each
+question.
 """
 
 import math
@@ -29,10 +30,12 @@ def sample(
 ) -> Iterator[tuple[dict, list[str]]]:
     """Draw k answers to each question at each temperature.
 
-    The answers come in turns: the first draw at each temperature, then the second draw, and
-    so on.
+    Yields:
+        a question and its answers: the first draw at each temperature, then the second draw
+        at each, and so on. The questions come in another order than they were given.
     """
-    # a batch takes as long as its longest answer; a known answer tells how long that may be
+    # a batch takes as long as its longest answer, so questions share a batch whose known
+    # answers are similarly long
     questions = sorted(questions, key=lambda q: len(q.get("answer", "")))
     n_image_tokens = model.config.vit.n_tokens
     device = next(model.parameters()).device
@@ -41,7 +44,7 @@ def sample(
         part = questions[start:start + batch_size]
         prompts = [prompt_of(q["question"], tokenizer, n_image_tokens) for q in part]
         images = pictures.get([q["image"] for q in part])            # (B, 3, S, S)
-        drawn = []  # for each temperature B * k answers, k to each question in order
+        drawn = []  # for each temperature B * k answers: k to each question, in order
         for temperature in temperatures:
             drawn.append(generate(
                 model, images, prompts, n_copies=k, stop=tokenizer.end,
@@ -61,23 +64,29 @@ def ask_pool(
 ) -> QuestionsWithAnswers:
     """Draw answers to each question and keep the first k that differ.
 
-    The models take turns, so each contributes. A question may keep fewer than k answers;
-    with only one there is nothing to rank.
+    The models' answers alternate, so that answers of each model are kept. A question may
+    get fewer than k different answers; a single answer cannot be ranked.
 
     Args:
         runs: run folders of chatbots.
         data: the data folder that holds the pictures.
         k: answers to keep; each model draws k / (number of models), rounded up, at each
             temperature.
-        temperatures: one should be high. Where a model is sure, its ordinary draws are all
-            alike: a reward model then sees no ranking with, say, a refusal that should be
-            there and is not, and cannot learn to prefer it.
+        temperatures: one of them should be high. Where a model is sure, its draws at an
+            ordinary temperature are all alike. If it never refuses a question, for
+            instance, then no ranking compares a refusal with an answer, and a reward model
+            cannot learn to prefer the refusal.
+        max_new_tokens: longest answer.
         batch_size: questions that are answered at once.
+        seed: of the draws.
+
+    Returns:
+        each question with its answers, in the order of `questions`.
 
     Raises:
-        FileNotFoundError, ValueError: if a run has no checkpoint of a chatbot.
+        FileNotFoundError, ValueError: if a run folder has no checkpoint of a chatbot.
     """
-    # all are read first: a missing run shall cost no sampling
+    # all checkpoints are read before any sampling, which takes minutes
     states = [checkpoint.load(name.strip(), ("sft", "ppo", "dpo")) for name in runs]
     share = math.ceil(k / len(states))
     drawn: dict[str, list[list[str]]] = {q["id"]: [] for q in questions}
@@ -91,20 +100,21 @@ def ask_pool(
     out = []
     for q in questions:
         by_turns = chain.from_iterable(zip(*drawn[q["id"]]))
-        # a dict, since a set would forget the order
+        # a dict keeps the order, which a set would not
         different = dict.fromkeys(text for text in by_turns if text)
         out.append((q, list(different)[:k]))
     return out
 
 
 def answered(questions: list[dict], path: Path) -> QuestionsWithAnswers:
-    """The questions that a file of rankings has answers to, with these answers.
+    """Read the answers to questions from an older file of rankings.
 
-    The rankings held out of that file, `<name>_val.jsonl` beside it, are read too.
+    Its held-out rankings, `<name>_val.jsonl` beside it, are read too. Questions to which
+    neither file has answers are left out.
 
     Raises:
         FileNotFoundError: if one of the two files does not exist.
-        ValueError: if a line is not a record with responses, or a response is not a text.
+        ValueError: if a line is no record with responses, or a response is no text.
     """
     answers_of = {}
     for split in (path.stem, f"{path.stem}_val"):

@@ -1,4 +1,4 @@
-"""Questions of a data folder, made ready for a policy and a reward model.
+"""Makes prompts for the policy and the reward model from the questions of a data folder.
 
     prompts = Prompts(folder, "train", policy, tokenizer, facts)
     batch = prompts.batch(questions, seed)
@@ -22,14 +22,15 @@ N_SAMPLES = 12  # pictures on a sheet of samples: three rows of four
 
 
 class Prompts:
-    """Questions of a data folder, with the records of the pictures that they ask about.
+    """Makes prompts from questions; knows the records of the pictures that they ask about.
 
     Args:
         folder: the data folder.
-        split: which file of it holds the records of the pictures.
-        policy: the model that answers; decides image size, image tokens and context.
-        tokenizer: the policy's and the reward model's.
-        facts: whether the reward model also reads the pictures' true captions, in random
+        split: the file of the data folder that holds the records of the pictures.
+        policy: the model that answers; it decides the size of pictures, the number of image
+            tokens and the context.
+        tokenizer: of both the policy and the reward model.
+        facts: whether the reward model also reads the true captions of a picture, in random
             order.
     """
 
@@ -46,12 +47,16 @@ class Prompts:
         self.phrases = load_meta(folder).get("phrases", {})
 
     def load(self, split: str, max_new_tokens: int) -> list[dict]:
-        """Read the questions in `<folder>/<split>.jsonl`.
+        """Read and check the questions in `<folder>/<split>.jsonl`.
+
+        Args:
+            max_new_tokens: longest answer.
 
         Raises:
-            ValueError: with the question's id, if its picture has no record, if facts are
-                needed and the record has no captions, or if question and answer may exceed
-                the context.
+            FileNotFoundError: if there is no such file.
+            ValueError: if a question's picture has no record, if facts are needed and the
+                record has no captions, or if prompt and answer may be longer than the
+                context; with the question's id.
         """
         questions = load_records(self.folder, split, ("image", "question", "kind"))
         for q in questions:
@@ -60,7 +65,7 @@ class Prompts:
                 raise ValueError(f"{name}: no picture {q['image']} in {self.split}")
             if self.facts and not self.records[q["image"]].get("captions"):
                 raise ValueError(f"{name}: no captions to serve as facts")
-            # the longest prompt of all models; the facts' order does not change its length
+            # no model reads a longer prompt; the order of facts does not change its length
             n = len(self.reward_prompt(q, torch.Generator()))
             if n + max_new_tokens > self.config.gpt.block_size:
                 raise ValueError(
@@ -70,18 +75,22 @@ class Prompts:
         return questions
 
     def prompt(self, q: dict, facts: list[str]) -> list[int]:
-        """The ids before an answer to a question."""
+        """The ids before the answer to a question, with facts before the question."""
         return prompt_of(q["question"], self.tokenizer, self.config.vit.n_tokens, facts)
 
     def reward_prompt(self, q: dict, generator: torch.Generator) -> list[int]:
-        """What the reward model reads before an answer."""
+        """The ids that the reward model reads before an answer.
+
+        Args:
+            generator: decides the order of the facts.
+        """
         captions = self.records[q["image"]]["captions"] if self.facts else []
-        # at random, so that no place in the list comes to mean anything
+        # in random order, so that nothing can be learned from the place of a fact
         order = torch.randperm(len(captions), generator=generator).tolist()
         return self.prompt(q, [captions[i] for i in order])
 
     def batch(self, questions: list[dict], seed: int) -> PromptBatch:
-        """Render questions and load their pictures.
+        """Make the prompts of B questions and load their pictures.
 
         Args:
             seed: decides the order of the facts, and later the policy's answers.
@@ -95,10 +104,10 @@ class Prompts:
         return PromptBatch(questions, images, prompts, reward_prompts, seed)
 
     def true_scores(self, questions: list[dict], answers: list[str]) -> list[float]:
-        """Rate answers by what the pictures really show; [] if no scenes are known.
+        """The true score of each answer, from 1 to 5; [] if the data have no scenes.
 
-        For the log only. No model may learn from true scores: with people's preferences
-        there are none, and the reward model has to replace them.
+        True scores are for the log only, and no model may learn from them: where people
+        rank the answers there are no true scores, and a reward model has to do without.
         """
         scenes = [self.records[q["image"]] for q in questions]
         if not self.phrases or not all(scene.get("objects") for scene in scenes):
@@ -111,16 +120,15 @@ class Prompts:
     def sheet(
         self, questions: list[dict], answers: list[str], scores: Tensor | None
     ) -> Image.Image:
-        """Draw the first pictures, each with its question, answer and score.
+        """Draw a sheet of the first pictures, each with its question, answer and score.
 
         Args:
-            scores: (B,) of the reward model, or None.
+            scores: (B,) by the reward model; None shows no scores.
         """
         shown = questions[:N_SAMPLES]
         texts = []
         for i, q in enumerate(shown):
             lines = [f"> {line}" for line in answers[i].splitlines()]
-            # an empty paragraph keeps sheets with and without scores equally high
             score = "" if scores is None else f"score {scores[i].item():.2f}"
             texts.append([q["question"], *lines, score])
         return contact_sheet(self.pictures.pixels([q["image"] for q in shown]), texts)

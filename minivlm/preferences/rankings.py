@@ -1,8 +1,8 @@
-"""Rankings read from a file, and checked.
+"""Reads rankings from a file and checks them.
 
 A ranking is one JSON object: a question about a picture, K different answers, and a rank
-for each (1 is best, equals alike). Where it has ratings too, their mean over the axes is an
-answer's rating.
+for each answer; 1 is best, and answers may share a rank. A ranking may also have ratings:
+for each answer, axis -> points. The mean over the axes is then the answer's rating.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from minivlm.running.files import is_number
 
 
 def check_ranking(r: dict) -> str:
-    """Say why a ranking cannot be used, or ""."""
+    """Say why a ranking cannot be used; "" if it can."""
     answers = r["responses"]
     ranks = r["ranking"]
     is_listed = isinstance(answers, list) and isinstance(ranks, list)
@@ -23,16 +23,16 @@ def check_ranking(r: dict) -> str:
         return "empty answer"
     if len({a.strip() for a in answers}) < len(answers):
         return "answer equal to another"
-    # type(), since True would pass for the int 1
+    # type(), because isinstance takes True for an int
     if any(type(rank) is not int or rank < 1 for rank in ranks):
         return "rank that is no number from 1"
     if len(set(ranks)) < 2:
         return "all ties"
-    ratings = r.get("ratings") or []  # a ranking by people has none
+    ratings = r.get("ratings") or []  # a ranking by people may have none
     if ratings and (not isinstance(ratings, list) or len(ratings) != len(answers)):
         return "as many ratings as answers are needed"
     for rating in ratings:
-        # axis -> points; which axes is up to the rater
+        # axis -> points; raters may use different axes
         points = rating.values() if isinstance(rating, dict) else []
         if not points or not all(map(is_number, points)):
             return "rating that is no number"
@@ -43,16 +43,16 @@ def load_checked(
     folder: str | Path, split: str, what: str, need: tuple[str, ...],
     check: Callable[[dict], str],
 ) -> list[dict]:
-    """Read `<folder>/<split>.jsonl`, a file that data/preferences.py writes.
+    """Read and check `<folder>/<split>.jsonl`, a file that data/preferences.py writes.
 
     Args:
-        what: a name for the records, for messages.
+        what: what an error calls the records: "rankings" or "pairs".
         need: keys that every record must have.
-        check: says why a record cannot be used, or "".
+        check: says why a record cannot be used; "" if it can.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a record cannot be used, with its id and the reason.
+        ValueError: if a record cannot be used; with its id and the reason.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
@@ -66,7 +66,7 @@ def load_checked(
 
 
 def load_rankings(folder: str | Path, split: str) -> list[dict]:
-    """Read the rankings in `<folder>/<split>.jsonl`, each as `check_ranking` wants it.
+    """Read the rankings in `<folder>/<split>.jsonl`, and check them by `check_ranking`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checked`.

@@ -1,8 +1,9 @@
-"""Our weights as huggingface/transformers saves its own, for other programs to load.
+"""Writes our weights as huggingface/transformers saves its own, for other programs.
 
     runs/lm                      GPT2LMHeadModel
     runs/clip                    CLIPModel
-    runs/align, sft, ppo, dpo    LlavaForConditionalGeneration: CLIPVisionModel, GPT2Model
+    runs/align, sft, ppo, dpo    LlavaForConditionalGeneration, made of CLIPVisionModel and
+                                 GPT2Model
 
 Each folder gets config.json, model.safetensors and the tokenizer as tokenizer.json. A model
 with a ViT also gets a file that tells how pictures are prepared, and a chatbot its chat
@@ -32,10 +33,10 @@ from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLMConfig
 
-# conversation.render in Jinja, for messages {"role": "user" | "assistant" | "system",
-# "content": a text or a list of {"type": "image"} and {"type": "text", "text": ...}};
-# "<image>" in a text marks the place of a picture, and transformers' processor makes N
-# tokens of each <|image|>
+# This is conversation.render in Jinja. A message is {"role": "user" | "assistant" |
+# "system", "content": ...}; its content is a text, or a list of {"type": "image"} and
+# {"type": "text", "text": ...}. "<image>" in a text marks the place of a picture.
+# transformers' processor replaces each <|image|> by N tokens.
 TEMPLATE = """\
 {%- macro read(text) %}
 {%- for part in text.split("<image>") %}
@@ -67,9 +68,11 @@ def export(state: dict, folder: Path) -> str:
     """Write a checkpoint's model and tokenizer as transformers saves them.
 
     Args:
-        state: as `checkpoint.load` or `weights.read_clip` gives it. Without a tokenizer
-            none is written, and a CLIP's texts end with the token of the largest id.
-        folder: made if it does not exist; an earlier export in it is replaced.
+        state: as `checkpoint.load` or `weights.read_clip` returns it. If it has no
+            tokenizer, none is written, and CLIP takes a text's feature at the token with
+            the largest id.
+        folder: made if it does not exist. All its *.json files are removed first, so that
+            an earlier export is replaced.
 
     Returns:
         the name of the class that loads the folder.
@@ -95,14 +98,14 @@ def export(state: dict, folder: Path) -> str:
         weights = to_theirs(clip_names(c), state["model"])
     else:
         c = VLMConfig.from_dict(model)
-        vlm = vlm_from(state)  # of several models the policy, with its LoRA merged
+        vlm = vlm_from(state)  # if there are several models, the policy; LoRA is merged
         name = "LlavaForConditionalGeneration"
         config = llava_config(c)
         files |= picture_files(c.vit) | chat_files(c)
         weights = to_theirs(llava_names(c), vlm.state_dict())
     if tokenizer is not None:
         files |= tokenizer_files(tokenizer, tokenizer.stop(stage))
-    # last, so that a folder that is only half written has no config.json and is refused
+    # written last: a folder that is only half written has no config.json and is refused
     files["config.json"] = config | {"architectures": [name], "dtype": "float32"}
     write(folder, weights, files)
     return name
@@ -112,12 +115,12 @@ def write(folder: Path, weights: dict[str, Tensor], files: dict[str, dict | str]
     """Remove an earlier export; write weights, then the other files in their order."""
     writer = safetensors()
     folder.mkdir(parents=True, exist_ok=True)
-    # a chat template or an index of other weights would be loaded with the new ones
+    # an old chat template or an old index of weights would be loaded with the new weights
     for old in (*folder.glob("*.json"), folder / "chat_template.jinja"):
         old.unlink(missing_ok=True)
     path = folder / "model.safetensors"
     writer.save_file(weights, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # the package makes files that nobody else can read
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
     for name, content in files.items():
         if not isinstance(content, str):
             content = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -128,7 +131,7 @@ def write(folder: Path, weights: dict[str, Tensor], files: dict[str, dict | str]
 
 
 def gpt2_config(c: GPTConfig) -> dict:
-    """GPT2Config of a GPT."""
+    """The GPT2Config that describes a GPT."""
     return {
         "model_type": "gpt2", "vocab_size": c.vocab_size, "n_positions": c.block_size,
         "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": None,
@@ -140,7 +143,7 @@ def gpt2_config(c: GPTConfig) -> dict:
 
 
 def vit_config(c: ViTConfig) -> dict:
-    """CLIPVisionConfig of a ViT."""
+    """The CLIPVisionConfig that describes a ViT."""
     return {
         "model_type": "clip_vision_model", "hidden_size": c.n_embd, "hidden_act": c.act,
         "intermediate_size": 4 * c.n_embd, "num_hidden_layers": c.n_layer,
@@ -150,7 +153,7 @@ def vit_config(c: ViTConfig) -> dict:
 
 
 def clip_config(c: CLIPConfig, tokenizer: Tokenizer | None) -> dict:
-    """CLIPConfig of a CLIP, whose text feature is taken at the first end token."""
+    """The CLIPConfig that describes a CLIP; a text's feature is that of its end token."""
     # 2 makes transformers take the feature at the largest id, as for published CLIPs
     end = 2 if tokenizer is None else tokenizer.endoftext
     text = {
@@ -167,24 +170,24 @@ def clip_config(c: CLIPConfig, tokenizer: Tokenizer | None) -> dict:
 
 
 def llava_config(c: VLMConfig) -> dict:
-    """LlavaConfig of a VLM.
+    """The LlavaConfig that describes a VLM.
 
     Raises:
-        ValueError: if its projector is another one than LLaVA's, or prompts are read both
-            ways.
+        ValueError: if its projector is not LLaVA's, or if it reads prompts in both
+            directions (prefix_lm).
     """
     if c.projector != "llava":
         raise ValueError(
-            "LlavaForConditionalGeneration has two maps and no norm in its projector, this "
-            f"model has the projector {c.projector!r}; train_align.py --projector llava "
-            "makes one that fits"
+            "LlavaForConditionalGeneration has two layers and no norm in its projector, "
+            f"this model has the projector {c.projector!r}; train_align.py --projector "
+            "llava makes one that fits"
         )
     if c.prefix_lm:
         raise ValueError(
             "LlavaForConditionalGeneration reads prompts causally, this model does not "
             "(prefix_lm)"
         )
-    # Llava has its own head beside GPT2Model, so the weights hold our tied matrix twice
+    # LLaVA has its own head beside GPT2Model, so the file holds our tied matrix twice
     text = gpt2_config(c.gpt) | {"tie_word_embeddings": False}
     return {
         "model_type": "llava", "vision_config": vit_config(c.vit), "text_config": text,
@@ -199,7 +202,7 @@ def llava_config(c: VLMConfig) -> dict:
 
 
 def picture_files(c: ViTConfig) -> dict[str, dict]:
-    """The file that tells how pictures are prepared: CLIP's way."""
+    """The file that tells how pictures are prepared: as CLIP does it."""
     size = c.image_size
     return {
         "preprocessor_config.json": {
@@ -220,7 +223,7 @@ def chat_files(c: VLMConfig) -> dict[str, dict | str]:
         "processor_config.json": {
             "processor_class": "LlavaProcessor", "patch_size": c.vit.patch_size,
             "vision_feature_select_strategy": "default",
-            # the class token, which "default" above leaves out of the features
+            # the class token, which the strategy "default" leaves out of the features
             "num_additional_image_tokens": 1,
             "image_token": "<|image|>",
         },
@@ -228,7 +231,11 @@ def chat_files(c: VLMConfig) -> dict[str, dict | str]:
 
 
 def tokenizer_files(tokenizer: Tokenizer, stop: int) -> dict[str, dict]:
-    """The files of the tokenizer, and of which token ends a text."""
+    """The files of the tokenizer, and the file that tells which token ends a text.
+
+    Args:
+        stop: id of that token.
+    """
     return {
         "tokenizer.json": tokenizer_file(tokenizer),
         "tokenizer_config.json": {
@@ -241,9 +248,9 @@ def tokenizer_files(tokenizer: Tokenizer, stop: int) -> dict[str, dict]:
 
 def tokenizer_file(tokenizer: Tokenizer) -> dict:
     """The content of tokenizer.json, in the format of huggingface/tokenizers."""
-    letters = byte_letters()  # the file is text, so bytes are written as letters
+    letters = byte_letters()  # the file is text, so each byte is written as a letter
     names = {token: "".join(letters[b] for b in token) for token in tokenizer.ranks}
-    # behind all others, where read_tokenizer and our Tokenizer expect them
+    # special tokens follow all others, where read_tokenizer and our Tokenizer expect them
     special = []
     for i, name in enumerate(SPECIALS, start=len(tokenizer.ranks)):
         special.append({
@@ -267,7 +274,7 @@ def tokenizer_file(tokenizer: Tokenizer) -> dict:
 
 
 def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The merges that made the tokens, in order: each token is two earlier ones, joined.
+    """The merges that made the tokens, in order: each joins two earlier tokens.
 
     >>> merges_of({b"a": 0, b"b": 1, b"ab": 2, b"aba": 3})
     [(b'a', b'b'), (b'ab', b'a')]
@@ -290,7 +297,8 @@ def main(cfg: Config) -> None:
     """Export a run, and print which class loads it.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such run, or `out` is a run folder.
+        FileNotFoundError, ValueError: if there is no such run, if `out` is empty or a run
+            folder, or as `export`.
     """
     # a run folder has a config.json of its own, which an export would replace
     if not cfg.out or list(Path(cfg.out).glob("*.pt")):

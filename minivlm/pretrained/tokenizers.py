@@ -1,13 +1,14 @@
-"""Published tokenizers: GPT-2's, read as ours, and CLIP's own, for published CLIPs.
+"""Published tokenizers: GPT-2's, read as ours; and CLIP's, a class of its own.
 
-GPT-2's tokenizer is byte-level BPE like ours, in tokenizer.json, or in vocab.json and
-merges.txt. CLIP's marks the last letter of each word, so no token holds a space:
+GPT-2's tokenizer is byte-level BPE like ours. Its files are tokenizer.json, or vocab.json
+and merges.txt. CLIP's tokenizer marks the last letter of each word, so no token holds a
+space:
 
     "A  Cat!" -> a</w> cat</w> !</w>, between <|startoftext|> and <|endoftext|>
 
-CLIP's text is brought to Unicode's NFC, to single spaces and to lower case, as in
-transformers (openai/CLIP also repairs broken text with ftfy). The name of a special token
-inside a text is ordinary text.
+It first brings a text to Unicode's NFC, to single spaces and to lower case, as transformers
+does (openai/CLIP also repairs broken text with ftfy). The name of a special token inside a
+text is ordinary text.
 
 Source: Radford et al. 2019 (GPT-2); Radford et al. 2021, arXiv:2103.00020, section 2.4;
 openai/CLIP, clip/simple_tokenizer.py.
@@ -25,6 +26,7 @@ from minivlm.tokenizer import (
     GPT2_PATTERN, HF_PATTERN, PATTERN, SPECIALS, Tokenizer, byte_letters, join_pair,
 )
 
+# the words of a text: contractions, letters, single digits, other characters
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\p{White_Space}\p{L}\p{N}]+"
 
 # --- GPT-2's and ours ---
@@ -34,13 +36,14 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     """Read GPT-2's tokenizer, or one of ours that export.py wrote.
 
     Returns:
-        the tokenizer, and how many of its special tokens the folder has: one in GPT-2's.
+        the tokenizer, and how many special tokens the folder has: GPT-2's has one, and the
+        tokenizer has all of ours.
 
     Raises:
         FileNotFoundError: if the folder has no tokenizer.
         ValueError: if ids have gaps, if merges do not come in the order of their ids, if
-            the special tokens are not the first of ours, behind all others, or if text is
-            split by another rule.
+            the special tokens are not the first of SPECIALS with the last ids, or if text
+            is split by another rule.
     """
     vocab, merges, file = read_merges(folder)
     expect(file, folder, normalizer=None)
@@ -54,7 +57,7 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     except KeyError as missing:
         message = f"{folder}: {missing} is no letter of a byte, or has no id"
         raise ValueError(message) from None
-    # our Tokenizer joins by rank, so the order of ids must be the order of merges
+    # our Tokenizer joins in the order of ids, which must be the order of merges
     merged = list(ranks.values())[len(letters):]
     if merged != sorted(merged):
         raise ValueError(f"{folder}: the merges do not come in the order of their ids")
@@ -73,7 +76,7 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
         # older files leave use_regex out; trim_offsets does not change the ids
         split = {"use_regex": True} | split | {"trim_offsets": True}
     for pattern in (GPT2_PATTERN, PATTERN):
-        # vocab.json and merges.txt say nothing about the split: they are GPT-2's files
+        # without tokenizer.json nothing tells how text is split: the files are GPT-2's
         if not file or split == pre_tokenizer(pattern):
             return Tokenizer(ranks, pattern), len(known)
     raise ValueError(f"{folder}: text is split neither in GPT-2's way nor in ours")
@@ -86,7 +89,7 @@ def pre_tokenizer(pattern: str) -> dict:
         "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
         "use_regex": is_gpt2,
     }
-    if is_gpt2:  # "use_regex" means GPT-2's pattern, any other is written out
+    if is_gpt2:  # "use_regex" means GPT-2's pattern; any other pattern is written out
         return to_letters
     split = {
         "type": "Split", "pattern": {"Regex": HF_PATTERN}, "behavior": "Isolated",
@@ -99,13 +102,12 @@ def read_merges(folder: Path) -> tuple[dict[str, int], list[str], dict]:
     """Read the vocabulary and the merges of a byte-level BPE.
 
     Returns:
-        pieces and added tokens with their ids; merges, each two pieces with a space
-        between; and the whole tokenizer.json, or {} if the folder has vocab.json and
-        merges.txt instead.
+        piece or added token -> id; the merges, each as two pieces with a space between; and
+        the whole tokenizer.json, or {} if the folder has vocab.json and merges.txt instead.
 
     Raises:
         FileNotFoundError: if the folder has neither.
-        ValueError: if a file holds something else.
+        ValueError: if a file does not hold what it should.
     """
     file = {}
     # tokenizer.json first: it alone tells how text is split
@@ -180,8 +182,8 @@ class ClipTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without the special tokens around it.
 
-        Within each word, the neighbors with the earliest merge are joined, all occurrences
-        of that pair at once, until no neighbors have a merge.
+        Within each word, the two neighbors with the earliest merge are joined, wherever
+        they occur in the word, until no neighbors have a merge.
         """
         text = unicodedata.normalize("NFC", text)
         text = " ".join(regex.findall(r"\P{White_Space}+", text)).lower()
@@ -192,7 +194,7 @@ class ClipTokenizer:
 
         ids = []
         for word in regex.findall(CLIP_PATTERN, text):
-            # "replace": half of a surrogate pair is no text, and must not stop a run
+            # "replace": half of a surrogate pair cannot be encoded, and must stop nothing
             pieces = [self.letters[b] for b in word.encode("utf-8", "replace")]
             pieces[-1] += "</w>"
             while len(pieces) > 1:
@@ -208,14 +210,14 @@ class ClipTokenizer:
         byte_of = {letter: b for b, letter in self.letters.items()}
         content = bytearray()
         for letter in "".join(self.pieces[i] for i in ids).replace("</w>", " "):
-            # a space, and what a foreign vocabulary may hold, is no letter of a byte
+            # a space stands for no byte, nor do some letters of a foreign vocabulary
             content += bytes([byte_of[letter]]) if letter in byte_of else letter.encode()
         return content.decode("utf-8", "replace").strip()
 
     def rows(
         self, texts: list[str], block_size: int = 77, cut: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Texts between their special tokens, as CLIP's text tower takes them.
+        """Encode texts with their special tokens, as CLIP's text tower reads them.
 
         Args:
             block_size: the tower's context.
@@ -225,8 +227,8 @@ class ClipTokenizer:
             (B, T) ids, padded with <|endoftext|>, and (B,) lengths.
 
         Raises:
-            ValueError: if there is no text, or if one is longer than the context and not
-                cut.
+            ValueError: if there is no text, or if a text is longer than the context and
+                `cut` is False.
         """
         if not texts:
             raise ValueError("no texts")

@@ -1,4 +1,4 @@
-"""Which of our tensors is which one of a published model; one table for both directions.
+"""Which of our tensors belongs to which published ones; one table for both directions.
 
 The published models are huggingface/transformers' CLIPModel, GPT2LMHeadModel and
 LlavaForConditionalGeneration.
@@ -13,9 +13,9 @@ from torch import Tensor
 from minivlm.clip import CLIPConfig
 from minivlm.vlm import VLMConfig
 
-# one of our tensors, the published ones that make it up, whether those are transposed
+# our tensor, the published tensors that make it up, and whether these are transposed
 Names = list[tuple[str, tuple[str, ...], bool]]
-# old files hold these too; they are constants, not weights
+# old files hold these as well; they are constants, not weights
 BUFFERS = re.compile(r"(position_ids|h\.\d+\.attn\.(masked_)?bias)$")
 
 # --- one module ---
@@ -47,14 +47,14 @@ def conv1d(ours: str, theirs: str) -> Names:
 
 
 def clip_blocks(n_layer: int, ours: str, theirs: str) -> Names:
-    """The blocks of either of CLIP's towers; queries, keys and values are three layers."""
+    """The blocks of one of CLIP's towers, where queries, keys, values are three layers."""
     names = []
     for i in range(n_layer):
         a = f"{ours}blocks.{i}"
         b = f"{theirs}encoder.layers.{i}"
         names += layer(f"{a}.norm1", f"{b}.layer_norm1")
         names += layer(f"{a}.norm2", f"{b}.layer_norm2")
-        # our one layer gives (3 C,): first all queries, then all keys, then all values
+        # our one layer gives (3 C,): all queries, then all keys, then all values
         names += layer(f"{a}.attn.qkv", *(f"{b}.self_attn.{x}_proj" for x in "qkv"))
         names += layer(f"{a}.attn.proj", f"{b}.self_attn.out_proj")
         names += layer(f"{a}.mlp.0", f"{b}.mlp.fc1")
@@ -68,7 +68,7 @@ def vit_names(n_layer: int, ours: str, theirs: str) -> Names:
         *tensor(f"{ours}cls", f"{theirs}embeddings.class_embedding"),
         *tensor(f"{ours}pos", f"{theirs}embeddings.position_embedding.weight"),
         *tensor(f"{ours}patch.weight", f"{theirs}embeddings.patch_embedding.weight"),
-        *layer(f"{ours}norm_pre", f"{theirs}pre_layrnorm"),  # misspelled there
+        *layer(f"{ours}norm_pre", f"{theirs}pre_layrnorm"),  # misspelled in transformers
         *layer(f"{ours}norm_post", f"{theirs}post_layernorm"),
         *clip_blocks(n_layer, ours, theirs),
     ]
@@ -124,10 +124,10 @@ def llava_names(c: VLMConfig) -> Names:
 
 
 def to_ours(names: Names, theirs: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Rename, transpose and join published tensors, all of them.
+    """Rename, transpose and join all tensors of a published model.
 
     Args:
-        folder: for messages.
+        folder: what an error names.
 
     Raises:
         ValueError: if a tensor is missing or left over, or has a shape that cannot be
@@ -156,7 +156,7 @@ def to_ours(names: Names, theirs: dict[str, Tensor], folder: Path) -> dict[str, 
 
 
 def to_theirs(names: Names, ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename, transpose and split our tensors into the published ones, as copies."""
+    """Rename, transpose and split our tensors into published ones, which are copies."""
     out = {}
     for name, group, is_transposed in names:
         parts = ours[name].chunk(len(group)) if len(group) > 1 else [ours[name]]

@@ -1,4 +1,4 @@
-"""Published weights as ours: CLIP and GPT-2, as huggingface/transformers saves them.
+"""Reads published weights: CLIP's and GPT-2's, as huggingface/transformers saves them.
 
     config.json
     model.safetensors or pytorch_model.bin
@@ -33,8 +33,8 @@ def read_clip(folder: str | Path, image_size: int = 0) -> dict:
     """Read a CLIPModel, in the form that `models.clip_from` takes; without its tokenizer.
 
     Args:
-        image_size: S in pixels, if it shall differ from the tower's own: the position
-            embeddings are then interpolated. 0 = the tower's own.
+        image_size: S in pixels; if it differs from the published one, the position
+            embeddings are interpolated. 0 = the published one.
 
     Raises:
         FileNotFoundError, ValueError: if the folder holds no CLIPModel that fits.
@@ -47,7 +47,7 @@ def read_clip(folder: str | Path, image_size: int = 0) -> dict:
     if (folder / "preprocessor_config.json").is_file():
         preprocessor = read_json(folder / "preprocessor_config.json")
         expect(preprocessor, folder, image_mean=list(MEAN), image_std=list(STD))
-    # the defaults are those of transformers, which leaves them out of the file: ViT-B/32
+    # transformers leaves its defaults out of the file; they are the sizes of ViT-B/32
     C, n_layer, n_head, S, P = sizes(
         vision, folder, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
         image_size=224, patch_size=32,
@@ -56,7 +56,7 @@ def read_clip(folder: str | Path, image_size: int = 0) -> dict:
         text, folder, hidden_size=512, num_hidden_layers=12, num_attention_heads=8,
         max_position_embeddings=77, vocab_size=49408,
     )
-    # our Block has an MLP of four times its width
+    # the MLP of our Block is four times as wide as the Block
     expect(vision, folder, intermediate_size=4 * C)
     expect(text, folder, intermediate_size=4 * text_C)
     [n_embd] = sizes(config, folder, projection_dim=512)
@@ -76,10 +76,10 @@ def tower_config(config: dict, name: str, folder: Path) -> dict:
     """The config of one of CLIP's towers.
 
     Raises:
-        ValueError: if it is no JSON object, or the tower has what ours lacks.
+        ValueError: if it is no JSON object, or if our tower cannot do what it asks for.
     """
     tower = {}
-    # the first published files repeat what differs from the defaults under "..._dict"
+    # the first published files have a second entry, "..._dict", of what is no default
     for key in (name, f"{name}_dict"):
         part = config.get(key) or {}
         if not isinstance(part, dict):
@@ -92,10 +92,10 @@ def tower_config(config: dict, name: str, folder: Path) -> dict:
 def read_gpt2(folder: str | Path) -> dict:
     """Read a GPT2LMHeadModel and its tokenizer, in the form that train_align.py takes.
 
-    GPT-2 lacks most special tokens of the chat template. Each gets a new row of the
-    embedding, the mean of all rows, so that it is not likely at first (Hewitt 2021,
-    "Initializing New Word Embeddings for Pretrained Language Models"). Rows beyond the
-    tokenizer's vocabulary, which only make their number round, are left out.
+    GPT-2 lacks most special tokens of the chat template. Each missing token gets a new
+    embedding, the mean of all embeddings, so that it is not likely at first (Hewitt 2021,
+    "Initializing New Word Embeddings for Pretrained Language Models"). Embeddings beyond
+    the tokenizer's vocabulary, which only make their number round, are left out.
 
     Raises:
         FileNotFoundError, ValueError: if the folder holds no GPT2LMHeadModel that fits.
@@ -111,7 +111,7 @@ def read_gpt2(folder: str | Path) -> dict:
         config, folder, n_embd=768, n_layer=12, n_head=12, n_positions=1024,
         vocab_size=50257,
     )
-    if config.get("n_inner") is not None:  # None: four times the width, as ours
+    if config.get("n_inner") is not None:  # None means four times the width, as in ours
         expect(config, folder, n_inner=4 * C)
     weights = {}
     for name, value in read_weights(folder).items():
@@ -143,7 +143,8 @@ def resize_positions(pos: Tensor, n_tokens: int) -> Tensor:
     The class token's embedding, the first, stays as it is.
 
     Args:
-        n_tokens: patches of the new size, a square number as n is.
+        pos: (1 + n, C), of the class token and of the patches, row by row.
+        n_tokens: number of patches at the new size; n and n_tokens are square numbers.
 
     Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.2; bicubic as in DeiT,
     Touvron et al. 2020, arXiv:2012.12877.
@@ -164,10 +165,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: if there is neither.
         ValueError: if a file is damaged, holds anything but finite tensors, or lies outside
-            of the folder; if the safetensors package is missing.
+            of the folder; or if the safetensors package is missing.
     """
     name, parts = weight_files(folder)
-    # weights_only: a pickle may run any program otherwise
+    # without weights_only, a pickle could run any program
     load = partial(torch.load, map_location="cpu", weights_only=True)
     if name.endswith(".safetensors"):
         load = safetensors().load_file
@@ -188,10 +189,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> tuple[str, list[str]]:
-    """The kind of a folder's weights, and the names of their files.
+    """Find the files of a folder's weights.
+
+    Returns:
+        "model.safetensors" or "pytorch_model.bin", and the names of the files, which are
+        several if the weights are in parts.
 
     Raises:
-        FileNotFoundError: if there are none.
+        FileNotFoundError: if there are no weights.
         ValueError: if an index names anything but files of the folder.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -221,13 +226,16 @@ def safetensors():
 
 
 def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:
-    """Read sizes from a config, in the order of `defaults`, which hold for missing ones.
+    """Read sizes from a config, in the order of `defaults`.
 
-    A size beyond that of any published model is refused, before a model of that size is
-    built.
+    A size that is missing there has its default. A size beyond that of any published model
+    is refused before anybody builds a model of that size.
+
+    Args:
+        defaults: name of a size -> its default.
 
     Raises:
-        ValueError: naming the first entry that is no integer in this range.
+        ValueError: if a size is no integer from 1 to 1,000 (layers) or 1,000,000 (others).
     """
     found = []
     for key, default in defaults.items():

@@ -2,12 +2,12 @@
 
     {format, stage, configs, model, optimizer, step, best, meter, tokenizer, rng}
 
-`save` writes such a file, `load` reads it for a next stage or a chat, and `resume` restores
-a run from it, bit for bit. The batch of a step depends on (seed, step) alone, so a
-checkpoint holds no position in the data.
+`save` writes such a file. `load` reads it, for the next stage or for a chat. `resume`
+restores a run from it, bit for bit. The batch of a step depends on (seed, step) alone, so a
+checkpoint needs no position in the data.
 
-A checkpoint holds only tensors and plain types, so reading one runs no code. It is written
-completely or not at all (contract 9).
+A checkpoint holds only tensors and plain types, so no code runs when it is read. It is
+written completely or not at all (contract 9).
 """
 
 import hashlib
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.running.files import first_line
+from minivlm.running.options import RETIRED
 from minivlm.tokenizer import Tokenizer
 
-FORMAT = 1
-# what `load` insists on: entry -> type
+FORMAT = 1  # `load` refuses every other number
+# the entries that `load` insists on, with their types
 HOLDS = {"configs": dict, "model": dict, "tokenizer": str, "step": int, "best": float}
 
 
@@ -33,12 +34,10 @@ HOLDS = {"configs": dict, "model": dict, "tokenizer": str, "step": int, "best": 
 def write(state: dict, path: Path) -> None:
     """Write a checkpoint to a temporary file beside `path`, then rename it to `path`.
 
-    If the process is killed at any moment, `path` is a complete file: the old or the new
-    one.
+    Whenever the process is killed, `path` is a complete file: the old one or the new one.
 
     Raises:
-        OSError: if the file cannot be written, for instance on a full disk; the old file
-            stays.
+        OSError: if the file cannot be written, as on a full disk; the old file stays.
     """
     temporary = path.with_suffix(".tmp")
     try:
@@ -49,7 +48,7 @@ def write(state: dict, path: Path) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as either
-        # half a file would go on filling the disk
+        # an incomplete file would only fill the disk
         temporary.unlink(missing_ok=True)
         old = "the old one is intact" if path.is_file() else "there was none before"
         raise OSError(f"{path} could not be written ({first_line(error)}); {old}") from None
@@ -59,17 +58,20 @@ def save(
     paths: list[Path], *, stage: str, configs: dict, model: nn.Module, tokenizer: Tokenizer,
     step: int, best: float, optimizer=None, meter=None,
 ) -> None:
-    """Write the same checkpoint to each path, in this order.
+    """Write the same checkpoint to each path, in the order of `paths`.
 
     Put best.pt first and ckpt.pt last. If the process is killed in between, the run resumes
     from the older ckpt.pt and writes best.pt again.
 
     Args:
-        stage: the training script that writes it: "lm", "clip", "align", "sft", ...
-        configs: plain dicts; configs["model"] is what rebuilds the model.
+        stage: names the script that trains: "lm", "clip", "align", "sft", ...
+        configs: plain dicts; the model is rebuilt from configs["model"].
         step: the next step to take.
-        best: the best validation figure so far.
-        meter: the means since the last row of the log.
+        best: the held-out loss of best.pt, see `Run.record`.
+        meter: the run's Meter: sums since the last row of the log.
+
+    Raises:
+        OSError: as `write`.
     """
     cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     state = {
@@ -89,18 +91,20 @@ def save(
 
 
 def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint and check that it is one of these stages and complete.
+    """Read a checkpoint; check that it is complete and comes from one of these stages.
 
     Args:
-        path: a checkpoint file, or a run folder: best.pt is read, or ckpt.pt if there is no
-            best.pt.
-        stages: the stages that the caller can use.
+        path: a checkpoint file or a run folder. In a folder best.pt is read, or ckpt.pt if
+            there is no best.pt.
+        stages: the stages whose checkpoints the caller can use.
+        device: where the tensors are put.
 
     Returns:
-        what `save` wrote, and under "file" the path of the file, for messages.
+        the dict that `save` wrote, with the file's path added as "file", for messages.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint, naming the script that makes one.
+        FileNotFoundError: if there is no checkpoint; the message names a script that makes
+            such a checkpoint.
         ValueError: if the file is damaged, holds more than tensors and plain types, would
             take up far more memory than its size, lacks an entry, or is of another stage.
     """
@@ -124,14 +128,14 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
     weights = list(state["model"].values())
     if not all(isinstance(w, Tensor) and w.layout == torch.strided for w in weights):
         raise ValueError(f"{file} has weights that are not dense tensors")
-    # a tied head shares its storage with the embedding, so weights may count twice
+    # a tied head shares its storage with the embedding: the sum counts both, the file one
     if sum(w.nbytes for w in weights) > 2 * file.stat().st_size:
         raise ValueError(f"{file} has weights larger than the file; not loaded")
     return state | {"file": str(file)}
 
 
 def _file_of(path: Path) -> Path:
-    """The checkpoint file that a path stands for."""
+    """Find the checkpoint file that a path stands for."""
     if path.suffix and not path.is_dir():
         return path
     best = path / "best.pt"
@@ -139,10 +143,10 @@ def _file_of(path: Path) -> Path:
 
 
 def _read(file: Path, device: torch.device | str):
-    """What a checkpoint file holds, not yet checked; raises a ValueError as `load`."""
+    """Return the content of a checkpoint file, not yet checked; raises as `load`."""
     try:
         _check_size(file)
-        # weights_only: pickle may otherwise run any program that the file contains
+        # without weights_only, pickle would run any program that the file contains
         return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
@@ -152,13 +156,13 @@ def _read(file: Path, device: torch.device | str):
     except Exception as error:  # a damaged archive can raise anything inside torch's reader
         remedy = "train this stage again"
         if file.name == "ckpt.pt" and (file.parent / "best.pt").is_file():
-            remedy += ", or start another from best.pt beside it"
+            remedy += ", or start another run from best.pt beside it"
         reason = first_line(error).split(". ")[0]
         raise ValueError(f"{file} is damaged ({reason}); {remedy}") from None
 
 
 def _check_size(file: Path) -> None:
-    """Refuse a zip archive that is larger unpacked; torch.save does not compress."""
+    """Refuse a zip archive that grows when it is unpacked: torch.save does not compress."""
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
@@ -172,7 +176,11 @@ def _check_size(file: Path) -> None:
 
 
 def fingerprint(state: dict) -> str:
-    """12 hexadecimal digits that identify the weights of a checkpoint."""
+    """Return 12 hexadecimal digits that identify the weights of a checkpoint.
+
+    Args:
+        state: as `load` returns it.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(state["model"].items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -180,7 +188,10 @@ def fingerprint(state: dict) -> str:
 
 
 def equal(a: object, b: object) -> bool:
-    """Whether two checkpoints, or two parts of them, have the same types and bits."""
+    """Whether two checkpoints, or two parts of them, have the same types and values.
+
+    Values are compared as by ==: NaN differs from NaN, and 0.0 equals -0.0.
+    """
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
@@ -198,20 +209,24 @@ def equal(a: object, b: object) -> bool:
 def resume(
     path: Path, stage: str, configs: dict, model: nn.Module, optimizer, meter
 ) -> tuple[int, float]:
-    """Restore model, optimizer, meter and random generators from a checkpoint.
+    """Restore model, optimizer, meter and random generators from a checkpoint, in place.
 
     Args:
         configs: the settings of the run that resumes; they must equal the saved ones.
 
     Returns:
-        the next step, and the best validation figure so far.
+        the next step to take, and the held-out loss of best.pt.
 
     Raises:
-        ValueError: if the saved settings differ, naming which; or if what the file holds
-            does not fit model, optimizer or meter.
+        FileNotFoundError, ValueError: as `load`.
+        ValueError: if saved settings differ, which the message names; or if the file's
+            content does not fit model, optimizer or meter.
     """
     state = load(path, (stage,))
-    saved = state["configs"]
+    saved = dict(state["configs"])
+    for name, value in RETIRED.items():
+        if saved.get(name) == value:
+            del saved[name]
     if saved != configs:
         differ = sorted(k for k in configs | saved if saved.get(k) != configs.get(k))
         names = ", ".join(differ)
@@ -226,7 +241,7 @@ def resume(
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        # files older than this entry were all written just after a row of the log
+        # a file without this entry is old, and was written just after a row of the log
         if state.get("meter"):
             meter.load_state_dict(state["meter"])
         torch.set_rng_state(state["rng"]["torch"])

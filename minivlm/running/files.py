@@ -1,8 +1,8 @@
-"""Files that others have written: read with limits, and with errors that name the file.
+"""Read files that others have written, with limits, and with errors that name the file.
 
 A data folder, an annotation file or a tar may come from anybody, and may be damaged or
 forged. This module reads texts, JSON, lines of JSON and members of a tar, and checks paths.
-What the content must hold is checked where it is used.
+The modules that use a file check what it says.
 """
 
 import json
@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MAX_BYTES = 200_000_000  # of one file in a tar: the largest picture has 50 million pixels
-# what tarfile raises for a damaged archive; a RecursionError for thousands of headers
+# most bytes of one file in a tar; an uncompressed picture of 50 million pixels has 150 MB
+MAX_BYTES = 200_000_000
+# tarfile raises these for damaged archives; RecursionError for thousands of headers
 BROKEN_TAR = (
     tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError,
     TypeError, LookupError, ArithmeticError, RecursionError,
@@ -43,10 +44,11 @@ def parse_json(content: str | bytes, name: str):
     """Parse a JSON text.
 
     Args:
-        name: what the error calls it: the file, and the line if it has several.
+        content: a text, or its bytes in UTF-8. (json.loads also knows UTF-16 and UTF-32.)
+        name: the file, and the line if the file has several; for the error message.
 
     Raises:
-        ValueError: if it is not JSON, not UTF-8, or nested too deeply.
+        ValueError: if the content is no JSON, is damaged UTF-8, or is nested too deeply.
 
     >>> parse_json(b'{"id": 1}', "a.json")
     {'id': 1}
@@ -62,7 +64,7 @@ def read_json(path: Path) -> dict:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds anything else.
+        ValueError: if the file is not UTF-8, or holds anything but a JSON object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}")
@@ -77,7 +79,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a line that is not a JSON object.
+        ValueError: for a line that is no JSON object; an empty line is none.
     """
     with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -89,14 +91,14 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 
 def check_entries(entries: list, name: str, /, **types: type) -> None:
-    """Refuse a published list if an entry lacks one of these keys, or has another type.
+    """Refuse a list unless each entry has these keys, with values of these types.
 
     Args:
-        name: what the error calls the list: the file and the list in it.
+        name: the file, and the list in it; for the error message.
         types: key -> type of its value.
 
     Raises:
-        ValueError: for the first such entry, with its number; the first entry is number 0.
+        ValueError: for the first wrong entry; the message numbers entries from 0.
 
     >>> check_entries([{"id": 1}, {"id": "b"}], "a.json, images", id=int)
     Traceback (most recent call last):
@@ -115,12 +117,14 @@ def check_entries(entries: list, name: str, /, **types: type) -> None:
 
 
 def expect(config: dict, folder: Path, **wanted: object) -> None:
-    """Refuse a published model config that asks for what minivlm does not have.
+    """Refuse a published model config that asks for something that minivlm does not have.
 
-    An entry that the config does not have is accepted.
+    Args:
+        folder: the folder of the published model, for the error message.
+        wanted: key -> the only value that minivlm has. The config may lack the key.
 
     Raises:
-        ValueError: for the first entry with another value.
+        ValueError: for the first key with another value.
     """
     for key, value in wanted.items():
         if config.get(key, value) != value:
@@ -130,17 +134,17 @@ def expect(config: dict, folder: Path, **wanted: object) -> None:
 
 
 def is_number(x) -> bool:
-    """Whether a value from JSON is a finite number; True and False are not.
+    """Whether a value from JSON is a number below 1e300 in size; True and False are none.
 
     >>> [is_number(x) for x in (1, 0.5, float("nan"), True, "1", 10**400)]
     [True, True, False, False, False, False]
     """
-    # 1e300: math.isfinite raises OverflowError for an int that no float can hold
+    # the bound comes first: for a huge int, math.isfinite raises OverflowError
     return type(x) in (int, float) and abs(x) < 1e300 and math.isfinite(x)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the name of its class if it has none."""
+    """Return the first line of an error's message, or its class if there is no message."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -150,7 +154,11 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Turn all that a damaged tar raises into one ValueError that names the file."""
+    """Turn every error of a damaged tar into a ValueError that names the file.
+
+    Put only code that reads the tar into the `with` block: whatever error of BROKEN_TAR the
+    block raises, the message blames the tar.
+    """
     try:
         yield
     except BROKEN_TAR as error:
@@ -163,13 +171,13 @@ def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the regular files of a tar in their order; links and devices are left out.
 
     Raises:
-        tarfile.ReadError: if the tar goes on with something that is no member. tarfile
-            itself takes that for the end.
+        tarfile.ReadError: if something that is no member follows the last one. tarfile
+            itself stops there without an error.
     """
     for member in archive:
         if member.isfile():
             yield member
-    # a tar ends with zeros, up to a block of 10,240 bytes
+    # a tar ends with zeros that fill its last block of 10,240 bytes
     if archive.fileobj.read(10_240).strip(b"\0"):
         raise tarfile.ReadError("what follows is no member of a tar")
 
@@ -178,8 +186,8 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     """Read one file of a tar into memory; nothing is written to the disk under its name.
 
     Raises:
-        ValueError: if it claims to be too large. A sparse file may claim any size at no
-            cost.
+        ValueError: if its header claims more than MAX_BYTES. A sparse file of a few bytes
+            may claim any size.
     """
     if member.size > MAX_BYTES:
         raise ValueError(
@@ -190,19 +198,19 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def inside(folder: str | Path, name: str) -> Path:
-    """The path of a file that a record names; the file must lie in `folder`.
+    """Return the path of a file that a record names; the file must lie in `folder`.
 
-    Data folders are shared, so a record must not name other files of this machine. A link
-    inside the folder is followed, because people keep large corpora elsewhere and link to
-    them.
+    People share data folders, so a record may come from anybody and must not name other
+    files of this machine. A link inside the folder is followed, because people keep large
+    corpora elsewhere and link to them.
 
     Raises:
-        ValueError: if the name is no relative path, or leads out of the folder.
+        ValueError: if the name is no possible path, is absolute, or contains "..".
 
     >>> inside("data", "train/0.png").as_posix()
     'data/train/0.png'
     """
-    # half a surrogate pair, or a name that is no text, cannot be encoded
+    # a lone surrogate, or a name that is no text, cannot be encoded
     try:
         raw = os.fsencode(name)
     except (TypeError, UnicodeEncodeError):

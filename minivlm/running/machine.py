@@ -16,7 +16,7 @@ from minivlm.running.files import first_line
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one, else the CPU.
+    """Return the device of a name; "auto" is a GPU if there is one, else the CPU.
 
     Raises:
         ValueError: if this machine or this build of torch has no such device.
@@ -47,7 +47,7 @@ def is_bfloat16(device: torch.device, dtype: str) -> bool:
 
 
 def autocast(device: torch.device, dtype: str):
-    """The context in which models compute, as `is_bfloat16` decides.
+    """Return the context in which models compute: bfloat16 if `is_bfloat16` says so.
 
     Raises:
         ValueError: as `is_bfloat16`.
@@ -60,11 +60,11 @@ def autocast(device: torch.device, dtype: str):
 def seed_everything(seed: int, threads: int = 0) -> None:
     """Seed torch's global generators, and set the number of CPU threads.
 
-    The global generators draw initial weights and dropout. The data have generators of
-    their own.
+    The global generators draw initial weights and dropout. Everything that is drawn for the
+    data comes from other generators.
 
     Args:
-        threads: 0 leaves the number as it is.
+        threads: number of CPU threads; 0 leaves it as it is.
     """
     torch.manual_seed(seed)
     if threads:
@@ -72,9 +72,9 @@ def seed_everything(seed: int, threads: int = 0) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Versions, hardware and commit, for env.txt and results/*.json."""
+    """Describe versions, hardware and commit, for env.txt and results/*.json."""
     commit = _git("rev-parse", "--short", "HEAD") or "none"
-    # "+" marks uncommitted changes; results/ does not count, a script may be writing it
+    # "+" marks uncommitted changes; results/ does not count, a script may be writing there
     if _git("status", "--porcelain", ":/", ":(top,exclude)results"):
         commit += "+"
     return {
@@ -88,7 +88,7 @@ def environment() -> dict[str, str]:
 
 
 def _git(*args: str) -> str:
-    """What git prints about this checkout; "" if there is no git or no checkout."""
+    """Return what git prints about this checkout; "" if there is no git or no checkout."""
     folder = Path(__file__).parent
     try:
         done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=folder)
@@ -98,7 +98,7 @@ def _git(*args: str) -> str:
 
 
 def _cpu() -> str:
-    """Name of the CPU and its number of cores."""
+    """Return the name of the CPU and, if /proc/cpuinfo tells it, the number of cores."""
     info = Path("/proc/cpuinfo")  # Linux only; platform.processor() is empty there
     if info.is_file():
         names = re.findall(r"model name\s*:\s*(.*)", info.read_text())
@@ -108,7 +108,7 @@ def _cpu() -> str:
 
 
 def provenance(cfg, began: float) -> dict:
-    """How a file of results came about: command, options, machine, minutes, memory.
+    """Say how a file of results was made: command, options, machine, minutes, memory.
 
     Args:
         cfg: the script's Config.
@@ -124,7 +124,10 @@ def provenance(cfg, began: float) -> dict:
 
 
 def peak_gb() -> float:
-    """The largest main memory that this process has used so far, in GB."""
+    """Return the largest main memory that this process has used so far, in GB.
+
+    Worker processes and the GPU's memory do not count.
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1e9 if sys.platform == "darwin" else 1e6  # macOS counts bytes, Linux kilobytes
     return round(peak / unit, 2)

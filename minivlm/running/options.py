@@ -3,13 +3,13 @@
     # optimization
     lr: float = 2e-3  # > 0; peak learning rate of AdamW
 
-A field is an option and its default is the option's default. The comment beside the field is the
-help text. Where that comment begins with a rule, values outside the rule are refused before the
-script reads or writes anything:
+Each field is an option, and its default is the option's default. The comment beside the
+field is the help text. If the comment begins with a rule, a value that breaks the rule is
+refused before the script reads or writes anything. There are four forms of rule:
 
     >= 0; ...      > 0; ...      0 .. 1; ...      mlp | linear | llava; ...
 
-A comment on a line of its own, as "# optimization" above, is the heading of the options below it.
+A comment on a line of its own, like "# optimization", is the heading of the options below.
 """
 
 import argparse
@@ -25,29 +25,35 @@ FIELD = re.compile(r"^ {4}(\w+):[^#\n]*#\s*(.*)$")
 HEADING = re.compile(r"^ {4}# (.+)$")
 RULE = re.compile(r">=? \S+|\S+ \.\. \S+|[\w-]+(?: \| [\w-]+)+")
 
-SOURCES = ("init", "clip", "lm", "reward", "vision", "llm")  # options that name what to start from
-# what --resume may change: where the run is, how long it takes, when it is looked at
+# options that name the models from which a run starts
+SOURCES = ("init", "clip", "lm", "reward", "vision", "llm")
+# options that a resumed run may change: its folder, its length, when it is measured and
+# logged, the machine that it runs on
 FREE = ("out", "resume", "steps", "eval_every", "log_every", "device", "dtype", "compile",
         "threads", "workers", "ref_logps")
 
-# control characters, marks that change the direction of writing, half characters
+# options of earlier versions that are constants now; a run with these values can be resumed
+RETIRED = {"lora_layers": "gpt.*,projector.*", "center": 0.01, "kl_horizon": 10_000,
+           "scratch": False}
+
+# control characters, marks that change the direction of writing, lone surrogates
 STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Help(NamedTuple):
-    """What the source of a Config says of one option."""
+    """What the source of a Config says about one option."""
 
-    text: str
-    rule: str
+    text: str     # the whole comment beside the field
+    rule: str     # the rule at its beginning, or ""
     heading: str
 
 
 def help_of(cls) -> dict[str, Help]:
-    """Read help text, rule and heading of every option from the source of a Config dataclass.
+    """Read help text, rule and heading of every option from the source of a Config.
 
     Returns:
-        {} where there is no source, as in an interactive session: options then have no help and no
-        rule.
+        option -> Help; {} if Python finds no source, as in an interactive session. Options
+        then have no help text and no rule.
     """
     try:
         source = inspect.getsource(cls)
@@ -66,9 +72,9 @@ def help_of(cls) -> dict[str, Help]:
 
 
 def obeys(value, rule: str) -> bool:
-    """Whether an option's value is one that its rule allows; NaN obeys no rule about numbers.
+    """Whether a rule allows an option's value; no rule about numbers allows NaN.
 
-    >>> obeys(0, ">= 0"), obeys(0.0, "> 0"), obeys(2, "0 .. 1"), obeys("mlp", "mlp | linear")
+    >>> obeys(0, ">= 0"), obeys(0.0, "> 0"), obeys(2, "0 .. 1"), obeys("a", "a | b")
     (True, False, False, True)
     """
     if " | " in rule:
@@ -81,16 +87,24 @@ def obeys(value, rule: str) -> bool:
 
 
 def parse_args(cls, argv: list[str] | None = None):
-    """Make a Config from the command line: `--name value`; `--name`, `--no-name` for booleans.
+    """Make a Config from the command line.
 
-    An unknown flag, and a value that `check` or the class refuses (a ValueError in __post_init__),
-    ends the program with one line and exit code 2.
+    An option is written `--name value`; a boolean one `--name` or `--no-name`. The program
+    ends with one line and exit code 2 if an option is unknown, or if `check` or the class
+    itself (in __post_init__) refuses a value with a ValueError.
+
+    Args:
+        cls: the Config dataclass of a script.
+        argv: the words of the command line; by default those of this process.
     """
     doc = (sys.modules[cls.__module__].__doc__ or "").strip()
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.error = lambda text: parser.exit(2, f"{parser.prog}: error: {text}; see --help\n")
+    parser.error = lambda text: parser.exit(
+        2, f"{parser.prog}: error: {text}; see --help\n"
+    )
     helps, groups = help_of(cls), {}
     for f in dataclasses.fields(cls):
         known = helps.get(f.name, Help("", "", "options"))
@@ -100,7 +114,8 @@ def parse_args(cls, argv: list[str] | None = None):
         if f.type in (bool, "bool"):
             kind = {"action": argparse.BooleanOptionalAction}
         text = f"{known.text} (default: {f.default})".replace("%", "%%")
-        groups[known.heading].add_argument(f"--{f.name}", default=f.default, help=text, **kind)
+        group = groups[known.heading]
+        group.add_argument(f"--{f.name}", default=f.default, help=text, **kind)
     args = parser.parse_args(argv)
     try:
         cfg = cls(**vars(args))
@@ -114,8 +129,8 @@ def check(cfg) -> None:
     """Refuse values that no run can use.
 
     Raises:
-        ValueError: if an option does not obey its rule, if a run would overwrite the one it starts
-            from, or if a batch has fewer rows than micro-batches.
+        ValueError: if an option breaks its rule, if the run would overwrite a run that it
+            starts from, or if a batch has fewer rows than micro-batches.
     """
     for name, known in help_of(type(cfg)).items():
         value = getattr(cfg, name)
@@ -128,45 +143,55 @@ def check(cfg) -> None:
         source = getattr(cfg, name, "")
         if source and Path(source).resolve() == Path(cfg.out).resolve():
             raise ValueError(
-                f"{name} and out are both {source}; the run would overwrite what it starts from"
+                f"{name} and out are both {source}; "
+                "the run would overwrite what it starts from"
             )
     minibatches = getattr(cfg, "minibatches", 1)
     parts = minibatches * getattr(cfg, "grad_accum", 1)
     if parts > getattr(cfg, "batch_size", parts):
         name = "grad_accum" if minibatches == 1 else "minibatches times grad_accum,"
-        raise ValueError(f"{name} {parts} is more than the batch_size of {cfg.batch_size} rows")
+        raise ValueError(
+            f"{name} {parts} is more than the batch_size of {cfg.batch_size} rows"
+        )
 
 
 def settings(cfg) -> dict:
-    """The options that a resumed run must not change."""
+    """Return the options that a resumed run must not change, with their values."""
     every = dataclasses.asdict(cfg)
     return {name: value for name, value in every.items() if name not in FREE + SOURCES}
 
 
 def cli(main: Callable, cls) -> None:
-    """Run `main` on the parsed command line.
+    """Run `main` on the Config that the command line describes.
 
-    A mistake of the user is one line and exit code 2, not a traceback; Ctrl-C is exit code 130.
+    A ValueError or OSError, which is a mistake of the user, prints one line instead of a
+    traceback and ends with exit code 2. Ctrl-C ends with exit code 130.
     """
     cfg = parse_args(cls)
     try:
         main(cfg)
     except (ValueError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        # torch puts a worker's whole traceback before what the worker raised
+        # if a worker process raised the error, torch puts the worker's traceback before it
         line = printable(lines[-1].removeprefix("ValueError: "), keep="")
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        remedy = "; --resume continues from the last checkpoint" if hasattr(cfg, "resume") else ""
+        remedy = ""
+        if hasattr(cfg, "resume"):
+            remedy = "; --resume continues from the last checkpoint"
         print(f"\ninterrupted{remedy}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """Spell out the characters that would steer a terminal instead of being shown by it.
+    """Spell out the characters that a terminal would obey instead of showing them.
 
-    These are control characters, half characters, and marks that change the direction of writing.
+    These are the control characters, the marks that change the direction of writing, and
+    lone surrogates (halves of characters).
+
+    Args:
+        keep: control characters that stay as they are.
 
     >>> printable("red\\x1b[2J ring\\n")
     'red\\\\x1b[2J ring\\n'

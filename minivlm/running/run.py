@@ -1,20 +1,21 @@
-"""One run of a training script: its folder, its log, its checkpoints, and the order of all three.
+"""One run of a training script: its folder, log and checkpoints, written in a safe order.
 
-    run = Run(cfg, __file__)                            # seeds, picks the device, writes nothing
-    run.hold("lm", model, optimizer, tokenizer, config) # restores them if cfg.resume
-    run.begin(make_batch)                               # takes over the run folder
+    run = Run(cfg, __file__)                 # seeds, picks the device, writes nothing
+    run.hold("lm", model, optimizer, tokenizer, config)   # if cfg.resume: restores them
+    run.begin(make_batch)                    # takes over the run folder
     for step in run.steps():
         if run.is_due(step):
-            run.record(figures, loss=...)               # row, best.pt, ckpt.pt, in this order
+            run.record(figures, loss=...)    # a row of the log, then best.pt, then ckpt.pt
         if step == cfg.steps:
             break
         batch = run.next_batch()
         ...
-        run.add(ids, loss=..., grad=..., lr=...)        # a row of means every log_every steps
+        run.add(ids, loss=..., grad=..., lr=...)   # a row of means every log_every steps
     return run.finish()
 
-The folder holds config.json, metrics.csv, ckpt.pt (resume from here), best.pt (start a next stage
-from here), env.txt and a copy of the script. A run that stopped on NaN or inf leaves stopped.json.
+The folder holds config.json, metrics.csv (the log), ckpt.pt (from which --resume
+continues), best.pt (from which the next stage starts), env.txt and a copy of the script. If
+a run stops on NaN or inf, it also leaves stopped.json.
 """
 
 import csv
@@ -42,22 +43,24 @@ from minivlm.running.options import check, settings
 from minivlm.running.workers import batches
 from minivlm.tokenizer import Tokenizer
 
-COLUMNS = ("loss", "lr", "grad", "ms", "data_ms")  # of every metrics.csv, before a stage's own
+# the columns that every metrics.csv has between "step" and the stage's own
+COLUMNS = ("loss", "lr", "grad", "ms", "data_ms")
 
 
 class Run:
-    """A run folder, and what happens in a training loop besides training.
+    """A run folder, and everything that a training loop does besides training.
 
-    From `begin` to `finish` a SIGTERM only sets `terminated`: the run saves at its next step and
-    ends with exit code 143. A second SIGTERM ends the process at once.
+    Between `begin` and `finish`, a first SIGTERM only sets `terminated`: the run saves a
+    checkpoint at its next step and ends with exit code 143. A second SIGTERM ends the
+    process at once.
 
     Args:
-        cfg: the script's Config; written to config.json.
-        script: the script's file; a copy is kept.
+        cfg: the script's Config; `begin` writes it to config.json.
+        script: the script's file; `begin` copies it into the folder.
 
     Raises:
-        ValueError: if an option is refused, if this machine has no such device, or if cfg.resume is
-            set and there is nothing to resume.
+        ValueError: if an option is refused, if this machine has no such device, or if
+            cfg.resume is set and there is no ckpt.pt.
     """
 
     def __init__(self, cfg, script: str):
@@ -79,25 +82,27 @@ class Run:
         self.figures: dict[str, float] = {}
         self.recent: list[float] = []   # the last five losses, for stopped.json
         self.started = time.time()
-        self.terminated = False
-        self.handler = signal.SIG_DFL
+        self.terminated = False         # whether SIGTERM has come
+        self.handler = signal.SIG_DFL   # what SIGTERM did before `begin`
 
     def autocast(self):
-        """The context in which models compute: bfloat16 or float32, as --dtype says."""
+        """Return the context in which models compute: bfloat16 or float32, see --dtype."""
         return autocast(self.device, self.cfg.dtype)
 
     # --- before the loop ---
 
     def hold(
-        self, stage: str, model: nn.Module, optimizer, tokenizer: Tokenizer, config, **made_of: str
+        self, stage: str, model: nn.Module, optimizer, tokenizer: Tokenizer, config,
+        **made_of: str,
     ) -> None:
-        """Say what checkpoints of this run contain; with --resume, restore it from the last one.
+        """Say what this run's checkpoints hold; with --resume, restore all of it.
 
         Args:
             stage: "lm", "clip", "align", ...
             optimizer: one of optim.py's.
-            config: the dataclass that rebuilds the model.
-            made_of: anything else that a resumed run must find unchanged.
+            config: the model's config, a dataclass from which the model is rebuilt.
+            made_of: other values that a resumed run must find unchanged, for instance the
+                fingerprint of the weights that the run started from.
 
         Raises:
             ValueError: as `checkpoint.resume`; if a resumed run has no step left to take.
@@ -124,14 +129,14 @@ class Run:
             )
 
     def begin(self, make_batch: Callable) -> None:
-        """Take the folder over, once data, model and options are known to be good.
+        """Take over the run folder. Call this when data, model and options are checked.
 
-        A fresh run deletes an older one's files. A resumed run drops the rows of the log behind the
-        step that it starts with, because it will write them again.
+        A fresh run deletes the files of an older run. A resumed run drops the log's rows
+        behind the step that it starts with, because it will write these rows again.
 
         Args:
-            make_batch: step -> batch; called once before anything is deleted, because a batch that
-                cannot be made must not cost the run that the folder holds.
+            make_batch: step -> batch, a pure function. It is called once before anything is
+                deleted: if no batch can be made, the older run in the folder stays.
 
         Raises:
             ValueError: if the log of a resumed run is damaged, or as `make_batch`.
@@ -148,10 +153,11 @@ class Run:
         (self.folder / "config.json").write_text(options + "\n")
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         known = environment() | {"command": command}
-        (self.folder / "env.txt").write_text("".join(f"{k}: {v}\n" for k, v in known.items()))
+        lines = "".join(f"{k}: {v}\n" for k, v in known.items())
+        (self.folder / "env.txt").write_text(lines)
         shutil.copy(self.script, self.folder / self.script.name)
         self.stream = batches(make_batch, self.start, self.cfg.steps, self.cfg.workers)
-        if threading.current_thread() is threading.main_thread():  # Python allows no other
+        if threading.current_thread() is threading.main_thread():  # no other thread may
             self.handler = signal.signal(signal.SIGTERM, self._terminate)
 
     # --- the loop ---
@@ -159,9 +165,12 @@ class Run:
     def steps(self) -> Iterator[int]:
         """Count from the first step to cfg.steps, with a progress bar.
 
-        The last number is no step: it is there so that the trained model is measured. Between two
-        evaluations, this is also where a row of means is written every cfg.log_every steps, and
-        where a terminated run saves and ends.
+        At the last number, cfg.steps, the loop takes no step: it only measures the trained
+        model. Before a step at which nothing is measured, this generator also writes a row
+        of means (every cfg.log_every steps), and saves and ends a terminated run.
+
+        Raises:
+            SystemExit: with code 143, if SIGTERM has come.
         """
         self.bar = tqdm(
             range(self.start, self.cfg.steps + 1), desc=self.stage, initial=self.start,
@@ -177,23 +186,30 @@ class Run:
             yield self.step
 
     def is_due(self, step: int) -> bool:
-        """Whether the model is measured before this step: every cfg.eval_every steps, at the start
-        and at the end. A resumed run was measured before it was cut off.
+        """Whether the model is measured before this step.
+
+        It is measured every cfg.eval_every steps from step 0 on, and at the end. A resumed
+        run does not measure at its first step: it did so before it was stopped.
         """
         if self.cfg.resume and step == self.start:
             return False
         return step % self.cfg.eval_every == 0 or step == self.cfg.steps
 
-    def record(self, figures: dict[str, float], loss: float, last_is_best: bool = False) -> None:
-        """Write a row with what was measured, then best.pt if it is the best so far, then ckpt.pt.
+    def record(
+        self, figures: dict[str, float], loss: float, last_is_best: bool = False
+    ) -> None:
+        """Write a row of figures, then best.pt if this model is the best, then ckpt.pt.
 
-        In this order nothing is lost: whatever a kill leaves undone, the run that resumes from the
-        older ckpt.pt does again. Ends the process if SIGTERM has come meanwhile.
+        In this order a kill loses nothing: ckpt.pt is then the older one, and the run that
+        resumes from it writes all three again.
 
         Args:
             figures: name -> value, columns of the log.
-            loss: what "best" is judged by, lower is better.
-            last_is_best: take the latest model for the best, whatever its loss.
+            loss: the model with the lowest loss is the best.
+            last_is_best: make the latest model the best, whatever its loss.
+
+        Raises:
+            SystemExit: with code 143, if SIGTERM has come and steps are left.
         """
         self.figures = figures
         self._write_row(figures)
@@ -204,7 +220,7 @@ class Run:
             self._stop()
 
     def next_batch(self):
-        """The batch of this step, as `make_batch` made it."""
+        """Return the batch of this step, as `make_batch` made it."""
         self.began = time.time()
         batch = next(self.stream)
         self.got_batch = time.time()
@@ -214,31 +230,42 @@ class Run:
         """Stop the run if the loss or the gradient is NaN or inf.
 
         Args:
-            grad: the gradient's norm; an optimizer takes no step on one that is not finite.
-            ids: the records of the batch, of which the message names the first eight.
+            grad: the gradient's norm. If it is NaN or inf, the optimizers of optim.py have
+                taken no step.
+            ids: the ids of the batch's records.
 
         Raises:
-            ValueError: naming step, batch and the five losses before; stopped.json holds them all.
+            ValueError: if one of the two is NaN or inf. The message names the step, eight
+                records of the batch, and the last five losses. stopped.json holds the same,
+                with all records of the batch.
         """
         if not math.isfinite(loss + grad):
-            found = {"step": self.step, "loss": str(loss), "grad": str(grad), "batch": ids,
-                     "recent_losses": self.recent}
-            (self.folder / "stopped.json").write_text(json.dumps(found, indent=2) + "\n")
-            self._ignore_no_more()
+            found = {
+                "step": self.step, "loss": str(loss), "grad": str(grad), "batch": ids,
+                "recent_losses": self.recent,
+            }
+            stopped = self.folder / "stopped.json"
+            stopped.write_text(json.dumps(found, indent=2) + "\n")
+            self._restore_handler()
             name, value = ("gradient", grad) if math.isfinite(loss) else ("loss", loss)
             raise ValueError(
-                f"{name} is {value} at step {self.step}; batch {ids[:8]}; before it {self.recent}; "
-                f"try a lower lr; all of it is in {self.folder / 'stopped.json'}"
+                f"{name} is {value} at step {self.step}; batch {ids[:8]}; "
+                f"losses before {self.recent}; try a lower lr; "
+                f"the whole batch is in {stopped}"
             )
         self.recent = self.recent[-4:] + [round(loss, 4)]
 
-    def add(self, ids: list[str], *, loss: float, grad: float, lr: float, **more: float) -> None:
-        """Note one step: checked at once, and averaged with its neighbors in the log.
+    def add(
+        self, ids: list[str], *, loss: float, grad: float, lr: float, **more: float
+    ) -> None:
+        """Check the figures of one step, and add them to the means of the next row.
 
         Args:
-            ids: the records of the batch.
-            loss, grad, lr: in nats, the gradient's norm before clipping, AdamW's rate.
-            more: columns of this stage.
+            ids: the ids of the batch's records.
+            loss: the step's loss.
+            grad: the gradient's norm before clipping.
+            lr: AdamW's learning rate.
+            more: columns of this stage; every step must give the same ones.
 
         Raises:
             ValueError: as `check`.
@@ -252,8 +279,8 @@ class Run:
         self.bar.set_postfix(loss=f"{loss:.3f}")
 
     def finish(self) -> dict[str, float]:
-        """Print how long the run took and what came out; return the last evaluation."""
-        self._ignore_no_more()
+        """Print the run's minutes and the figures of its last evaluation; return these."""
+        self._restore_handler()
         print(f"{self.cfg.out}: {self.minutes:.1f} minutes")
         for name, value in self.figures.items():
             print(f"  {name:24s} {value:.3f}")
@@ -261,21 +288,22 @@ class Run:
 
     @property
     def minutes(self) -> float:
-        """Wall time since the run began."""
+        """Minutes since this process made the Run."""
         return (time.time() - self.started) / 60
 
     # --- signals ---
 
     def _terminate(self, *_) -> None:
         self.terminated = True
-        self._ignore_no_more()
+        self._restore_handler()
 
-    def _ignore_no_more(self) -> None:
+    def _restore_handler(self) -> None:
+        """Let the next SIGTERM do what it did before `begin`."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.handler)
 
     def _stop(self) -> None:
-        """End a terminated run that has saved, with the exit code that a shell expects: 143."""
+        """End a terminated run that has saved, with exit code 143, as shells expect."""
         print(
             f"\nterminated; {self.ckpt} is at step {self.step}, --resume continues",
             file=sys.stderr,
@@ -294,7 +322,7 @@ class Run:
     def _write_row(self, figures: dict[str, float]) -> None:
         """Append the means since the last row, and the figures, to metrics.csv.
 
-        Columns that the file lacks are added to it, empty in the older rows.
+        If the file lacks a column, the column is added, and is empty in older rows.
         """
         means = self.meter.means()
         row = {"step": self.step} | dict.fromkeys(COLUMNS, "") | means | figures
@@ -310,12 +338,13 @@ class Run:
                 csv.DictWriter(f, columns, restval="", lineterminator="\n").writerow(row)
         else:
             self._write_table(columns + added, rows + [row])
-        if figures:  # a row of means alone is for the curves, not for the screen
+        if figures:  # a row that has means only is for the curves, not for the screen
             shown = {"step": self.step, **figures, "min": row["min"]}
-            tqdm.write("  ".join(f"{name} {_short(value)}" for name, value in shown.items()))
+            texts = [f"{name} {_short(value)}" for name, value in shown.items()]
+            tqdm.write("  ".join(texts))
 
     def _write_table(self, columns: list[str], rows: list[dict]) -> None:
-        """Write metrics.csv anew, whole or not at all."""
+        """Write metrics.csv anew, completely or not at all."""
         temporary = self.csv.with_suffix(".tmp")
         with temporary.open("w", newline="") as f:
             writer = csv.DictWriter(f, columns, restval="", lineterminator="\n")
@@ -324,22 +353,25 @@ class Run:
         os.replace(temporary, self.csv)
 
     def _drop_rows_after(self, start: int) -> None:
-        """Keep of metrics.csv the rows up to step `start`.
+        """Drop the rows of metrics.csv behind step `start`.
 
         Raises:
-            ValueError: if it is no log of a run.
+            ValueError: if the file is no log of a run.
         """
         if not self.csv.is_file():
             return
         try:
             header, *lines = read_text(self.csv).splitlines(keepends=True)
-            # a row without its end was cut off by a kill or a full disk
+            # a kill or a full disk may have cut the last row off
             lines = [line for line in lines if line.endswith("\n")]
             steps = [int(line.split(",")[0]) for line in lines]
-            if not header.startswith("step,") or steps != sorted(set(steps)) or min(steps) < 0:
+            rising = steps == sorted(set(steps))
+            if not header.startswith("step,") or not rising or min(steps) < 0:
                 raise ValueError
         except ValueError:
-            raise ValueError(f"{self.csv} is no log of a run; move it away to resume") from None
+            raise ValueError(
+                f"{self.csv} is no log of a run; move it away to resume"
+            ) from None
         kept = [line for line, step in zip(lines, steps) if step <= start]
         temporary = self.csv.with_suffix(".tmp")
         temporary.write_text(header + "".join(kept))
@@ -347,31 +379,31 @@ class Run:
 
 
 class Meter:
-    """Means of what is measured at every step, between two rows of the log."""
+    """Average the figures of the steps between two rows of the log."""
 
     def __init__(self):
         self.sums: dict[str, float] = {}
         self.n = 0
 
     def add(self, **values: float) -> None:
-        """Add one step's figures."""
+        """Add one step's figures; each step must have the same ones."""
         self.n += 1
         for key, value in values.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure, {} if there was no step; then start anew."""
+        """Return the mean of each figure, {} if there was no step; then start anew."""
         out = {name: total / self.n for name, total in self.sums.items()}
         self.sums = {}
         self.n = 0
         return out
 
     def state_dict(self) -> dict:
-        """What a run that is resumed between two rows must know."""
+        """Return what a run needs that is resumed between two rows of the log."""
         return {"sums": self.sums, "n": self.n}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what state_dict gave."""
+        """Restore what `state_dict` returned."""
         self.sums = dict(state["sums"])
         self.n = state["n"]
 

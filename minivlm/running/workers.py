@@ -1,4 +1,4 @@
-"""Batches made ahead of the step that reads them, in this process or in worker processes."""
+"""Make the batches of a run, in this process or ahead of time in worker processes."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class _Steps(torch.utils.data.Dataset):
-    """Maps a step to its batch, which is all that torch's DataLoader asks of a data set."""
+    """A data set as torch's DataLoader wants it: the batch of a step is its item."""
 
     def __init__(self, make_batch: Callable[[int], T], stop: int):
         self.make_batch = make_batch
@@ -26,15 +26,16 @@ class _Steps(torch.utils.data.Dataset):
 def batches(
     make_batch: Callable[[int], T], start: int, stop: int, workers: int = 0
 ) -> Iterator[T]:
-    """Make the batches of steps start .. stop-1, in order.
+    """Yield the batches of the steps start .. stop - 1, in order.
 
     Args:
         make_batch: a pure function of the step.
-        workers: processes that work ahead; 0 makes each batch here, when it is asked for.
+        workers: number of processes that make batches ahead of time; with 0 this process
+            makes each batch when it is asked for.
 
     Raises:
-        ValueError: if there are workers and the system cannot fork: `make_batch` closes over the
-            data, which only a forked process inherits.
+        ValueError: if workers are wanted and the system cannot fork. `make_batch` is a
+            closure over the data, and only a forked process inherits them.
     """
     if workers and "fork" not in torch.multiprocessing.get_all_start_methods():
         raise ValueError("this system cannot fork; use workers 0")
@@ -45,11 +46,16 @@ def batches(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=_ignore_sigterm if workers else None,
-        generator=torch.Generator(),  # its own: a resumed run finds the global one untouched
+        # DataLoader draws a seed here; if it drew from the global generator, a resumed run
+        # would see other random numbers
+        generator=torch.Generator(),
     )
     return iter(loader)
 
 
 def _ignore_sigterm(_: int) -> None:
-    """SIGTERM goes to the whole process group of a job; the run itself ends its workers."""
+    """Ignore SIGTERM in a worker.
+
+    The signal goes to all processes of a job. The run itself ends its workers.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

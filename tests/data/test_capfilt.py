@@ -173,7 +173,7 @@ def test_judgments_without_doubt_stay_as_they_are():
 def test_wrong_runs_and_options_are_refused(captioner, web, tmp_path):
     """Catches a filter without a trained head, and an empty file."""
     lm = saved(captioner, tmp_path / "lm", "lm")
-    with pytest.raises(ValueError, match="was trained by lm: only blip can judge"):
+    with pytest.raises(ValueError, match="was trained by lm; only blip trains a matching head"):
         capfilt.main(capfilt.Config(lm, str(web)))
     blip = saved(captioner, tmp_path / "blip")
     with pytest.raises(ValueError, match="nothing of .*web.jsonl is kept"):

@@ -366,7 +366,7 @@ def test_rejects_are_kept_with_reason_and_text(tmp_path, monkeypatch):
                 yield r, Reply(texts[i], cut=i == 3)
 
     monkeypatch.setattr(instruct, "make_teacher", lambda *_: Odd())
-    with pytest.raises(ValueError, match="no dialogue is good"):
+    with pytest.raises(ValueError, match="no dialogue passes the checks"):
         instruct.main(instruct.Config(str(data), n=4, proportions="1:0:0"))
     kept = read(data / "instruct.rejects.jsonl")
     assert Counter(k["reason"] for k in kept) == {"grammar": 2, "empty": 1, "cut off": 1}

@@ -441,7 +441,7 @@ def test_a_missing_package_is_one_line(published, monkeypatch):
 
 def test_what_llava_lacks_is_said(vlm, tokenizer, tmp_path):
     """Catches an export that loads and answers otherwise: its projector has no norm there."""
-    said = "two maps and no norm in its projector, .* 'mlp'; train_align"
+    said = "two layers and no norm in its projector, .* 'mlp'; train_align"
     with pytest.raises(ValueError, match=said):
         export(state_of(vlm, "sft", tokenizer), tmp_path)
     config = replace(vlm.config, projector="llava", prefix_lm=True)

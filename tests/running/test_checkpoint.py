@@ -259,11 +259,27 @@ def test_a_run_from_before_an_option_existed_is_said_to_be_older(tmp_path):
                           Optimizer(model, 1e-3, 0), Meter())
 
 
+def test_a_run_with_an_option_that_is_a_constant_now_can_be_resumed(tmp_path):
+    """Catches old runs refused for an option that no longer exists, though its value is the
+    constant's; with another value they are refused."""
+    model = make_model()
+    optimizer = Optimizer(model, 1e-3, 0)
+    old = {"lora_layers": "gpt.*,projector.*", "center": 0.01}
+    save(tmp_path / "ckpt.pt", configs=CONFIGS | old, model=model, optimizer=optimizer, step=3)
+    step, _ = checkpoint.resume(
+        tmp_path / "ckpt.pt", "sft", CONFIGS, model, optimizer, Meter())
+    assert step == 3
+    save(tmp_path / "ckpt.pt", configs=CONFIGS | {"center": 0.5}, model=model)
+    with pytest.raises(ValueError, match="other settings of center"):
+        checkpoint.resume(tmp_path / "ckpt.pt", "sft", CONFIGS, model, optimizer, Meter())
+
+
 def test_a_damaged_checkpoint_leads_to_the_best_one(tmp_path):
     """Catches a run given up whose best weights are whole."""
     save(tmp_path / "best.pt")
     (tmp_path / "ckpt.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"ckpt\.pt is damaged .*, or start another from best\.pt"):
+    match = r"ckpt\.pt is damaged .*, or start another run from best\.pt"
+    with pytest.raises(ValueError, match=match):
         checkpoint.load(tmp_path / "ckpt.pt", ("sft",))
 
 

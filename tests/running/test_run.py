@@ -296,7 +296,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_what_led_to_it(tmp_p
     run.step = 6
     message = (
         r"loss is nan at step 6; batch \['r0', .*'r7'\]; "
-        r"before it \[5, 4, 3, 2, 1.2346\]; try a lower lr; all of it is in .*stopped.json"
+        r"losses before \[5, 4, 3, 2, 1.2346\]; try a lower lr; the whole batch is in "
+        r".*stopped.json"
     )
     ids = [f"r{i}" for i in range(20)]
     with pytest.raises(ValueError, match=message):
@@ -307,7 +308,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_what_led_to_it(tmp_p
     for loss in (math.inf, -math.inf):
         with pytest.raises(ValueError, match="loss is -?inf at step 6"):
             run.check(loss, 1.0, [])
-    with pytest.raises(ValueError, match="gradient is inf at step 6; batch .'a'.; before it"):
+    with pytest.raises(ValueError, match="gradient is inf at step 6; batch .'a'.; losses before"):
         run.check(1.0, math.inf, ["a"])
 
 

@@ -237,7 +237,7 @@ def test_a_gradient_that_is_no_number_is_not_applied(runs, folder, tmp_path, mon
         return loss
 
     monkeypatch.setattr(script, "next_token_loss", poisoned)
-    with pytest.raises(ValueError, match=r"gradient is nan at step 2; batch \['.*before it \["):
+    with pytest.raises(ValueError, match=r"gradient is nan at step 2; batch \['.*losses before \["):
         script.main(cfg)
     assert (tmp_path / "stopped.json").is_file()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
