@@ -1,4 +1,4 @@
-"""What a newcomer sees: one stage as it prints, and one dialogue with the chatbot.
+"""What a newcomer sees: one stage as it prints, and answers of the chatbot.
 
 Runs train_clip.py into a temporary folder and talks to a trained run, both as a user would, and
 writes what they print to results/session.json, from which the README shows it.
@@ -17,7 +17,6 @@ from minivlm.running.machine import environment
 HERE = Path(__file__).parent
 PICTURE = "samples/5.png"  # three visible objects and a barely visible one
 QUESTIONS = (
-    "What is in the picture?",
     "Is there a ring?",
     "Where is the blue square?",
     "How many objects are there? Answer in one word.",
@@ -27,33 +26,31 @@ QUESTIONS = (
 )
 
 
-def printed(command: list[str], questions: tuple[str, ...] = ()) -> list[str]:
-    """Run a script of this checkout; return the lines of its standard output.
+def printed(command: list[str]) -> list[str]:
+    """Run a script of this checkout; return the lines that it prints, without empty ones.
 
     Raises:
         subprocess.CalledProcessError: if the script fails.
     """
     done = subprocess.run(
-        [sys.executable, *command], input="\n".join((*questions, "")), text=True,
-        capture_output=True, check=True, cwd=HERE.parent,
+        [sys.executable, *command], text=True, capture_output=True, check=True, cwd=HERE.parent
     )
     return [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
 
 
 def main(run: str, data: str) -> None:
-    """Record both sessions."""
+    """Record a stage, and answers to questions that do not know of each other."""
     with tempfile.TemporaryDirectory() as folder:
         stage = printed(["train_clip.py", "--data", data, "--out", f"{folder}/clip"])
-    # the temporary folder is this script's business; a user's is runs/clip
+    # a user's run folder is runs/clip
     stage = [line.replace(f"{folder}/clip", "runs/clip") for line in stage]
-    picture = f"{data}/{PICTURE}"
-    answers = printed(["chat.py", "--run", run, "--image", picture], QUESTIONS)
-    # chat.py asks with "you: " and answers behind it, as nobody types a line break here
-    answers = [answer.removeprefix("you: ") for answer in answers if answer != "you:"]
-    dialogue = [f"you: {q}\n{a}" for q, a in zip(QUESTIONS, answers, strict=True)]
+    chat = ["chat.py", "--run", run, "--image", f"{data}/{PICTURE}", "--ask"]
+    dialogue = []
+    for question in QUESTIONS:
+        dialogue += [f"you: {question}", *printed([*chat, question])]
     report = {
         "command": f"session.py {run} {data}", "environment": environment(),
-        "picture": picture, "stage": stage, "dialogue": "\n".join(dialogue).split("\n"),
+        "picture": PICTURE, "stage": stage, "dialogue": dialogue,
     }
     (HERE / "session.json").write_text(json.dumps(report, indent=1) + "\n")
 

@@ -22,6 +22,8 @@ END = "<!-- end of results -->"
 REPORT = HERE.parent / "docs" / "report" / "report.md"  # by ./speedrun.sh, seed 0
 REPORT_BEGIN = "<!-- report: docs/report/report.md -->"
 REPORT_END = "<!-- end of report -->"
+SESSION_BEGIN = "<!-- session: python results/session.py runs/sft data/shapes/prepared -->"
+SESSION_END = "<!-- end of session -->"
 
 # --- labels: a figure's key -> what it means ---
 
@@ -557,6 +559,18 @@ def joined(parts: Iterable[list[str]]) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
+def session_block() -> str:
+    """What one stage prints, and what the chatbot answers, see session.py."""
+    report = json.loads((HERE / "session.json").read_text())
+    environment = report["environment"]
+    stage = "\n".join(["$ .venv/bin/python train_clip.py", *report["stage"]])
+    picture = f"data/shapes/prepared/{report['picture']}"
+    chat = f"$ .venv/bin/python chat.py --image {picture}"
+    dialogue = "\n".join([chat, *report["dialogue"]])
+    machine = f"{environment['cpu']}; torch {environment['torch']}"
+    return f"```\n{stage}\n```\n\n{machine}.\n\n```\n{dialogue}\n```"
+
+
 def block() -> str:
     """The table of the README: what the chatbot can do, blind, before and after stage 4."""
     trained = named("preferences", {"sft": "SFT", "ppo": "PPO"}) | named("dpo", {"dpo": "DPO"})
@@ -615,6 +629,7 @@ def put_between(text: str, begin: str, end: str, new: str) -> str:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
         text = put_between(README.read_text(), BEGIN, END, block())
+        text = put_between(text, SESSION_BEGIN, SESSION_END, session_block())
         README.write_text(put_between(text, REPORT_BEGIN, REPORT_END, report_block()))
         (HERE / "README.md").write_text(page())
     elif sys.argv[1:]:

@@ -73,6 +73,8 @@ def test_the_readmes_numbers_are_those_of_the_result_files():
     spec.loader.exec_module(tables)
     inside = README.split(tables.BEGIN)[1].split(tables.END)[0]
     assert inside.strip() == tables.block().strip()
+    session = README.split(tables.SESSION_BEGIN)[1].split(tables.SESSION_END)[0]
+    assert session.strip() == tables.session_block().strip()
     shown = README.split(tables.REPORT_BEGIN)[1].split(tables.REPORT_END)[0]
     assert shown.strip() == tables.report_block().strip()
     assert (ROOT / "results" / "README.md").read_text() == tables.page()
