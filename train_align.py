@@ -52,7 +52,7 @@ class Config:
     # optimization
     steps: int = 200  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pictures per step, each with one caption
-    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, same result
+    grad_accum: int = 1  # >= 1; micro-batches per step; more of them take less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: biases and norm
     muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.0  # >= 0; on matrices
@@ -121,6 +121,7 @@ def main(cfg: Config) -> dict[str, float]:
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
+    # what checkpoints contain; with --resume it is restored from the last one
     run.hold("align", model, optimizer, tokenizer, config)
     run.begin(make_batch)
 

@@ -196,6 +196,7 @@ def main(cfg: Config) -> dict[str, float]:
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
+    # what checkpoints contain; with --resume it is restored from the last one
     run.hold("caption", model, optimizer, tokenizer, config)
     run.begin(make_batch)
 

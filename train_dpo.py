@@ -52,7 +52,7 @@ class Config:
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
     split: str = "preferences_pairs"  # file of the data folder with pairs to learn from
     val_split: str = "preferences_val_pairs"  # file with pairs to measure with
-    per_question: int = 1  # >= 0; most pairs of one question, drawn at random; 0 = all
+    per_question: int = 1  # >= 0; how many pairs of a question to use, at random; 0 = all
     prompts: str = "prompts_val"  # file with questions to sample answers to; empty = none
     records: str = "train"  # file with the records of those questions' pictures
     out: str = "runs/dpo"  # run folder to write
@@ -71,7 +71,7 @@ class Config:
     # optimization
     steps: int = 200  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pairs per step
-    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, same result
+    grad_accum: int = 1  # >= 1; micro-batches per step; more of them take less memory
     lr: float = 1e-4  # >= 0; peak learning rate of AdamW
     muon_lr: float = 0.0  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.0  # >= 0; on matrices and embeddings
@@ -216,6 +216,7 @@ def main(cfg: Config) -> dict[str, float]:
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
+    # what checkpoints contain; with --resume it is restored from the last one
     weights = checkpoint.fingerprint(before)
     run.hold("dpo", model, optimizer, tokenizer, config, init=weights)
     made_of = {"weights": weights, "tokenizer": tokenizer.identity,
@@ -232,7 +233,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- loop ---
     for step in run.steps():
-        # step 0 is measured before any update: policy equals reference, a pair costs ln 2
+        # step 0 is measured before any update: policy equals reference, so h = 0
         if run.is_due(step):
             figures = evaluate(model, val_parts, val_ref_logp, cfg, run)
             if questions:

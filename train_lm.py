@@ -41,7 +41,7 @@ class Config:
     # optimization
     steps: int = 240  # >= 0; optimizer steps
     batch_size: int = 12  # >= 1; windows of text per step
-    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, same result
+    grad_accum: int = 1  # >= 1; micro-batches per step; more of them take less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
     muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: blocks' matrices; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
@@ -111,6 +111,7 @@ def main(cfg: Config) -> dict[str, float]:
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
+    # what checkpoints contain; with --resume it is restored from the last one
     run.hold("lm", model, optimizer, tokenizer, config)
     run.begin(make_batch)
 

@@ -226,6 +226,7 @@ def main(cfg: Config) -> dict[str, float]:
     )
 
     # --- resume ---
+    # what checkpoints contain; with --resume it is restored from the last one
     run.hold("ppo", learner, optimizer, tokenizer, config,
              init=checkpoint.fingerprint(before), reward=checkpoint.fingerprint(scorer))
     # try a rollout first: run.begin deletes the older run in `out`

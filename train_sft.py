@@ -48,7 +48,7 @@ class Config:
     # optimization
     steps: int = 1100  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; conversations per step
-    grad_accum: int = 1  # >= 1; micro-batches per step: more need less memory, same result
+    grad_accum: int = 1  # >= 1; micro-batches per step; more of them take less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
     muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
@@ -114,12 +114,13 @@ def main(cfg: Config) -> dict[str, float]:
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
+    # what checkpoints contain; with --resume it is restored from the last one
     run.hold("sft", model, optimizer, tokenizer, config)
     run.begin(make_batch)
 
     # --- loop ---
     for step in run.steps():
-        # step 0 is measured before any update: the model has learned from no dialogue
+        # step 0 is measured before any update: it shows what this stage starts from
         if run.is_due(step):
             val_loss = held_out_loss(model, val_batches, run.device)
             run.record({"val_loss": val_loss}, loss=val_loss)

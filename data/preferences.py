@@ -46,7 +46,7 @@ from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.preferences import judge
 from minivlm.preferences.layouts import read_ranked, trl_of, unpack
-from minivlm.preferences.pairs import pairs_of
+from minivlm.preferences.pairs_from_rankings import pairs_of
 from minivlm.preferences.pool import QuestionsWithAnswers, answered, ask_pool
 from minivlm.preferences.rankings import check_ranking
 from minivlm.running import machine, options

@@ -3,9 +3,9 @@
 The rooms. The files at the top of this folder are the recipe. The rooms below serve it.
 
     losses rl optim                     the mathematics; no model is called here
-    transformer masks cache vit gpt     the networks
-    clip projector vlm captioner
-    heads lora
+    transformer attention_masks cache   the networks
+    vit gpt clip projector vlm
+    captioner heads lora
     tokenizer conversation              words in, words out
     generate rollout
     export                              a command; pretrained/export.py does its work

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from minivlm.clip import MAX_LOGIT_SCALE
 from minivlm.loading.batches import Batch
 from minivlm.losses import IGNORE_INDEX, clip_loss, equal_rows, match_loss, next_token_loss
-from minivlm.masks import last_only
+from minivlm.attention_masks import last_only
 from minivlm.vlm import VLM, VLMConfig
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minivlm.conversation import answer_row
 from minivlm.loading.batches import collate
 from minivlm.losses import IGNORE_INDEX, token_logprobs
-from minivlm.masks import last_only
+from minivlm.attention_masks import last_only
 
 # --- choosing a token ---
 

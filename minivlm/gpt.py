@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.cache import KVCache
-from minivlm.masks import mask_for, segment_positions
+from minivlm.attention_masks import mask_for, segment_positions
 from minivlm.transformer import Block, init_weights
 
 

@@ -14,7 +14,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from minivlm.masks import last_only
+from minivlm.attention_masks import last_only
 from minivlm.vlm import VLM
 
 

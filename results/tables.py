@@ -205,6 +205,12 @@ def head(cells: list[str]) -> list[str]:
     return [line(cells), "|---" * len(cells) + "|"]
 
 
+def cores(cpu: str) -> str:
+    """The processor of an environment in words: "AMD EPYC x 2" -> "2 cores of AMD EPYC"."""
+    name, _, n = cpu.rpartition(" x ")
+    return f"{n} cores of {name}"
+
+
 def n_seeds(n: int) -> str:
     """1 seed, 2 seeds."""
     return "1 seed" if n == 1 else f"{n} seeds"
@@ -567,7 +573,7 @@ def session_block() -> str:
     picture = f"data/shapes/prepared/{report['picture']}"
     chat = f"$ .venv/bin/python chat.py --image {picture}"
     dialogue = "\n".join([chat, *report["dialogue"]])
-    machine = f"{environment['cpu']}; torch {environment['torch']}"
+    machine = f"{cores(environment['cpu'])}; torch {environment['torch']}"
     return f"```\n{stage}\n```\n\n{machine}.\n\n```\n{dialogue}\n```"
 
 
@@ -578,7 +584,8 @@ def block() -> str:
     first = trained["SFT"][0]
     env = first["environment"]
     lines = [
-        f"{n_seeds(len(trained['SFT']))}; {env['cpu']}; torch {env['torch']}; held-out pictures.",
+        f"Mean ± standard deviation of {n_seeds(len(trained['SFT']))}, on held-out pictures; "
+        f"{cores(env['cpu'])}; torch {env['torch']}.",
         "",
         *head(["", "chance", "SFT, blind", *trained]),
     ]

@@ -11,7 +11,7 @@ from minivlm.captioner import Captioner, hard_negatives
 from minivlm.conversation import caption_rows
 from minivlm.loading.batches import Batch, collate, cut_rows
 from minivlm.losses import IGNORE_INDEX, clip_loss, next_token_loss
-from minivlm.masks import attention_mask, last_only
+from minivlm.attention_masks import attention_mask, last_only
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLMConfig
 

@@ -8,7 +8,7 @@ from conftest import stir
 from torch import nn
 
 from minivlm.cache import KVCache
-from minivlm.masks import attention_mask, segment_mask
+from minivlm.attention_masks import attention_mask, segment_mask
 from minivlm.transformer import Attention, Block, activation, init_weights
 
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()

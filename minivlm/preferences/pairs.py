@@ -1,4 +1,4 @@
-"""Pairs: how they are read, made from rankings, and turned into rows for a model.
+"""Pairs: how they are read, and turned into rows for a model.
 
     {"id", "image" or none, "conversations": turns up to the question, "chosen", "rejected"}
 
@@ -14,15 +14,13 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import permutations
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minivlm.conversation import IMAGE_MARK, Turn, pack, render
-from minivlm.evaluation.raters import rating_of
+from minivlm.conversation import Turn, pack, render
 from minivlm.loading.batches import Batch, collate
 from minivlm.loading.images import Pictures
 from minivlm.lora import adapters_off
@@ -109,36 +107,6 @@ def at_most(n: int, pairs: list[dict], seed: int) -> list[dict]:
         if not n or taken[question] <= n:
             out.append(r)
     return out
-
-
-# --- from rankings ---
-
-
-def pairs_of(r: dict) -> list[dict]:
-    """Make a pair of every two answers with different ranks; the better one is chosen.
-
-    "gap" is the difference of their ratings in points, or of their ranks if the ranking has
-    no ratings. It is below 0 if the chosen answer has the worse rating.
-
-    Args:
-        r: a ranking, with its "rater".
-    """
-    turns = [{"from": "human", "value": f"{IMAGE_MARK}\n{r['question']}"}]
-    ranks = r["ranking"]
-    ratings = r.get("ratings")
-    pairs = []
-    for i, j in permutations(range(len(ranks)), 2):
-        if ranks[i] >= ranks[j]:  # a tie, or i is the worse answer
-            continue
-        gap = ranks[j] - ranks[i]
-        if ratings:
-            gap = rating_of(ratings[i]) - rating_of(ratings[j])
-        pairs.append({
-            "id": f"{r['id']}-{i}{j}", "image": r["image"], "conversations": turns,
-            "chosen": r["responses"][i], "rejected": r["responses"][j], "gap": gap,
-            "rater": r["rater"],
-        })
-    return pairs
 
 
 # --- rows ---

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minivlm.losses import next_token_loss
-from minivlm.masks import attention_mask, segment_mask
+from minivlm.attention_masks import attention_mask, segment_mask
 from parity.peers import whole
 
 

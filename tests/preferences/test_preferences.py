@@ -10,7 +10,7 @@ from PIL import Image
 
 from data import preferences
 from minivlm.preferences import layouts
-from minivlm.preferences.pairs import pairs_of
+from minivlm.preferences.pairs_from_rankings import pairs_of
 from minivlm.preferences.pool import ask_pool
 from minivlm.preferences.rankings import check_ranking
 from minivlm.running import checkpoint
