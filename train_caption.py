@@ -56,7 +56,7 @@ class Config:
     label_smoothing: float = 0.1  # for lm and blip, 0 <= x < 1; 0.1 as in BLIP's decoder
     steps: int = 300  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pictures per step, each with one caption
-    grad_accum: int = 1  # >= 1; micro-batches per step; blip compares pairs of one only
+    grad_accum: int = 1  # >= 1; micro-batches per step; blip compares pairs within one
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, heads, biases
     muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
@@ -75,7 +75,7 @@ class Config:
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing {self.label_smoothing} is not in 0 .. 1")
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 or more, below 1")
         if self.objective == "blip" and self.batch_size < 2 * self.grad_accum:
             raise ValueError("blip needs two pairs in a micro-batch: raise batch_size")
 

@@ -571,7 +571,7 @@ def session_block() -> str:
     environment = report["environment"]
     stage = "\n".join(["$ .venv/bin/python train_clip.py", *report["stage"]])
     picture = f"data/shapes/prepared/{report['picture']}"
-    chat = f"$ .venv/bin/python chat.py --image {picture}"
+    chat = f"$ .venv/bin/python chat.py --image {picture} --ask QUESTION"
     dialogue = "\n".join([chat, *report["dialogue"]])
     machine = f"{cores(environment['cpu'])}; torch {environment['torch']}"
     return f"```\n{stage}\n```\n\n{machine}.\n\n```\n{dialogue}\n```"
