@@ -75,7 +75,7 @@ class Config:
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 or more, below 1")
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 <= x < 1")
         if self.objective == "blip" and self.batch_size < 2 * self.grad_accum:
             raise ValueError("blip needs two pairs in a micro-batch: raise batch_size")
 
