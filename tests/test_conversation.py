@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-from minivlm.conversation import IMAGE_MARK, count_images, render, render_v1
+from minivlm.conversation import (
+    IMAGE_MARK, append_unread, caption_rows, count_images, make_row, pack, render, render_v1,
+)
 from minivlm.tokenizer import Tokenizer, train_bpe
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
@@ -271,3 +273,40 @@ def test_between_two_pictures_stands_nothing():
     """Catches the piece that SentencePiece makes of an empty text (here 7) between two pictures."""
     ids, _ = render_v1([human("<image><image>")], lambda t: [7, *t.encode()], 1, 2, -200)
     assert ids == [1, 7, *b"USER: ", -200, -200, 7, *b" ASSISTANT:"]
+
+
+# --- rows ---
+
+
+def test_ids_and_mask_of_a_row_are_appended_together():
+    """Catches a mask that is shorter than its ids, or of the piece before."""
+    row = make_row(([1, 2], False), ([], True), ([3], True), ([4], False))
+    assert row == ([1, 2, 3, 4], [False, False, True, False])
+    assert append_unread(row, 9) == ([1, 2, 3, 4, 9], [False, False, True, False, False])
+
+
+def test_a_caption_row_learns_all_but_picture_and_prompt():
+    """Catches a trained placeholder, and a caption that never ends.
+
+    "hi" with N = 2: image, image, h, i, end of text; the last three are learned.
+    """
+    image, end = TOKENIZER.image, TOKENIZER.endoftext
+    assert caption_rows(["hi", "\u00e9"], TOKENIZER, 2) == [
+        ([image, image, 104, 105, end], [False, False, True, True, True]),
+        ([image, image, 195, 169, end], [False, False, True, True, True]),
+    ]
+    assert caption_rows(["a"], TOKENIZER) == [([97, end], [True, True])]
+    with_prompt = caption_rows(["a"], TOKENIZER, 1, prompt=[65, 66], end=True)
+    assert with_prompt == [
+        ([image, 65, 66, 97, end, TOKENIZER.end], [False, False, False, True, True, False])]
+
+
+def test_packed_answers_each_stand_behind_the_prompts_last_token():
+    """Catches a first token that is predicted from another answer, segments one off.
+
+    Prompt 7 8 9 with answers 1 2 and 3: the 9 stands before each of them.
+    """
+    row, segments = pack([7, 8, 9], [[1, 2], [3]])
+    assert row.ids == [7, 8, 9, 1, 2, 9, 3]
+    assert row.is_answer == [False, False, False, True, True, False, True]
+    assert segments == [0, 0, 1, 1, 1, 2, 2]

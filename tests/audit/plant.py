@@ -82,7 +82,7 @@ BUGS = [
     ("optimizer not restored", "minivlm/running/checkpoint.py",
      'optimizer.load_state_dict(state["optimizer"])', "pass", "tests/scripts/test_resume.py"),
     ("means that forget the steps before a stop", "minivlm/running/checkpoint.py",
-     'meter.load_state_dict(state["meter"])', "pass", "tests/scripts/test_resume.py"),
+     'meter.load_state_dict(state["meter"])', "pass", "tests/running/test_run.py"),
     ("a checkpoint written in place", "minivlm/running/checkpoint.py",
      'temporary = path.with_suffix(".tmp")', "temporary = path", "tests/scripts/test_resume.py"),
     ("the last checkpoint written before the best", "minivlm/running/run.py",

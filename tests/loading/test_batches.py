@@ -629,19 +629,6 @@ def test_making_batches_leaves_the_global_generator_alone():
 # --- rows ---
 
 
-def test_a_caption_row_learns_all_but_the_picture():
-    """Catches a trained placeholder, and a caption that never ends.
-
-    "hi" with N = 2: image, image, h, i, end of text; the last three are learned.
-    """
-    image, end = TOKENIZER.image, TOKENIZER.endoftext
-    assert caption_rows(["hi", "é"], TOKENIZER, 2) == [
-        ([image, image, 104, 105, end], [False, False, True, True, True]),
-        ([image, image, 195, 169, end], [False, False, True, True, True]),
-    ]
-    assert caption_rows(["a"], TOKENIZER) == [([97, end], [True, True])]
-
-
 def test_words_that_are_read_are_switched_and_nothing_else():
     """Catches noise on answers, image tokens or marks of turns, and another share than asked."""
     ids = [300, 301, 301, *range(100, 150), 302, *range(200, 250), 303]  # 300 ..: special ids

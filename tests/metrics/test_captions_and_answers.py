@@ -106,6 +106,8 @@ def test_captions_without_references_are_refused(score):
     ("red/blue", "red blue"), ("red / blue", "red blue"), ("red, blue", "red blue"),
     ("well-known", "well known"), ("an", ""), ("red-blue, 1,000", "redblue 1000"),
     ("shes", "shes"), ("eleven", "eleven"), ("somebody'd", "somebodyd"),
+    ("x-ray red- brick", "xray red brick"), ("x-ray red -brick", "xray red brick"),
+    ("a dog", "dog"),
 ])
 def test_an_answer_is_normalized_as_vqa_does_it(said, want):
     """Catches: articles inside words, digits cut at a point, a sign wrongly glued or split."""
@@ -126,5 +128,11 @@ def test_vqa_answers_are_normalized_only_where_people_differ():
     """Catches a normalization that the official code leaves out when all people say the same."""
     assert vqa_accuracy("Two", ["two"] * 10) == 0 and vqa_accuracy("two", ["two"] * 10) == 1
     assert vqa_accuracy("Two", ["two"] * 9 + ["2"]) == 1
-    with pytest.raises(ValueError, match="nobody answered"):
+    with pytest.raises(ValueError, match="^nobody answered: there is nothing to agree with$"):
         vqa_accuracy("red", [])
+
+
+def test_vqa_answers_may_hold_line_breaks_and_tabs():
+    """Catches white space that makes equal answers different; the official code makes it spaces."""
+    assert vqa_accuracy("red\nring\t", ["red ring"] * 10) == 1
+    assert vqa_accuracy("red ring", ["red\tring"] * 10) == 1
