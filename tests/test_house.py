@@ -101,7 +101,7 @@ def lines_of_main(name: str) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-@pytest.mark.parametrize("a, b", itertools.combinations(SCRIPTS, 2))
+@pytest.mark.parametrize("a, b", list(itertools.combinations(SCRIPTS, 2)))
 def test_no_two_loops_are_copies(a, b):
     """Catches machinery that is copied from script to script, where a mistake is copied too: no run
     of 12 equal lines.
