@@ -37,8 +37,8 @@ The glossary. Each word has one meaning, in code, messages and documents.
     barely visible    an object that the annotation lists and the picture hardly shows
                       (tiny, faint, nearly covered); its record has the key `hidden`
     invented object   an object that an answer names and the picture does not show
-    unseen pairs      color-shape pairs that are never drawn, told or asked about in
-                      training
+    unseen pairs      pairs of a color and a shape that no picture and no text of the
+                      training data contains
     unseen phrasings  ways to ask that no training dialogue uses
     gray picture      what a model sees when its blind baseline is measured
     row               the token ids of one text, and which of them are answers
