@@ -85,20 +85,28 @@ def test_a_higher_score_is_learned(runs, folder, tmp_path, monkeypatch):
     assert ends[0.0]["val_kl_answer"] > 1 > 3 * ends[20.0]["val_kl_answer"]
 
 
+@pytest.fixture(scope="module")
+def plain(runs, folder, tmp_path_factory):
+    """The weights of the run that every choice is compared with."""
+    out = tmp_path_factory.mktemp("plain")
+    script, cfg = config_of("ppo", folder, runs, out=str(out), kl_target=0.0, epochs=3)
+    script.main(cfg)
+    return weights(out)
+
+
 @pytest.mark.parametrize("changes", [
     {"whiten_rewards": True}, {"kl": "k3"}, {"length_penalty": 2.0}, {"end_penalty": 5.0},
     {"gamma": 0.9}, {"lam": 0.5}, {"clip_eps": 1e-4}, {"value_clip": 1e-4}, {"temperature": 0.7},
     {"kl_coef": 1.0}, {"value_lr": 0.05}, {"max_kl": 1e-9}, {"minibatches": 2, "grad_accum": 1},
 ])
-def test_every_choice_reaches_the_weights(changes, runs, folder, tmp_path):
+def test_every_choice_reaches_the_weights(changes, plain, runs, folder, tmp_path):
     """Catches a flag that is read and has no effect."""
-    script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "a"), kl_target=0.0, epochs=3)
-    script.main(cfg)
     script, cfg = config_of(
-        "ppo", folder, runs, out=str(tmp_path / "b"), kl_target=0.0, epochs=3, **changes)
+        "ppo", folder, runs, out=str(tmp_path), kl_target=0.0, epochs=3, **changes)
     script.main(cfg)
-    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
-    assert any(not torch.equal(a[k], b[k]) for k in a if k != "_extra_state")  # kl_coef itself
+    b = weights(tmp_path)
+    # _extra_state is kl_coef itself
+    assert any(not torch.equal(plain[k], b[k]) for k in plain if k != "_extra_state")
 
 
 def test_early_stopping_ends_the_updates_of_a_rollout(runs, folder, tmp_path):
