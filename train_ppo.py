@@ -211,13 +211,14 @@ def main(cfg: Config) -> dict[str, float]:
         rows = shuffled(step, cfg.batch_size, len(questions), cfg.seed)
         return prompts.batch([questions[i] for i in rows], hash_seed(cfg.seed, step, 1))
 
-    def answer(batch: PromptBatch) -> tuple[Rollout, dict[str, float]]:
-        """Draw the policy's answers; return them with figures, such as the true score."""
+    def answer(batch: PromptBatch) -> tuple[Rollout, list[str], dict[str, float]]:
+        """Draw the policy's answers; return them, their texts, and figures of them."""
         with run.autocast():
             rollout = roll_out(policy, ref, reward_model, value_model, batch, tokenizer,
                                cfg.max_new_tokens, cfg.temperature)
         texts = [tokenizer.decode(ids).strip() for ids in rollout.answers]
-        return rollout, describe(rollout, prompts.true_scores(batch.questions, texts))
+        true_scores = prompts.true_scores(batch.questions, texts)
+        return rollout, texts, describe(rollout, true_scores)
 
     # --- optimizer ---
     optimizer = Together(
@@ -237,8 +238,7 @@ def main(cfg: Config) -> dict[str, float]:
     for step in run.steps():
         # step 0 is measured before any update: policy equals reference, so their KL is 0
         if run.is_due(step):
-            rollout, figures = answer(val_batch)
-            texts = [tokenizer.decode(ids).strip() for ids in rollout.answers]
+            rollout, texts, figures = answer(val_batch)
             sheet = prompts.sheet(val_questions, texts, rollout.score)
             sheet.save(run.folder / f"samples_{step}.png")
             worth = float(rollout.worth(cfg.end_penalty, cfg.length_penalty).mean())
@@ -248,7 +248,7 @@ def main(cfg: Config) -> dict[str, float]:
             break
 
         # 1. roll out: the policy answers questions, the other models read the answers
-        rollout, figures = answer(run.next_batch())
+        rollout, _, figures = answer(run.next_batch())
         rollout_ms = 1000 * (time.time() - run.began)
 
         # 2. advantages: how much more each token brought than the value model predicted

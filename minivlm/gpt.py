@@ -80,8 +80,8 @@ class GPT(nn.Module):
             cache: keys and values of earlier tokens; this call adds those of its tokens.
             positions: (B, T) absolute positions, below block_size; by default 0 .. T-1. A
                 cache that already holds tokens needs them.
-            segments: (B, T) of packed rows, see `masks.segment_mask`, or None. With them,
-                positions are those of `masks.segment_positions`.
+            segments: (B, T) of packed rows, see `segment_mask`, or None. With them,
+                positions are those of `segment_positions`.
 
         Returns:
             (B, T, C), or (number of True in `at`, C).

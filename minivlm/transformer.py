@@ -3,7 +3,7 @@
     x = x + attention(norm(x))
     x = x + mlp(norm(x))
 
-masks.py makes the masks; this file only applies them.
+attention_masks.py makes the masks; this file only applies them.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; pre-norm: GPT-2, Radford et al. 2019.
 """

@@ -783,7 +783,7 @@ def test_sizes_that_no_weights_have_are_refused_before_memory_is_taken(ckpt, tmp
 
 @pytest.mark.parametrize("config", [ViTConfig(), GPTConfig(), CLIPConfig()])
 def test_every_size_of_a_config_is_checked(config):
-    """Catches a new size that the check does not know, and the text_ of CLIP's own."""
+    """Catches a size of a config that the check does not know, also with CLIP's prefix text_."""
     check_sizes(dataclasses.asdict(config), "a.pt")
     sizes = [field for field in dataclasses.fields(config)
              if field.type is int and field.name != "feature_layer"]  # that one counts from the end

@@ -7,7 +7,7 @@ from minivlm.evaluation.raters import rating_of
 
 
 def pairs_of(r: dict) -> list[dict]:
-    """Make a pair of every two answers with different ranks; the better one is chosen.
+    """Make a pair of any two answers that have different ranks; "chosen" is the better one.
 
     "gap" is the difference of their ratings in points, or of their ranks if the ranking has
     no ratings. It is below 0 if the chosen answer has the worse rating.

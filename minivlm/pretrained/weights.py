@@ -213,7 +213,7 @@ def weight_files(folder: Path) -> tuple[str, list[str]]:
 
 
 def safetensors():
-    """The part of the safetensors package that reads and writes torch's tensors.
+    """Import the module of the safetensors package that reads and writes torch tensors.
 
     Raises:
         ValueError: if the package is not installed, with the remedy.

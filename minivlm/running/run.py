@@ -327,24 +327,27 @@ class Run:
         means = self.meter.means()
         row = {"step": self.step} | dict.fromkeys(COLUMNS, "") | means | figures
         row |= {"gb": peak_gb(), "min": round(self.minutes, 2)}
-        rows = []
+        columns = []
         if self.csv.is_file():
             with self.csv.open(newline="") as f:
-                rows = list(csv.DictReader(f))
-        columns = list(rows[0]) if rows else list(row)
+                columns = next(csv.reader(f), [])
         added = [name for name in row if name not in columns]
-        if rows and not added:
-            with self.csv.open("a", newline="") as f:
-                csv.DictWriter(f, columns, restval="", lineterminator="\n").writerow(row)
-        else:
-            self._write_table(columns + added, rows + [row])
+        if added:
+            self._add_columns(columns + added)
+            columns += added
+        with self.csv.open("a", newline="") as f:
+            csv.DictWriter(f, columns, restval="", lineterminator="\n").writerow(row)
         if figures:  # a row that has means only is for the curves, not for the screen
             shown = {"step": self.step, **figures, "min": row["min"]}
             texts = [f"{name} {_short(value)}" for name, value in shown.items()]
             tqdm.write("  ".join(texts))
 
-    def _write_table(self, columns: list[str], rows: list[dict]) -> None:
-        """Write metrics.csv anew, completely or not at all."""
+    def _add_columns(self, columns: list[str]) -> None:
+        """Write metrics.csv anew with these columns, whole or not at all."""
+        rows = []
+        if self.csv.is_file():
+            with self.csv.open(newline="") as f:
+                rows = list(csv.DictReader(f))
         temporary = self.csv.with_suffix(".tmp")
         with temporary.open("w", newline="") as f:
             writer = csv.DictWriter(f, columns, restval="", lineterminator="\n")
