@@ -13,7 +13,10 @@ Reads: a run folder of train_sft.py, train_ppo.py, train_dpo.py, train_align.py 
 train_caption.py.
 """
 
+import os
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,10 +24,12 @@ import torch
 from minivlm.conversation import IMAGE_MARK, Turn, render
 from minivlm.generate import stream
 from minivlm.loading.images import fit, open_image, to_tensor
-from minivlm.loading.models import vlm_from
+from minivlm.loading.models import fit_of, vlm_from
 from minivlm.running import checkpoint, machine, options
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
+
+COMMANDS = "/new starts a new conversation; /image PATH starts one about another picture"
 
 # --- config ---
 
@@ -37,7 +42,7 @@ class Config:
     run: str = "runs/sft"  # run folder of the model
     image: str = ""  # picture file to talk about; empty = talk without a picture
     ask: str = ""  # a question to ask once, then exit; empty = a conversation
-    fit: str = "crop"  # crop | pad | stretch; how the picture is made square
+    fit: str = "auto"  # auto | crop | pad | stretch; square pictures; auto = as in training
     # answers
     max_new_tokens: int = 128  # >= 1; most tokens of an answer
     temperature: float = 0.0  # >= 0; 0 = the likeliest token, 1 = the model's distribution
@@ -85,13 +90,20 @@ def answer(
     return tokenizer.decode(written)
 
 
-def load_picture(
-    path: str, cfg: Config, size: int, device: torch.device
-) -> torch.Tensor | None:
-    """Load a picture as the model takes it, (1, 3, S, S); return None for an empty path."""
-    if not path:
-        return None
-    pixels = np.asarray(fit(open_image(path), size, cfg.fit))        # (S, S, 3)
+def load_picture(path: str, size: int, mode: str, device: torch.device) -> torch.Tensor:
+    """Load a picture as the model takes it: (1, 3, S, S).
+
+    Args:
+        path: as a user types it or a terminal pastes it: with ~, quotes or backslashes.
+        mode: how the picture is made square, see `fit`.
+    """
+    if not Path(path).is_file():
+        try:
+            path = " ".join(shlex.split(path))
+        except ValueError:  # a quotation mark without a second one belongs to the name
+            pass
+        path = os.path.expanduser(path)
+    pixels = np.asarray(fit(open_image(path), size, mode))           # (S, S, 3)
     return to_tensor(pixels)[None].to(device)
 
 
@@ -114,24 +126,27 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     model = vlm_from(state).to(device).eval()
     size = model.config.vit.image_size
+    mode = fit_of(state) if cfg.fit == "auto" else cfg.fit
     stop = tokenizer.stop(state["stage"])
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
     # --- conversation ---
-    images = load_picture(cfg.image, cfg, size, device)
+    images = load_picture(cfg.image, size, mode, device) if cfg.image else None
     turns: list[Turn] = []
     while True:
         question = cfg.ask or typed()
         if not question:
             break
-        if question == "/new":
-            turns = []
-            continue
-        if question.startswith("/image "):
-            path = question.removeprefix("/image ").strip()
+        if question.startswith("/") and not cfg.ask:
+            command, _, path = question.partition(" ")
             try:
-                images = load_picture(path, cfg, size, device)
-                turns = []
+                if command == "/image" and path.strip():
+                    images = load_picture(path.strip(), size, mode, device)
+                    turns = []
+                elif command == "/new":
+                    turns = []
+                else:
+                    print(COMMANDS)
             except (ValueError, FileNotFoundError) as error:
                 # the old picture and its conversation stay
                 print(options.printable(str(error)))
@@ -146,7 +161,7 @@ def main(cfg: Config) -> dict[str, float]:
         except ValueError as error:
             if cfg.ask:
                 raise
-            print(f"{error} (/new starts a new conversation)")
+            print(options.printable(f"{error} ({COMMANDS})"))
             turns.pop()
             continue
         # render refuses an empty answer

@@ -25,14 +25,15 @@ import torch
 
 from minivlm.clip import CLIP
 from minivlm.evaluation import measure
-from minivlm.evaluation.axes import axes
+from minivlm.evaluation.axes import axes, check_axes
+from minivlm.evaluation.correctness import check_names
 from minivlm.evaluation.measure import EvalData, Figures
 from minivlm.evaluation.raters import SimulatedJudge
 from minivlm.loading.images import Pictures
-from minivlm.loading.models import clip_from, vlm_from
+from minivlm.loading.models import clip_from, fit_of, vlm_from
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.running import checkpoint, machine, options
-from minivlm.running.files import check_entries, read_lines, read_text
+from minivlm.running.files import read_lines, read_text
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -103,7 +104,7 @@ def read_answers(cfg: Config) -> list[dict] | None:
 
     Raises:
         FileNotFoundError: if that run has not been measured on the same questions.
-        ValueError: if a line of its file is no answer.
+        ValueError: if a line of its file is no answer; the message names file and line.
     """
     if not cfg.against:
         return None
@@ -112,9 +113,45 @@ def read_answers(cfg: Config) -> list[dict] | None:
         raise FileNotFoundError(
             f"no answers at {path}; run evaluate.py --run {cfg.against} first"
         )
-    log = [record for _, record in read_lines(path)]
-    check_entries(log, str(path), image=str, kind=str, question=str, answer=str)
+    log = []
+    for name, entry in read_lines(path):
+        for key in ("image", "kind", "question", "answer"):
+            if not isinstance(entry.get(key), str):
+                raise ValueError(f"{name} is no answer: it has no {key}, or no text there")
+        log.append(entry)
     return log
+
+
+def check_data(cfg: Config, stage: str, data: EvalData) -> list[dict]:
+    """Read what a run will be measured on, and refuse what cannot be measured.
+
+    Returns:
+        the questions that a VLM will be asked; [] if it is asked none.
+
+    Raises:
+        FileNotFoundError: if val.jsonl is needed and missing.
+        ValueError: if a record is faulty, if a picture shows an object that meta.json has
+            no phrase for, or if no answer to a question could be right.
+    """
+    if stage == "clip":
+        data.records("val", "image")
+        measure.classified(data)
+        return []
+    phrases = data.meta.get("phrases", {})
+    if cfg.ask and cfg.describe and phrases:
+        for record in data.records("val", "image"):
+            if record.get("objects"):
+                data.object_names(record, (False, True))
+    if stage == "caption":
+        data.records("val", "image", "captions")
+    if not cfg.ask or not data.has(cfg.questions):
+        return []
+    asked = measure.questions_of(data, cfg.n_questions, cfg.questions)
+    for q in asked:
+        fault = check_names(q, phrases) if phrases else ""
+        if fault:
+            raise ValueError(f"{cfg.questions}.jsonl, question {q['id']}: {fault}")
+    return asked
 
 
 def load_scorer(cfg: Config, tokenizer: Tokenizer, device: torch.device) -> CLIP | None:
@@ -146,9 +183,6 @@ def vlm_figures(
         scorer: the CLIP for CLIPScore, or None.
         chance: gets chance levels.
         log: gets the answers.
-
-    Raises:
-        ValueError: if the data folder holds nothing to measure.
     """
     stop = data.tokenizer.stop(state["stage"])
     ask = measure.make_answerer(model, data, stop, cfg.max_new_tokens, cfg.batch_size)
@@ -157,20 +191,15 @@ def vlm_figures(
         figures |= measure.answers(ask, data, cfg.n_questions, log, cfg.questions)
         if cfg.rank:
             figures |= measure.ranked(
-                model, data, stop, cfg.n_questions, chance, cfg.questions
+                model, data, stop, cfg.n_questions, cfg.batch_size, chance, cfg.questions
             )
-    if cfg.ask and cfg.describe and "phrases" in data.meta:
+    if cfg.ask and cfg.describe and data.meta.get("phrases"):
         figures |= measure.hallucination(ask, data, cfg.n_describe, cfg.seed, log)
     # only a captioner's checkpoint has "prompt", the words before every caption
     if state["stage"] == "caption":
         figures |= measure.captioning(
             model, data, state["configs"]["prompt"], cfg.n_describe, cfg.n_beams,
             cfg.max_new_tokens, cfg.batch_size, log, scorer,
-        )
-    if not figures:
-        raise ValueError(
-            f"{cfg.data} has no {cfg.questions}.jsonl and its meta.json no phrases: "
-            "nothing to measure"
         )
     return figures
 
@@ -205,8 +234,15 @@ def table(figures: Figures, blind: Figures, chance: Figures) -> str:
     return "\n".join(lines)
 
 
+def write_answers(log: list[dict], path: Path) -> None:
+    """Write the answers of a run, if there are any, and say so."""
+    if log:
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        print(f"wrote {path}")
+
+
 def main(cfg: Config) -> Figures:
-    """Measure, print the table, write the file; return the figures."""
+    """Measure, print the table, write the files; return the figures."""
     began = time.time()
     options.check(cfg)
 
@@ -219,11 +255,15 @@ def main(cfg: Config) -> Figures:
     build = clip_from if state["stage"] == "clip" else vlm_from
     model = build(state).to(device).eval()
     check_request(cfg, state["stage"], meta)
-    if cfg.axes:  # files that may be missing are read before the measurement
-        their_log = read_answers(cfg)
-        questions = load_records(cfg.data, cfg.questions)
     scorer = load_scorer(cfg, tokenizer, device)
-    pictures = Pictures(cfg.data, model.vit.config.image_size)
+    pictures = Pictures(cfg.data, model.vit.config.image_size, fit_of(state))
+    sees = EvalData(cfg.data, meta, tokenizer, pictures)
+    # what may be missing or wrong is read before the measurement
+    asked = check_data(cfg, state["stage"], sees)
+    if cfg.axes:
+        their_log = read_answers(cfg)
+        records = load_records(cfg.data, "val")
+        check_axes(asked, records, their_log)
     folder = Path(state["file"]).parent
     out = Path(cfg.out or folder / f"{cfg.questions}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -232,20 +272,27 @@ def main(cfg: Config) -> Figures:
     # --- measure ---
     chance = {f"answers/{kind}": p for kind, p in meta.get("chance", {}).items()}
 
-    def measured(blind: bool, log: list[dict]) -> Figures:
-        data = EvalData(cfg.data, meta, tokenizer, pictures, blind)
+    def measured(data: EvalData, log: list[dict]) -> Figures:
         if state["stage"] == "clip":
             figures = measure.retrieval(model, data, cfg.n_images, chance)
             return figures | measure.zero_shot(model, data, log)
         return vlm_figures(cfg, model, state, scorer, data, chance, log)
 
     log: list[dict] = []
-    figures = measured(False, log)
-    blind = measured(True, []) if cfg.blind else {}  # answers to gray pictures are not kept
+    try:
+        figures = measured(sees, log)
+    finally:  # the answers took minutes: they are kept, whatever else fails or is stopped
+        write_answers(log, out.with_suffix(".answers.jsonl"))
+    if not figures:
+        missing = f"it has no {cfg.questions}.jsonl, or its meta.json no phrases or prompts"
+        reasons = "; ".join(sees.left_out.values()) or missing
+        raise ValueError(f"{cfg.data} holds nothing to measure: {reasons}")
+    blind: Figures = {}
+    if cfg.blind:  # answers to gray pictures are not kept
+        blind = measured(EvalData(cfg.data, meta, tokenizer, pictures, blind=True), [])
     if cfg.axes:
         judge = SimulatedJudge(cfg.error_rate, cfg.seed)
-        records = load_records(cfg.data, "val")
-        summary = axes(figures, log, their_log, questions, records, meta["phrases"], judge)
+        summary = axes(figures, log, their_log, asked, records, meta["phrases"], judge)
         figures |= measure.under("axes", summary)
     chance |= {k: 1 / len(meta["prompts"]) for k in figures if k.startswith("zero_shot")}
     # POPE asks about as many absent as present objects: random answers are half right
@@ -254,6 +301,8 @@ def main(cfg: Config) -> Figures:
 
     # --- write ---
     print(options.printable(table(figures, blind, chance)))
+    for group, reason in sees.left_out.items():
+        print(options.printable(f"left out: {group}, for {reason}"))
     report = {
         "run": cfg.run,
         "data": meta["name"],
@@ -265,9 +314,6 @@ def main(cfg: Config) -> Figures:
         "chance": chance,
     }
     out.write_text(json.dumps(report, indent=1) + "\n")
-    if log:
-        lines = "".join(json.dumps(entry) + "\n" for entry in log)
-        out.with_suffix(".answers.jsonl").write_text(lines)
     print(f"wrote {out}")
     return figures
 

@@ -17,11 +17,11 @@ import torch
 from minivlm.conversation import caption_rows
 from minivlm.evaluation.held_out import held_out_loss
 from minivlm.loading.batches import (
-    Batch, check_captions, collate, hash_seed, pick_captions, shuffled,
+    Batch, caption_lengths, collate, hash_seed, pick_captions, places_that_fit, shuffled,
 )
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import take_towers, tower_configs
-from minivlm.loading.prepared import load_records
+from minivlm.loading.prepared import load_meta, load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.pretrained.weights import read_clip, read_gpt2
@@ -41,6 +41,7 @@ class Config:
     # data
     data: str = "data/shapes/prepared"  # data folder made by a prepare.py
     split: str = "train"  # file of the data folder to learn from: train or web
+    skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/align"  # run folder to write
     # model
     clip: str = "runs/clip"  # run folder that the ViT comes from
@@ -57,7 +58,7 @@ class Config:
     muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.0  # >= 0; on matrices
     warmup: int = 20  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
+    grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     eval_every: int = 100  # >= 1; steps between evaluations, each logged and saved
     log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
@@ -96,10 +97,15 @@ def main(cfg: Config) -> dict[str, float]:
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
-    records = load_records(cfg.data, cfg.split, need=("image", "captions"))
-    val_records = load_records(cfg.data, "val", need=("image", "captions"))
-    check_captions(records + val_records, tokenizer, vit.n_tokens, gpt.block_size)
-    pictures = Pictures(cfg.data, vit.image_size)
+    def load(split: str) -> list[dict]:
+        records = load_records(cfg.data, split, need=("image", "captions"))
+        lengths = caption_lengths(records, tokenizer, vit.n_tokens)
+        kept = places_that_fit(records, lengths, gpt.block_size, cfg.skip_long, split)
+        return [records[i] for i in kept]
+
+    records = load(cfg.split)
+    val_records = load("val")
+    pictures = Pictures(cfg.data, vit.image_size, load_meta(cfg.data)["fit"])
 
     def collect(chosen: list[dict], generator: torch.Generator) -> Batch:
         captions = pick_captions(chosen, generator)
@@ -122,7 +128,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
-    run.hold("align", model, optimizer, tokenizer, config)
+    run.hold("align", model, optimizer, tokenizer, config, fit=pictures.mode)
     run.begin(make_batch)
 
     # --- loop ---

@@ -13,6 +13,7 @@ the pairs right (.67 if it always said no)
 Run: python train_caption.py [--objective prefix_lm]
 """
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -21,11 +22,12 @@ import torch
 from minivlm.captioner import Captioner
 from minivlm.conversation import Row, caption_rows, make_row
 from minivlm.loading.batches import (
-    Batch, check_captions, collate, cut_rows, hash_seed, pick_captions, shuffled,
+    Batch, caption_lengths, collate, cut_rows, hash_seed, pick_captions, places_that_fit,
+    shuffled,
 )
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import take_towers, tower_configs
-from minivlm.loading.prepared import load_records
+from minivlm.loading.prepared import load_meta, load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.running import checkpoint
@@ -47,6 +49,7 @@ class Config:
     split: str = "train"  # file of the data folder to learn from: train or web
     n_texts: int = 8  # >= 0; rows without a picture per step, for prefix_lm only
     prompt: str = "a picture of"  # text before every caption; it is read, not learned
+    skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/caption"  # run folder to write
     # model
     clip: str = "runs/clip"  # run folder that the ViT comes from
@@ -61,7 +64,7 @@ class Config:
     muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
+    grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     eval_every: int = 150  # >= 1; steps between evaluations, each logged and saved
     log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
@@ -144,15 +147,25 @@ def main(cfg: Config) -> dict[str, float]:
                 module.compile()
 
     # --- data ---
-    records = load_records(cfg.data, cfg.split, need=("image", "captions"))
-    val_records = load_records(cfg.data, "val", need=("image", "captions"))
     texts = []
     if prefix_lm and cfg.n_texts:
         texts = load_records(cfg.data, "text", need=("text",))
-    pictures = Pictures(cfg.data, vit.image_size)
+    pictures = Pictures(cfg.data, vit.image_size, load_meta(cfg.data)["fit"])
     prompt = tokenizer.encode(cfg.prompt)
     skip = vit.n_tokens + len(prompt)  # tokens before the caption
-    check_captions(records + val_records, tokenizer, skip + 1, gpt.block_size)
+
+    def load(split: str) -> list[dict]:
+        records = load_records(cfg.data, split, need=("image", "captions"))
+        lengths = caption_lengths(records, tokenizer, skip + 1)
+        kept = places_that_fit(records, lengths, gpt.block_size, cfg.skip_long, split)
+        return [records[i] for i in kept]
+
+    records = load(cfg.split)
+    val_records = load("val")
+    if blip and len(val_records) < 2:
+        raise ValueError(
+            f"{cfg.data}/val.jsonl has a single record; blip compares several captions"
+        )
 
     def rows_of(captions: list[str]) -> list[Row]:
         return caption_rows(captions, tokenizer, vit.n_tokens, prompt, end=True)
@@ -187,17 +200,19 @@ def main(cfg: Config) -> dict[str, float]:
             rows = cut_rows(rows, skip, generator) + cut_rows(documents, 1, generator)
         return collect(chosen, rows)
 
+    # parts of equal size: the matching head needs another caption in the same part
+    places = torch.arange(min(256, len(val_records)))
     val_batches = []
-    for i in range(0, min(256, len(val_records)), 64):
-        part = val_records[i:i + 64]
-        val_batches.append(collect(part, rows_of([r["captions"][0] for r in part])))
+    for part in places.tensor_split(math.ceil(len(places) / 64)):
+        chosen = [val_records[i] for i in part]
+        val_batches.append(collect(chosen, rows_of([r["captions"][0] for r in chosen])))
 
     # --- optimizer ---
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
-    run.hold("caption", model, optimizer, tokenizer, config)
+    run.hold("caption", model, optimizer, tokenizer, config, fit=pictures.mode)
     run.begin(make_batch)
 
     # --- loop ---

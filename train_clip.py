@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.conversation import caption_rows
 from minivlm.loading.batches import (
-    Batch, check_captions, collate, hash_seed, pick_captions, shuffled,
+    Batch, caption_lengths, collate, hash_seed, pick_captions, places_that_fit, shuffled,
 )
 from minivlm.loading.images import Pictures, augment
 from minivlm.loading.prepared import load_meta, load_records
@@ -45,6 +45,7 @@ class Config:
     split: str = "train"  # file of the data folder to learn from: train or web
     shift: int = 0  # >= 0; augmentation: largest random shift of a picture in pixels
     mirror: bool = False  # augmentation: mirror each picture with probability 1/2
+    skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/clip"  # run folder to write
     # model
     n_layer: int = 4  # >= 1; blocks of the ViT; the text tower has one less
@@ -53,13 +54,13 @@ class Config:
     block_size: int = 64  # >= 2; longest caption in tokens
     # optimization
     steps: int = 350  # >= 0; optimizer steps
-    batch_size: int = 192  # >= 1; pairs per step; for each pair, all others are negatives
+    batch_size: int = 192  # >= 2; pairs per step; for each pair, all others are negatives
     grad_accum: int = 1  # >= 1; micro-batches per step; more of them take less memory
     lr: float = 1e-3  # >= 0; peak learning rate of AdamW: embeddings, heads, norms, biases
     muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: blocks' matrices; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
+    grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     eval_every: int = 175  # >= 1; steps between evaluations, each logged and saved
     log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
@@ -162,10 +163,19 @@ def main(cfg: Config) -> dict[str, float]:
     # --- data ---
     meta = load_meta(cfg.data)
     tokenizer = Tokenizer.load(f"{cfg.data}/tokenizer.tiktoken")
-    records = load_records(cfg.data, cfg.split, need=("image", "captions"))
-    val_records = load_records(cfg.data, "val", need=("image", "captions"))
-    check_captions(records + val_records, tokenizer, 0, cfg.block_size)
-    pictures = Pictures(cfg.data, meta["image_size"])
+    def load(split: str) -> list[dict]:
+        records = load_records(cfg.data, split, need=("image", "captions"))
+        lengths = caption_lengths(records, tokenizer)
+        kept = places_that_fit(records, lengths, cfg.block_size, cfg.skip_long, split)
+        return [records[i] for i in kept]
+
+    records = load(cfg.split)
+    val_records = load("val")
+    if len(val_records) < 2:
+        raise ValueError(
+            f"{cfg.data}/val.jsonl has a single record, which has no other to differ from"
+        )
+    pictures = Pictures(cfg.data, meta["image_size"], meta["fit"])
 
     def collect(chosen: list[dict], generator: torch.Generator, train: bool) -> Batch:
         captions = pick_captions(chosen, generator)
@@ -197,7 +207,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
-    run.hold("clip", model, optimizer, tokenizer, config)
+    run.hold("clip", model, optimizer, tokenizer, config, fit=pictures.mode)
     run.begin(make_batch)
 
     # --- loop ---

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minivlm.loading.batches import shuffled
+from minivlm.loading.batches import places_that_fit, shuffled
 from minivlm.loading.models import vlm_from
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import IGNORE_INDEX, dpo_loss, sequence_logprobs
@@ -55,6 +55,7 @@ class Config:
     per_question: int = 1  # >= 0; how many pairs of a question to use, at random; 0 = all
     prompts: str = "prompts_val"  # file with questions to sample answers to; empty = none
     records: str = "train"  # file with the records of those questions' pictures
+    skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/dpo"  # run folder to write
     # model
     init: str = "runs/sft"  # run folder of policy and reference: sft, dpo or ppo
@@ -76,7 +77,7 @@ class Config:
     muon_lr: float = 0.0  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.0  # >= 0; on matrices and embeddings
     warmup: int = 10  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
+    grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     n_val_pairs: int = 640  # >= 0; pairs to measure with, drawn at random; 0 = all
     n_val: int = 300  # >= 1; questions to sample answers to
@@ -178,12 +179,20 @@ def main(cfg: Config) -> dict[str, float]:
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
-    pairs = at_most(cfg.per_question, load_pairs(cfg.data, cfg.split), cfg.seed)
-    val_pairs = at_most(cfg.per_question, load_pairs(cfg.data, cfg.val_split), cfg.seed)
-    if cfg.n_val_pairs:
-        val_pairs = val_pairs[: cfg.n_val_pairs]
     maker = PairMaker(cfg.data, model, tokenizer, cfg.changed)
-    lengths = torch.tensor([maker.length(r) for r in pairs + val_pairs])
+
+    def load(split: str) -> tuple[list[dict], list[int]]:
+        """Read the pairs that fit the context, and the length of each one's row."""
+        pairs = at_most(cfg.per_question, load_pairs(cfg.data, split), cfg.seed)
+        rows, needed = zip(*map(maker.lengths, pairs))
+        kept = places_that_fit(pairs, needed, maker.block_size, cfg.skip_long, split)
+        return [pairs[i] for i in kept], [rows[i] for i in kept]
+
+    pairs, lengths = load(cfg.split)
+    val_pairs, val_lengths = load(cfg.val_split)
+    n_val_pairs = cfg.n_val_pairs or len(val_pairs)
+    val_pairs = val_pairs[:n_val_pairs]
+    lengths = torch.tensor(lengths + val_lengths[:n_val_pairs])
     val_parts = []
     for places in torch.arange(len(val_pairs)).split(64):
         val_parts.append((maker.batch([val_pairs[i] for i in places]), places))
@@ -196,7 +205,7 @@ def main(cfg: Config) -> dict[str, float]:
     prompts, questions = None, []
     if cfg.prompts:
         prompts = Prompts(cfg.data, cfg.records, model, tokenizer, facts=False)
-        questions = prompts.load(cfg.prompts, cfg.max_new_tokens)
+        questions = prompts.load(cfg.prompts, cfg.max_new_tokens, cfg.skip_long)
         n_val = min(cfg.n_val, len(questions))
         questions = random.Random(cfg.seed).sample(questions, n_val)
 
@@ -218,7 +227,8 @@ def main(cfg: Config) -> dict[str, float]:
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
     weights = checkpoint.fingerprint(before)
-    run.hold("dpo", model, optimizer, tokenizer, config, init=weights)
+    run.hold("dpo", model, optimizer, tokenizer, config, init=weights,
+             fit=maker.pictures.mode)
     made_of = {"weights": weights, "tokenizer": tokenizer.identity,
                "pairs": fingerprint_of(pairs + val_pairs), "average": cfg.average,
                "changed": cfg.changed, "bfloat16": is_bfloat16(run.device, cfg.dtype)}

@@ -46,7 +46,7 @@ class Config:
     muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: blocks' matrices; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 30  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
+    grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     eval_every: int = 120  # >= 1; steps between evaluations, each logged and saved
     log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
@@ -72,16 +72,19 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- data ---
     tokenizer = Tokenizer.load(cfg.tokenizer or f"{cfg.data}/tokenizer.tiktoken")
+    records = load_records(cfg.data, cfg.split, need=("text",))
+    if not any(record["text"].strip() for record in records):
+        raise ValueError(f"{cfg.data}/{cfg.split}.jsonl holds nothing but white space")
     stream: list[int] = []
-    for record in load_records(cfg.data, cfg.split, need=("text",)):
+    for record in records:
         stream += [tokenizer.endoftext, *tokenizer.encode(record["text"])]
     # the last 2 % of the text are for evaluation only, but at least one window
     n_val = max(len(stream) // 50, cfg.block_size + 1)
     train, val = stream[:-n_val], stream[-n_val:]
     if len(train) <= cfg.block_size:
         raise ValueError(
-            f"{cfg.data}/{cfg.split}.jsonl has {len(stream)} tokens, "
-            f"too few for block_size {cfg.block_size}"
+            f"{cfg.data}/{cfg.split}.jsonl has {len(stream)} tokens, too few for "
+            f"block_size {cfg.block_size}, which needs {2 * cfg.block_size + 2}"
         )
 
     def windows(ids: list[int], starts: list[int]) -> Batch:

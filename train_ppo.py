@@ -50,13 +50,14 @@ class Config:
     split: str = "prompts"  # file of the data folder with questions to learn from
     val_split: str = "prompts_val"  # file with questions to measure with
     records: str = "train"  # file with the records of those questions' pictures
+    skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/ppo"  # run folder to write
     # model
     init: str = "runs/sft"  # run folder of policy and reference: sft, or caption
     reward: str = "runs/reward"  # run folder of the reward model
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, the policy learns only them
     # rollout
-    batch_size: int = 256  # >= 1; answers per rollout
+    batch_size: int = 256  # >= 2; answers per rollout; they are judged by comparison
     temperature: float = 1.0  # > 0; for drawing answers and for all log-probabilities
     max_new_tokens: int = 96  # >= 1; longest answer in tokens
     # rewards
@@ -73,15 +74,15 @@ class Config:
     epochs: int = 1  # >= 1; passes over a rollout (Ouyang et al. 2022: 1, TRL: 4)
     minibatches: int = 2  # >= 1; parts of a rollout, with an optimizer step each
     grad_accum: int = 4  # >= 1; micro-batches per minibatch, each of similar lengths
-    clip_eps: float = 0.2  # >= 0; how far a ratio may move from 1 (PPO, section 6.1)
-    value_clip: float = 0.2  # >= 0; how far a value may move per rollout (as in ppo2)
+    clip_eps: float = 0.2  # > 0; how far a ratio may move from 1 (PPO, section 6.1)
+    value_clip: float = 0.2  # >= 0; how far a value may move per rollout (ppo2); 0 = off
     max_kl: float = 0.1  # >= 0; KL per token, in nats, to end a rollout's updates; 0 = off
     lr: float = 2e-4  # >= 0; peak learning rate of the policy's AdamW
     muon_lr: float = 0.0  # >= 0; peak learning rate of the policy's Muon; 0 = AdamW
     value_lr: float = 2e-3  # >= 0; peak rate of the value model's Muon; AdamW has a quarter
     weight_decay: float = 0.0  # >= 0; on matrices and embeddings
     warmup: int = 5  # >= 0; rollouts until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
+    grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     n_val: int = 300  # >= 1; held-out questions to measure with
     eval_every: int = 20  # >= 1; rollouts between evaluations, each logged and saved
@@ -93,6 +94,10 @@ class Config:
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that load pictures ahead; 0 = none
     resume: bool = False  # continue the run in `out`
+
+    def __post_init__(self):
+        if self.kl_target and not self.kl_coef:
+            raise ValueError("kl_target multiplies kl_coef, which must be above 0 for it")
 
 
 # --- update ---
@@ -201,8 +206,8 @@ def main(cfg: Config) -> dict[str, float]:
     # --- data ---
     facts = scorer["configs"]["facts"]
     prompts = Prompts(cfg.data, cfg.records, policy, tokenizer, facts)
-    questions = prompts.load(cfg.split, cfg.max_new_tokens)
-    val_questions = prompts.load(cfg.val_split, cfg.max_new_tokens)
+    questions = prompts.load(cfg.split, cfg.max_new_tokens, cfg.skip_long)
+    val_questions = prompts.load(cfg.val_split, cfg.max_new_tokens, cfg.skip_long)
     n_val = min(cfg.n_val, len(val_questions))
     val_questions = random.Random(cfg.seed).sample(val_questions, n_val)
     val_batch = prompts.batch(val_questions, cfg.seed)
@@ -228,7 +233,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
-    run.hold("ppo", learner, optimizer, tokenizer, config,
+    run.hold("ppo", learner, optimizer, tokenizer, config, fit=prompts.pictures.mode,
              init=checkpoint.fingerprint(before), reward=checkpoint.fingerprint(scorer))
     # try a rollout first: run.begin deletes the older run in `out`
     answer(make_batch(run.start))

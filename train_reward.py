@@ -21,9 +21,10 @@ from torch import Tensor
 from minivlm.conversation import append_unread, pack, prompt_of
 from minivlm.evaluation.raters import rating_of
 from minivlm.heads import RewardModel
-from minivlm.loading.batches import Batch, collate, hash_seed, shuffled
+from minivlm.loading.batches import Batch, collate, hash_seed, places_that_fit, shuffled
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import vlm_from
+from minivlm.loading.prepared import load_meta
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import ranking_loss
 from minivlm.optim import Optimizer, Together, lr_scale
@@ -51,6 +52,7 @@ class Config:
     split: str = "preferences"  # file of the data folder with rankings to learn from
     val_split: str = "preferences_val"  # file with rankings to measure with
     facts: bool = False  # let the reward model read true captions of the picture
+    skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/reward"  # run folder to write
     # model
     init: str = "runs/sft"  # run folder that the VLM comes from: sft
@@ -65,7 +67,7 @@ class Config:
     muon_lr: float = 0.003  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 20  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
+    grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     eval_every: int = 300  # >= 1; steps between evaluations, each logged and saved
     log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
@@ -137,23 +139,26 @@ def main(cfg: Config) -> dict[str, float]:
     model.to(run.device)
 
     # --- data ---
-    rankings = load_rankings(cfg.data, cfg.split)
-    val_rankings = load_rankings(cfg.data, cfg.val_split)
-    every = rankings + val_rankings
-    K = max(len(r["responses"]) for r in every)
     N, block_size = config.vit.n_tokens, config.gpt.block_size
-    pictures = Pictures(cfg.data, config.vit.image_size)
-    if cfg.facts and not all(r.get("captions") for r in every):
-        raise ValueError(
-            f"--facts needs captions in every record of {cfg.split} and {cfg.val_split}"
-        )
 
-    for r in every:  # find an answer that is too long now, not in the middle of the run
-        facts = r["captions"] if cfg.facts else []
-        room = block_size - len(prompt_of(r["question"], tokenizer, N, facts))
-        if max(len(tokenizer.encode(a)) for a in r["responses"]) >= room:
-            raise ValueError(f"record {r['id']} has an answer too long for the context of "
-                             f"{block_size} tokens; shorten it")
+    def needed(r: dict) -> int:
+        """Count the tokens of a prompt with its longest answer and the answer's end."""
+        prompt = prompt_of(r["question"], tokenizer, N, r["captions"] if cfg.facts else [])
+        answers = [tokenizer.encode(a.strip()) for a in r["responses"]]
+        return len(prompt) + max(map(len, answers)) + 1
+
+    def load(split: str) -> list[dict]:
+        rankings = load_rankings(cfg.data, split)
+        if cfg.facts and not all(r.get("captions") for r in rankings):
+            raise ValueError(f"--facts needs captions in every record of {split}")
+        lengths = [needed(r) for r in rankings]
+        kept = places_that_fit(rankings, lengths, block_size, cfg.skip_long, split)
+        return [rankings[i] for i in kept]
+
+    rankings = load(cfg.split)
+    val_rankings = load(cfg.val_split)
+    K = max(len(r["responses"]) for r in rankings + val_rankings)
+    pictures = Pictures(cfg.data, config.vit.image_size, load_meta(cfg.data)["fit"])
 
     def packed(r: dict, generator: torch.Generator):
         """Make a row with all answers of a ranking, and the segment of each token."""
@@ -209,7 +214,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
-    run.hold("reward", model, optimizer, tokenizer, config)
+    run.hold("reward", model, optimizer, tokenizer, config, fit=pictures.mode)
     run.begin(make_parts)
 
     # --- loop ---

@@ -15,11 +15,11 @@ import torch
 from minivlm.conversation import Row
 from minivlm.evaluation.held_out import held_out_loss
 from minivlm.loading.batches import (
-    Batch, collate, hash_seed, render_records, shuffled, switch_out,
+    Batch, collate, hash_seed, places_that_fit, render_records, shuffled, switch_out,
 )
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import vlm_from
-from minivlm.loading.prepared import load_records
+from minivlm.loading.prepared import load_meta, load_records
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
@@ -40,6 +40,7 @@ class Config:
     split: str = "train"  # file of the data folder to learn from
     val_split: str = "val"  # file of the data folder to measure the loss on
     noise: float = 0.0  # 0 .. 1; share of the questions' tokens replaced at random
+    skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/sft"  # run folder to write
     # model
     init: str = "runs/align"  # run folder that the VLM comes from: align, caption or sft
@@ -53,7 +54,7 @@ class Config:
     muon_lr: float = 0.005  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
-    grad_clip: float = 1.0  # >= 0; scale the gradient down to this norm if it is larger
+    grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     eval_every: int = 275  # >= 1; steps between evaluations, each logged and saved
     log_every: int = 10  # >= 1; steps between lines of training losses in metrics.csv
@@ -84,13 +85,19 @@ def main(cfg: Config) -> dict[str, float]:
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
-    records = load_records(cfg.data, cfg.split, need=("conversations",))
-    val_records = load_records(cfg.data, cfg.val_split, need=("conversations",))
     N, block_size = config.vit.n_tokens, config.gpt.block_size
-    rows = render_records(records, tokenizer, N, block_size)
-    val_rows = render_records(val_records, tokenizer, N, block_size)
+
+    def load(split: str) -> tuple[list[dict], list[Row]]:
+        records = load_records(cfg.data, split, need=("conversations",))
+        rows = render_records(records, tokenizer, N)
+        needed = [len(row.ids) - 1 for row in rows]  # the last token is only a target
+        kept = places_that_fit(records, needed, block_size, cfg.skip_long, split)
+        return [records[i] for i in kept], [rows[i] for i in kept]
+
+    records, rows = load(cfg.split)
+    val_records, val_rows = load(cfg.val_split)
     lengths = torch.tensor([len(row.ids) for row in rows])
-    pictures = Pictures(cfg.data, config.vit.image_size)
+    pictures = Pictures(cfg.data, config.vit.image_size, load_meta(cfg.data)["fit"])
 
     def collect(records: list[dict], rows: list[Row]) -> Batch:
         names = [r["id"] for r in records]
@@ -115,7 +122,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
-    run.hold("sft", model, optimizer, tokenizer, config)
+    run.hold("sft", model, optimizer, tokenizer, config, fit=pictures.mode)
     run.begin(make_batch)
 
     # --- loop ---

@@ -32,9 +32,10 @@ from minivlm.conversation import caption_rows
 from minivlm.generate import generate
 from minivlm.loading.batches import collate, shorten_rows
 from minivlm.loading.images import Pictures
-from minivlm.loading.models import captioner_from
+from minivlm.loading.models import captioner_from, fit_of
 from minivlm.loading.prepared import load_records
 from minivlm.running import checkpoint
+from minivlm.running.files import first_line
 from minivlm.running.machine import pick_device, provenance, seed_everything
 from minivlm.running.options import check, cli
 from minivlm.tokenizer import Tokenizer
@@ -159,6 +160,25 @@ def judge_web(
     return probabilities
 
 
+def open_pictures(
+    records: list[dict], pictures: Pictures, faults: list[str]
+) -> tuple[list[dict], torch.Tensor | None]:
+    """The records whose picture can be read, and their pictures: (B, 3, S, S).
+
+    Args:
+        faults: gets the error of each of the others.
+    """
+    readable, images = [], []
+    for record in records:
+        try:
+            images.append(pictures.get([record["image"]]))           # (1, 3, S, S)
+        except (ValueError, OSError) as error:
+            faults.append(first_line(error))
+        else:
+            readable.append(record)
+    return readable, torch.cat(images) if images else None
+
+
 # --- the file ---
 
 
@@ -166,6 +186,8 @@ def report_of(records: list[dict], kept_web: list[bool]) -> dict[str, float]:
     """How well the filter finds noise; {} unless the data say which captions are noise.
 
         precision = removed noise / removed captions,   recall = removed noise / noise
+
+    If nothing was removed, there is no precision; if nothing is noise, no recall.
 
     Args:
         records: with one web caption each; "noise" is "" or what is wrong with it.
@@ -176,8 +198,12 @@ def report_of(records: list[dict], kept_web: list[bool]) -> dict[str, float]:
     n_noisy = sum(1 for r in records if r["noise"])
     n_removed = kept_web.count(False)
     n_found = sum(1 for r, kept in zip(records, kept_web) if r["noise"] and not kept)
-    return {"precision": n_found / max(1, n_removed), "recall": n_found / max(1, n_noisy),
-            "noisy": n_noisy / len(records)}
+    figures = {"noisy": n_noisy / len(records)}
+    if n_removed:
+        figures["precision"] = n_found / n_removed
+    if n_noisy:
+        figures["recall"] = n_found / n_noisy
+    return figures
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -185,7 +211,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     Raises:
         ValueError: if the run was not trained by blip, if `out` is the file that is read,
-            or if no caption is kept.
+            if no picture can be read, or if no caption is kept.
     """
     check(cfg)
     began = time.time()
@@ -205,21 +231,28 @@ def main(cfg: Config) -> dict[str, float]:
     if out.resolve() == Path(cfg.data, f"{cfg.split}.jsonl").resolve():
         raise ValueError(f"out {out} is the file that is read")
     records = load_records(cfg.data, cfg.split, need=("image", "captions"))
-    pictures = Pictures(cfg.data, model.config.vit.image_size)
+    pictures = Pictures(cfg.data, model.config.vit.image_size, fit_of(state))
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
+    readable, faults = [], []
     synthetic, p_web, p_synthetic = [], [], []
     for i in tqdm(range(0, len(records), cfg.batch_size), desc="capfilt", disable=None):
-        part = records[i:i + cfg.batch_size]
-        images = pictures.get([r["image"] for r in part]).to(device)  # (B, 3, S, S)
+        part, images = open_pictures(records[i:i + cfg.batch_size], pictures, faults)
+        if not part:
+            continue
+        readable += part
+        images = images.to(device)                                   # (B, 3, S, S)
         with torch.no_grad():
             _, img_emb = model.look(images)                          # (B, N, C)
         captions = [r["captions"] for r in part]
         for probabilities in judge_web(model, tokenizer, img_emb, captions, prompt):
             p_web += probabilities
         if cfg.synthetic:
-            synthetic += write_captions(model, tokenizer, images, prompt, cfg, generator)
-            p_synthetic += fits(model, tokenizer, img_emb, synthetic[i:], prompt)
+            new = write_captions(model, tokenizer, images, prompt, cfg, generator)
+            synthetic += new
+            p_synthetic += fits(model, tokenizer, img_emb, new, prompt)
+    if not readable:
+        raise ValueError(f"none of {len(faults)} pictures can be read; {faults[0]}")
     shares = {}
     if cfg.correct_prior:
         # web and synthetic captions fit in different shares, so each kind has its own share
@@ -231,7 +264,7 @@ def main(cfg: Config) -> dict[str, float]:
     lines = []
     n_web = 0
     n_synthetic = 0
-    for i, record in enumerate(records):
+    for i, record in enumerate(readable):
         kept = kept_web[n_web:n_web + len(record["captions"])]
         n_web += len(record["captions"])
         captions = [caption for caption, keep in zip(record["captions"], kept) if keep]
@@ -249,9 +282,9 @@ def main(cfg: Config) -> dict[str, float]:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n")
     figures = {
-        "pictures": len(records), "kept": len(lines), "captions": n_web,
-        "web": sum(kept_web), "synthetic": n_synthetic, **shares,
-        **report_of(records, kept_web),
+        "pictures": len(readable), "unreadable": len(faults), "kept": len(lines),
+        "captions": n_web, "web": sum(kept_web), "synthetic": n_synthetic, **shares,
+        **report_of(readable, kept_web),
     }
     report = {**provenance(cfg, began), "figures": figures}
     out.with_suffix(".report.json").write_text(json.dumps(report, indent=1) + "\n")

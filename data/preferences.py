@@ -50,7 +50,7 @@ from minivlm.preferences.pairs_from_rankings import pairs_of
 from minivlm.preferences.pool import QuestionsWithAnswers, answered, ask_pool
 from minivlm.preferences.rankings import check_ranking
 from minivlm.running import machine, options
-from minivlm.running.files import read_text
+from minivlm.running.files import first_line, read_text
 
 SIMULATIONS = ("human-sim", "judge-sim")
 # points; the simulated human gives two answers the same rank if they seem closer than this.
@@ -86,7 +86,7 @@ class Config:
     rater: str = "human-sim"  # human-sim | judge-sim | file | judge; -sim are simulations
     noise: float = 0.3  # >= 0; human-sim: size of random errors, in points; 0 = none
     error_rate: float = 0.2  # 0 .. 1; judge-sim: share of its ratings that are guesses
-    ranked: str = ""  # file: JSON lines with id, responses and ranking
+    ranked: str = ""  # file: rankings in our layout or a published one, as JSON
     model: str = ""  # judge: name of a vision-language model
     base_url: str = ""  # judge: endpoint; empty = the client's default
     rubric: str = "data/prompts/judge.txt"  # judge: text file that tells it how to rate
@@ -199,7 +199,7 @@ def peoples_rankings(path: str, records: dict[str, dict], skipped: Counter) -> l
     # people may have used other paths; a ranking may have the id of the picture's record
     image_of = {str(r["id"]): image for image, r in records.items()}
     rankings = []
-    for r in read_ranked(path):
+    for r in read_ranked(path, skipped):
         image = r["image"] if r["image"] in records else image_of.get(r["id"])
         if image:
             rankings.append(r | {"image": image})
@@ -230,6 +230,8 @@ def own_rankings(
             )
     chooser = random.Random(f"{cfg.seed} questions")
     chosen = chooser.sample(questions, min(cfg.n, len(questions)))
+    # before the answers are drawn: one damaged picture must not end a long run
+    chosen = with_pictures(chosen, pictures, skipped)
     phrases = meta.get("phrases")
     has_scenes = phrases and all(records[q["image"]].get("objects") for q in chosen)
     if cfg.rater in SIMULATIONS and not has_scenes:
@@ -257,6 +259,27 @@ def own_rankings(
             "kind": q["kind"], "responses": answers, "ratings": ratings, "ranking": ranks,
         })
     return rankings
+
+
+def with_pictures(rows: list[dict], pictures: Pictures, skipped: Counter) -> list[dict]:
+    """The questions or rankings whose picture can be read; the others are counted.
+
+    Raises:
+        ValueError: if none of the pictures can be read.
+    """
+    readable = []
+    faults = []
+    for row in rows:
+        try:
+            pictures.pixels([row["image"]])
+        except (ValueError, OSError) as error:
+            faults.append(first_line(error))
+        else:
+            readable.append(row)
+    if faults and not readable:
+        raise ValueError(f"none of {len(faults)} pictures can be read; {faults[0]}")
+    skipped["unreadable picture"] += len(faults)
+    return readable
 
 
 # --- writing ---
@@ -322,13 +345,14 @@ def main(cfg: Config) -> dict[str, float]:
     began = time.time()
     meta = load_meta(cfg.data)
     records = {r["image"]: r for r in load_records(cfg.data, cfg.records) if r.get("image")}
-    pictures = Pictures(cfg.data, meta["image_size"])
+    pictures = Pictures(cfg.data, meta["image_size"], meta["fit"])
     out = Path(cfg.out or f"{cfg.data}/preferences.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
 
     skipped = Counter()
     if cfg.rater == "file":
         rankings = peoples_rankings(cfg.ranked, records, skipped)
+        rankings = with_pictures(rankings, pictures, skipped)
     else:
         rankings = own_rankings(records, pictures, meta, out, cfg, skipped)
     usable = []
@@ -353,10 +377,12 @@ def main(cfg: Config) -> dict[str, float]:
         counts[f"pairs{side}"] = len(pairs)
 
     means = {}
-    if all(r.get("ratings") for r in usable):  # people's rankings may have none
-        ratings = [rating for r in usable for rating in r["ratings"]]
-        for axis in AXES:
-            means[axis] = sum(rating.get(axis, 0) for rating in ratings) / len(ratings)
+    # people's rankings may have no ratings, or ratings on other axes
+    ratings = [rating for r in usable for rating in r.get("ratings") or []]
+    for axis in AXES:
+        points = [rating[axis] for rating in ratings if axis in rating]
+        if points:
+            means[axis] = sum(points) / len(points)
     rounded = {axis: round(mean, 2) for axis, mean in means.items()}
     print(
         f"{out}: {counts}, left out {dict(skipped) or 'nothing'}; mean ratings {rounded}; "

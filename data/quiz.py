@@ -142,7 +142,7 @@ def form_of(
     for slot, text in words.items():
         slots[slot] = re.escape(text)
     for slot, texts in values.items():
-        slots[slot] = "|".join(sorted(texts))
+        slots[slot] = "|".join(re.escape(text) for text in sorted(texts))
     return f"({'|'.join(forms)})[.!]?".format(**slots)
 
 

@@ -134,7 +134,10 @@ def checked(turns: list[Turn]) -> Iterator[tuple[str, str]]:
     for i, turn in enumerate(turns):
         role, value = turn.get("from"), turn.get("value")
         if role not in ("system", "human", "gpt"):
-            raise ValueError(f"turn {i} has unknown role {role!r}, expected human, gpt or system")
+            raise ValueError(
+                f"turn {i} has unknown role {repr(role)[:40]}, expected human, gpt or "
+                "system"
+            )
         if role not in expected:
             raise ValueError(
                 f"turn {i} is by {role}, expected {' or '.join(expected)}: human and gpt alternate"
@@ -195,8 +198,9 @@ def prompt_of(
             that reads them need not guess what the picture shows (factually augmented RLHF,
             LLaVA-RLHF, arXiv:2309.14525, section 3.2).
     """
-    lines = [IMAGE_MARK, *facts, question]
-    turns = [{"from": "human", "value": "\n".join(lines)}]
+    # a caption from the web may contain the mark: it is no second picture
+    text = "\n".join([*facts, question]).replace(IMAGE_MARK, "")
+    turns = [{"from": "human", "value": f"{IMAGE_MARK}\n{text}"}]
     return render(turns, tokenizer, n_image_tokens).ids
 
 
@@ -255,6 +259,19 @@ def render_v1(
     if asked:  # ready for the answer
         close_question()
     return make_row(*pieces)
+
+
+def check_turns(turns: list[Turn], n_images: int) -> None:
+    """Check the turns as `checked` does, and that they have an <image> for each picture.
+
+    Raises:
+        ValueError: as `checked`; or if there are more or fewer <image> marks.
+    """
+    for _ in checked(turns):
+        pass
+    n_marks = count_images(turns)
+    if n_marks != n_images:
+        raise ValueError(f"{n_marks} {IMAGE_MARK} marks and {n_images} pictures")
 
 
 def count_images(turns: list[Turn]) -> int:

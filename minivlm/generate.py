@@ -48,7 +48,7 @@ def filter_logits(
     >>> filter_logits(torch.tensor([[2.0, 1.0, 0.0]]), 0.5, top_k=2)
     tensor([[4., 2., -inf]])
     """
-    if temperature <= 0:
+    if not temperature > 0:  # NaN is refused too
         raise ValueError(
             f"temperature {temperature} is not above 0; greedy decoding needs no filter"
         )

@@ -78,8 +78,8 @@ class GPT(nn.Module):
             at: (B, T) bool; return only the positions that are True: less work for a head.
             prefix: (B,) number of leading positions that see each other both ways, or None.
             cache: keys and values of earlier tokens; this call adds those of its tokens.
-            positions: (B, T) absolute positions, below block_size; by default 0 .. T-1. A
-                cache that already holds tokens needs them.
+            positions: (B, T) absolute positions; by default 0 .. T-1. A cache that already
+                holds tokens needs them.
             segments: (B, T) of packed rows, see `segment_mask`, or None. With them,
                 positions are those of `segment_positions`.
 
@@ -87,8 +87,9 @@ class GPT(nn.Module):
             (B, T, C), or (number of True in `at`, C).
 
         Raises:
-            ValueError: if the text, or the prompt with one of its answers, is longer than
-                block_size; if segments come with a prefix, a cache or positions.
+            ValueError: if a position, of the text or of the prompt with one of its answers,
+                is not below block_size; if segments come with a prefix, a cache or
+                positions.
         """
         if segments is not None and any(x is not None for x in (prefix, cache, positions)):
             raise ValueError("segments cannot be combined with prefix, cache or positions")
@@ -112,13 +113,14 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Find each token's position in its own text, (B, T); refuse too long texts."""
         B, T, _ = x.shape
-        longest = T
         if segments is not None:
             # each answer is a text of its own, so T may exceed block_size
             positions = segment_positions(segments)
-            longest = int(positions.max()) + 1
-        elif positions is None:
+        if positions is None:
+            longest = T
             positions = torch.arange(T, device=x.device).expand(B, T)
+        else:
+            longest = int(positions.max()) + 1
         if longest > self.config.block_size:
             raise ValueError(
                 f"text has {longest} tokens, "

@@ -297,7 +297,7 @@ def ppo_policy_loss(
             and by the policy that drew them.
         advs: (B, T) advantages.
         mask: (B, T) bool, True at tokens of the answer.
-        clip_eps: >= 0; a ratio that has moved further than this from 1, in the direction
+        clip_eps: > 0; a ratio that has moved further than this from 1, in the direction
             that the advantage asks for, gets no gradient.
 
     Returns:
@@ -333,7 +333,7 @@ def ppo_value_loss(
         values, old_values: (B, T), by the value model now and at the time of the rollout.
         returns: (B, T), what the values should predict.
         mask: (B, T) bool, True at tokens of the answer.
-        clip_eps: >= 0; how far a value may move from its old value.
+        clip_eps: >= 0; how far a value may move from its old value; 0 is no limit.
 
     Returns:
         () loss.
@@ -345,10 +345,12 @@ def ppo_value_loss(
     openai/baselines, ppo2.
     """
     values = at_least_float32(values)
-    clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
-    # the larger error counts, so the clip can remove gradient but never hide an error
-    worst = torch.maximum((values - returns).square(), (clipped - returns).square())
-    return masked_mean(worst, mask) / 2
+    errors = (values - returns).square()                             # (B, T)
+    if clip_eps:
+        clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
+        # the larger error counts, so the clip can remove gradient but never hide an error
+        errors = torch.maximum(errors, (clipped - returns).square())
+    return masked_mean(errors, mask) / 2
 
 
 # --- direct preferences ---

@@ -161,12 +161,13 @@ class Optimizer:
         Args:
             scale: share of the peak learning rates, see `lr_scale`.
             clip: largest norm of the gradient of all parameters together; a larger gradient
-                is scaled down to it.
+                is scaled down to it. 0 is no limit.
 
         Returns:
             the gradient's norm before clipping.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.params, clip))
+        # a limit of 0 would multiply every gradient by 0
+        norm = float(nn.utils.clip_grad_norm_(self.params, clip or math.inf))
         for part, peak in zip(self.parts, self.peaks):
             for group in part.param_groups:
                 group["lr"] = scale * peak

@@ -206,7 +206,7 @@ class Rollout:
 
 
 def describe(rollout: Rollout, true_scores: list[float]) -> dict[str, float]:
-    """Compute the figures of a rollout for the log.
+    """Compute the figures of a rollout for the log; without true scores, no "true_score".
 
     kl_token and entropy are means over the tokens of answers, all others over answers.
 
@@ -215,7 +215,7 @@ def describe(rollout: Rollout, true_scores: list[float]) -> dict[str, float]:
     """
     mask = rollout.mask                                              # (B, T)
     kl = rollout.logp - rollout.ref_logp                             # (B, T)
-    figures = {"true_score": float("nan")}
+    figures = {}
     if true_scores:
         figures["true_score"] = sum(true_scores) / len(true_scores)
     if rollout.score is not None:

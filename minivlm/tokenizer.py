@@ -31,6 +31,13 @@ HF_PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?[[\w\u200c\u200d]&&[^\d_]]+| ?\d+"
     r"| ?(?:[^\s\w\u200c\u200d]|_)+|\s+(?!\S)|\s+"
 )
+# characters; a longer word is cut before training. Uncut, a word of a million letters would
+# be counted anew for almost every join, and could become a single token
+LONGEST_WORD = 100
+# characters; longer white space is cut before encoding. tiktoken's regex engine fails on a
+# million characters of it
+LONGEST_SPACE = 100_000
+LONG_SPACE = re.compile(r"(?<!\s)\s{%d,}" % LONGEST_SPACE)
 # their order decides their ids
 SPECIALS = (
     "<|endoftext|>", "<|pad|>", "<|image|>",
@@ -43,7 +50,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
 
     Each distinct word is counted once and weighted by its frequency. After a join, only the
     words that held the pair are counted again. Of equally frequent pairs, the one with
-    smaller ids is joined, so the result does not depend on the order of the texts.
+    smaller ids is joined, so the result does not depend on the order of the texts. Words of
+    more than LONGEST_WORD characters are cut.
 
     Args:
         texts: any strings.
@@ -64,10 +72,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
         raise ValueError(f"vocab_size {vocab_size} is below 256, one for each byte")
     frequency = Counter()
     for text in texts:
-        frequency.update(re.findall(PATTERN, text))
-    # "replace": half of a surrogate pair cannot be encoded in UTF-8
-    words = [list(piece.encode("utf-8", "replace")) for piece in frequency]
-    counts = list(frequency.values())
+        # not findall: the list of all words of a long text takes many times its memory
+        frequency.update(map(re.Match.group, re.finditer(PATTERN, text)))
+    words, counts = [], []
+    for piece, count in frequency.items():
+        for start in range(0, len(piece), LONGEST_WORD):
+            part = piece[start:start + LONGEST_WORD]
+            # "replace": half of a surrogate pair cannot be encoded in UTF-8
+            words.append(list(part.encode("utf-8", "replace")))
+            counts.append(count)
     tokens = [bytes([i]) for i in range(256)]
 
     pairs = Counter()  # (id, id) -> how often
@@ -150,7 +163,14 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Turn a text into ids; a special token's name in it is ordinary text."""
-        return self.encoding.encode_ordinary(text)
+        ids: list[int] = []
+        start = 0
+        for match in LONG_SPACE.finditer(text):
+            # never at its end: the last space belongs to the word behind it
+            for end in range(match.start() + LONGEST_SPACE, match.end(), LONGEST_SPACE):
+                ids += self.encoding.encode_ordinary(text[start:end])
+                start = end
+        return ids + self.encoding.encode_ordinary(text[start:])
 
     def decode(self, ids: list[int]) -> str:
         """Turn ids into text: special tokens by their names, broken UTF-8 as U+FFFD."""
@@ -173,7 +193,16 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 1024) -> "Tokenizer":
-        """Learn the ranks from texts; `vocab_size` counts the special tokens too."""
+        """Learn the ranks from texts; `vocab_size` counts the special tokens too.
+
+        Raises:
+            ValueError: if the bytes and the special tokens alone are more.
+        """
+        least = 256 + len(SPECIALS)
+        if vocab_size < least:
+            raise ValueError(
+                f"vocab_size {vocab_size} is below {least}, the bytes and special tokens"
+            )
         return cls(train_bpe(texts, vocab_size - len(SPECIALS)))
 
     def to_text(self) -> str:
@@ -216,7 +245,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer to a file."""
-        path.write_text(self.to_text())
+        path.write_text(self.to_text(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":

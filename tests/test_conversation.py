@@ -6,7 +6,8 @@ import re
 import pytest
 
 from minivlm.conversation import (
-    IMAGE_MARK, append_unread, caption_rows, count_images, make_row, pack, render, render_v1,
+    IMAGE_MARK, append_unread, caption_rows, check_turns, count_images, make_row, pack, prompt_of,
+    render, render_v1,
 )
 from minivlm.tokenizer import Tokenizer, train_bpe
 
@@ -157,7 +158,8 @@ def test_the_turns_are_left_as_they_were():
     ([], "^the conversation has no turns, or a turn is not {from, value}$"),
     ([{"from": "user", "value": "a"}],
      "turn 0 has unknown role 'user', expected human, gpt or system"),
-    ([{"value": "a"}], "turn 0 has unknown role None"),
+    ([{"value": "a"}], "turn 0 has unknown role None, expected human"),
+    ([{"from": "user" * 10 ** 6, "value": "a"}], "^turn 0 has unknown role '(user){9}use, exp"),
     ([gpt("a")], "turn 0 is by gpt, expected system or human"),
     ([human("a"), human("b")], "turn 1 is by human, expected gpt: human and gpt alternate"),
     ([human("a"), gpt("b"), gpt("c")], "turn 2 is by gpt, expected human"),
@@ -310,3 +312,21 @@ def test_packed_answers_each_stand_behind_the_prompts_last_token():
     assert row.ids == [7, 8, 9, 1, 2, 9, 3]
     assert row.is_answer == [False, False, False, True, True, False, True]
     assert segments == [0, 0, 1, 1, 1, 2, 2]
+
+
+def test_marks_are_counted_against_pictures():
+    """Catches a picture too many, which would shift every later one, and bad turns passed over."""
+    turns = [human("<image>\nWhat?"), gpt("A dog.")]
+    check_turns(turns, 1)
+    for n in (0, 2):
+        with pytest.raises(ValueError, match=f"^1 <image> marks and {n} pictures$"):
+            check_turns(turns, n)
+    with pytest.raises(ValueError, match="turn 1 is by human"):
+        check_turns([turns[0]] * 2, 2)
+
+
+def test_the_word_image_in_a_fact_is_no_picture():
+    """Catches a crawled caption with LLaVA's mark, which asks for a second picture in mid-run."""
+    plain = prompt_of("What?", TOKENIZER, 3, ["A  dog."])
+    assert prompt_of("What?", TOKENIZER, 3, ["A <image> dog."]) == plain
+    assert plain.count(TOKENIZER.image) == 3

@@ -29,6 +29,7 @@ EXTRAS = {  # optional: extras of setup.py
     ("teachers.py", "openai"),
     ("weights.py", "safetensors"), ("tokenizers.py", "regex"),
     ("test_pretrained.py", "safetensors"), ("test_properties.py", "hypothesis"),
+    ("test_fuzz.py", "hypothesis"),
 }
 
 

@@ -297,9 +297,9 @@ def test_without_top_p_nothing_is_dropped():
     assert torch.equal(filter_logits(logits, 1.0), logits)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_filter_needs_a_temperature(temperature: float):
-    """Catches a division by zero, and odds turned round."""
+    """Catches a division by zero, odds turned round, and odds of NaN."""
     with pytest.raises(ValueError, match=f"^temperature {temperature} is not above 0; greedy "
                                          "decoding needs no filter$"):
         filter_logits(torch.zeros(1, 2), temperature)

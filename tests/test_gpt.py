@@ -175,6 +175,13 @@ def test_a_text_longer_than_the_context_is_refused(gpt):
         gpt(ids(1, 33))
 
 
+def test_a_position_beyond_the_context_is_refused(gpt):
+    """Catches an index error, which on a GPU ends the process, for positions that are given."""
+    gpt(ids(1, 2), positions=torch.tensor([[0, 31]]))
+    with pytest.raises(ValueError, match="text has 33 tokens, the context holds block_size 32"):
+        gpt(ids(1, 2), positions=torch.tensor([[0, 32]]))
+
+
 # --- learning ---
 
 

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "optim": {"networks"},
     "words": {"mathematics", "networks", "loading", "running"},
     "running": {"words"},  # the type of the tokenizer, whose text checkpoints hold
-    "loading": {"mathematics", "networks", "words", "running"},
+    "loading": {"mathematics", "networks", "words", "running", "metrics"},
     "metrics": set(),
     "evaluation": {"mathematics", "networks", "words", "running", "loading", "metrics"},
     "preferences": {"mathematics", "networks", "words", "running", "loading", "metrics",

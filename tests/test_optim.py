@@ -272,6 +272,21 @@ def test_a_step_tells_the_norm_before_clipping_and_forgets_gradients():
     assert momentum[0, 0].item() == pytest.approx(0.05 * 0.8, rel=1e-4)
 
 
+@pytest.mark.parametrize("muon_lr", [0.0, 0.02])
+def test_a_clip_of_0_is_no_clip(muon_lr):
+    """Catches a run that learns nothing: a gradient scaled down to norm 0 has no direction left."""
+    weights = []
+    for clip in (0.0, 1e9):
+        torch.manual_seed(0)
+        model = Toy()
+        before = copy.deepcopy(model.state_dict())
+        optimizer = Optimizer(model, 1e-2, muon_lr)
+        train(model, lambda scale: optimizer.step(1.0, clip), 2)
+        assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+        weights.append(list(model.parameters()))
+    assert all(map(torch.equal, *weights))
+
+
 def test_the_scale_multiplies_both_peak_rates():
     """Catches a schedule that reaches AdamW only, or scales the last rate, not the peak."""
     model = Toy()

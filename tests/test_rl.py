@@ -221,6 +221,20 @@ def test_the_value_loss_worked_by_hand():
             assert bool(values.grad.any()) == (value != 0.5)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5, -0.5])
+def test_a_value_clip_of_0_is_no_clip(value):
+    """Catches a value model that learns nothing: held where it was, it gets no gradient.
+
+    Old 0, return 1: the loss is (value - 1)^2 / 2, its slope value - 1.
+    """
+    one = torch.ones(1, 1)
+    values = (value * one).requires_grad_()
+    loss = ppo_value_loss(values, 0 * one, one, one.bool(), 0)
+    loss.backward()
+    assert loss.item() == pytest.approx((value - 1) ** 2 / 2)
+    assert values.grad.item() == pytest.approx(value - 1)
+
+
 def test_a_mask_of_nothing_is_refused():
     """Catches a NaN."""
     with pytest.raises(ValueError, match="^nothing counts: the mask is False everywhere$"):

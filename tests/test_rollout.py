@@ -175,14 +175,34 @@ def test_facts_are_for_the_judge_alone_and_in_random_order(tmp_path, vlm, tokeni
     assert batch.reward_prompts == prompts.batch(batch.questions, seed=3).reward_prompts
     bare = Prompts(tmp_path, "train", vlm, tokenizer, facts=False)
     assert bare.batch(asked, seed=3).reward_prompts == [plain] * 40
-    with pytest.raises(ValueError, match="record q0: 24 tokens and an answer of 11 are more than"):
+    # a prompt of 24 tokens, in a context of 32
+    with pytest.raises(ValueError, match="record q0: 35 tokens, an answer of 11 included; .* 32;"):
         prompts.load("prompts", 11)
-    for changes, words in (({"image": "train.npy#7"}, "record q0: no picture train.npy#7 in train"),
-                           ({}, "record q0: no captions to serve as facts")):
+    for changes, words in (({"image": "train.npy#7"}, "jsonl:1: no picture train.npy#7 in train"),
+                           ({}, "prompts.jsonl:1: no captions to serve as facts")):
         (tmp_path / "train.jsonl").write_text(json.dumps(record | {"captions": []}))
         (tmp_path / "prompts.jsonl").write_text(json.dumps(asked[0] | changes))
         with pytest.raises(ValueError, match=words):
             Prompts(tmp_path, "train", vlm, tokenizer, facts=True).load("prompts", 2)
+
+
+def test_questions_too_long_to_be_answered_are_left_out_on_request(
+    tmp_path, vlm, tokenizer, capsys
+):
+    """Catches one long question that ends PPO, and one that fits exactly left out.
+
+    Around a question stand <|user|>, four placeholders, a line break and <|assistant|>.
+    """
+    asked = [{"id": n, "image": "a.png", "kind": "k", "question": "A" * n} for n in (9, 18, 17)]
+    for name, rows in (("train", [{"id": "s", "image": "a.png"}]), ("prompts", asked)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "meta.json").write_text(json.dumps({"name": "t", "image_size": 16}))
+    prompts = Prompts(tmp_path, "train", vlm, tokenizer, facts=False)
+    before = len(prompts.prompt(asked[0], [])) - 9
+    fits = prompts.load("prompts", 32 - before - 17, skip_long=True)
+    assert [q["id"] for q in fits] == [9, 17]
+    said = "left out 1 of 3 records of prompts: longer than the context of 32 tokens, for instance"
+    assert f"{said} 18 (33)" in capsys.readouterr().out
 
 
 def test_explained_variance_worked_by_hand():

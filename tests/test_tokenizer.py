@@ -9,7 +9,7 @@ import pytest
 import tiktoken
 
 from minivlm.tokenizer import (
-    GPT2_PATTERN, PATTERN, SPECIALS, Tokenizer, join_pair, train_bpe,
+    GPT2_PATTERN, LONGEST_SPACE, LONGEST_WORD, PATTERN, SPECIALS, Tokenizer, join_pair, train_bpe,
 )
 
 BYTES = {bytes([i]): i for i in range(256)}
@@ -110,6 +110,32 @@ def test_a_vocabulary_below_256_is_refused():
     """Catches a tokenizer that cannot write every byte."""
     with pytest.raises(ValueError, match="vocab_size 255 is below 256"):
         train_bpe(["a"], 255)
+    with pytest.raises(ValueError, match="vocab_size 262 is below 263, the bytes and special tok"):
+        Tokenizer.train(["a"], 262)
+    assert Tokenizer.train(["a"], 263).vocab_size == 263
+
+
+@pytest.mark.parametrize("text", ["", " ", " \t\n\r\n \u3000" * 50, "ab" * 3000, "A" * 5000])
+def test_a_text_without_words_or_of_one_word_makes_a_tokenizer(text):
+    """Catches a crash on white space alone, and a word of any length that becomes one token."""
+    tokenizer = Tokenizer.train([text], 300)
+    assert max(len(token.decode("utf-8", "replace")) for token in tokenizer.tokens) <= LONGEST_WORD
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("pattern", [PATTERN, GPT2_PATTERN])
+def test_white_space_of_any_length_is_encoded(pattern):
+    """Catches tiktoken's stack overflow, which no `except Exception` catches: it needs a million
+    characters of white space in a row. In a shorter run nothing changes.
+    """
+    tokenizer = Tokenizer(BYTES | {b"  ": 256, b" a": 257, b"    ": 258}, pattern)
+    for run in (" " * 1_000_001, " \n" * 600_000, "\u3000\t" * 500_001):
+        for text in (run, f"a{run}a"):
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+    for n in (LONGEST_SPACE - 1, LONGEST_SPACE, LONGEST_SPACE + 1):
+        text = "a" + " " * n + "a"
+        assert tokenizer.encode(text) == tokenizer.encoding.encode_ordinary(text)
+    assert tokenizer.encode(" " * 1_000_001 + "a")[-1] == 257
 
 
 def test_tiktokens_own_teaching_trainer_agrees():

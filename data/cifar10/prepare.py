@@ -29,8 +29,10 @@ import numpy as np
 from data.shapes.language import sentence
 from minivlm.evaluation.english import article
 from minivlm.loading.images import fit, open_image
-from minivlm.loading.prepared import Pack, sorted_counts, summary, write_folder
-from minivlm.running.files import members_of, read_member, readable
+from minivlm.loading.prepared import (
+    Pack, sorted_counts, summary, unique_id, write_folder,
+)
+from minivlm.running.files import is_hidden, members_of, read_member, readable
 from minivlm.running.options import check, cli
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -65,6 +67,8 @@ class Config:
 def members(source: str) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of every file, sorted by name; names are relative, with "/".
 
+    Hidden files, as systems write them, are passed over.
+
     Raises:
         FileNotFoundError: if there is no such folder or file.
         ValueError: if the file is no tar archive, or holds a file larger than pictures are.
@@ -72,7 +76,9 @@ def members(source: str) -> Iterator[tuple[str, bytes]]:
     path = Path(source)
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            yield file.relative_to(path).as_posix(), file.read_bytes()
+            name = file.relative_to(path).as_posix()
+            if not is_hidden(name):
+                yield name, file.read_bytes()
     elif path.is_file():
         with readable(source), tarfile.open(path) as archive:
             # a tar may list its files in any order
@@ -144,6 +150,7 @@ def main(cfg: Config) -> dict[str, float]:
         sentences[label] = [sentence(t.format(article(label))) for t in TEMPLATES]
     files = {"train": [], "val": []}
     pixels = {name: Pack(cfg.out) for name in files}
+    n_of_id = Counter()  # two folders may hold the same train/CLASS/file
     shuffler = np.random.default_rng(0)
     for name, split in (("train", cfg.train_split), ("val", cfg.val_split)):
         # without shuffling, the first 1,000 pictures would be of one class
@@ -151,8 +158,8 @@ def main(cfg: Config) -> dict[str, float]:
         for i, (key, label, picture) in enumerate(splits[split]):
             pixels[name].append(picture)                             # (S, S, 3)
             files[name].append({
-                "id": key, "image": f"{name}.npy#{i}", "captions": sentences[label][:1],
-                "label": label,
+                "id": unique_id(key, n_of_id), "image": f"{name}.npy#{i}",
+                "captions": sentences[label][:1], "label": label,
             })
     # accuracy is reported by group; here all classes are one group
     files["zeroshot"] = [record | {"group": "all"} for record in files["val"]]

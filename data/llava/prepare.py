@@ -5,8 +5,10 @@
 
 Reads the JSON as published: a list of {"id", "image", "conversations"}. Records of text
 only have no image. Pictures of the 665K mix lie in several folders (coco/train2017/...,
-gqa/images/...). An id may be a number, be missing, or occur twice. Records that cannot be
-used are counted by reason.
+gqa/images/...). An id may be a number, be missing, or occur twice. A turn is {"from":
+"human" | "gpt", "value"} or {"role": "user" | "assistant", "content"}. As in LLaVA's
+trainer, <image> moves to the start of its turn, and a first turn by gpt is left out.
+Records that cannot be used are counted by reason.
 
 A picture is packed once, however many dialogues are about it. All its dialogues are in the
 same split: either train, or val, which is held out.
@@ -15,7 +17,7 @@ Writes train, val, text, tokenizer.tiktoken, meta.json, samples/*.png, and llava
 records that were used, as they were read.
 
 Source: Liu et al. 2023, arXiv:2304.08485; docs/Finetune_Custom_Data.md and
-preprocess_multimodal (which puts <image> first) of haotian-liu/LLaVA.
+llava/train/train.py (preprocess_multimodal, preprocess_v1) of haotian-liu/LLaVA.
 """
 
 import json
@@ -28,7 +30,9 @@ import numpy as np
 
 from minivlm.conversation import IMAGE_MARK, count_images, render
 from minivlm.loading.images import fit, open_image
-from minivlm.loading.prepared import Pack, sorted_counts, summary, write_folder
+from minivlm.loading.prepared import (
+    Pack, sorted_counts, summary, unique_id, write_folder,
+)
 from minivlm.running.files import inside, parse_json
 from minivlm.running.options import check, cli
 from minivlm.tokenizer import Tokenizer
@@ -53,6 +57,9 @@ class Config:
 # a tokenizer of single bytes tells whether a dialogue can be rendered; the data set's own
 # tokenizer is trained later
 BYTES = Tokenizer({bytes([i]): i for i in range(256)})
+ROLES = {
+    "human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system",
+}
 
 
 # --- one record ---
@@ -76,22 +83,32 @@ def read_dialogues(path: str) -> list:
 
 
 def turns_of(record: dict) -> list[dict]:
-    """The turns of a record, with <image> moved to the start, as LLaVA's trainer does.
+    """The turns of a record as LLaVA's trainer reads them.
 
     Raises:
         ValueError: if the record cannot be used; the error is the reason.
     """
-    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+    published = record.get("conversations") if isinstance(record, dict) else None
+    if not isinstance(published, list) or not published:
         raise ValueError("no conversation")
     # copies: the originals go to llava.json as they were read
     turns = []
-    for turn in record["conversations"]:
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+    for turn in published:
+        if not isinstance(turn, dict):
             raise ValueError("turn that is not {from, value}")
-        turns.append({"from": turn.get("from"), "value": turn["value"]})
-    image = record.get("image")
-    if image is not None and not isinstance(image, str):
-        raise ValueError("several pictures")  # a list of names
+        role = ROLES.get(str(turn.get("from", turn.get("role"))))
+        text = turn.get("value", turn.get("content"))
+        if not isinstance(text, str):
+            raise ValueError("turn that is not {from, value}")
+        if not role:
+            raise ValueError("turn by somebody else than human, gpt and system")
+        if IMAGE_MARK in text:
+            text = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()
+        turns.append({"from": role, "value": text})
+    first = 1 if turns[0]["from"] == "system" else 0
+    if first < len(turns) and turns[first]["from"] == "gpt":
+        del turns[first]
+    image = image_of(record)
     marks = count_images(turns)
     if marks > 1:
         raise ValueError("several <image> marks")
@@ -99,20 +116,33 @@ def turns_of(record: dict) -> list[dict]:
         raise ValueError("picture without <image>")
     if marks and not image:
         raise ValueError("<image> without a picture")
-    if marks:
-        text = turns[0]["value"]
-        if IMAGE_MARK not in text:
-            raise ValueError("<image> in a later turn")
-        turns[0]["value"] = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}"
-    # `render` refuses what training would refuse: roles, their order, empty texts
-    try:
-        row = render(turns, BYTES, 1)
-    except ValueError as error:
-        reason = "empty turn" if "empty" in str(error) else "turns out of order"
-        raise ValueError(reason) from None
-    if not any(row.is_answer):
+    if any(t["from"] == "gpt" and IMAGE_MARK in t["value"] for t in turns):
+        raise ValueError("<image> in an answer")
+    if any(not turn["value"].strip() for turn in turns):
+        raise ValueError("empty turn")
+    if not any(turn["from"] == "gpt" for turn in turns):
         raise ValueError("no answer")
+    try:
+        render(turns, BYTES, 1)  # refuses what training would refuse: another order
+    except ValueError:
+        raise ValueError("turns out of order") from None
     return turns
+
+
+def image_of(record: dict) -> str:
+    """The name of a record's picture, which may stand in a list; "" if it has none.
+
+    Raises:
+        ValueError: if it cannot be used; the error is the reason.
+    """
+    image = record.get("image") or ""
+    if isinstance(image, list):
+        if len(image) > 1:
+            raise ValueError("several pictures")
+        image = image[0]
+    if not isinstance(image, str):
+        raise ValueError("picture that is no name of a file")
+    return image
 
 
 def picture_of(image: str, cfg: Config) -> np.ndarray:
@@ -129,7 +159,7 @@ def picture_of(image: str, cfg: Config) -> np.ndarray:
         return np.asarray(fit(open_image(path), cfg.image_size, cfg.fit))
     except FileNotFoundError:
         raise ValueError("missing picture") from None
-    except ValueError:
+    except (ValueError, OSError):
         raise ValueError("unreadable picture") from None
 
 
@@ -161,7 +191,7 @@ def main(cfg: Config) -> dict[str, float]:
     for number, record in enumerate(data):
         try:
             turns = turns_of(record)
-            image = record.get("image")
+            image = image_of(record)
             if image and image not in places:
                 picture = picture_of(image, cfg)
                 side = "val" if len(places) % cfg.val_every == 0 else "train"
@@ -174,9 +204,7 @@ def main(cfg: Config) -> dict[str, float]:
         if record.get("id") not in (None, ""):
             key = str(record["id"])
         # a teacher's replies are kept by id, so every record needs an id of its own
-        n_of_id[key] += 1
-        if n_of_id[key] > 1:
-            key += f" ({n_of_id[key]})"
+        key = unique_id(key, n_of_id)
         if image:
             side, row = places[image]
             new = {"id": key, "image": f"{side}.npy#{row}", "conversations": turns}
@@ -190,15 +218,21 @@ def main(cfg: Config) -> dict[str, float]:
         used.append(record)
         by_folder[folder] += 1
         by_folder["turns"] += len(turns)
+        n_left_out = len(record["conversations"]) - len(turns)
+        by_folder["first turns by gpt, left out"] += n_left_out
 
     # <image> stands for image tokens and is no text
     texts = []
     for record in files["train"]:
         for turn in record["conversations"]:
             texts.append(turn["value"].replace(IMAGE_MARK, "").strip())
+    texts = [text for text in texts if text]
     refused = sorted_counts(skipped)
     seen = sorted_counts(by_folder)
-    meta = {"name": "llava", "image_size": cfg.image_size, "skipped": refused, "seen": seen}
+    meta = {
+        "name": "llava", "image_size": cfg.image_size, "fit": cfg.fit, "skipped": refused,
+        "seen": seen,
+    }
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
     (Path(cfg.out) / "llava.json").write_text(json.dumps(used, indent=1), encoding="utf-8")
     return summary(cfg.out, files, refused, began, f", {len(places)} pictures, {seen}")

@@ -199,7 +199,8 @@ def read_sides(
     # if both are the same split, it is read once
     for split in dict.fromkeys((cfg.train_split, cfg.val_split)):
         scenes[split] = []
-        for line in read(f"{split}/{split}.json").decode("utf-8", "replace").splitlines():
+        lines = read(f"{split}/{split}.json").decode("utf-8-sig", "replace").split("\n")
+        for line in filter(str.strip, lines):
             try:
                 scenes[split].append(scene_of(split, line))
             except ValueError as reason:
@@ -347,7 +348,7 @@ def write_side(
         except FileNotFoundError:
             skipped["missing picture"] += 1
             continue
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             wrong_size = "picture not 400 x 100"
             skipped[wrong_size if str(error) == wrong_size else "unreadable picture"] += 1
             continue

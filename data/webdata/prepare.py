@@ -28,10 +28,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.webdata.shards import PICTURES, Sample, read_shard, refuse, write_shards
+from data.webdata.shards import (
+    PICTURES, Sample, is_plain, read_shard, refuse, write_shards,
+)
 from data.webdata.similarity import by_similarity
 from minivlm.loading.images import fit, open_image
-from minivlm.loading.prepared import Pack, fault_of, sorted_counts, write_folder
+from minivlm.loading.prepared import Pack, sorted_counts, unique_id, write_folder
+from minivlm.loading.records import fault_of
+from minivlm.running.files import is_hidden, read_text
 from minivlm.running.options import check, cli
 
 Pair = tuple[Sample, Image.Image]  # a sample and its picture, opened
@@ -79,6 +83,7 @@ def read_all(source: str, skipped: Counter, named: list[str]) -> Iterator[Sample
     path = Path(source)
     # sorted: a folder lists its files in any order
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    shards = [shard for shard in shards if not is_hidden(shard.name)]
     for shard in shards:
         yield from read_shard(shard, skipped, named)
     if not shards:
@@ -88,28 +93,42 @@ def read_all(source: str, skipped: Counter, named: list[str]) -> Iterator[Sample
 def read_folder(folder: Path, skipped: Counter, named: list[str]) -> Iterator[Sample]:
     """Yield a sample for each picture with a text beside it; other pictures are refused.
 
+    Hidden files, as systems write them, are passed over.
+
     Raises:
         FileNotFoundError: if there is no picture.
     """
     pictures = []
     for file in sorted(folder.rglob("*")):
-        if ending_of(file) in PICTURES:
+        name = file.relative_to(folder).as_posix()
+        if ending_of(file) in PICTURES and not is_hidden(name) and not file.is_dir():
             pictures.append(file)
     if not pictures:
         raise FileNotFoundError(f"{folder} holds neither *.tar nor pictures")
     for picture in pictures:
         name = picture.relative_to(folder).as_posix()
-        try:
-            text = picture.with_suffix(".txt").read_bytes().decode()
-        except (FileNotFoundError, IsADirectoryError):
-            refuse(skipped, named, name, "no text")
-            continue
-        except UnicodeDecodeError:
-            refuse(skipped, named, name, "text is not UTF-8")
-            continue
         # a dot in a key would end it when a shard is read
         key = name.rpartition(".")[0].replace(".", "_")
-        yield Sample(key, picture.read_bytes(), ending_of(picture), text.strip())
+        try:
+            yield _sample_beside(picture, key)
+        except ValueError as reason:
+            refuse(skipped, named, name, str(reason))
+
+
+def _sample_beside(picture: Path, key: str) -> Sample:
+    """Read a picture and its text; a ValueError says why they cannot be used."""
+    if not is_plain(key):
+        raise ValueError("strange name")
+    try:
+        text = read_text(picture.with_suffix(".txt")).strip()
+    except OSError:
+        raise ValueError("no text") from None
+    except ValueError:
+        raise ValueError("text is not UTF-8") from None
+    try:
+        return Sample(key, picture.read_bytes(), ending_of(picture), text)
+    except OSError:
+        raise ValueError("picture unreadable") from None
 
 
 def ending_of(file: Path) -> str:
@@ -182,54 +201,50 @@ def main(cfg: Config) -> dict[str, float]:
     # disable=None: no progress bar where the output is no terminal
     samples = tqdm(read_all(cfg.shards, skipped, named), desc="pairs", disable=None)
     sized = by_size(cfg, samples, skipped, named)
-    kept = by_similarity(sized, cfg.clip, cfg.min_similarity, skipped, named)
+    keys = Counter()
+    kept = with_own_keys(
+        by_similarity(sized, cfg.clip, cfg.min_similarity, skipped, named), keys
+    )
     if cfg.write_shards:
         folder = Path(cfg.write_shards)
-        keys = set()
-        write_shards(folder, distinct(kept, keys, skipped, named))
-        n_kept = len(keys)
+        write_shards(folder, (sample for sample, _ in kept))
         if not keys:
             raise ValueError(
                 f"{cfg.shards}: nothing is left; refused {sorted_counts(skipped)}"
             )
     else:
         folder = Path(cfg.out)
-        n_kept = write_records(cfg, kept, skipped)
-    (folder / "refused.txt").write_text("".join(line + "\n" for line in named))
+        write_records(cfg, kept, skipped)
+    n_kept = len(keys)
+    lines = "".join(line + "\n" for line in named)
+    (folder / "refused.txt").write_text(lines, encoding="utf-8")
     refused = sorted_counts(skipped)
     seconds = time.time() - began
     print(f"{folder}: kept {n_kept}, refused {refused or 'nothing'}, {seconds:.0f} s")
     return {"kept": n_kept, "refused": sum(refused.values()), "seconds": seconds}
 
 
-def distinct(
-    kept: Iterator[Pair], keys: set[str], skipped: Counter, named: list[str]
-) -> Iterator[Sample]:
-    """Yield the samples whose key is new; two shards may number their samples alike.
+def with_own_keys(kept: Iterator[Pair], keys: Counter) -> Iterator[Pair]:
+    """Give samples a key of their own, for two shards may number their samples alike.
 
     Args:
-        keys: gets the key of each sample that is yielded.
+        keys: gets the key of each sample that is yielded, see `unique_id`.
     """
-    for sample, _ in kept:
-        if sample.key in keys:
-            refuse(skipped, named, sample.key, "key stands in two shards")
-            continue
-        keys.add(sample.key)
-        yield sample
+    for sample, picture in kept:
+        sample.key = unique_id(sample.key, keys)
+        yield sample, picture
 
 
-def write_records(cfg: Config, kept: Iterator[Pair], skipped: Counter) -> int:
-    """Write the packed data set; return how many samples it holds.
+def write_records(cfg: Config, kept: Iterator[Pair], skipped: Counter) -> None:
+    """Write the packed data set.
 
     Raises:
         ValueError: if train or val would be empty.
     """
     files = {"train": [], "val": []}
     pixels = {side: Pack(cfg.out) for side in files}
-    n = 0
-    for sample, picture in kept:
+    for n, (sample, picture) in enumerate(kept):
         side = "val" if n % cfg.val_every == 0 else "train"
-        n += 1
         record = {
             "id": sample.key, "image": f"{side}.npy#{len(files[side])}",
             "captions": [sample.text],
@@ -244,7 +259,6 @@ def write_records(cfg: Config, kept: Iterator[Pair], skipped: Counter) -> int:
         "name": "webdata", "image_size": cfg.image_size, "skipped": sorted_counts(skipped),
     }
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
-    return n
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Tar shards as img2dataset and webdataset write them: key.jpg|png|webp, key.txt, key.json.
 
 A sample is a group of neighboring members with the same key. A member's key is its name up
-to the first dot after the last slash. A shard is read as a stream, and nothing is unpacked.
-If a shard breaks off, the samples before the break are read.
+to the first dot after the last slash. As in webdataset, a name without a dot or with
+nothing before it ("._0.png") is no part of a sample. A shard is read as a stream, and
+nothing is unpacked. If a shard breaks off, the samples before the break are read.
 """
 
 import io
@@ -13,7 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from minivlm.running.files import BROKEN_TAR, MAX_BYTES, members_of, read_member
+from minivlm.running.files import (
+    BROKEN_TAR, MAX_BYTES, members_of, parse_json, read_member,
+)
 from minivlm.running.options import printable
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -33,16 +36,18 @@ class Sample:
     info: dict = field(default_factory=dict)  # what key.json holds
 
 
-def refuse(skipped: Counter, named: list[str], key: str, reason: str) -> None:
+def refuse(
+    skipped: Counter, named: list[str], key: str, reason: str, detail: str = ""
+) -> None:
     """Count a refused sample by its reason, and note its key on a line of its own.
 
     Args:
         skipped: counts refused samples by reason.
-        named: gets the line "key: reason".
+        named: gets the line "key: reason", or "key: detail" if there is a detail.
     """
     skipped[reason] += 1
     # a key may hold line ends and other control characters
-    named.append(printable(f"{key}: {reason}", keep=""))
+    named.append(printable(f"{key}: {detail or reason}", keep=""))
 
 
 # --- reading ---
@@ -71,14 +76,13 @@ def read_shard(
             # without a key, the shard breaks off in its first member
             refuse(skipped, named, f"{path.name}/{key or '?'}", "shard breaks off here")
             return
-        fault = _fault(key, parts, keys)
+        try:
+            sample = _sample(key, parts, keys)
+        except ValueError as reason:
+            refuse(skipped, named, f"{path.name}/{key}", str(reason))
+        else:
+            yield sample
         keys.add(key)
-        if fault:
-            refuse(skipped, named, f"{path.name}/{key}", fault)
-            continue
-        ending = next(e for e in PICTURES if e in parts)
-        info = json.loads(parts["json"]) if "json" in parts else {}
-        yield Sample(key, parts[ending], ending, parts["txt"].decode().strip(), info)
 
 
 def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
@@ -98,13 +102,15 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
                     raise EOFError
                 folder, slash, name = member.name.removeprefix("./").rpartition("/")
                 stem, _, ending = name.partition(".")
+                if not ending:
+                    continue
                 if folder + slash + stem != key and parts:
                     yield key, parts, False
                     parts = {}
                 key = folder + slash + stem
                 ending = ending.lower()
                 if ending in parts:
-                    ending += "#"  # a second member: `_fault` refuses the sample
+                    ending += "#"  # a second member: `_sample` refuses the sample
                 largest = MAX_BYTES if ending in PICTURES else MAX_TEXT
                 if ending not in USED:
                     parts[ending] = b""
@@ -119,37 +125,41 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes], bool]]:
         yield key, parts, False
 
 
-def _fault(key: str, parts: dict[str, bytes], keys: set[str]) -> str:
-    """Say why a sample cannot be used; "" if it can.
+def _sample(key: str, parts: dict[str, bytes], keys: set[str]) -> Sample:
+    """Make a sample of its parts.
 
     Args:
         keys: of the samples before it.
+
+    Raises:
+        ValueError: if it cannot be used; the error is the reason.
     """
-    if not _is_plain(key):
-        return "strange name"
+    if not is_plain(key):
+        raise ValueError("strange name")
     if TOO_LARGE in parts:
-        return "part too large"
+        raise ValueError("part too large")
     # "#" marks a second member of the same name, see `_groups`
     if key in keys or any(ending.endswith("#") for ending in parts):
-        return "key stands twice"
-    if not any(ending in parts for ending in PICTURES):
-        return "no picture"
+        raise ValueError("key stands twice")
+    ending = next((ending for ending in PICTURES if ending in parts), "")
+    if not ending:
+        raise ValueError("no picture")
     if "txt" not in parts:
-        return "no text"
+        raise ValueError("no text")
     try:
-        parts["txt"].decode()
+        text = parts["txt"].decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        return "text is not UTF-8"
-    # RecursionError: brackets in brackets, a thousand levels deep
+        raise ValueError("text is not UTF-8") from None
     try:
-        if not isinstance(json.loads(parts.get("json", b"{}")), dict):
-            return "json is no object"
-    except (ValueError, RecursionError):
-        return "json is unreadable"
-    return ""
+        info = parse_json(parts.get("json", b"{}"), key)
+    except ValueError:
+        raise ValueError("json is unreadable") from None
+    if not isinstance(info, dict):
+        raise ValueError("json is no object")
+    return Sample(key, parts[ending], ending, text, info)
 
 
-def _is_plain(key: str) -> bool:
+def is_plain(key: str) -> bool:
     """Whether a key is a relative path that stays in its folder and can be printed."""
     path = PurePosixPath(key)
     stays = not path.is_absolute() and ".." not in path.parts

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.webdata.shards import refuse
 from minivlm.clip import CLIP
 from minivlm.conversation import caption_rows
 from minivlm.loading.batches import collate, shorten_rows
 from minivlm.loading.images import fit, to_tensor
-from minivlm.loading.models import clip_from
+from minivlm.loading.models import clip_from, fit_of
 from minivlm.pretrained.tokenizers import ClipTokenizer
 from minivlm.pretrained.weights import read_clip
 from minivlm.running import checkpoint
@@ -42,13 +43,13 @@ def by_similarity(
     if not clip:
         yield from pairs
         return
-    model, rows_of = load_clip(clip)
+    model, rows_of, mode = load_clip(clip)
     size = model.vit.config.image_size
     while True:
         part = list(islice(pairs, BATCH))
         if not part:
             return
-        squares = [np.asarray(fit(picture, size)) for _, picture in part]
+        squares = [np.asarray(fit(picture, size, mode)) for _, picture in part]
         img_z = model.encode_image(to_tensor(np.stack(squares)))     # (B, C)
         ids, lengths = rows_of([sample.text for sample, _ in part])
         txt_z = model.encode_text(ids, lengths)                      # (B, C)
@@ -56,26 +57,31 @@ def by_similarity(
         for (sample, picture), cosine in zip(part, cosines):
             if cosine < least:
                 # counted under one reason; the line in refused.txt tells the cosine
-                skipped[f"similarity under {least}"] += 1
-                named.append(f"{sample.key}: similarity {cosine:.3f}")
+                reason = f"similarity under {least}"
+                refuse(skipped, named, sample.key, reason, f"similarity {cosine:.3f}")
             else:
                 sample.info["similarity"] = round(cosine, 4)
                 yield sample, picture
 
 
-def load_clip(path: str) -> tuple[CLIP, Callable[[list[str]], tuple[Tensor, Tensor]]]:
+def load_clip(
+    path: str,
+) -> tuple[CLIP, Callable[[list[str]], tuple[Tensor, Tensor]], str]:
     """Load a CLIP, and make the function that encodes texts for its text tower.
 
     Texts that are too long for the tower are cut.
 
     Returns:
-        the model, and the function: B texts -> ids (B, T) and lengths (B,).
+        the model; the function: B texts -> ids (B, T) and lengths (B,); and how the model
+        wants pictures to be made square, see `images.fit`.
     """
     # a published CLIP has a config.json; a run folder has one too, but beside checkpoints
     if (Path(path) / "config.json").is_file() and not list(Path(path).glob("*.pt")):
-        model = clip_from(read_clip(path)).eval()
+        state = read_clip(path)
+        model = clip_from(state).eval()
         words = ClipTokenizer.read(path)
-        return model, partial(words.rows, block_size=model.text.block_size, cut=True)
+        rows_of = partial(words.rows, block_size=model.text.block_size, cut=True)
+        return model, rows_of, fit_of(state)
     state = checkpoint.load(path, ("clip",))
     tokenizer = Tokenizer.from_text(state["tokenizer"])
     model = clip_from(state).eval()
@@ -86,4 +92,4 @@ def load_clip(path: str) -> tuple[CLIP, Callable[[list[str]], tuple[Tensor, Tens
         batch = collate(rows, tokenizer.pad, longest)
         return batch.idx, batch.lengths
 
-    return model, rows_of
+    return model, rows_of, fit_of(state)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from minivlm.engine import template
-from minivlm.running.files import check_entries, is_number
+from minivlm.running.files import check_entries, first_line, is_number
 from minivlm.running.options import printable
 
 
@@ -192,12 +192,13 @@ class OpenAITeacher:
             except api.APIStatusError as error:
                 # a wrong key or model: another attempt would not help; the message may
                 # contain the key
-                message = str(error).replace(self.client.api_key, "***")
-                return Reply(error=message.splitlines()[0][:200], refused=True)
+                message = first_line(error).replace(self.client.api_key, "***")
+                return Reply(error=message[:200], refused=True)
             except Exception as error:  # the client's parser fails on bad JSON in many ways
                 reason = type(error).__name__
-            # a random factor, so that parallel requests are not repeated at the same moment
-            self.stopped.wait(self.pause * 2 ** attempt * random.uniform(0.5, 1.5))
+            if attempt < self.retries:
+                # a random factor, so that parallel requests are not repeated at once
+                self.stopped.wait(self.pause * 2 ** attempt * random.uniform(0.5, 1.5))
         return Reply(error=f"{reason} after {self.retries + 1} attempts")
 
     @staticmethod
@@ -297,7 +298,8 @@ def journal(path: Path, header: dict) -> dict[str, dict]:
         with path.open("r+b") as f:
             f.truncate(n_whole)
     try:
-        first, *lines = map(json.loads, content[:n_whole].decode().splitlines())
+        text = content[:n_whole].decode("utf-8-sig")
+        first, *lines = [json.loads(line) for line in text.split("\n") if line.strip()]
         check_entries(lines, "replies", key=str, raw=str, error=str, cut=bool, tokens=list)
         for line in lines:
             if len(line["tokens"]) != 2 or not all(map(is_number, line["tokens"])):
@@ -306,7 +308,8 @@ def journal(path: Path, header: dict) -> dict[str, dict]:
         raise ValueError(f"{path} is damaged ({error}); --fresh begins anew") from None
     if first != header:
         raise ValueError(
-            f"{path} holds replies by {first}, not {header}; use another --out, or --fresh"
+            f"{path} holds replies by {str(first)[:300]}, not {header}; "
+            "use another --out, or --fresh"
         )
     return {line["key"]: line for line in lines}
 

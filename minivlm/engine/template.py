@@ -433,7 +433,7 @@ DEEP: dict[Maker, int] = {
 
 def world_of(meta: dict) -> World:
     """Names of objects that a data set's pictures can show, without the unseen pairs."""
-    names = set(meta.get("phrases", {}).values())
+    names = set(meta.get("phrases", {}).values()) - {""}
     return tuple(sorted(names - set(meta.get("held_out", []))))
 
 

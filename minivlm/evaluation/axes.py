@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from minivlm.evaluation.raters import (
     Ratings, SimulatedJudge, rating_of, true_ratings, verdicts,
 )
+from minivlm.evaluation.scene import has_scene, things_of
 from minivlm.metrics import Phrases, is_unsure
 
 # kinds of questions about clearly visible objects
@@ -65,6 +66,44 @@ def _winner(ours: Ratings, theirs: Ratings) -> float:
     return 1.0 if gap > 0 else 0.0
 
 
+def check_axes(
+    asked: list[dict], records: list[dict], others: list[dict] | None
+) -> None:
+    """Refuse what `axes` cannot sum up. Call it before anything is measured.
+
+    Args:
+        asked: the questions that will be asked, with "id", "image", "kind", "question".
+        records, others: as for `axes`.
+
+    Raises:
+        ValueError: if the objects of no picture are known, or a box is damaged; if a
+            question is about a picture without a record; or if the other run did not answer
+            the same questions.
+    """
+    scenes = {r.get("image"): r for r in records}
+    known = [r for r in records if has_scene(r)]
+    for record in known:
+        things_of(record)
+    if not known:
+        raise ValueError("--axes needs pictures whose objects, with boxes, are known")
+    for q in asked:
+        if q["image"] not in scenes:
+            raise ValueError(
+                f"question {q['id']} is about {q['image']}, which val.jsonl lacks; --axes "
+                "needs questions about held-out pictures"
+            )
+    if others is None:
+        return
+    answered = {(entry["image"], entry["question"]) for entry in others}
+    compared = _compared(asked, scenes)
+    missing = [q["id"] for key, q in compared.items() if key not in answered]
+    if missing or not compared:
+        raise ValueError(
+            "the other run did not answer the same questions, for instance "
+            f"{missing[:1] or 'any'}; evaluate both runs with the same options"
+        )
+
+
 def mean(values: Sequence[float]) -> float:
     """Return the mean, or NaN if there are no values; `axes` leaves NaN out."""
     return sum(values) / len(values) if values else math.nan
@@ -72,31 +111,28 @@ def mean(values: Sequence[float]) -> float:
 
 def axes(
     figures: dict[str, float], log: list[dict], others: list[dict] | None,
-    questions: list[dict], records: list[dict], phrases: Phrases,
-    judge: SimulatedJudge,
+    asked: list[dict], records: list[dict], phrases: Phrases, judge: SimulatedJudge,
 ) -> dict[str, float]:
     """Make the table of the five axes.
 
     Args:
-        figures: the figures that evaluate.py has measured, CHAIR's among them.
+        figures: the figures that evaluate.py has measured.
         log: the answers from which they come: {"image", "kind", "question", "answer"}.
         others: the log of the run to compare with, or None.
-        questions: the questions that were asked, with their right answers.
+        asked: the questions that were asked, with their right answers; `check_axes` has
+            seen them.
         records: the records of all pictures in `log`, with their objects.
         phrases: those of meta.json.
         judge: compares the answers of the two runs.
 
     Returns:
         "axis/figure" -> value, without what was not measured.
-
-    Raises:
-        ValueError: if the other run did not answer the same questions.
     """
-    scenes = {r["image"]: r for r in records}
+    scenes = {r.get("image"): r for r in records}
     counts = []                          # (kind of question, false claims, true claims)
     for entry in log:
         scene = scenes[entry["image"]]
-        if scene.get("objects"):         # otherwise nobody knows which claims are true
+        if has_scene(scene):             # otherwise nobody knows which claims are true
             counts.append((entry["kind"], *claims_made(entry["answer"], scene, phrases)))
     detail = [entry for entry in counts if entry[0] == "detail"]
     kinds = [f"answers/{kind}" for kind in VISIBLE if f"answers/{kind}" in figures]
@@ -106,18 +142,18 @@ def axes(
     visible = [is_unsure(entry["answer"]) for entry in log if entry["kind"] in VISIBLE]
     preferred = {}
     if others is not None:
-        wins = _wins(log, others, questions, scenes, phrases, judge)
+        wins = _wins(log, others, asked, scenes, phrases, judge)
         preferred["preference/win_rate"] = mean(wins)
         preferred["preference/ties"] = wins.count(0.5) / len(wins)
     table = {
         "hallucination/pope_random": figures.get("pope_random/f1", math.nan),
         "hallucination/pope_popular": figures.get("pope_popular/f1", math.nan),
         "hallucination/pope_adversarial": figures.get("pope_adversarial/f1", math.nan),
-        "hallucination/chair_i": figures["chair/chair_i"],
-        "hallucination/chair_s": figures["chair/chair_s"],
+        "hallucination/chair_i": figures.get("chair/chair_i", math.nan),
+        "hallucination/chair_s": figures.get("chair/chair_s", math.nan),
         "hallucination/false_claims": mean([n_false for _, n_false, _ in counts]),
         "hallucination/false_claims_detail": mean([n_false for _, n_false, _ in detail]),
-        "helpfulness/coverage": figures["chair/recall"],
+        "helpfulness/coverage": figures.get("chair/recall", math.nan),
         "helpfulness/answers": mean([figures[kind] for kind in kinds]),
         "helpfulness/true_claims_detail": mean([n_true for _, _, n_true in detail]),
         "safety/refused_due": figures.get("refused/due", math.nan),
@@ -132,23 +168,32 @@ def axes(
     return {name: value for name, value in table.items() if not math.isnan(value)}
 
 
+def _compared(
+    asked: list[dict], scenes: dict[str, dict]
+) -> dict[tuple[str, str], dict]:
+    """Choose the questions whose answers the judge can compare: it must know what is there.
+
+    Not the kind "hidden": its recorded answers claim barely visible objects.
+
+    Returns:
+        (picture, question) -> the question with its right answers.
+    """
+    compared = {}
+    for key, q in {(q["image"], q["question"]): q for q in asked}.items():
+        if q["kind"] != "hidden" and has_scene(scenes[q["image"]]):
+            compared[key] = q
+    return compared
+
+
 def _wins(
-    log: list[dict], others: list[dict], questions: list[dict], scenes: dict[str, dict],
+    log: list[dict], others: list[dict], asked: list[dict], scenes: dict[str, dict],
     phrases: Phrases, judge: SimulatedJudge,
 ) -> list[float]:
-    """Return the `verdict` on each question that this run was asked; raises as `axes`."""
+    """Return the `verdict` on each question that is compared."""
     ours = {(entry["image"], entry["question"]): entry["answer"] for entry in log}
     theirs = {(entry["image"], entry["question"]): entry["answer"] for entry in others}
-    known = {(q["image"], q["question"]): q for q in questions}
-    # not the kind "hidden": its recorded answers claim barely visible objects
-    asked = {key: q for key, q in known.items() if key in ours and q["kind"] != "hidden"}
-    missing = [q["id"] for key, q in asked.items() if key not in theirs]
-    if missing or not asked:
-        raise ValueError(
-            "the other run did not answer the same questions, for instance "
-            f"{missing[:1] or 'any'}; evaluate both runs with the same options"
-        )
     wins = []
-    for key, q in asked.items():
-        wins.append(verdict((ours[key], theirs[key]), q, scenes[key[0]], phrases, judge))
+    for key, q in _compared(asked, scenes).items():
+        answers = (ours[key], theirs[key])
+        wins.append(verdict(answers, q, scenes[key[0]], phrases, judge))
     return wins

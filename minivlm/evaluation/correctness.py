@@ -4,6 +4,7 @@ If the circle is red, the answer "The circle is blue." is wrong, but of the righ
 """
 
 import re
+from unicodedata import normalize
 
 from minivlm import metrics
 from minivlm.evaluation.refusals import is_refusal, must_refuse, refuses_rightly
@@ -15,12 +16,21 @@ UNSET = {
 }
 
 
+def check_names(q: dict, phrases: metrics.Phrases) -> str:
+    """Say which object of `names` no phrase stands for; "" if there is none.
+
+    No answer to such a question could ever be right.
+    """
+    unknown = set(q.get("names", [])) - set(phrases.values())
+    return f"no phrase of meta.json stands for {min(unknown)!r}" if unknown else ""
+
+
 def follows(answer: str, q: dict) -> bool:
     """Whether an answer, right or wrong, is of the kind that was asked for.
 
     If the question must be refused, the answer must be a refusal. Otherwise it must be no
     refusal, must have the question's `style`, and must match its `form`, a regular
-    expression for the whole answer in lower case.
+    expression for the whole answer; capital letters make no difference.
 
     Args:
         q: a question with all keys of `UNSET`.
@@ -30,7 +40,9 @@ def follows(answer: str, q: dict) -> bool:
     """
     if must_refuse(q) or is_refusal(answer):
         return refuses_rightly(answer, q)
-    if q["form"] and not re.fullmatch(q["form"], answer.strip().lower()):
+    # an accent may be written as part of its letter, or as a sign of its own
+    form, text = (normalize("NFC", s) for s in (q["form"], answer.strip().lower()))
+    if form and not re.fullmatch(form, text, re.IGNORECASE):
         return False
     return metrics.style_ok(answer, q["style"])
 

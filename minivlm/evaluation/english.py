@@ -2,11 +2,18 @@
 
 from functools import lru_cache
 
+# how words end -> how their plurals end
 IRREGULAR = {
     "person": "people", "child": "children", "mouse": "mice", "goose": "geese",
-    "sheep": "sheep", "skis": "skis", "scissors": "scissors", "woman": "women",
-    "man": "men", "thief": "thieves",
+    "sheep": "sheep", "skis": "skis", "woman": "women",
+    "man": "men", "thief": "thieves", "foot": "feet", "tooth": "teeth", "lens": "lenses",
+    "potato": "potatoes", "tomato": "tomatoes",
 }
+# words that end like these, but are neither men nor geese
+REGULAR = (
+    "human", "german", "roman", "norman", "ottoman", "shaman", "talisman", "caiman",
+    "brahman", "doberman", "mongoose",
+)
 
 
 def article(phrase: str) -> str:
@@ -25,15 +32,17 @@ def plural(phrase: str) -> str:
 
     >>> [plural(p) for p in ("hot dog", "wine glass", "puppy", "knife", "snowman")]
     ['hot dogs', 'wine glasses', 'puppies', 'knives', 'snowmen']
-    >>> plural("giraffe")
-    'giraffes'
+    >>> [plural(p) for p in ("giraffe", "human", "scissors", "iris")]
+    ['giraffes', 'humans', 'scissors', 'irises']
     """
     *before, noun = phrase.split()
     irregular = next((word for word in IRREGULAR if noun.endswith(word)), "")
-    if irregular:
+    if irregular and not noun.lower().endswith(REGULAR):
         noun = noun.removesuffix(irregular) + IRREGULAR[irregular]
-    elif noun.endswith(("ss", "us", "sh", "ch", "x")):
+    elif noun.endswith(("ss", "us", "is", "as", "sh", "ch", "x", "z")):
         noun += "es"
+    elif noun.endswith("s"):
+        pass  # a plural already: scissors, jeans
     elif noun.endswith("y") and noun[-2:-1] not in "aeiou":
         noun = noun[:-1] + "ies"
     elif noun.endswith(("ife", "lf", "eaf")):

@@ -4,12 +4,13 @@
     a VLM          answers by kind of question, style, refusals; POPE and CHAIR
     a captioner    captions, compared with people's captions
 
-Each function returns figures by name; the formulas stand in minivlm/metrics.
+Each function returns figures by name; the formulas stand in minivlm/metrics. A figure of
+nothing, as CHAIR of texts that name no object, is left out; `EvalData.left_out` says so.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ class EvalData:
         tokenizer: the model's.
         pictures: the folder's pictures, in the model's size.
         blind: show gray pictures instead, for the blind baseline.
+        left_out: gets what was not measured: group of figures -> reason.
     """
 
     folder: str
@@ -52,6 +54,7 @@ class EvalData:
     tokenizer: Tokenizer
     pictures: Pictures
     blind: bool = False
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def has(self, split: str) -> bool:
         """Whether the folder holds `<split>.jsonl`."""
@@ -88,7 +91,7 @@ class EvalData:
             if bool(o.get("hidden")) in hidden:
                 # objects of photographs have no color
                 color = o.get("attributes", {}).get("color", "")
-                names.append(_tokenized(f"{color} {o['name']}"))
+                names.append(metrics.words_of(f"{color} {o['name']}").strip())
         unknown = set(names) - phrases.keys()
         if unknown:
             raise ValueError(
@@ -110,11 +113,6 @@ class EvalData:
 def under(group: str, figures: Figures) -> Figures:
     """Put the name of a group before each figure's name: "group/name"."""
     return {f"{group}/{name}": value for name, value in figures.items()}
-
-
-def _tokenized(text: str) -> str:
-    """Return the words of a text in lower case, separated by spaces, no punctuation."""
-    return metrics.words_of(text).strip()
 
 
 def _grouped(
@@ -173,8 +171,14 @@ def retrieval(model: CLIP, data: EvalData, n_images: int, chance: Figures) -> Fi
     Args:
         n_images: most pictures: the first ones of val.jsonl that have captions.
         chance: gets the recalls of a random order.
+
+    Returns:
+        {} if no picture has captions.
     """
     records = [r for r in data.records("val", "image") if r.get("captions")][:n_images]
+    if not records:
+        data.left_out["retrieval"] = "no picture of val.jsonl has captions"
+        return {}
     captions = []
     for r in records:
         captions += r["captions"]
@@ -197,6 +201,24 @@ def retrieval(model: CLIP, data: EvalData, n_images: int, chance: Figures) -> Fi
     return figures
 
 
+def classified(data: EvalData) -> list[dict]:
+    """Read the pictures that `zero_shot` classifies; [] if it cannot.
+
+    Raises:
+        ValueError: if a picture's class has no texts: no answer could be right.
+    """
+    if "prompts" not in data.meta or not data.has("zeroshot"):
+        return []
+    records = data.records("zeroshot", "image", "label")
+    for r in records:
+        if r["label"] not in data.meta["prompts"]:
+            raise ValueError(
+                f"zeroshot.jsonl, record {r['id']}: meta.json has no prompts for its label "
+                f"{r['label']!r}"
+            )
+    return records
+
+
 def zero_shot(model: CLIP, data: EvalData, log: list[dict]) -> Figures:
     """Classify pictures by text, and measure the accuracy in each group of pictures.
 
@@ -209,12 +231,15 @@ def zero_shot(model: CLIP, data: EvalData, log: list[dict]) -> Figures:
     Returns:
         {} if the data folder has no zeroshot.jsonl, or meta.json no texts for the classes.
 
+    Raises:
+        ValueError: as `classified`.
+
     Source: CLIP, section 3.1.4: the normalized embeddings of a class's texts are averaged,
     then normalized again.
     """
-    if "prompts" not in data.meta or not data.has("zeroshot"):
+    records = classified(data)
+    if not records:
         return {}
-    records = data.records("zeroshot", "image", "label")
     classes = list(data.meta["prompts"])
     prompts = data.meta["prompts"].values()
     means = [embed_texts(model, texts, data.tokenizer).mean(0) for texts in prompts]
@@ -223,7 +248,7 @@ def zero_shot(model: CLIP, data: EvalData, log: list[dict]) -> Figures:
     chosen = [classes[c] for c in (img_z @ weights.T).argmax(1).tolist()]
     hits = []
     for r, answer in zip(records, chosen):
-        hits.append((r["group"], answer == r["label"]))
+        hits.append((r.get("group", "all"), answer == r["label"]))
         log.append({
             "image": r["image"], "kind": "zero_shot",
             "answer": answer, "expected": r["label"],
@@ -288,10 +313,7 @@ def answers(
             different kinds.
         log: gets each question with its answer.
     """
-    every = [UNSET | q for q in data.records(split, "kind", "question", "image")]
-    questions = []
-    for group in _grouped([(_kind_and_style(q), q) for q in every], n_questions).values():
-        questions += group
+    questions = questions_of(data, n_questions, split)
     replies = ask([(q["image"], q["question"]) for q in questions])
     asked = list(zip(questions, replies))
     for q, a in asked:
@@ -329,14 +351,23 @@ def answers(
     return figures
 
 
+def questions_of(data: EvalData, n_questions: int, split: str) -> list[dict]:
+    """Return the questions of a split that `answers` asks, with all keys of UNSET."""
+    every = [UNSET | q for q in data.records(split, "kind", "question", "image")]
+    questions = []
+    for group in _grouped([(_kind_and_style(q), q) for q in every], n_questions).values():
+        questions += group
+    return questions
+
+
 def _kind_and_style(q: dict) -> str:
     """Return a question's kind; for a description, kind and style."""
     return f"describe_{q['style']}" if q["kind"] == "describe" else q["kind"]
 
 
 def ranked(
-    model: VLM, data: EvalData, stop: int, n_questions: int, chance: Figures,
-    split: str = "eval",
+    model: VLM, data: EvalData, stop: int, n_questions: int, batch_size: int,
+    chance: Figures, split: str = "eval",
 ) -> Figures:
     """Measure one-word answers if the model chooses the likeliest of several candidates.
 
@@ -347,6 +378,7 @@ def ranked(
     Args:
         stop: the id that ends an answer, see `Tokenizer.stop`.
         n_questions: most questions of each kind.
+        batch_size: how many candidates are read at a time.
         chance: gets the accuracy of candidates drawn at random.
 
     Returns:
@@ -360,10 +392,16 @@ def ranked(
         ids = [data.tokenizer.encode(answer) + [stop] for answer in candidates]
         n_tokens = model.config.vit.n_tokens
         prompts = [prompt_of(q["question"], data.tokenizer, n_tokens) for q in questions]
-        images = data.look([q["image"] for q in questions])
-        logps = answer_logprobs(model, images, prompts, ids, data.tokenizer.pad)
-        best = logps.argmax(1)                                       # (questions,)
-        hits = [candidates[b] == q["answer"] for b, q in zip(best.tolist(), questions)]
+        hits = []
+        for i in data.starts(len(questions), batch_size, f"ranking {kind}"):
+            some = questions[i:i + batch_size]
+            images = data.look([q["image"] for q in some])
+            logps = torch.cat([answer_logprobs(
+                model, images, prompts[i:i + batch_size], ids[j:j + batch_size],
+                data.tokenizer.pad,
+            ) for j in range(0, len(ids), batch_size)], dim=1)       # (some, candidates)
+            for q, best in zip(some, logps.argmax(1).tolist()):
+                hits.append(candidates[best] == q["answer"])
         figures[f"ranked/{kind}"] = _mean(hits)
         chance[f"ranked/{kind}"] = 1 / len(candidates)
     return figures
@@ -385,16 +423,22 @@ def hallucination(
     clear = [data.object_names(r, (False,)) for r in records]
     # POPE must not ask about barely visible objects: neither yes nor no is a fair answer
     every = [data.object_names(r, (False, True)) for r in records]
+    if not records:
+        data.left_out["pope, chair"] = "no picture of val.jsonl has objects"
+        return {}
     figures = {}
     for strategy in ("random", "popular", "adversarial"):
         asked = metrics.pope_questions(clear, strategy, seed, annotated=every)
-        if not asked:  # every picture shows every object: none is absent
-            continue
+        if not asked:
+            data.left_out["pope"] = "no picture shows one object clearly and lacks another"
+            break
         replies = ask([
             (records[i]["image"], f"Is there {article(name)}?") for i, name, _ in asked
         ])
         truth = [is_there for _, _, is_there in asked]
         pope = metrics.pope([metrics.says_yes(a) for a in replies], truth)
+        if "precision" not in pope:
+            data.left_out[f"pope_{strategy}/precision"] = "the model never says yes"
         figures |= under(f"pope_{strategy}", pope)
 
     question = "Describe the picture."
@@ -408,10 +452,13 @@ def hallucination(
     figures |= under("chair", metrics.chair(named, shown))
     hidden = [data.object_names(r, (True,)) for r in records]
     if any(hidden):
+        figures["chair/recall_hidden"] = metrics.chair(named, hidden)["recall"]
+    if not any(named):
+        data.left_out["chair/chair_i"] = "no description names an object"
+    elif any(hidden):
         # the same figure if barely visible objects count as shown
         known = [s + e for s, e in zip(shown, every)]
         figures["chair/chair_i_annotation"] = metrics.chair(named, known)["chair_i"]
-        figures["chair/recall_hidden"] = metrics.chair(named, hidden)["recall"]
     return figures
 
 
@@ -424,7 +471,7 @@ def captioning(
 ) -> Figures:
     """Write captions by beam search, and compare them with people's captions.
 
-    Measures BLEU-4, ROUGE-L and CIDEr-D; CHAIR, if the objects of all pictures are known;
+    Measures BLEU-4, ROUGE-L and CIDEr-D; CHAIR, of pictures whose objects are known;
     CLIPScore, if `clip` is given.
 
     Args:
@@ -455,20 +502,17 @@ def captioning(
         })
 
     # the metrics of captions compare words: "Ring." and "ring" are the same
-    texts = [_tokenized(caption) for caption in captions]
+    texts = [metrics.tokenize(caption) for caption in captions]
     references = []
     for r in records:
-        references.append([_tokenized(caption) for caption in r["captions"]])
+        references.append([metrics.tokenize(caption) for caption in r["captions"]])
     figures = {
         "captions/bleu4": metrics.bleu(texts, references)[3],
         "captions/rouge_l": metrics.rouge_l(texts, references),
         "captions/cider": metrics.cider(texts, references)[0],
     }
-    # CHAIR needs the objects of every picture, and names for them
-    if "phrases" in data.meta and all("objects" in r for r in records):
-        named = [metrics.mentions(caption, data.meta["phrases"]) for caption in captions]
-        chair = metrics.chair(named, [data.shown(r) for r in records])
-        figures |= under("captions", chair)
+    if "phrases" in data.meta:
+        figures |= under("captions", _chair_of_captions(captions, records, data))
     if clip is not None:
         # captions of gray pictures are compared with the true pictures, too
         img_z = embed_images(clip, data.pictures.get(images))
@@ -477,3 +521,19 @@ def captioning(
             txt_z = embed_texts(clip, some, tokenizer)
             figures[f"captions/{name}"] = metrics.clip_score(img_z, txt_z)
     return figures
+
+
+def _chair_of_captions(captions: list[str], records: list[dict], data: EvalData) -> Figures:
+    """Measure CHAIR on the pictures whose objects are known; {} if there is none."""
+    known = [(c, r) for c, r in zip(captions, records) if "objects" in r]
+    # no object in any picture: then nobody has looked for them
+    if not any(r["objects"] for _, r in known):
+        data.left_out["captions/chair"] = "no picture of val.jsonl has objects"
+        return {}
+    if len(known) < len(records):
+        unknown = f"captions/chair of {len(records) - len(known)} pictures"
+        data.left_out[unknown] = "their objects are not known"
+    named = [metrics.mentions(caption, data.meta["phrases"]) for caption, _ in known]
+    if not any(named):
+        data.left_out["captions/chair_i"] = "no caption names an object"
+    return metrics.chair(named, [data.shown(r) for _, r in known])

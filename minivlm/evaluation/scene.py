@@ -67,6 +67,12 @@ class Thing:
         return f"{self.color} {self.kind}".strip()
 
 
+def has_scene(record: dict) -> bool:
+    """Whether a record has objects, and each a box: then `things_of` reads a scene."""
+    objects = record.get("objects", [])
+    return bool(objects) and all("box" in o for o in objects)
+
+
 def things_of(record: dict) -> list[Thing]:
     """Read the objects of a record, in the record's order.
 
@@ -90,9 +96,12 @@ def things_of(record: dict) -> list[Thing]:
         y = (top + bottom) / 2
         # min: a center at the right or lower edge (at 1) belongs to the last third
         ninth = 3 * min(2, int(3 * y)) + min(2, int(3 * x))
+        # claims are read in lower case
+        color, size = (look.get(key) or "" for key in ("color", "size"))
+        place = o.get("place") or PLACES[ninth]
         things.append(Thing(
-            o["name"].lower(), look.get("color") or "", look.get("size") or "", x, y,
-            (right - left) * (bottom - top), o.get("place") or PLACES[ninth],
+            o["name"].lower(), color.lower(), size.lower(), x, y,
+            (right - left) * (bottom - top), place.lower(),
             bool(o.get("hidden")), bool(o.get("crowd")),
         ))
     return things
@@ -129,9 +138,12 @@ def known(phrase: str, things: list[Thing], names: frozenset[str]) -> bool:
     """Whether a phrase names a kind of thing that is in the picture or in the vocabulary.
 
     If such a phrase fits no thing, there is no such thing. Of any other phrase this cannot
-    be said: a picture may show trees, and nobody has listed them.
+    be said: a picture may show trees, and nobody has listed them; a dog may be large, and
+    nobody has recorded its size.
     """
-    _, noun = split(phrase)
+    size, noun = split(phrase)
+    if size and not all(t.size for t in named_by(noun, things)):
+        return False
     nouns, colors = vocabulary(names)
     # what is in the picture is known, even if the vocabulary lacks it
     kinds = {t.kind for t in things}
@@ -146,6 +158,7 @@ def vocabulary(names: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
 
     If a name has several words, its first word counts as a color.
     """
+    names = names - {""}  # phrases may stand for nothing, see `metrics.mentions`
     kinds = {*ANY, *names, *(n.split()[-1] for n in names)}
     colors = frozenset(n.split()[0] for n in names if " " in n)
     return frozenset(kinds | set(map(plural, kinds))), colors
@@ -278,7 +291,8 @@ def holds(
     if what == "is":
         # things in photographs have neither color nor size, so nothing can be told
         words = {*SIZES, *(t.color for t in things), *vocabulary(names)[1]}
-        if args[1] not in words or not all(t.color or t.size for t in subjects):
+        recorded = [t.size if args[1] in SIZES else t.color for t in subjects]
+        if args[1] not in words or not all(recorded):
             return None
         return bool(subjects) and all(args[1] in (t.color, t.size) for t in subjects)
     # below, every claim is false if its subject is not in the picture
@@ -301,6 +315,8 @@ def holds(
     pairs = product(subjects, others)
     if what == "beside":
         return all(beside(a, b, args[1]) for a, b in pairs)
+    if len({t.size in SIZES for t in subjects + others}) > 1:
+        return None  # a size in words and the area of a box cannot be compared
     if args[1] == "larger":
         return all(_bulk(a) > _bulk(b) for a, b in pairs)
     return all(_bulk(a) < _bulk(b) for a, b in pairs)
@@ -321,9 +337,6 @@ def _amounts(phrase: str) -> Counter[str]:
 
 
 def _bulk(t: Thing) -> float:
-    """Say how large a thing is: by its size in words if it has one, else by its box.
-
-    Two things can be compared only if both have a size, or neither has one.
-    """
+    """Say how large a thing is: by its size in words if it has one, else by its box."""
     # SIZES begins with the largest
     return -SIZES.index(t.size) if t.size in SIZES else t.area

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivlm.conversation import Row, count_images, render
+from minivlm.conversation import Row, render
 from minivlm.losses import IGNORE_INDEX
 from minivlm.tokenizer import Tokenizer
 
@@ -111,17 +111,17 @@ def collate(
     # a row's last token is only a target, so the model reads one token less
     lengths = [len(tokens) - 1 for tokens, _ in rows]
     for b, (tokens, is_answer) in enumerate(rows):
+        if not any(is_answer[1:]):  # the first token is never a target
+            raise ValueError(f"record {names[b]} has no answer to learn from")
         n = lengths[b]
         if segments:  # the positions of each answer begin where the prompt ends
             prompt, *answers = torch.tensor(segments[b][:-1]).bincount().tolist()
-            n = prompt + max(answers)
+            n = prompt + max(answers, default=0)
         if n > block_size:
             raise ValueError(
                 f"record {names[b]} has {n} tokens, the context holds {block_size}; "
                 "shorten it"
             )
-        if len(tokens) < 2 or not any(is_answer[1:]):  # the first token is never a target
-            raise ValueError(f"record {names[b]} has no answer to learn from")
     T = max(lengths)
     idx = torch.full((B, T), pad)
     targets = torch.full((B, T), IGNORE_INDEX)
@@ -265,22 +265,55 @@ def shorten_rows(rows: list[Row], block_size: int, tail: int) -> list[Row]:
     return new_rows
 
 
-def check_captions(
-    records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int
-) -> None:
-    """Refuse captions that do not fit the context. Call it before the training starts.
+def places_that_fit(
+    records: list[dict], lengths: list[int], block_size: int, skip_long: bool, split: str,
+    included: str = "image tokens",
+) -> list[int]:
+    """Find the records that fit the context. Call it before the training starts.
+
+    Args:
+        lengths: how many tokens of context each record needs.
+        block_size: how many the context holds.
+        skip_long: leave out the records that need more, and print how many they are.
+        split: the records' file, for the messages.
+        included: what the lengths include besides the text, for the messages.
+
+    Returns:
+        the places of the records that fit, in order.
 
     Raises:
-        ValueError: for the first such caption; the message names record and lengths.
+        ValueError: if a record does not fit, without `skip_long`; if no record fits.
     """
+    places = [i for i, n in enumerate(lengths) if n <= block_size]
+    n_long = len(records) - len(places)
+    if not n_long:
+        return places
+    first = next(i for i, n in enumerate(lengths) if n > block_size)
+    name, n = records[first]["id"], lengths[first]
+    if not skip_long:
+        raise ValueError(
+            f"{split}, record {name}: {n} tokens, {included} included; the context holds "
+            f"{block_size}; shorten it, or leave out such records with --skip_long"
+        )
+    which = (
+        f"{n_long:,} of {len(records):,} records of {split}: longer than the context of "
+        f"{block_size} tokens, for instance {name} ({n})"
+    )
+    if not places:
+        raise ValueError(f"nothing is left without {which}")
+    print(f"left out {which}")
+    return places
+
+
+def caption_lengths(
+    records: list[dict], tokenizer: Tokenizer, n_before: int = 0
+) -> list[int]:
+    """Count the tokens of each record's longest caption, with `n_before` before it."""
+    longest = []
     for record in records:
-        longest = max(len(tokenizer.encode(caption)) for caption in record["captions"])
-        longest += n_image_tokens
-        if longest > block_size:
-            raise ValueError(
-                f"record {record['id']} has a caption of {longest} tokens, image tokens "
-                f"included; the context holds {block_size}; shorten it"
-            )
+        lengths = [len(tokenizer.encode(caption)) for caption in record["captions"]]
+        longest.append(n_before + max(lengths))
+    return longest
 
 
 def pick_captions(records: list[dict], generator: torch.Generator) -> list[str]:
@@ -293,27 +326,18 @@ def pick_captions(records: list[dict], generator: torch.Generator) -> list[str]:
 
 
 def render_records(
-    records: list[dict], tokenizer: Tokenizer, n_image_tokens: int, block_size: int
+    records: list[dict], tokenizer: Tokenizer, n_image_tokens: int
 ) -> list[Row]:
     """Render the conversation of each record, once for the whole run.
 
     Raises:
-        ValueError: if a conversation is malformed, if it has more or fewer <image> marks
-            than its record has pictures, or if it is longer than the context. The message
-            names the record.
+        ValueError: if a conversation is malformed. The message names the record.
+            (`load_records` has counted its <image> marks.)
     """
     rows = []
     for record in records:
-        turns = record["conversations"]
-        n_pictures = 1 if record.get("image") else 0
         try:
-            row = render(turns, tokenizer, n_image_tokens)
-            n_marks = count_images(turns)
-            if n_marks != n_pictures:
-                raise ValueError(f"{n_marks} <image> marks and {n_pictures} pictures")
-            n = len(row.ids) - 1
-            if n > block_size:
-                raise ValueError(f"{n} tokens, the context holds {block_size}; shorten it")
+            row = render(record["conversations"], tokenizer, n_image_tokens)
         except ValueError as error:
             raise ValueError(f"record {record.get('id', '?')}: {error}") from None
         rows.append(row)

@@ -6,6 +6,7 @@ size: (n, S, S, 3) uint8.
 """
 
 import io
+import struct
 import textwrap
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from minivlm.running.files import first_line, inside
+from minivlm.running.files import MAX_BYTES, first_line, inside
 
 # mean and standard deviation of red, green and blue, as in openai/CLIP, clip/clip.py
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -24,13 +25,24 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 50_000_000  # a larger picture is a mistake or an attack
 # formats that hold drawing commands; Pillow runs EPS in Ghostscript and WMF in Windows
 PROGRAMS = ("EPS", "WMF")
+FITS = ("crop", "pad", "stretch")  # ways to make a picture square, see `fit`
+EXIF = b"Exif\0\0"  # what EXIF data begin with in a JPEG
+ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
+# its values, and what turns such a picture upright; 1 is upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(source: str | Path | io.BytesIO) -> Image.Image:
     """Open any picture as RGB.
 
-    An animation gives its first frame. A photograph is turned upright as its EXIF data say.
-    Transparent parts become white. 16-bit gray is scaled to 8 bits.
+    An animation gives its first frame. A photograph is turned upright as its EXIF data say;
+    the rest of these is not used and may be damaged. Transparent parts become white. 16-bit
+    gray is scaled to 8 bits.
 
     Args:
         source: a path, or the content of a picture file.
@@ -46,32 +58,110 @@ def open_image(source: str | Path | io.BytesIO) -> Image.Image:
         if not Path(source).is_file():
             raise FileNotFoundError(f"no picture at {source}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(source)
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        if image.format in PROGRAMS:
-            raise ValueError(f"{image.format} is a program; save it as PNG")
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        return as_rgb(upright(source))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(
             f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller"
         ) from None
-    # Pillow's decoders raise errors of many classes
-    except (
-        OSError, SyntaxError, EOFError, ValueError, RuntimeError, ArithmeticError,
-    ) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of any class
         raise ValueError(f"{name} is no readable picture ({first_line(error)})") from None
+
+
+def upright(source: str | Path | io.BytesIO) -> Image.Image:
+    """Decode a picture, and turn it as its EXIF data say; any error may be raised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = opened(source)
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    if image.format in PROGRAMS:
+        raise ValueError(f"{image.format} is a program; save it as PNG")
+    if hasattr(image, "tag_v2"):
+        # a TIFF's `load` would read all EXIF data and turn the picture: it gets none
+        turn = turn_of(image)
+        image.getexif = Image.Exif
+        image.load()
+    else:
+        image.load()
+        turn = turn_of(image)  # a PNG may have EXIF data behind its pixels
+    return image if turn is None else image.transpose(turn)
+
+
+def opened(source: str | Path | io.BytesIO) -> Image.Image:
+    """Open a file by Pillow, also if its EXIF data tell no resolution that Pillow can read.
+
+    Pillow looks for the resolution when it opens a JPEG. If the EXIF data have another
+    name, it does not see them; then only `turn_of` reads them.
+    """
+    try:
+        return Image.open(source)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError):
+        raise
+    except Exception:
+        if isinstance(source, io.BytesIO):
+            content = source.getvalue()
+        else:
+            with open(source, "rb") as f:
+                content = f.read(MAX_BYTES)
+        at = content.find(EXIF)
+        if at < 0:
+            raise
+        image = Image.open(io.BytesIO(content.replace(EXIF, b"none\0\0")))
+        image.info["exif"] = content[at:at + 65_536]  # a part of a JPEG is not larger
+        return image
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What turns a picture upright, by its EXIF or XMP data; None if these do not tell.
+
+    Cameras write odd EXIF entries. Only the orientation is decoded here, so another entry
+    does no harm, and an error means that there is no orientation.
+    """
+    try:
+        orientation = orientation_in(image.info.get("exif", b""))
+        if orientation is None:
+            # Pillow also looks into XMP data, and into the directory of a TIFF
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                orientation = image.getexif().get(ORIENTATION)
+        return TURNS.get(orientation)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's EXIF code raises errors of any class
+        return None
+
+
+def orientation_in(exif: bytes) -> int | None:
+    """The orientation in EXIF data, which Pillow does not find behind a damaged entry.
+
+    After a header of 8 bytes, which ends with the directory's place, a directory is the
+    number of its entries, then 12 bytes for each: tag, type, count, value.
+
+    Source: CIPA DC-008 (Exif 2.32), section 4.6.2; TIFF 6.0, section 2.
+    """
+    data = exif.removeprefix(EXIF)
+    order = "<" if data.startswith(b"II") else ">"
+    try:
+        start, = struct.unpack_from(f"{order}I", data, 4)
+        n, = struct.unpack_from(f"{order}H", data, start)
+        for place in range(start + 2, start + 2 + 12 * n, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", data, place)
+            if tag == ORIENTATION and kind == 3:  # a number of 16 bits
+                return value
+    except struct.error:  # the data end here
+        pass
+    return None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB: gray of 16 bits becomes 8 bits, transparent parts become white."""
     if image.mode.startswith("I"):  # 16-bit gray, as PNG and TIFF have it
         gray = np.asarray(image, dtype=np.int64).clip(0, 65535) // 257
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError(
-            f"{name} has floating-point pixels (mode F); "
-            "save it with 8 or 16 bits a channel"
-        )
+        raise ValueError("floating-point pixels; save it with 8 or 16 bits a channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -83,10 +173,10 @@ def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
     """Make a picture `size` x `size` pixels.
 
     Args:
-        mode: "crop" scales the short side to `size` and keeps the middle, as CLIP does.
-            "pad" keeps the whole picture and adds bars of CLIP's mean color; LLaVA-1.5
-            reports fewer hallucinations with it. "stretch" scales both sides to `size`, so
-            the picture is distorted.
+        mode: one of FITS. "crop" scales the short side to `size` and keeps the middle, as
+            CLIP does. "pad" keeps the whole picture and adds bars of CLIP's mean color;
+            LLaVA-1.5 reports fewer hallucinations with it. "stretch" scales both sides to
+            `size`, so the picture is distorted.
 
     Raises:
         ValueError: for another mode.
@@ -98,7 +188,7 @@ def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
         return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=color)
     if mode == "stretch":
         return image.resize((size, size), Image.Resampling.BICUBIC)
-    raise ValueError(f"mode {mode!r} is not one of crop, pad, stretch")
+    raise ValueError(f"mode {mode!r} is not one of {', '.join(FITS)}")
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
@@ -153,7 +243,8 @@ class Pictures:
     Args:
         folder: the data folder; the names of pictures are relative to it.
         size: S in pixels. Packed pictures must have this size already.
-        mode: how a picture file is made square, see `fit`.
+        mode: how a picture file is made square, see `fit`: as meta.json says, where a model
+            learns; as it has learned (`models.fit_of`), where it looks later.
     """
 
     def __init__(self, folder: str | Path, size: int, mode: str = "crop"):
@@ -210,7 +301,9 @@ class Pictures:
                 if f.read(8) != b"\x93NUMPY\x01\x00":
                     raise ValueError("it is no .npy file of version 1.0")
             pixels = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError, EOFError, TypeError, ArithmeticError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # NumPy's reader of headers raises errors of any class
             raise ValueError(
                 f"{path} holds no packed pictures ({first_line(error)})"
             ) from None

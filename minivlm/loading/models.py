@@ -14,6 +14,7 @@ from minivlm.captioner import Captioner
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.heads import RewardModel
+from minivlm.loading.images import FITS
 from minivlm.lora import merged
 from minivlm.running.files import first_line
 from minivlm.vit import ViTConfig
@@ -71,6 +72,27 @@ def reward_model_from(state: dict) -> RewardModel:
 def gpt_from(state: dict) -> GPT:
     """Rebuild the language model of a checkpoint; raises as `rebuild`."""
     return rebuild(state, _make_gpt)
+
+
+def fit_of(state: dict) -> str:
+    """Say how the pictures that a checkpoint's model has learned from were made square.
+
+    Args:
+        state: as `checkpoint.load` returns it.
+
+    Returns:
+        a mode of `images.fit`; "crop" for older checkpoints, which do not say it.
+
+    Raises:
+        ValueError: if the checkpoint names another mode.
+    """
+    mode = state["configs"].get("fit", "crop")
+    if mode not in FITS:
+        raise ValueError(
+            f"{state.get('file', 'the checkpoint')} has fit {str(mode)[:40]!r}, "
+            f"expected one of {', '.join(FITS)}"
+        )
+    return mode
 
 
 def take_towers(vlm: VLM, clip: dict, lm: dict) -> None:

@@ -8,35 +8,37 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from minivlm.loading.images import MAX_PIXELS, save_samples
+from minivlm.loading.images import FITS, MAX_PIXELS, save_samples
+from minivlm.loading.records import META, as_read, read_keys
 from minivlm.running.files import parse_json, read_lines
+from minivlm.running.options import printable
 from minivlm.tokenizer import Tokenizer
-
-# the keys of records whose values are texts, and those whose values are lists
-TEXTS = ("image", "text", "question", "answer", "kind", "style", "border")
-LISTS = ("captions", "conversations", "objects", "expect", "wrong", "responses")
 
 # --- reading ---
 
 
 def load_records(
-    folder: str | Path, split: str, need: tuple[str, ...] = (), unique: bool = False
+    folder: str | Path, split: str, need: tuple[str, ...] = (), unique: bool = False,
+    check: Callable[[dict], str] | None = None,
 ) -> list[dict]:
-    """Read the records of `<folder>/<split>.jsonl`.
+    """Read the records of `<folder>/<split>.jsonl`, and return them as `as_read` does.
 
     Args:
-        need: keys that every record must have, besides its id.
+        need: keys that every record must have, besides its id. If "conversations" are
+            needed, they are checked by `check_turns`.
         unique: refuse two records with the same id; for callers that store results by id.
+        check: says why the caller cannot use a record; "" if it can.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is empty; or if a line is no JSON object, lacks a key, has a
-            value of a wrong type, or (with `unique`) has the id of an earlier line. The
-            message names file and line.
+            value of a wrong kind, does not pass `check`, or (with `unique`) has the id of
+            an earlier line. The message names file and line.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
@@ -46,65 +48,34 @@ def load_records(
         )
     records = []
     ids = set()
-    for name, record in read_lines(path):
-        # an empty value counts as missing: nothing can be learned from it
-        missing = [key for key in dict.fromkeys(("id", *need)) if not record.get(key)]
-        if missing:
-            raise ValueError(f"{name} has no {' and no '.join(missing)}")
-        fault = fault_of(record)
-        if fault:
-            raise ValueError(f"{name} has {fault}")
-        if unique and record["id"] in ids:
+    for name, fields in read_lines(path):
+        try:
+            record = as_read(fields, need)
+        except ValueError as error:
+            raise ValueError(f"{name} has {error}") from None
+        reason = check(record) if check else ""
+        if reason:
+            raise ValueError(f"{name}: {reason}")
+        # results are stored by the id's text, so 1 and "1" are the same
+        if unique and str(record["id"]) in ids:
             raise ValueError(f"{name} has the id {record['id']!r} of an earlier line")
-        ids.add(record["id"])
+        ids.add(str(record["id"]))
         records.append(record)
     if not records:
         raise ValueError(f"{path} is empty")
     return records
 
 
-def fault_of(record: dict) -> str:
-    """Say what is wrong with the types of a record's values; "" if nothing is.
-
-    Args:
-        record: a record that has an id.
-    """
-    if type(record["id"]) not in (str, int):  # not isinstance: True is an int too
-        return "an id that is neither text nor a whole number"
-    for key in TEXTS:  # null, like any empty value, counts as absent
-        if not isinstance(record.get(key) or "", str):
-            return f"{key} that is no text"
-    for key in LISTS:
-        if not isinstance(record.get(key, []), list):
-            return f"{key} that are no list"
-    for caption in record.get("captions", []):
-        if not isinstance(caption, str) or not caption.strip():
-            return "a caption that is empty or no text"
-    for entry in record.get("objects", []):
-        if not is_object(entry):
-            return "an object that is not {name, attributes, box}"
-    return ""
-
-
-def is_object(entry: object) -> bool:
-    """Whether an entry of a record's `objects` can be read as an object of a scene."""
-    if not isinstance(entry, dict):
-        return False
-    look = entry.get("attributes") or {}
-    if not isinstance(look, dict):
-        return False
-    # scene.things_of checks the box when it reads it
-    texts = (entry.get("name"), entry.get("place"), look.get("color"), look.get("size"))
-    return all(text is None or isinstance(text, str) for text in texts)
-
-
 def load_meta(folder: str | Path) -> dict:
-    """Read meta.json, which describes the data set: name, image_size, phrases, classes, ...
+    """Read meta.json, which describes the data set: name, image_size, phrases, prompts, ...
+
+    "fit" says how its pictures are made square, see `images.fit`; without it, by "crop".
+    Keys with null or nothing in them are dropped.
 
     Raises:
         FileNotFoundError: if the folder has no meta.json.
         ValueError: if the file is no JSON object, has no name, has no image_size that a
-            picture can have, or if an entry that evaluate.py reads has a wrong type.
+            picture can have, or if an entry that a later line reads is of a wrong kind.
     """
     path = Path(folder) / "meta.json"
     if not path.is_file():
@@ -113,16 +84,18 @@ def load_meta(folder: str | Path) -> dict:
     size = meta.get("image_size") if isinstance(meta, dict) else None
     # image_size is the side of a square; `open_image` refuses more than MAX_PIXELS
     is_size = type(size) is int and 0 < size <= MAX_PIXELS ** 0.5
-    if not is_size or not meta.get("name"):
+    if not is_size or not meta.get("name") or not isinstance(meta["name"], str):
         raise ValueError(
             f"{path} lacks a name or an image_size in pixels, "
             'as in {"name": "mine", "image_size": 48}'
         )
-    for key, kind in (("phrases", str), ("prompts", list), ("chance", (int, float))):
-        entry = meta.get(key, {})
-        is_map = isinstance(entry, dict)
-        if not is_map or not all(isinstance(value, kind) for value in entry.values()):
-            raise ValueError(f"{path} has {key} that are not as a prepare.py writes them")
+    meta = {key: value for key, value in meta.items() if value not in (None, {}, [])}
+    try:
+        meta = read_keys(meta, META)
+    except ValueError as error:
+        raise ValueError(f"{path} has {error}") from None
+    if meta.setdefault("fit", "crop") not in FITS:
+        raise ValueError(f"{path} has a fit that is not one of {', '.join(FITS)}")
     return meta
 
 
@@ -222,7 +195,8 @@ def write_folder(
     text_records = [{"id": f"text {i}", "text": text} for i, text in enumerate(texts)]
     files = {"text": text_records} | files
     for split, pack in pixels.items():
-        pack.save(folder / f"{split}.npy")
+        if len(pack):  # LLaVA's dialogues may be without a picture
+            pack.save(folder / f"{split}.npy")
     for split, records in files.items():
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (folder / f"{split}.jsonl").write_text(lines)
@@ -247,6 +221,20 @@ def finish_folder(folder: Path, texts: list[str], vocab_size: int, meta: dict) -
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     save_samples(folder)
     return tokenizer
+
+
+def unique_id(key: str, n_of_id: Counter) -> str:
+    """Return the key as an id; for a key that is taken, "key (2)", "key (3)", ...
+
+    Args:
+        key: characters that cannot be printed are spelled out.
+        n_of_id: how often each id was asked for; gets this one.
+    """
+    key = printable(key, keep="")
+    n_of_id[key] += 1
+    if n_of_id[key] == 1:
+        return key
+    return unique_id(f"{key} ({n_of_id[key]})", n_of_id)  # this may be a key, too
 
 
 def sorted_counts(counts: Counter) -> dict[str, int]:

@@ -9,7 +9,7 @@
 from minivlm.metrics.answers import (
     answer_ok, is_unsure, normalize_answer, style_ok, vqa_accuracy, words_of,
 )
-from minivlm.metrics.captions import bleu, cider, rouge_l
+from minivlm.metrics.captions import bleu, cider, rouge_l, tokenize
 from minivlm.metrics.hallucination import (
     Phrases, chair, mentions, pope, pope_questions, says_yes,
 )
@@ -18,5 +18,5 @@ from minivlm.metrics.retrieval import clip_score, recall_at_k, recall_by_chance
 __all__ = [
     "Phrases", "answer_ok", "bleu", "chair", "cider", "clip_score", "is_unsure", "mentions",
     "normalize_answer", "pope", "pope_questions", "recall_at_k", "recall_by_chance",
-    "rouge_l", "says_yes", "style_ok", "vqa_accuracy", "words_of",
+    "rouge_l", "says_yes", "style_ok", "tokenize", "vqa_accuracy", "words_of",
 ]

@@ -1,16 +1,66 @@
 """Decide whether a short answer is right and in the wanted style; VQA's accuracy."""
 
 import re
+from unicodedata import category, normalize
+
+# --- words ---
+
+# signs that the script of a language puts on letters: accents, vowels of India's scripts
+MARKS = "".join(c for c in map(chr, range(0x300, 0x1E950)) if category(c).startswith("M"))
+LETTER = rf"[^\W_][{MARKS}]*"
+# a letter of a script that has no spaces between words: Thai, Lao, Myanmar, Khmer;
+# Hiragana, Katakana and Bopomofo; Han
+UNSPACED = (
+    r"(?![\W\d_])[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u312f\u31a0-\u31ff"
+    r"\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    r"\U00020000-\U000323af]"
+)
+CLITIC = r"'(?:s|m|d|re|ve|ll)(?![^\W_]|-)"                          # of dog's, it's, we'll
+# within a word: ' and -; within a number: a point or colon, and a comma before thousands
+JOIN = rf"(?!{CLITIC})['-]|(?<=\d)(?:[.:](?=\d)|,(?=\d{{3}}(?!\d)))"
+RUN = rf"(?:(?!{UNSPACED}){LETTER})+"
+TOKEN = re.compile(rf"{UNSPACED}[{MARKS}]*|{RUN}(?:(?:{JOIN}){RUN})*|{CLITIC}")
+# what people write for ' and -
+PLAIN = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\xb4", "'") | {
+    "\u2010": "-", "\u2011": "-",
+})
+CONTRACTED = re.compile(rf"{LETTER}(?:['\u2019]?{LETTER})*")          # "isn't" is one
+ENDS = ".!?\u3002\uff01\uff1f\u0964\u061f"  # of sentences, in Chinese, Hindi, Arabic too
+
+
+def tokens_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation.
+
+    In scripts that do not put spaces between words (Chinese, Japanese, Thai, Lao, Khmer,
+    Burmese) every letter with its marks is a word, as in the captioning metrics of Chinese.
+    In any other script a word consists of letters, marks and digits. It may hold
+    apostrophes and hyphens, but not at its ends: quotes are no part of it. The ends 's, 'm,
+    'd, 're, 've and 'll are words of their own. 2.5, 1,000 and 10:30 are one word each.
+
+    The text is brought to Unicode's form NFC first: an accent may be written as a character
+    of its own, and the text is still the same. NFKC would go further and change what is
+    said (x\u00b2 to x2), and it takes letters of Thai apart.
+
+    >>> tokens_of("The dog's T-shirt isn't 'red'.")
+    ['the', 'dog', "'s", 't-shirt', "isn't", 'red']
+    """
+    return TOKEN.findall(normalize("NFC", text.lower()).translate(PLAIN))
 
 
 def words_of(text: str) -> str:
-    """Return the words of a text in lower case, with a space around each: " the top left ".
+    """Return the words of a text with a space around each: " the top left ".
 
-    A word consists of letters, digits and apostrophes, in any script. If a phrase and a
+    These are the words of `tokens_of`, but a hyphen separates words, too. If a phrase and a
     text both have this form, `phrase in text` finds whole words only: " red " is not in
     " a hundred ".
+
+    >>> words_of("The TOP-left!")
+    ' the top left '
     """
-    return " " + " ".join(re.findall(r"(?:[^\W_]|')+", text.lower())) + " "
+    return " " + " ".join(tokens_of(text)).replace("-", " ") + " "
+
+
+# --- right or wrong ---
 
 
 def answer_ok(answer: str, expect: list[str], wrong: list[str]) -> bool:
@@ -35,28 +85,34 @@ def style_ok(answer: str, style: str) -> bool:
         detail      one or more sentences, of at least three words together, on one line
         ""          any answer
 
+    Contractions like "isn't" and "it's" are one word here. In a script without spaces
+    between words, letters without a space or a sign between them pass as one word, and each
+    of them as a word of a sentence.
+
     >>> style_ok("Red", "word"), style_ok("It is red.", "word")
     (True, False)
     >>> style_ok("- red circle\\n- blue ring", "list")
     True
     """
     text = answer.strip()
-    n_words = len(words_of(text).split())
+    n_runs = len(CONTRACTED.findall(text))
+    n_words = max(n_runs, len(re.findall(UNSPACED, text)))
     if style == "word":
-        return n_words == 1
+        return n_runs == 1
     if style == "sentence":
-        n_ends = len(re.findall(r"[.!?](?:\s|$)", text))  # the point in 2.5 is no end
-        return n_words >= 3 and n_ends == 1 and text[-1] in ".!?" and "\n" not in text
+        # the point in 2.5 is no end; behind the full stop of Chinese there is no space
+        n_ends = len(re.findall(rf"[.!?](?:\s|$)|[{ENDS[3:]}]", text))
+        return n_words >= 3 and n_ends == 1 and text[-1] in ENDS and "\n" not in text
     if style == "list":
         return bool(text) and all(line.startswith("- ") for line in text.splitlines())
     if style == "detail":
-        return n_words >= 3 and text[-1:] in (".", "!", "?") and "\n" not in text
+        return n_words >= 3 and text[-1] in ENDS and "\n" not in text
     return True
 
 
 def is_unsure(answer: str) -> bool:
     """Whether an answer says that the model does not know: it contains "not sure"."""
-    return "not sure" in answer.lower()
+    return " not sure " in words_of(answer)
 
 
 # --- VQA ---
@@ -94,6 +150,7 @@ def normalize_answer(answer: str) -> str:
     there are no articles and no signs. A sign is removed if it stands beside a space
     somewhere in the answer; every sign is removed if the answer contains a number like
     1,000; any other sign becomes a space. A full stop is removed unless a digit follows.
+    As in the official code, only English signs and words are known.
 
     Source: Antol et al. 2015, arXiv:1505.00468, and its official code, GT-Vision-Lab/VQA,
     vqaEval.py.
@@ -120,7 +177,8 @@ def vqa_accuracy(answer: str, people: list[str]) -> float:
         accuracy = mean over people of min(1, others who gave the model's answer / 3)
 
     Each person in turn is left out. So the model's answer is compared with nine others, as
-    a person's answer would be. Answers are normalized only if the people disagree.
+    a person's answer would be. Answers are normalized only if the people disagree. Accents
+    are compared in Unicode's form NFC, see `tokens_of`; English knows no other.
 
     Args:
         answer: the model's answer.
@@ -141,7 +199,8 @@ def vqa_accuracy(answer: str, people: list[str]) -> float:
     """
     if not people:
         raise ValueError("nobody answered: there is nothing to agree with")
-    texts = [re.sub("[\n\t]", " ", text).strip() for text in (answer, *people)]
+    texts = [normalize("NFC", text) for text in (answer, *people)]
+    texts = [re.sub("[\n\t]", " ", text).strip() for text in texts]
     if len(set(texts[1:])) > 1:
         texts = [normalize_answer(text) for text in texts]
     agrees = [text == texts[0] for text in texts[1:]]

@@ -1,12 +1,30 @@
 """Measure how similar captions are to people's captions: BLEU, ROUGE-L, CIDEr-D.
 
-The texts must be tokenized: words separated by spaces. All values equal those of the
-official code, but nothing here needs Java. If pycocoevalcap is installed, tests/parity
-compares the values.
+The metrics take tokenized texts: words separated by spaces. Of the same tokenized texts,
+all values equal those of the official code, but nothing here needs Java. If pycocoevalcap
+is installed, tests/parity compares the values.
 """
 
 import math
+import re
 from collections import Counter
+
+from minivlm.metrics.answers import tokens_of
+
+
+def tokenize(caption: str) -> str:
+    """Return the words of a caption, separated by spaces: lower case, no punctuation.
+
+    The COCO evaluation uses the Penn Treebank's tokenizer. Plain English comes out alike:
+    words with hyphens, possessives, contractions, quotes, numbers. Different are: signs
+    like & and $ and brackets, which count as words there; abbreviations, which keep their
+    points there (u.s.); words joined by / or _, which stay one there; and cannot, gonna and
+    the like, which are two words there. For scripts without spaces see `tokens_of`.
+
+    >>> tokenize("It's the man's red-and-white kite, isn't it?")
+    "it 's the man 's red-and-white kite is n't it"
+    """
+    return re.sub(r"(?<=[a-z])n't(?!\S)", " n't", " ".join(tokens_of(caption)))
 
 
 def ngrams(words: list[str], n: int) -> Counter:

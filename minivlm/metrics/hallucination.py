@@ -1,11 +1,15 @@
 """Measure invented objects: POPE asks about objects, CHAIR reads descriptions."""
 
 import random
+import re
 from collections import Counter, defaultdict
 
-from minivlm.metrics.answers import words_of
+from minivlm.metrics.answers import tokens_of
 
-Phrases = dict[str, str]  # phrase in lower case -> name of the object that it stands for
+# phrase, spelled as `words_of` does it -> name of the object that it stands for, or ""
+Phrases = dict[str, str]
+# signs that separate phrases; not the point in 2.5
+PAUSE = re.compile(r"[.,:;!?](?!\d)|[\n\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]")
 
 
 def says_yes(answer: str) -> bool:
@@ -82,8 +86,11 @@ def pope_questions(
 def pope(says: list[bool], truth: list[bool]) -> dict[str, float]:
     """Return accuracy; precision, recall and F1 of "yes"; and the share of yes.
 
+    A share of nothing is left out: precision, if the model never says yes; recall, if no
+    object is present; every figure, if there is no question.
+
     Args:
-        says: for each question, whether the model says yes; at least one question.
+        says: for each question, whether the model says yes.
         truth: for each question, whether the object is present.
 
     >>> pope([True, True, False, False], [True, False, True, False])
@@ -91,41 +98,67 @@ def pope(says: list[bool], truth: list[bool]) -> dict[str, float]:
     """
     n_right = sum(s == t for s, t in zip(says, truth))
     hits = sum(s and t for s, t in zip(says, truth))     # right answers "yes"
-    precision = hits / max(1, sum(says))
-    recall = hits / max(1, sum(truth))
-    return {
-        "accuracy": n_right / len(truth),
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
-        "yes": sum(says) / len(says),
-    }
+    return shares(
+        accuracy=(n_right, len(truth)),
+        precision=(hits, sum(says)),
+        recall=(hits, sum(truth)),
+        f1=(2 * hits, sum(says) + sum(truth)),
+        yes=(sum(says), len(says)),
+    )
+
+
+def shares(**counts: tuple[int, int]) -> dict[str, float]:
+    """Return each part of a whole as a share; a part of nothing is no figure.
+
+    >>> shares(found=(1, 2), lost=(0, 0))
+    {'found': 0.5}
+    """
+    return {name: part / whole for name, (part, whole) in counts.items() if whole}
 
 
 def mentions(text: str, phrases: Phrases) -> list[str]:
     """Return the names of the objects that a text mentions, in order, with repeats.
 
     If several phrases begin at the same word, only the longest counts: "red circle" is not
-    also "circle".
+    also "circle". A phrase may stand for "": its words mention nothing. As in the published
+    CHAIR, a phrase does not go on behind a comma or full stop, and it does not begin or end
+    within a word with hyphens: "man-made" mentions no man. But "teddy-bear", all of it, is
+    a teddy bear.
+
+    If "toilet seat" stands for the toilet, then a seat in a text that speaks of a toilet is
+    a part of it and is not counted: "a toilet with its seat up".
 
     >>> phrases = {"red circles": "red circle", "red ring": "red ring"}
     >>> mentions("Two red circles and a red ring.", phrases)
     ['red circle', 'red ring']
     """
     longest = max((len(p.split()) for p in phrases), default=0)
-    words = words_of(text).split()
+    words = []
+    for part in PAUSE.split(text):
+        words += [token.replace("-", " ") for token in tokens_of(part)]
+        words.append(".")                # a word that is in no phrase
     names = []
     i = 0                                # the word where the next phrase may begin
     while i < len(words):
         for n in range(longest, 0, -1):
-            name = phrases.get(" ".join(words[i:i + n]))
-            if name:
-                names.append(name)
+            phrase = " ".join(words[i:i + n])
+            if phrase in phrases:
+                if phrases[phrase] and not _is_part(phrase, words, phrases):
+                    names.append(phrases[phrase])
                 i += n
                 break
         else:
             i += 1
     return names
+
+
+def _is_part(phrase: str, words: list[str], phrases: Phrases) -> bool:
+    """Whether one of these words names a whole of which the phrase names a part."""
+    for word in words:
+        whole = phrases.get(word)
+        if whole and whole != phrases[phrase] and phrases.get(f"{word} {phrase}") == whole:
+            return True
+    return False
 
 
 def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
@@ -143,7 +176,7 @@ def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
         there: for each picture, the names of the objects that it shows.
 
     Returns:
-        {"chair_i", "chair_s", "recall"}, each 0 .. 1, and 0 if there is nothing to count.
+        {"chair_i", "chair_s", "recall"}, each 0 .. 1. A share of nothing is left out.
 
     Source: Rohrbach et al. 2018, arXiv:1809.02156, section 3.1 (LisaAnne/Hallucination,
     utils/chair.py).
@@ -160,8 +193,8 @@ def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
         n_texts += bool(invented)
         n_found += len(set(names) & set(shown))
         n_kinds += len(set(shown))
-    return {
-        "chair_i": n_invented / max(1, n_mentions),
-        "chair_s": n_texts / max(1, len(named)),
-        "recall": n_found / max(1, n_kinds),
-    }
+    return shares(
+        chair_i=(n_invented, n_mentions),
+        chair_s=(n_texts, len(named)),
+        recall=(n_found, n_kinds),
+    )

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minivlm.conversation import Turn, pack, render
+from minivlm.conversation import Turn, check_turns, pack, render
 from minivlm.loading.batches import Batch, collate
 from minivlm.loading.images import Pictures
+from minivlm.loading.prepared import load_meta
 from minivlm.lora import adapters_off
 from minivlm.losses import IGNORE_INDEX, sequence_logprobs
 from minivlm.preferences.rankings import load_checked
@@ -41,26 +42,33 @@ def split_pair(r: dict) -> tuple[list[Turn], str, str]:
 
     Raises:
         ValueError: if an answer is missing or empty, if both are equal, if their prompts
-            differ, or if no question comes before them.
-        TypeError, AttributeError: if a turn is no object.
+            differ, if no question comes before them, or as `check_turns` for the turns.
     """
-    turns = r.get("conversations") or []
+    turns = r.get("conversations", [])
     chosen = r["chosen"]
     rejected = r["rejected"]
     if isinstance(chosen, list) and isinstance(rejected, list):
         if chosen[:-1] != rejected[:-1]:
             raise ValueError("chosen and rejected answer different prompts")
         turns = turns + chosen[:-1]
-        chosen = chosen[-1].get("value")
-        rejected = rejected[-1].get("value")
+        chosen = _answer(chosen)
+        rejected = _answer(rejected)
     for answer in (chosen, rejected):
         if not isinstance(answer, str) or not answer.strip():
             raise ValueError("an answer is empty or no text")
     if chosen.strip() == rejected.strip():
         raise ValueError("chosen and rejected are equal")
-    if not turns or turns[-1].get("from") != "human":
+    if turns:
+        check_turns(turns, 1 if r.get("image") else 0)
+    if not turns or turns[-1]["from"] != "human":
         raise ValueError("no question comes before the answers")
     return turns, chosen.strip(), rejected.strip()
+
+
+def _answer(turns: list[Turn]) -> str | None:
+    """Return the text of the last of some turns, or None if it is no answer."""
+    last = turns[-1] if turns and isinstance(turns[-1], dict) else {}
+    return last.get("value") if last.get("from") == "gpt" else None
 
 
 def check_pair(r: dict) -> str:
@@ -69,8 +77,6 @@ def check_pair(r: dict) -> str:
         split_pair(r)
     except ValueError as error:
         return str(error)
-    except (TypeError, AttributeError):
-        return "a turn is not {from, value}"
     return ""
 
 
@@ -175,7 +181,8 @@ class PairMaker:
         self.block_size = vlm.config.gpt.block_size
         self.tokenizer = tokenizer
         self.changed = changed
-        self.pictures = Pictures(folder, vlm.config.vit.image_size)
+        mode = load_meta(folder)["fit"]
+        self.pictures = Pictures(folder, vlm.config.vit.image_size, mode)
 
     def rows(self, r: dict) -> tuple[list[int], list[int], list[int]]:
         """Encode a pair: prompt, chosen and rejected answer, each answer with its end."""
@@ -185,29 +192,13 @@ class PairMaker:
         prompt = render(turns, self.tokenizer, self.n_image_tokens).ids
         return prompt, encode(chosen) + end, encode(rejected) + end
 
-    def length(self, r: dict) -> int:
-        """Count the tokens that a model reads of a pair's row, which holds both answers.
-
-        Raises:
-            ValueError: if the row does not fit the context, if `render` refuses the turns,
-                or if there are not as many <image> marks as pictures; with the pair's id.
-        """
-        try:
-            prompt, chosen, rejected = self.rows(r)
-            marks = prompt.count(self.tokenizer.image) // self.n_image_tokens
-            n_images = 1 if r.get("image") else 0
-            if marks != n_images:
-                raise ValueError(f"{marks} <image> marks and {n_images} pictures")
-            # neither answer sees the other, so the longer one must fit behind the prompt
-            # alone; the model never reads the row's last token, the rejected answer's end
-            n = len(prompt) + max(len(chosen), len(rejected) - 1)
-            if n > self.block_size:
-                raise ValueError(
-                    f"{n} tokens, the context holds {self.block_size}; shorten the record"
-                )
-        except ValueError as error:
-            raise ValueError(f"record {r['id']}: {error}") from None
-        return len(prompt) + len(chosen) + len(rejected)
+    def lengths(self, r: dict) -> tuple[int, int]:
+        """Count the tokens of a pair's row, and those that must fit the context."""
+        prompt, chosen, rejected = self.rows(r)
+        # neither answer sees the other, so the longer one must fit behind the prompt alone;
+        # the model never reads the row's last token, the rejected answer's end
+        longest = len(prompt) + max(len(chosen), len(rejected) - 1)
+        return len(prompt) + len(chosen) + len(rejected), longest
 
     def batch(self, pairs: list[dict]) -> PairBatch:
         """Render pairs and load their pictures."""
@@ -292,8 +283,10 @@ class ReferenceCache:
             return
         try:
             state = torch.load(path, weights_only=True)
-            file_key = state["key"]
+            file_key = dict(state["key"])
             logp = state["logp"]
+            if not isinstance(logp, Tensor) or logp.shape[1:] != (2,):
+                raise ValueError("no log-probabilities")
         except Exception:  # a damaged archive can break anywhere inside torch's reader
             if overwrite:
                 return
@@ -318,7 +311,7 @@ class ReferenceCache:
         Args:
             ref: the reference, or the policy, which is then read without its adapters.
             maker: makes the batches.
-            lengths: (n,) tokens of each pair, see `PairMaker.length`; pairs of similar
+            lengths: (n,) tokens of each pair, see `PairMaker.lengths`; pairs of similar
                 length share a batch.
             average: as for `pair_logprobs`.
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from minivlm.conversation import prompt_of
 from minivlm.generate import generate
 from minivlm.loading.images import Pictures
-from minivlm.loading.models import vlm_from
+from minivlm.loading.models import fit_of, vlm_from
 from minivlm.loading.prepared import load_records
 from minivlm.running import checkpoint
 from minivlm.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def ask_pool(
     for state in states:
         tokenizer = Tokenizer.from_text(state["tokenizer"])
         model = vlm_from(state).to(device).eval()
-        pictures = Pictures(data, model.vit.config.image_size)
+        pictures = Pictures(data, model.vit.config.image_size, fit_of(state))
         for q, texts in sample(model, pictures, tokenizer, questions, share, temperatures,
                                max_new_tokens, batch_size, seed):
             drawn[q["id"]].append(texts)
@@ -116,11 +116,13 @@ def answered(questions: list[dict], path: Path) -> QuestionsWithAnswers:
         FileNotFoundError: if one of the two files does not exist.
         ValueError: if a line is no record with responses, or a response is no text.
     """
+    def check(r: dict) -> str:
+        is_text = all(isinstance(answer, str) for answer in r["responses"])
+        return "" if is_text else "a response is no text"
+
     answers_of = {}
     for split in (path.stem, f"{path.stem}_val"):
-        for r in load_records(path.parent, split, need=("responses",)):
-            if not all(isinstance(answer, str) for answer in r["responses"]):
-                raise ValueError(f"{path}, record {r['id']}: a response is no text")
+        for r in load_records(path.parent, split, need=("responses",), check=check):
             answers_of[str(r["id"])] = r["responses"]
     out = []
     for q in questions:

@@ -11,7 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from minivlm.conversation import prompt_of
+from minivlm.evaluation.correctness import check_names
 from minivlm.evaluation.raters import rating_of, true_ratings
+from minivlm.evaluation.scene import has_scene, things_of
+from minivlm.loading.batches import places_that_fit
 from minivlm.loading.images import Pictures, contact_sheet
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.rollout import PromptBatch
@@ -43,35 +46,52 @@ class Prompts:
         self.tokenizer = tokenizer
         self.config = policy.config
         self.records = {r.get("image"): r for r in load_records(folder, split)}
-        self.pictures = Pictures(folder, self.config.vit.image_size)
-        self.phrases = load_meta(folder).get("phrases", {})
+        meta = load_meta(folder)
+        self.phrases = meta.get("phrases", {})
+        self.pictures = Pictures(folder, self.config.vit.image_size, meta["fit"])
+        # whether every answer has a true score; `load` finds questions without a scene
+        self.has_scenes = bool(self.phrases)
 
-    def load(self, split: str, max_new_tokens: int) -> list[dict]:
+    def load(self, split: str, max_new_tokens: int, skip_long: bool = False) -> list[dict]:
         """Read and check the questions in `<folder>/<split>.jsonl`.
 
         Args:
             max_new_tokens: longest answer.
+            skip_long: leave out questions that do not fit the context with such an answer.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if a question's picture has no record, if facts are needed and the
-                record has no captions, or if prompt and answer may be longer than the
-                context; with the question's id.
+            ValueError: if a question's picture has no record, or one with a damaged box; if
+                facts are needed and the record has no captions. The message names file and
+                line. Or as `places_that_fit`.
         """
-        questions = load_records(self.folder, split, ("image", "question", "kind"))
-        for q in questions:
-            name = f"{split}, record {q['id']}"
+        def check(q: dict) -> str:
             if q["image"] not in self.records:
-                raise ValueError(f"{name}: no picture {q['image']} in {self.split}")
-            if self.facts and not self.records[q["image"]].get("captions"):
-                raise ValueError(f"{name}: no captions to serve as facts")
-            # no model reads a longer prompt; the order of facts does not change its length
-            n = len(self.reward_prompt(q, torch.Generator()))
-            if n + max_new_tokens > self.config.gpt.block_size:
-                raise ValueError(
-                    f"{name}: {n} tokens and an answer of {max_new_tokens} are more than "
-                    f"the context of {self.config.gpt.block_size}"
-                )
+                return f"no picture {q['image']} in {self.split}"
+            if self.phrases and check_names(q, self.phrases):
+                return check_names(q, self.phrases)
+            record = self.records[q["image"]]
+            if self.facts and not record.get("captions"):
+                return "no captions to serve as facts"
+            try:
+                if self.phrases and has_scene(record):
+                    things_of(record)  # refused now, not at the first true score
+            except ValueError as error:
+                return f"{self.split}: {error}"
+            return ""
+
+        need = ("image", "question", "kind")
+        questions = load_records(self.folder, split, need, check=check)
+        # no model reads a longer prompt; the order of facts does not change its length
+        prompts = [self.reward_prompt(q, torch.Generator()) for q in questions]
+        lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+        kept = places_that_fit(
+            questions, lengths, self.config.gpt.block_size, skip_long, split,
+            included=f"an answer of {max_new_tokens}",
+        )
+        questions = [questions[i] for i in kept]
+        known = all(has_scene(self.records[q["image"]]) for q in questions)
+        self.has_scenes = self.has_scenes and known
         return questions
 
     def prompt(self, q: dict, facts: list[str]) -> list[int]:
@@ -104,16 +124,16 @@ class Prompts:
         return PromptBatch(questions, images, prompts, reward_prompts, seed)
 
     def true_scores(self, questions: list[dict], answers: list[str]) -> list[float]:
-        """The true score of each answer, from 1 to 5; [] if the data have no scenes.
+        """The true score of each answer, from 1 to 5; [] unless `has_scenes`.
 
         True scores are for the log only, and no model may learn from them: where people
         rank the answers there are no true scores, and a reward model has to do without.
         """
-        scenes = [self.records[q["image"]] for q in questions]
-        if not self.phrases or not all(scene.get("objects") for scene in scenes):
+        if not self.has_scenes:
             return []
         scores = []
-        for answer, q, scene in zip(answers, questions, scenes):
+        for answer, q in zip(answers, questions):
+            scene = self.records[q["image"]]
             scores.append(rating_of(true_ratings(answer, q, scene, self.phrases)))
         return scores
 

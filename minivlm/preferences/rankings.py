@@ -52,17 +52,12 @@ def load_checked(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a record cannot be used; with its id and the reason.
+        ValueError: as `load_records`.
     """
     path = Path(folder) / f"{split}.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}; run data/preferences.py first")
-    records = load_records(folder, split, need)
-    for r in records:
-        reason = check(r)
-        if reason:
-            raise ValueError(f"{path}, record {r['id']}: {reason}")
-    return records
+    return load_records(folder, split, need, check=check)
 
 
 def load_rankings(folder: str | Path, split: str) -> list[dict]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from minivlm.clip import CLIPConfig
 from minivlm.gpt import GPTConfig
 from minivlm.loading.images import MEAN, STD
-from minivlm.loading.models import vlm_from
+from minivlm.loading.models import fit_of, vlm_from
 from minivlm.pretrained.tokenizers import pre_tokenizer
 from minivlm.pretrained.weight_names import clip_names, gpt2_names, llava_names, to_theirs
 from minivlm.pretrained.weights import safetensors
@@ -94,14 +94,14 @@ def export(state: dict, folder: Path) -> str:
         c = CLIPConfig.from_dict(model)
         name = "CLIPModel"
         config = clip_config(c, tokenizer)
-        files |= picture_files(c.vit)
+        files |= picture_files(c.vit, fit_of(state))
         weights = to_theirs(clip_names(c), state["model"])
     else:
         c = VLMConfig.from_dict(model)
         vlm = vlm_from(state)  # if there are several models, the policy; LoRA is merged
         name = "LlavaForConditionalGeneration"
         config = llava_config(c)
-        files |= picture_files(c.vit) | chat_files(c)
+        files |= picture_files(c.vit, fit_of(state)) | chat_files(c)
         weights = to_theirs(llava_names(c), vlm.state_dict())
     if tokenizer is not None:
         files |= tokenizer_files(tokenizer, tokenizer.stop(stage))
@@ -201,15 +201,21 @@ def llava_config(c: VLMConfig) -> dict:
 # --- what prepares a model's input ---
 
 
-def picture_files(c: ViTConfig) -> dict[str, dict]:
-    """The file that tells how pictures are prepared: as CLIP does it."""
-    size = c.image_size
+def picture_files(c: ViTConfig, mode: str) -> dict[str, dict]:
+    """The file that tells how pictures are prepared: as CLIP does it, up to `mode`.
+
+    Args:
+        mode: how they are made square, see `images.fit`.
+    """
+    square = {"height": c.image_size, "width": c.image_size}
     return {
         "preprocessor_config.json": {
-            "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
-            "do_resize": True, "size": {"shortest_edge": size},
+            # LLaVA's processor is CLIP's, and can also pad
+            "image_processor_type": f"{'Llava' if mode == 'pad' else 'CLIP'}ImageProcessor",
+            "do_convert_rgb": True, "do_pad": mode == "pad", "do_resize": True,
+            "size": square if mode == "stretch" else {"shortest_edge": c.image_size},
             "resample": 3,  # bicubic
-            "do_center_crop": True, "crop_size": {"height": size, "width": size},
+            "do_center_crop": mode == "crop", "crop_size": square,
             "do_rescale": True, "rescale_factor": 1 / 255,
             "do_normalize": True, "image_mean": list(MEAN), "image_std": list(STD),
         },

@@ -44,9 +44,14 @@ def read_clip(folder: str | Path, image_size: int = 0) -> dict:
     expect(config, folder, model_type="clip")
     vision = tower_config(config, "vision_config", folder)
     text = tower_config(config, "text_config", folder)
+    mode = "crop"
     if (folder / "preprocessor_config.json").is_file():
         preprocessor = read_json(folder / "preprocessor_config.json")
         expect(preprocessor, folder, image_mean=list(MEAN), image_std=list(STD))
+        if preprocessor.get("do_pad"):
+            mode = "pad"
+        elif not preprocessor.get("do_center_crop", True):
+            mode = "stretch"
     # transformers leaves its defaults out of the file; they are the sizes of ViT-B/32
     C, n_layer, n_head, S, P = sizes(
         vision, folder, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
@@ -62,14 +67,18 @@ def read_clip(folder: str | Path, image_size: int = 0) -> dict:
     [n_embd] = sizes(config, folder, projection_dim=512)
     act = vision.get("hidden_act", "quick_gelu")
     text_act = text.get("hidden_act", "quick_gelu")
-    vit = ViTConfig(S, P, n_layer, n_head, C, act)
-    c = CLIPConfig(vit, V, T, text_n_layer, text_n_head, text_C, n_embd, text_act)
+    try:
+        vit = ViTConfig(S, P, n_layer, n_head, C, act)
+        c = CLIPConfig(vit, V, T, text_n_layer, text_n_head, text_C, n_embd, text_act)
+    except ValueError as error:  # sizes that do not go together
+        raise ValueError(f"{folder}: {error}") from None
     weights = to_ours(clip_names(c), read_weights(folder), folder)
     check_fit(weights, lambda: CLIP(c), str(folder))
     if image_size and image_size != S:
         c = replace(c, vit=replace(c.vit, image_size=image_size))
         weights["vit.pos"] = resize_positions(weights["vit.pos"], c.vit.n_tokens)
-    return {"stage": "clip", "configs": {"model": asdict(c)}, "model": weights}
+    configs = {"model": asdict(c), "fit": mode}
+    return {"stage": "clip", "configs": configs, "model": weights}
 
 
 def tower_config(config: dict, name: str, folder: Path) -> dict:
@@ -242,6 +251,7 @@ def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:
         value = config.get(key, default)
         most = 1000 if "layer" in key else 1_000_000
         if type(value) is not int or not 0 < value <= most:
-            raise ValueError(f"{folder}: {key} is {value!r}, expected 1 .. {most}")
+            shown = repr(value)[:80]  # a forged value may be megabytes long
+            raise ValueError(f"{folder}: {key} is {shown}, expected 1 .. {most}")
         found.append(value)
     return found

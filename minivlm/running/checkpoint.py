@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.running.files import first_line
-from minivlm.running.options import RETIRED
+from minivlm.running.options import ADDED, FREE, RETIRED
 from minivlm.tokenizer import Tokenizer
 
 FORMAT = 1  # `load` refuses every other number
@@ -120,7 +120,8 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
     stage = state.get("stage")
     if stage not in stages:
         raise ValueError(
-            f"{file} is a checkpoint of stage {stage!r}, expected {' or '.join(stages)}"
+            f"{file} is a checkpoint of stage {str(stage)[:40]!r}, "
+            f"expected {' or '.join(stages)}"
         )
     for key, kind in HOLDS.items():
         if not isinstance(state.get(key), kind):
@@ -183,24 +184,32 @@ def fingerprint(state: dict) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(state["model"].items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + bytes_of(tensor).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
 def equal(a: object, b: object) -> bool:
-    """Whether two checkpoints, or two parts of them, have the same types and values.
+    """Whether two checkpoints, or two parts of them, are the same, bit by bit.
 
-    Values are compared as by ==: NaN differs from NaN, and 0.0 equals -0.0.
+    0.0 differs from -0.0, and NaN is equal to NaN.
     """
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        same = a.dtype == b.dtype and a.shape == b.shape
+        return same and torch.equal(bytes_of(a), bytes_of(b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, float):
+        return a.hex() == b.hex()
     return a == b
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor in order, (n,) uint8 on the CPU."""
+    return tensor.cpu().contiguous().flatten().view(torch.uint8)
 
 
 # --- resuming ---
@@ -223,13 +232,12 @@ def resume(
             content does not fit model, optimizer or meter.
     """
     state = load(path, (stage,))
-    saved = dict(state["configs"])
-    for name, value in RETIRED.items():
-        if saved.get(name) == value:
-            del saved[name]
+    saved = saved_settings(state, configs)
     if saved != configs:
         differ = sorted(k for k in configs | saved if saved.get(k) != configs.get(k))
         names = ", ".join(differ)
+        if "grad_accum" in differ:
+            names += " (blip compares the pairs within a micro-batch)"
         if saved.keys().isdisjoint(differ):
             raise ValueError(
                 f"{path} is older than the settings {names} and has none; "
@@ -250,3 +258,30 @@ def resume(
     except (RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} cannot be resumed from: {first_line(error)}") from None
     return state["step"], state["best"]
+
+
+def saved_settings(state: dict, configs: dict) -> dict:
+    """Return a checkpoint's settings as this version would have saved them.
+
+    Args:
+        state: as `load` returns it.
+        configs: the settings of the run that resumes. Another name for the same data folder
+            becomes the name that this run uses.
+
+    Raises:
+        ValueError: if the checkpoint's tokenizer is none.
+    """
+    saved = {name: value for name, value in ADDED.items() if name in configs}
+    for name, value in state["configs"].items():
+        retired = name in RETIRED and RETIRED[name] == value
+        free = name in FREE and name not in configs
+        if not retired and not free:
+            saved[name] = value
+    folder = saved.get("data")
+    if isinstance(folder, str) and "data" in configs:
+        if Path(folder).resolve() == Path(configs["data"]).resolve():
+            saved["data"] = configs["data"]
+    if "tokenizer" in configs:  # an older train_lm.py saved the name of its file
+        name = f"the tokenizer in {state['file']}"
+        saved["tokenizer"] = Tokenizer.from_text(state["tokenizer"], name).identity
+    return saved

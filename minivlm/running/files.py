@@ -5,6 +5,7 @@ forged. This module reads texts, JSON, lines of JSON and members of a tar, and c
 The modules that use a file check what it says.
 """
 
+import codecs
 import json
 import lzma
 import math
@@ -13,7 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 # most bytes of one file in a tar; an uncompressed picture of 50 million pixels has 150 MB
 MAX_BYTES = 200_000_000
@@ -44,16 +45,18 @@ def parse_json(content: str | bytes, name: str):
     """Parse a JSON text.
 
     Args:
-        content: a text, or its bytes in UTF-8. (json.loads also knows UTF-16 and UTF-32.)
+        content: a text, or its bytes in UTF-8, with or without a byte order mark.
         name: the file, and the line if the file has several; for the error message.
 
     Raises:
-        ValueError: if the content is no JSON, is damaged UTF-8, or is nested too deeply.
+        ValueError: if the content is no JSON, is not UTF-8, or is nested too deeply.
 
     >>> parse_json(b'{"id": 1}', "a.json")
     {'id': 1}
     """
     try:
+        if isinstance(content, bytes):  # json.loads would also take UTF-16 and UTF-32
+            content = content.decode("utf-8-sig")
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # "[[[[ ..." is a RecursionError
         raise ValueError(f"{name} is no JSON in UTF-8: {error}") from None
@@ -75,19 +78,33 @@ def read_json(path: Path) -> dict:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """Read a file with one JSON object a line; yield "file:line" and the object.
+    """Read a file of JSON objects, one a line or all in one list, and yield them by name.
+
+    A name is "file:line", or "file, entry n" in a list, where n counts from 0. Blank lines
+    are skipped.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a line that is no JSON object; an empty line is none.
+        ValueError: for a line or an entry that is no JSON object.
     """
+    for name, record in _parsed(path):
+        if not isinstance(record, dict):
+            raise ValueError(f"{name} is no JSON object")
+        yield name, record
+
+
+def _parsed(path: str | Path) -> Iterator[tuple[str, object]]:
+    """Yield what stands in a file for `read_lines`, of whatever type."""
+    is_first = True
     with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            name = f"{path}:{number}"
-            record = parse_json(line, name)
-            if not isinstance(record, dict):
-                raise ValueError(f"{name} is no JSON object")
-            yield name, record
+            text = line.removeprefix(codecs.BOM_UTF8).strip()
+            if is_first and text.startswith(b"["):
+                for n, entry in enumerate(parse_json(line + lines.read(), str(path))):
+                    yield f"{path}, entry {n}", entry
+            elif text:
+                yield f"{path}:{number}", parse_json(text, f"{path}:{number}")
+                is_first = False
 
 
 def check_entries(entries: list, name: str, /, **types: type) -> None:
@@ -129,7 +146,7 @@ def expect(config: dict, folder: Path, **wanted: object) -> None:
     for key, value in wanted.items():
         if config.get(key, value) != value:
             raise ValueError(
-                f"{folder}: {key} is {config[key]!r}, minivlm has {value!r} only"
+                f"{folder}: {key} is {repr(config[key])[:80]}, minivlm has {value!r} only"
             )
 
 
@@ -145,7 +162,7 @@ def is_number(x) -> bool:
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its class if there is no message."""
-    lines = str(error).splitlines()
+    lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
@@ -168,18 +185,33 @@ def readable(name: str) -> Iterator[None]:
 
 
 def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of a tar in their order; links and devices are left out.
+    """Yield the regular files of a tar in their order, without those that `is_hidden`.
+
+    Links and devices are left out, too.
 
     Raises:
         tarfile.ReadError: if something that is no member follows the last one. tarfile
             itself stops there without an error.
     """
     for member in archive:
-        if member.isfile():
+        if member.isfile() and not is_hidden(member.name):
             yield member
     # a tar ends with zeros that fill its last block of 10,240 bytes
     if archive.fileobj.read(10_240).strip(b"\0"):
         raise tarfile.ReadError("what follows is no member of a tar")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a system put this file beside people's files: ".DS_Store", "__MACOSX/a.png".
+
+    A tar that was made on a Mac holds "._0.png" beside "0.png". Readers of shards, such as
+    webdataset, skip names that begin with a dot.
+
+    >>> [is_hidden(name) for name in ("a/._0.png", ".git/0.png", "./0.png", "../0.png")]
+    [True, True, False, False]
+    """
+    parts = set(PurePosixPath(name).parts) - {".."}  # ".." leads out, see `inside`
+    return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
 
 
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

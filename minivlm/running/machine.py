@@ -3,7 +3,6 @@
 import dataclasses
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +12,11 @@ from pathlib import Path
 import torch
 
 from minivlm.running.files import first_line
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None
 
 
 def pick_device(name: str) -> torch.device:
@@ -119,15 +123,20 @@ def provenance(cfg, began: float) -> dict:
         "config": dataclasses.asdict(cfg),
         "environment": environment(),
         "minutes": round((time.time() - began) / 60, 2),
-        "peak_gb": peak_gb(),
+        **peak_memory("peak_gb"),
     }
 
 
-def peak_gb() -> float:
+def peak_memory(name: str) -> dict[str, float]:
     """Return the largest main memory that this process has used so far, in GB.
 
     Worker processes and the GPU's memory do not count.
+
+    Returns:
+        {name: the figure}, or {} where the system does not tell it, as on Windows.
     """
+    if resource is None:
+        return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1e9 if sys.platform == "darwin" else 1e6  # macOS counts bytes, Linux kilobytes
-    return round(peak / unit, 2)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return {name: round(peak * unit / 1e9, 2)}

@@ -29,13 +29,15 @@ RULE = re.compile(r">=? \S+|\S+ \.\. \S+|[\w-]+(?: \| [\w-]+)+")
 # options that name the models from which a run starts
 SOURCES = ("init", "clip", "lm", "reward", "vision", "llm")
 # options that a resumed run may change: its folder, its length, when it is measured and
-# logged, the machine that it runs on
+# logged, the machine that it runs on, how much memory it takes
 FREE = ("out", "resume", "steps", "eval_every", "log_every", "device", "dtype", "compile",
-        "threads", "workers", "ref_logps")
+        "threads", "workers", "ref_logps", "grad_accum")
 
 # options of earlier versions that are constants now; a run with these values can be resumed
 RETIRED = {"lora_layers": "gpt.*,projector.*", "center": 0.01, "kl_horizon": 10_000,
            "scratch": False}
+# settings that earlier versions did not have, with what these versions did
+ADDED = {"fit": "crop", "skip_long": False}
 
 # control characters, marks that change the direction of writing, lone surrogates
 STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -132,7 +134,8 @@ def check(cfg) -> None:
 
     Raises:
         ValueError: if an option breaks its rule, if the run would overwrite a run that it
-            starts from, or if a batch has fewer rows than micro-batches.
+            starts from, if it would learn nothing, or if a batch has fewer rows than
+            micro-batches.
     """
     for name, known in help_of(type(cfg)).items():
         value = getattr(cfg, name)
@@ -143,11 +146,16 @@ def check(cfg) -> None:
             raise ValueError(f"{name} is {value!r}, expected {known.rule}")
     for name in SOURCES:
         source = getattr(cfg, name, "")
-        if source and Path(source).resolve() == Path(cfg.out).resolve():
+        folder = Path(source).parent if Path(source).is_file() else Path(source)
+        if source and folder.resolve() == Path(cfg.out).resolve():
             raise ValueError(
-                f"{name} and out are both {source}; "
+                f"{name} and out are both {folder}; "
                 "the run would overwrite what it starts from"
             )
+    rates = [getattr(cfg, name) for name in ("lr", "muon_lr") if hasattr(cfg, name)]
+    if rates and not any(rates) and cfg.steps:
+        raise ValueError("lr and muon_lr are both 0: nothing would learn; to measure only, "
+                         "use steps 0")
     minibatches = getattr(cfg, "minibatches", 1)
     parts = minibatches * getattr(cfg, "grad_accum", 1)
     if parts > getattr(cfg, "batch_size", parts):
@@ -160,7 +168,10 @@ def check(cfg) -> None:
 def settings(cfg) -> dict:
     """Return the options that a resumed run must not change, with their values."""
     every = dataclasses.asdict(cfg)
-    return {name: value for name, value in every.items() if name not in FREE + SOURCES}
+    free = set(FREE + SOURCES)
+    if every.get("objective") == "blip":  # it compares the pairs within a micro-batch
+        free.remove("grad_accum")
+    return {name: value for name, value in every.items() if name not in free}
 
 
 def cli(main: Callable, cls) -> None:

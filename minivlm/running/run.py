@@ -37,9 +37,9 @@ from tqdm import tqdm
 from minivlm.running import checkpoint
 from minivlm.running.files import read_text
 from minivlm.running.machine import (
-    autocast, environment, peak_gb, pick_device, seed_everything,
+    autocast, environment, peak_memory, pick_device, seed_everything,
 )
-from minivlm.running.options import check, settings
+from minivlm.running.options import check, printable, settings
 from minivlm.running.workers import batches
 from minivlm.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ class Run:
         self.step = 0
         self.best_loss = float("inf")
         self.figures: dict[str, float] = {}
-        self.recent: list[float] = []   # the last five losses, for stopped.json
+        self.recent: list[float] = []   # losses of the last five steps, for stopped.json
         self.started = time.time()
         self.terminated = False         # whether SIGTERM has come
         self.handler = signal.SIG_DFL   # what SIGTERM did before `begin`
@@ -112,9 +112,9 @@ class Run:
         self.optimizer = optimizer
         self.tokenizer = tokenizer
         self.configs = {
-            "model": dataclasses.asdict(config),
-            "tokenizer": tokenizer.identity,
             **settings(self.cfg),
+            "model": dataclasses.asdict(config),
+            "tokenizer": tokenizer.identity,  # in place of train_lm.py's option, a file
             **made_of,
         }
         if not self.cfg.resume:
@@ -143,18 +143,20 @@ class Run:
         """
         make_batch(self.start)
         self.folder.mkdir(parents=True, exist_ok=True)
+        stale = [self.folder / "stopped.json"]
         if self.cfg.resume:
             self._drop_rows_after(self.start)
         else:
-            own = [self.csv, self.ckpt, self.best, self.folder / "stopped.json"]
-            for old in own + list(self.folder.glob("samples_*.png")):
-                old.unlink(missing_ok=True)
+            stale += [self.csv, self.ckpt, self.best, *self.folder.glob("samples_*.png")]
+        for old in stale:
+            old.unlink(missing_ok=True)
         options = json.dumps(dataclasses.asdict(self.cfg), indent=2)
         (self.folder / "config.json").write_text(options + "\n")
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         known = environment() | {"command": command}
-        lines = "".join(f"{k}: {v}\n" for k, v in known.items())
-        (self.folder / "env.txt").write_text(lines)
+        # a file's name may hold bytes that are no UTF-8; they cannot be written as text
+        lines = printable("".join(f"{k}: {v}\n" for k, v in known.items()))
+        (self.folder / "env.txt").write_text(lines, encoding="utf-8")
         shutil.copy(self.script, self.folder / self.script.name)
         self.stream = batches(make_batch, self.start, self.cfg.steps, self.cfg.workers)
         if threading.current_thread() is threading.main_thread():  # no other thread may
@@ -253,7 +255,6 @@ class Run:
                 f"losses before {self.recent}; try a lower lr; "
                 f"the whole batch is in {stopped}"
             )
-        self.recent = self.recent[-4:] + [round(loss, 4)]
 
     def add(
         self, ids: list[str], *, loss: float, grad: float, lr: float, **more: float
@@ -271,6 +272,7 @@ class Run:
             ValueError: as `check`.
         """
         self.check(loss, grad, ids)
+        self.recent = self.recent[-4:] + [round(loss, 4)]
         now = time.time()
         self.meter.add(
             loss=loss, lr=lr, grad=grad, ms=1000 * (now - self.began),
@@ -326,7 +328,7 @@ class Run:
         """
         means = self.meter.means()
         row = {"step": self.step} | dict.fromkeys(COLUMNS, "") | means | figures
-        row |= {"gb": peak_gb(), "min": round(self.minutes, 2)}
+        row |= peak_memory("gb") | {"min": round(self.minutes, 2)}
         columns = []
         if self.csv.is_file():
             with self.csv.open(newline="") as f:
@@ -377,7 +379,8 @@ class Run:
             ) from None
         kept = [line for line, step in zip(lines, steps) if step <= start]
         temporary = self.csv.with_suffix(".tmp")
-        temporary.write_text(header + "".join(kept))
+        # not write_text, which changes the ends of lines on Windows
+        temporary.write_bytes((header + "".join(kept)).encode())
         os.replace(temporary, self.csv)
 
 

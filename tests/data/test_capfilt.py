@@ -101,6 +101,28 @@ def test_what_fits_is_kept_and_what_does_not_is_gone(captioner, web, tmp_path):
     assert len(load_records(web, "capfilt")) == 6
 
 
+def test_a_picture_that_cannot_be_read_is_counted(captioner, web, tmp_path):
+    """Catches an hour's captions lost to one picture, and captions given to its neighbor."""
+    cfg = capfilt.Config(saved(captioner, tmp_path / "run"), str(web), threshold=0.0,
+                         max_new_tokens=4, batch_size=5, correct_prior=False)
+    capfilt.main(cfg)
+    want = [r["captions"][0] for r in load_records(web, "capfilt")]
+    records = load_records(web, "web")
+    lost = (0, 7)
+    for i in lost:
+        records[i]["image"] = "nowhere.png"
+    (web / "web.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    figures = capfilt.main(cfg)
+    assert (figures["pictures"], figures["unreadable"], figures["captions"]) == (10, 2, 10)
+    left = [i for i in range(12) if i not in lost]
+    kept = load_records(web, "capfilt")
+    assert [r["id"] for r in kept] == [records[i]["id"] for i in left]
+    assert [r["captions"][0] for r in kept] == [want[i] for i in left]
+    (web / "web.npy").unlink()
+    with pytest.raises(ValueError, match="none of 12 pictures can be read; no picture at"):
+        capfilt.main(cfg)
+
+
 def test_equal_seeds_write_equal_captions(captioner, web):
     """Catches sampling from the global generator, and a text that is nothing."""
     images, made = Pictures(web, 16).get([f"web.npy#{i}" for i in range(4)]), []
@@ -143,6 +165,8 @@ def test_precision_and_recall_are_the_numbers_worked_by_hand():
     records = [{"noise": n} for n in noise]
     assert capfilt.report_of(records, kept) == {"precision": 3 / 4, "recall": 3 / 5, "noisy": 0.5}
     assert capfilt.report_of([{}], [True]) == {}
+    # nothing removed, nothing noisy: shares of nothing are left out
+    assert capfilt.report_of([{"noise": ""}], [True]) == {"noisy": 0}
 
 
 def test_a_calibrated_head_is_right_again_where_more_pairs_fit():

@@ -63,6 +63,23 @@ def test_a_tar_gives_the_same_bytes_as_its_folder(tmp_path):
     )
 
 
+def test_files_that_a_system_adds_are_no_pictures(tmp_path):
+    """Catches a class .ipynb_checkpoints, and a Mac's ._0000.png counted as damaged pictures."""
+    source = photographs(tmp_path / "photos")
+    for split in ("train", "test"):
+        odd = source / split / ".ipynb_checkpoints"
+        odd.mkdir()
+        (odd / "0.png").write_bytes((source / split / "apple" / "0000.png").read_bytes())
+        (source / split / "apple" / "._0000.png").write_bytes(b"Mac OS X")
+    (source / ".DS_Store").write_bytes(b"x")
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(source, ".")
+    for path in (source, tmp_path / "photos.tar"):
+        counts = prepare.main(prepare.Config(str(path), str(tmp_path / "out")))
+        assert (counts["train"], counts["val"], counts["skipped"]) == (6, 6, 0)
+        assert load_meta(tmp_path / "out")["prompts"].keys() == {"apple", "red fox"}
+
+
 def test_what_cannot_be_used_is_counted(tmp_path):
     """Catches pictures dropped in silence: a truncated one, a text, a file outside the classes."""
     source = photographs(tmp_path / "photos")

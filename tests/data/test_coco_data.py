@@ -147,6 +147,87 @@ def test_several_files_and_folders_are_read_as_one(tmp_path):
     assert all(r["objects"] for r in load_records(one.out, "train", ("captions",)))
 
 
+def change(path: str, **lists) -> None:
+    """Change the entries of a published file's lists: name of a list -> what an entry becomes."""
+    data = json.loads(Path(path).read_text())
+    for key, new in lists.items():
+        data[key] = [new(entry) for entry in data[key]]
+    Path(path).write_text(json.dumps(data))
+
+
+def test_an_id_is_the_same_as_a_number_and_as_text(tmp_path):
+    """Catches captions and boxes lost because one list writes 1, another one "1" or 1.0."""
+    cfg = publish(tmp_path, n=12)                                    # as texts, "10" is before "2"
+    listed = [{"cocoid": i, "split": "val" if i % 5 == 0 else "train"} for i in range(1, 13)]
+    cfg.karpathy = f"{tmp_path}/split.json"
+    Path(cfg.karpathy).write_text(json.dumps({"images": listed}))
+    prepare.main(cfg)
+    want = {path.name: path.read_bytes() for path in Path(cfg.out).glob("*.*")}
+    change(
+        cfg.captions, images=lambda d: d | {"id": str(d["id"]), "width": 100.0, "height": 50.0},
+        annotations=lambda a: {"image_id": float(a["image_id"]), "caption": a["caption"]},
+    )
+    change(
+        cfg.instances, images=lambda d: d | {"id": float(d["id"])},
+        annotations=lambda a: a | {"image_id": str(a["image_id"]), "category_id": "18"},
+        categories=lambda c: c | {"name": " Dog "},
+    )
+    change(cfg.karpathy, images=lambda d: d | {"cocoid": str(d["cocoid"])})
+    prepare.main(cfg)
+    assert {path.name: path.read_bytes() for path in Path(cfg.out).glob("*.*")} == want
+
+
+@pytest.mark.parametrize("file, key, bad, reason", [
+    ("captions", "annotations", {"image_id": 3, "caption": None}, "empty caption"),
+    ("captions", "annotations", {"image_id": 3, "caption": 7},
+     "entry of annotations with a part missing or wrong"),
+    ("captions", "annotations", {"image_id": 99, "caption": "A cat."},
+     "caption of an unknown picture"),
+    ("captions", "images", {"id": 9}, "entry of images with a part missing or wrong"),
+    ("captions", "images", None, "entry of images with a part missing or wrong"),
+    ("instances", "annotations", {"image_id": 3, "category_id": 18, "bbox": None},
+     "box that is not four numbers"),
+    ("instances", "annotations", ["x"], "entry of annotations with a part missing or wrong"),
+    ("instances", "categories", {"id": 5}, "entry of categories with a part missing or wrong"),
+    ("karpathy", "images", {"split": "val"}, "entry of images with a part missing or wrong"),
+])
+def test_one_broken_entry_is_counted_and_all_are_refused(file, key, bad, reason, tmp_path):
+    """Catches 600,000 captions refused for one, and a file of another kind taken as empty."""
+    cfg = publish(tmp_path)
+    listed = [{"cocoid": i, "split": "train" if i % 4 else "val"} for i in range(1, 9)]
+    cfg.karpathy = f"{tmp_path}/split.json"
+    Path(cfg.karpathy).write_text(json.dumps({"images": listed}))
+    path = getattr(cfg, file)
+    whole = json.loads(Path(path).read_text())
+    Path(path).write_text(json.dumps(whole | {key: [bad, *whole[key]]}))
+    counts = prepare.main(cfg)
+    assert (counts["train"], counts["val"]) == (6, 2)
+    assert load_meta(cfg.out)["skipped"] == {reason: 1}
+    if "part missing" in reason:
+        Path(path).write_text(json.dumps(whole | {key: [bad] * 3}))
+        with pytest.raises(ValueError, match=f"{path}, {key}: none of 3 entries can be used; "):
+            prepare.main(cfg)
+
+
+def test_a_picture_that_the_boxes_leave_out_has_no_list_of_objects(tmp_path):
+    """Catches CHAIR of val2014 by the boxes of train2014: whatever a caption says is invented."""
+    cfg = publish(tmp_path)
+    change(cfg.captions, images=lambda d: d | {"width": 0} if d["id"] == 4 else d)
+    data = json.loads(Path(cfg.instances).read_text())
+    data["images"] = data["images"][:6]                              # 7 and 8 are not listed
+    data["annotations"] = data["annotations"][1:6]                   # 1 has no box
+    data["annotations"][0]["category_id"] = 99                       # of picture 2
+    Path(cfg.instances).write_text(json.dumps(data))
+    prepare.main(cfg)
+    records = load_records(cfg.out, "train") + load_records(cfg.out, "val")
+    objects = {r["id"]: r.get("objects") for r in records}
+    some = [{"name": "dog", "attributes": {}, "box": [0.5, 0.25, 1.0, 0.5]}]
+    assert objects == {
+        "coco-1": [], "coco-2": None, "coco-3": some, "coco-4": None, "coco-5": some,
+        "coco-6": some, "coco-7": None, "coco-8": None,
+    }
+
+
 def test_what_cannot_be_used_is_counted_by_reason(tmp_path):
     """Catches records dropped in silence."""
     cfg = publish(tmp_path)

@@ -60,16 +60,24 @@ def test_published_dialogues_become_a_data_set(tmp_path):
 @pytest.mark.parametrize("record, reason", [
     ("text", "no conversation"), ({"id": "a"}, "no conversation"),
     ({"conversations": [["human", "x"]]}, "turn that is not {from, value}"),
-    ({"conversations": []}, "turns out of order"),
+    ({"conversations": []}, "no conversation"),
     ({"conversations": talk("x")}, "no answer"),
-    ({"conversations": talk("x", "y", first="gpt")}, "turns out of order"),
+    ({"conversations": talk("x", first="gpt")}, "no answer"),
+    ({"conversations": [*talk("x", "y"), *talk("z", "x", first="gpt")]}, "turns out of order"),
+    ({"conversations": [*talk("x", "y"), {"from": "system", "value": "z"}]}, "turns out of order"),
+    ({"conversations": [*talk("x", "y"), {"from": "tool", "value": "z"}]},
+     "turn by somebody else than human, gpt and system"),
     ({"conversations": talk("x", "  ")}, "empty turn"),
     ({"conversations": talk("<image>\nx", "y")}, "<image> without a picture"),
     ({"image": "3.png", "conversations": talk("x", "y")}, "picture without <image>"),
-    ({"image": "3.png", "conversations": talk("<image>\n<image>", "y")}, "several <image> marks"),
-    ({"image": "3.png", "conversations": talk("x", "y", "<image>", "z")},
-     "<image> in a later turn"),
-    ({"image": ["3.png"], "conversations": talk("<image>\nx", "y")}, "several pictures"),
+    ({"image": "3.png", "conversations": talk("<image>", "y", "<image>", "z")},
+     "several <image> marks"),
+    ({"image": "3.png", "conversations": talk("x", "<image> y")}, "<image> in an answer"),
+    ({"image": "3.png", "conversations": talk("<image>", "x", "y", first="gpt")},
+     "picture without <image>"),
+    ({"image": ["3.png", "3.png"], "conversations": talk("<image>\nx", "y")}, "several pictures"),
+    ({"image": {"path": "3.png"}, "conversations": talk("<image>\nx", "y")},
+     "picture that is no name of a file"),
     ({"image": "4.png", "conversations": talk("<image>\nx", "y")}, "missing picture"),
     ({"image": "bad.png", "conversations": talk("<image>\nx", "y")}, "unreadable picture"),
     ({"image": "../mix.json", "conversations": talk("<image>\nx", "y")},
@@ -82,6 +90,50 @@ def test_what_cannot_be_used_is_counted_by_reason(record, reason, tmp_path):
     assert prepare.main(cfg)["skipped"] == 1
     assert load_meta(cfg.out)["skipped"] == {reason: 1}
     assert json.loads((Path(cfg.out) / "llava.json").read_text()) == RECORDS
+
+
+def test_every_id_can_be_written_and_is_the_only_one(tmp_path):
+    """Catches an id that later readers refuse, and one made of another that is taken already."""
+    ids = ["t", "t", "t (2)", "half\ud800", "two\nlines", "two\\x0alines"]
+    talks = [{"id": key, "conversations": talk("Hi.", "Ho.")} for key in ids]
+    cfg = publish(tmp_path, [*talks, RECORDS[0]], PICTURES)
+    cfg.val_every = 2
+    prepare.main(cfg)
+    assert [r["id"] for r in load_records(cfg.out, "train", unique=True)] == [
+        "t", "t (2)", "t (2) (2)", "half\\ud800", "two\\nlines", "two\\x0alines"]
+
+
+SYSTEM = {"from": "system", "value": "Be brief."}
+
+
+@pytest.mark.parametrize("image, turns, want", [
+    ("3.png", [SYSTEM, *talk("What? <image>", "A dog.")],
+     [SYSTEM, *talk("<image>\nWhat?", "A dog.")]),
+    ("3.png", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image>"},
+               {"role": "assistant", "content": "A dog."}], [SYSTEM, *talk("<image>", "A dog.")]),
+    (None, [{"from": "user", "value": "Hi."}, {"from": "assistant", "value": "Ho."}],
+     talk("Hi.", "Ho.")),
+    (["3.png"], talk("<image>\nWhat?", "A dog."), talk("<image>\nWhat?", "A dog.")),
+    ([], talk("Hi.", "Ho."), talk("Hi.", "Ho.")),
+    (None, talk("Welcome!", "Hi.", "Ho.", first="gpt"), talk("Hi.", "Ho.")),
+    ("3.png", [SYSTEM, *talk("Welcome!", "What? <image>", "A dog.", first="gpt")],
+     [SYSTEM, *talk("<image>\nWhat?", "A dog.")]),
+    ("3.png", talk("Hi.", "Ho.", "And <image> this?", "A dog."),
+     talk("Hi.", "Ho.", "<image>\nAnd  this?", "A dog.")),
+    ("3.png", talk("<image>\n<image> What?", "A dog."), talk("<image>\nWhat?", "A dog.")),
+])
+def test_a_dialogue_is_read_as_llava_reads_it(image, turns, want, tmp_path):
+    """Catches dialogues left out, or learned without their picture, for how they are written down.
+    """
+    record = {"id": "new", "image": image, "conversations": turns}
+    cfg = publish(tmp_path, [*RECORDS, record], PICTURES)
+    assert prepare.main(cfg)["skipped"] == 0
+    records = load_records(cfg.out, "train") + load_records(cfg.out, "val")
+    [got] = [r for r in records if r["id"] == "new"]
+    assert got["conversations"] == want and ("image" in got) == bool(image)
+    left_out = load_meta(cfg.out)["seen"].get("first turns by gpt, left out", 0)
+    assert left_out == len(turns) - len(want)
+    assert all(r["text"].strip() for r in load_records(cfg.out, "text", ("text",)))
 
 
 def test_wrong_files_are_named(tmp_path):

@@ -126,6 +126,43 @@ def test_a_member_of_webdatasets_own_making_is_ignored(tmp_path):
     assert [s.key for s in read(path)[0]] == ["part/a"]
 
 
+MARK = "\ufeff".encode()  # a byte order mark, as Windows' editors write it
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    """Catches a caption that begins with an invisible character."""
+    path = tar(
+        tmp_path / "0.tar", ("a.png", jpeg()), ("a.txt", MARK + b"A picture."),
+        ("a.json", MARK + b'{"url": "u"}'),
+    )
+    [sample], _, _ = read(path)
+    assert (sample.text, sample.info) == ("A picture.", {"url": "u"})
+    (tmp_path / "a.png").write_bytes(jpeg())
+    (tmp_path / "a.txt").write_bytes(MARK + b"A picture.")
+    [sample] = prepare.read_folder(tmp_path, Counter(), [])
+    assert sample.text == "A picture."
+
+
+def test_files_that_a_system_adds_are_no_samples(tmp_path):
+    """Catches a Mac's tars refused whole: ._0.png stands between 0.png and 0.txt."""
+    path = tar(
+        tmp_path / "0.tar", ("._0.png", b"x"), ("0.png", jpeg()), ("README", b"x"),
+        ("._0.txt", b"x"), ("0.txt", b"First."), ("./._1.png", b"x"), ("./1.png", jpeg()),
+        ("a/._1.txt", b"x"), ("__MACOSX/1.txt", b"x"), ("1.txt", b"Second."), (".DS_Store", b"x"),
+    )
+    samples, skipped, _ = read(path)
+    assert [(s.key, s.text) for s in samples] == [("0", "First."), ("1", "Second.")]
+    assert not skipped
+    (tmp_path / "._0.tar").write_bytes(b"x")
+    assert len(list(prepare.read_all(str(tmp_path), skipped, []))) == 2 and not skipped
+    folder = tmp_path / "pairs"
+    (folder / "__MACOSX").mkdir(parents=True)
+    for name in ("0", "._0", ".1", "__MACOSX/0"):
+        (folder / f"{name}.png").write_bytes(jpeg())
+        (folder / f"{name}.txt").write_text("First.")
+    assert [s.key for s in prepare.read_folder(folder, skipped, [])] == ["0"] and not skipped
+
+
 # --- LAION's rules ---
 
 
@@ -201,6 +238,9 @@ def test_a_clip_refuses_pairs_that_are_not_alike(tmp_path, clip, monkeypatch):
     kept = list(read_shard(tmp_path / "kept" / "00000.tar", Counter()))
     assert {s.key: s.info["similarity"] for s in kept} == {
         k: pytest.approx(v, abs=1e-3) for k, v in cosines.items() if v >= limit}
+    refused = (tmp_path / "kept" / "refused.txt").read_text().splitlines()
+    low = [f"{key}: similarity {cosine:.3f}" for key, cosine in cosines.items() if cosine < limit]
+    assert low == [line for line in refused if "similarity" in line]
 
 
 def test_a_published_clip_judges_with_its_own_words(tmp_path, clip, monkeypatch):
@@ -214,7 +254,7 @@ def test_a_published_clip_judges_with_its_own_words(tmp_path, clip, monkeypatch)
     vocab = {p: i for i, p in enumerate(pieces)}
     (tmp_path / "clip" / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "clip" / "merges.txt").write_text("#version: 0.2\n")
-    read, rows_of = similarity.load_clip(str(tmp_path / "clip"))
+    read, rows_of, _ = similarity.load_clip(str(tmp_path / "clip"))
     idx, lengths = rows_of(["A  B", "a text that is far too long"])
     start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
     assert idx[0, :4].tolist() == [start, vocab["a</w>"], vocab["b</w>"], end]
@@ -225,6 +265,43 @@ def test_a_published_clip_judges_with_its_own_words(tmp_path, clip, monkeypatch)
     prepare.main(cfg)
     kept = list(read_shard(tmp_path / "kept" / "00000.tar", Counter()))
     assert kept and all(-1 <= s.info["similarity"] <= 1 for s in kept)
+
+
+def test_two_shards_may_number_their_samples_alike(tmp_path):
+    """Catches half of the pictures refused, and two records of one id."""
+    source = tmp_path / "web"
+    for shard in range(2):
+        pairs = [Sample(f"{i}", noisy(seed=i + 3 * shard), "png", f"Text {i} of {shard}.")
+                 for i in range(3)]
+        pairs[2].key = "0 (2)"                                       # a name that is taken, too
+        write_shards(tmp_path / "one", pairs)
+        source.mkdir(exist_ok=True)
+        (tmp_path / "one" / "00000.tar").rename(source / f"{shard}.tar")
+    cfg = prepare.Config(str(source), out=str(tmp_path / "out"), vocab_size=300, val_every=6)
+    assert prepare.main(cfg)["kept"] == 6
+    keys = ["0", "1", "0 (2)", "0 (2) (2)", "1 (2)", "0 (2) (3)"]
+    records = [r for split in ("val", "train") for r in load_records(cfg.out, split, unique=True)]
+    assert [r["id"] for r in records] == keys
+    assert records[3]["captions"] == ["Text 0 of 1."]
+    cfg.write_shards = str(tmp_path / "kept")
+    assert prepare.main(cfg)["kept"] == 6
+    assert [s.key for s in read(tmp_path / "kept" / "00000.tar")[0]] == keys
+
+
+def test_a_file_that_cannot_be_used_does_not_end_the_others(tmp_path):
+    """Catches tars that end at a name which they cannot hold, and at a link into nowhere."""
+    folder = tmp_path / "pairs"
+    (folder / "d.png").mkdir(parents=True)
+    for name in ("a", "two\nlines", "link"):
+        (folder / f"{name}.png").write_bytes(noisy())
+        (folder / f"{name}.txt").write_text("A text.")
+    (folder / "link.png").unlink()
+    (folder / "link.png").symlink_to("nowhere.png")
+    (folder / "d.txt").write_text("A text.")
+    cfg = prepare.Config(str(folder), write_shards=str(tmp_path / "kept"))
+    assert prepare.main(cfg)["kept"] == 1
+    refused = (tmp_path / "kept" / "refused.txt").read_text().splitlines()
+    assert refused == ["link.png: picture unreadable", "two\\nlines.png: strange name"]
 
 
 def test_a_folder_of_pictures_with_texts_will_do(tmp_path):

@@ -381,6 +381,8 @@ def test_a_half_written_reply_is_cut_off_and_a_damaged_file_is_named(tmp_path):
     whole = path.read_bytes() + json.dumps(reply).encode() + b"\n"
     path.write_bytes(whole + b'{"key": "b", "ra')
     assert list(teachers.journal(path, header)) == ["a"] and path.read_bytes() == whole
+    path.write_bytes("\ufeff".encode() + whole.replace(b"\n", b"\r\n") + b"\n")  # by an editor
+    assert list(teachers.journal(path, header)) == ["a"]
     path.write_bytes(whole + b'{"key": \n{"key": "b"}\n')
     with pytest.raises(ValueError, match="is damaged .*--fresh"):
         teachers.journal(path, header)

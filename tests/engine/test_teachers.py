@@ -120,6 +120,24 @@ def test_what_cannot_pass_is_not_tried_again(teacher):
     assert got["odd"].refused and "sk-secret" not in got["odd"].error and not got["end"].error
 
 
+@pytest.mark.parametrize("message", ["", "\n", " \n "])
+def test_a_refusal_without_a_message_is_a_refusal(teacher, message):
+    """Catches IndexError for an empty message, and a refusal taken for an empty reply."""
+    teacher.concurrency = 1
+    Client.plan = {"odd": [APIStatusError(message)]}
+    got = {r.key: reply for r, reply in teacher.write(asked("well", "odd"))}
+    assert got["odd"].refused and got["odd"].error == "APIStatusError"
+
+
+def test_nothing_is_waited_for_behind_the_last_attempt(teacher, monkeypatch):
+    """Catches a minute lost for each request that fails for good."""
+    waits = []
+    monkeypatch.setattr(teacher.stopped, "wait", waits.append)
+    Client.plan = {"always": [RateLimitError("429")] * 9}
+    list(teacher.write(asked("always")))
+    assert Client.seen.count("always") == 3 and len(waits) == 2
+
+
 def test_odd_replies_are_replies(teacher):
     """Catches a crash on no choice or no content, and a reply that was cut off taken for whole."""
     Client.plan = {"none": [SimpleNamespace(choices=[], usage=None)], "null": [said(None)],

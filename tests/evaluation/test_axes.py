@@ -6,7 +6,7 @@ import math
 import pytest
 
 import evaluate
-from minivlm.evaluation.axes import axes, claims_made, verdict
+from minivlm.evaluation.axes import axes, check_axes, claims_made, verdict
 from minivlm.evaluation.raters import SimulatedJudge
 from test_raters import DETAIL, PHRASES, RECORD
 
@@ -73,8 +73,44 @@ def test_the_table_by_hand():
     alone = axes(figures, log, None, *args)
     assert alone == {k: v for k, v in got.items() if k not in (
         "preference/win_rate", "preference/ties")}
-    with pytest.raises(ValueError, match="did not answer the same questions, for instance .'q1'"):
-        axes(figures, log, others[1:], *args)
+    check_axes([ask, hidden], [scene], others)
+    check_axes([ask, hidden], [scene], None)
+    for fewer in (others[1:], []):
+        with pytest.raises(
+            ValueError, match="did not answer the same questions, for instance .'q1'"
+        ):
+            check_axes([ask, hidden], [scene], fewer)
+
+
+def test_what_cannot_be_summed_up_is_refused_before_anything_is_measured():
+    """Catches KeyError and a damaged box met after an hour of answers."""
+    scene = RECORD | {"image": "a"}
+    ask = {"id": "q1", "image": "a", "kind": "color", "question": "Color?"}
+    bare = {"id": "b", "image": "b", "objects": [{"name": "dog"}]}   # nobody knows where
+    damaged = {"id": "c", "image": "c", "objects": [{"name": "dog", "box": [0, 0, 70, 90]}]}
+    for asked, records, words in (
+        ([ask], [bare, {"id": "text alone"}], "needs pictures whose objects, with boxes, are kno"),
+        ([ask], [scene, damaged], "record c has an object without a name, or without a box"),
+        ([ask | {"image": "x"}], [scene], "question q1 is about x, which val.jsonl lacks"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_axes(asked, records, None)
+    with pytest.raises(ValueError, match="for instance any"):        # hidden ones do not count
+        check_axes([ask | {"kind": "hidden"}], [scene], [])
+
+
+def test_what_was_not_measured_is_left_out_of_the_table():
+    """Catches KeyError where CHAIR has no picture, and claims judged where nobody knows the truth.
+    """
+    bare = {"id": "b", "image": "b", "objects": [{"name": "dog"}]}
+    scene = RECORD | {"image": "a"}
+    asked = [{"id": f"q{i}", "image": i, "kind": "color", "question": "?", "expect": ["red"]}
+             for i in "ab"]
+    log = [q | {"answer": "There is a red cat."} for q in asked]
+    got = axes({"answers/color": 0.0}, log, log, asked, [scene, bare], PHRASES, SimulatedJudge())
+    assert got.keys() == {"hallucination/false_claims", "helpfulness/answers",
+                          "preference/win_rate", "preference/ties", "honesty/unsure_visible"}
+    assert got["hallucination/false_claims"] == 0                    # no phrase names a cat
 
 
 def test_a_run_is_measured_on_the_axes_and_ties_with_itself(runs, folder, tmp_path, capsys):

@@ -90,10 +90,32 @@ def test_the_likeliest_candidate_is_the_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "answer_logprobs", always_red)
     sees = type("Model", (), {"config": type("C", (), {"vit": type("V", (), {"n_tokens": 4})})})
     chance: dict[str, float] = {}
-    figures = measure.ranked(sees, data, TOKENIZER.end, 10, chance)
+    figures = measure.ranked(sees, data, TOKENIZER.end, 10, 10, chance)
     assert figures == {"ranked/color": 0.5, "ranked/count": 1.0}
     assert sorted(given) == [["Blue", "Red"], ["Two"]]
     assert chance == {"ranked/color": 0.5, "ranked/count": 1.0}
+
+
+def test_candidates_are_read_in_batches(tmp_path, monkeypatch):
+    """Catches --batch_size without effect on candidates or pictures, the best of one batch only.
+
+    The likeliest of five words is the last one in the alphabet.
+    """
+    words = ["ash", "bee", "cod", "dog", "elk"]
+    data = held_out(tmp_path, {}, eval=[
+        {"image": "val.npy#0", "answer": word, "kind": "color", "question": "?", "style": "word"}
+        for word in words])
+    sizes = []
+
+    def last(model, images, prompts, answers, pad):
+        sizes.append((len(images), len(prompts), len(answers)))
+        return torch.tensor([[float(ids[0]) for ids in answers]] * len(prompts))
+
+    monkeypatch.setattr(measure, "answer_logprobs", last)
+    sees = type("Model", (), {"config": type("C", (), {"vit": type("V", (), {"n_tokens": 4})})})
+    figures = measure.ranked(sees, data, TOKENIZER.end, 10, 2, {})
+    assert figures == {"ranked/color": 0.2}
+    assert sizes == [(n, n, m) for n in (2, 2, 1) for m in (2, 2, 1)]
 
 
 def test_captions_are_compared_with_their_own_pictures_references(tmp_path, monkeypatch):
@@ -123,12 +145,75 @@ def test_captions_are_compared_with_their_own_pictures_references(tmp_path, monk
     assert [e["answer"] for e in log] == [said[0][0]] * 2
 
 
+def captions_of_nothing(monkeypatch, tmp_path, objects: list, said: str) -> tuple[dict, dict]:
+    """Figures and what is left out, of a captioner that says the same of two pictures."""
+    data = held_out(tmp_path, {"phrases": PHRASES}, val=[
+        {"image": f"val.npy#{i}", "captions": ["A dog."]} | ({} if some is None else
+         {"objects": some}) for i, some in enumerate(objects)])
+    monkeypatch.setattr(
+        measure, "beam_search",
+        lambda model, images, prompts, **options: [(TOKENIZER.encode(said), 0.0)] * len(images))
+    sees = type("Model", (), {"config": type("C", (), {"vit": type("V", (), {"n_tokens": 4})})})
+    figures = measure.captioning(sees, data, "", 10, 1, 9, 10, [])
+    return {name: p for name, p in figures.items() if "chair" in name or "recall" in name}, (
+        data.left_out)
+
+
+def test_captions_have_a_chair_where_objects_are_known(tmp_path, monkeypatch):
+    """Catches a perfect CHAIR where nobody looked for objects, one lost over a single picture."""
+    cat = [{"name": "cat"}]
+    assert captions_of_nothing(monkeypatch, tmp_path, [[], []], "A cat.") == (
+        {}, {"captions/chair": "no picture of val.jsonl has objects"})
+    assert captions_of_nothing(monkeypatch, tmp_path, [None, None], "A cat.")[0] == {}
+    # of one picture, the objects are known: a cat, and a dog that people's captions name
+    assert captions_of_nothing(monkeypatch, tmp_path, [cat, None], "A cat.") == (
+        {"captions/chair_i": 0.0, "captions/chair_s": 0.0, "captions/recall": 0.5},
+        {"captions/chair of 1 pictures": "their objects are not known"})
+    assert captions_of_nothing(monkeypatch, tmp_path, [cat, []], "Nice.") == (
+        {"captions/chair_s": 0.0, "captions/recall": 0.0},
+        {"captions/chair_i": "no caption names an object"})
+
+
+def test_pictures_without_captions_or_objects_have_no_figures(clip, tmp_path):
+    """Catches a crash or a recall over no picture, a POPE and a CHAIR of no object."""
+    data = held_out(tmp_path, {"phrases": PHRASES}, val=[
+        {"image": "val.npy#0", "objects": []}, {"image": "val.npy#1"}])
+    chance: dict[str, float] = {}
+    assert measure.retrieval(clip.eval(), data, 10, chance) == chance == {}
+    assert measure.hallucination(lambda pairs: 1 / 0, data, 10, 0, []) == {}
+    assert data.left_out == {"retrieval": "no picture of val.jsonl has captions",
+                             "pope, chair": "no picture of val.jsonl has objects"}
+
+
+def test_a_model_that_says_nothing_has_no_chair_i(tmp_path):
+    """Catches a perfect share of invented objects for descriptions that name none."""
+    look = {"attributes": None}
+    data = held_out(tmp_path, {"phrases": PHRASES}, val=[
+        {"image": "val.npy#0", "objects": [{"name": "cat"} | look, {"name": "dog", "hidden": 1}]},
+        {"image": "val.npy#1", "objects": [{"name": "dog", "attributes": {"color": None}}]}])
+    figures = measure.hallucination(lambda pairs: ["no"] * len(pairs), data, 5, 0, [])
+    kinds = {name: p for name, p in figures.items() if name.startswith("chair/")}
+    assert kinds == {"chair/chair_s": 0.0, "chair/recall": 0.0, "chair/recall_hidden": 0.0}
+    assert figures["pope_random/f1"] == 0.0 and "pope_random/precision" not in figures
+    assert data.left_out["chair/chair_i"] == "no description names an object"
+    assert data.left_out["pope_popular/precision"] == "the model never says yes"
+
+
+def test_a_class_without_texts_is_said_before_anything_runs(tmp_path):
+    """Catches a picture that no answer can be right about, and one without a group."""
+    data = held_out(tmp_path, {"prompts": {"dog": ["A dog."]}}, zeroshot=[
+        {"image": "val.npy#0", "label": "dog"}, {"image": "val.npy#1", "label": "cat"}])
+    with pytest.raises(ValueError, match="zeroshot.jsonl, record 1: .* no prompts .* 'cat'"):
+        measure.zero_shot(None, data, [])
+
+
 def test_everything_everywhere_leaves_pope_out(tmp_path):
     """Catches a division by no question."""
     data = held_out(tmp_path, {"phrases": {"dog": "dog"}}, val=[
         {"image": "val.npy#0", "objects": [{"name": "dog"}]}])
     figures = measure.hallucination(lambda pairs: ["A dog."] * len(pairs), data, 5, 0, [])
     assert set(figures) == {"chair/chair_i", "chair/chair_s", "chair/recall"}
+    assert data.left_out == {"pope": "no picture shows one object clearly and lacks another"}
     data.meta["phrases"] = {"cat": "cat"}
     with pytest.raises(ValueError, match="meta.json has no phrase for 'dog' of 0"):
         measure.hallucination(lambda pairs: [], data, 5, 0, [])

@@ -2,7 +2,9 @@
 
 import pytest
 
-from minivlm.evaluation.scene import Thing, beside, claims, holds, named_by, things_of
+from minivlm.evaluation.scene import (
+    Thing, beside, claims, has_scene, holds, named_by, things_of,
+)
 
 RED = Thing("circle", "red", "large", 0.2, 0.2, 0.10, "top left")
 BLUE = Thing("circle", "blue", "small", 0.8, 0.2, 0.02, "top right")
@@ -85,6 +87,21 @@ def test_things_without_color_or_size_are_not_judged_by_them():
     assert holds(claims("There are no dogs.")[0][0], pets) is False
 
 
+@pytest.mark.parametrize("text", [
+    "The red circle is larger than the dog.", "The dog is smaller than the red circle.",
+    "The dog is large.", "There is a large dog.", "There is one small dog.",
+    "The red circle is left of the small dog.", "The red circle and the dog have the same size.",
+])
+def test_a_size_that_nobody_has_recorded_decides_nothing(text):
+    """Catches the word "large" compared with the area of a box, and an unknown size called wrong.
+    """
+    dog = Thing("dog", "red", "", 0.8, 0.8, 0.9, "bottom right")
+    [claim] = claims(text)[0]
+    assert holds(claim, [RED, dog], NAMES) is None
+    assert holds(("is", "dog", "red"), [RED, dog], NAMES) is True    # its color is known
+    assert holds(("count", "no", "large ring"), [RED, dog], NAMES) is True
+
+
 def test_sentences_that_are_not_understood_are_given_back():
     """Catches a claim read into words that make none."""
     assert claims("It looks cheerful. Yes. The ring seems to float over water!") == (
@@ -102,6 +119,12 @@ def test_a_record_gives_its_things_with_places_by_their_boxes():
     assert (dog.name, dog.place, dog.hidden) == ("dog", "bottom left", False)
     assert dog.area == pytest.approx(0.04)
     assert (ring.name, ring.place, ring.hidden) == ("red ring", "middle tile", True)
+    big = {"name": "Ring", "attributes": {"color": "Red", "size": "LARGE"}, "place": "Sky",
+           "box": [0, 0, 1, 1]}
+    [thing] = things_of({"objects": [big]})                          # as claims are read
+    assert (thing.name, thing.size, thing.place) == ("red ring", "large", "sky")
+    assert has_scene(record) and not has_scene({}) and not has_scene({"objects": []})
+    assert not has_scene({"objects": [big, {"name": "dog"}]})
     for wrong in ({"name": "dog"}, {"name": "dog", "box": [0, 0, 70, 90]}, {"box": [0, 0, 1, 1]}):
         with pytest.raises(ValueError, match="an object without a name, or without a box"):
             things_of({"objects": [wrong]})

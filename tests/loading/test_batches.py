@@ -14,7 +14,8 @@ from PIL import Image
 from minivlm.conversation import caption_rows, pack
 from minivlm.loading import images
 from minivlm.loading.batches import (
-    Batch, check_captions, collate, hash_seed, pick_captions, render_records, shuffled,
+    Batch, caption_lengths, collate, hash_seed, pick_captions, places_that_fit, render_records,
+    shuffled,
     switch_out,
 )
 from minivlm.loading.images import Pictures, augment, fit, open_image, to_tensor
@@ -80,6 +81,13 @@ def test_a_row_that_cannot_be_learned_is_refused_by_name(row, message):
     """Catches a silent cut, and rows that train on nothing."""
     with pytest.raises(ValueError, match=message):
         collate([([1, 2], [False, True]), row], 0, 3, ids=["dog", "cat"])
+
+
+def test_a_packed_row_without_an_answer_is_refused_by_name():
+    """Catches "max() arg is an empty sequence" for a prompt whose answers are all missing."""
+    row, segments = pack([7, 8], [])
+    with pytest.raises(ValueError, match="record cat has no answer to learn from"):
+        collate([row], 0, 8, ids=["cat"], segments=[segments])
 
 
 def test_a_row_of_just_the_context_fits():
@@ -239,7 +247,7 @@ def test_other_modes_become_rgb(mode, fmt):
 def test_floating_point_pixels_are_refused(tmp_path):
     """Catches a depth map shown as black."""
     path = saved(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "f.tiff")
-    with pytest.raises(ValueError, match=r"f\.tiff has floating-point pixels \(mode F\)"):
+    with pytest.raises(ValueError, match=r"f\.tiff is no readable picture \(floating-point pixels"):
         open_image(path)
 
 
@@ -473,7 +481,6 @@ def test_records_are_read_line_by_line(tmp_path):
 
 @pytest.mark.parametrize("line, message", [
     ("{broken", r"train\.jsonl:2 is no JSON in UTF-8: "),
-    ("", r"train\.jsonl:2 is no JSON in UTF-8: "),
     ("[" * 100_000, r"train\.jsonl:2 is no JSON in UTF-8: "),
     ('{"id": "b"}', r"train\.jsonl:2 has no captions"),
     ('{"captions": []}', r"train\.jsonl:2 has no id and no captions"),
@@ -497,7 +504,7 @@ def test_a_bad_line_is_named_with_its_number(line, message, tmp_path):
 def test_a_line_that_is_no_object_is_refused(line, tmp_path):
     """Catches a list or a number taken for a record when no key is asked for."""
     write(tmp_path, line)
-    with pytest.raises(ValueError, match=r"train\.jsonl:1"):
+    with pytest.raises(ValueError, match=r"train\.jsonl(:1|, entry 0) is no JSON object"):
         load_records(tmp_path, "train")
 
 
@@ -522,7 +529,7 @@ def test_missing_and_empty_data_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"train\.jsonl is empty"):
         load_records(tmp_path, "train")
     (tmp_path / "meta.json").write_text('{"name": "x", "image_size": 48}')
-    assert load_meta(tmp_path) == {"name": "x", "image_size": 48}
+    assert load_meta(tmp_path) == {"name": "x", "image_size": 48, "fit": "crop"}
     for bad in ('{"name": "x"}', '{"image_size": 48}', '{"name": "x", "image_size": "48"}', "[]"):
         (tmp_path / "meta.json").write_text(bad)
         with pytest.raises(ValueError, match=r"meta\.json lacks a name or an image_size"):
@@ -683,7 +690,7 @@ def test_workers_run_a_function_that_closes_over_data():
 
 def test_a_record_in_llavas_format_is_rendered():
     """Catches a reader that needs our records only: this is one line of LLaVA's published file."""
-    [(ids, is_answer)] = render_records([LLAVA], TOKENIZER, 3, 256)
+    [(ids, is_answer)] = render_records([LLAVA], TOKENIZER, 3)
     supervised = TOKENIZER.decode([i for i, a in zip(ids, is_answer) if a])
     assert (
         supervised == "The bus is white and red.<|end|>Yes.<|end|>"
@@ -692,44 +699,57 @@ def test_a_record_in_llavas_format_is_rendered():
 
 
 @pytest.mark.parametrize("record, message", [
-    ({"id": "a", "image": "x.png", "conversations": [{"from": "human", "value": "hi"}]},
-     "record a: 0 <image> marks and 1 pictures"),
-    ({"id": "b", "conversations": [{"from": "human", "value": "<image> hi"}]},
-     "record b: 1 <image> marks and 0 pictures"),
-    ({"id": "c", "image": "x.png", "conversations": [{"from": "human", "value": "<image><image>"}]},
-     "record c: 2 <image> marks and 1 pictures"),
     ({"id": "d", "conversations": [{"from": "gpt", "value": "hi"}]}, "record d: turn 0 is by gpt"),
     ({"id": "e", "conversations": []}, "record e: the conversation has no turns"),
     ({"conversations": [{"from": "human", "value": ""}]}, r"record \?: turn 0 by human is empty"),
 ])
 def test_a_bad_dialogue_is_named_by_its_record(record, message):
-    """Catches a wrong count of pictures, which would shift every later picture by one."""
+    """Catches a dialogue that cannot be rendered and is dropped, or refused without its name."""
     with pytest.raises(ValueError, match=message):
-        render_records([LLAVA, record], TOKENIZER, 1, 256)
+        render_records([LLAVA, record], TOKENIZER, 1)
 
 
 def test_a_turn_that_is_no_object_is_refused_by_record():
     """Catches an AttributeError without the record's name."""
     with pytest.raises(ValueError, match="record f"):
-        render_records([{"id": "f", "conversations": ["hi"]}], TOKENIZER, 1, 256)
+        render_records([{"id": "f", "conversations": ["hi"]}], TOKENIZER, 1)
 
 
-def test_a_text_longer_than_the_context_is_found_before_training():
+def test_a_record_longer_than_the_context_is_found_before_training(capsys):
     """Catches a record that stops a run midway: as many tokens as fit pass, one more does not."""
-    ids = render_records([LLAVA], TOKENIZER, 3, 256)[0][0]
-    render_records([LLAVA], TOKENIZER, 3, len(ids) - 1)
-    with pytest.raises(
-        ValueError, match=f"record .*: {len(ids) - 1} tokens, the context holds {len(ids) - 2}"
-    ):
-        render_records([LLAVA], TOKENIZER, 3, len(ids) - 2)
-    records = [{"id": "a", "captions": ["x", "four"]}]
-    check_captions(records, TOKENIZER, 9, 13)
-    with pytest.raises(ValueError, match="record a has a caption of 13 tokens, .* holds 12"):
-        check_captions(records, TOKENIZER, 9, 12)
+    records = [{"id": name} for name in "abc"]
+    assert places_that_fit(records, [5, 7, 6], 7, False, "train") == [0, 1, 2]
+    said = (
+        "train, record b: 7 tokens, image tokens included; the context holds 6; shorten it, "
+        "or leave out such records with --skip_long"
+    )
+    with pytest.raises(ValueError, match=said):
+        places_that_fit(records, [5, 7, 6], 6, False, "train")
+    assert capsys.readouterr().out == ""
+
+
+def test_long_records_are_left_out_and_counted_on_request(capsys):
+    """Catches one dialogue that refuses a whole data set, records that vanish in silence, and a
+    record that fits exactly left out.
+    """
+    records = [{"id": i} for i in range(5000)]
+    lengths = [256] * 4998 + [614, 257]
+    assert places_that_fit(records, lengths, 256, True, "train") == list(range(4998))
+    assert capsys.readouterr().out == (
+        "left out 2 of 5,000 records of train: longer than the context of 256 tokens, "
+        "for instance 4998 (614)\n"
+    )
+    assert places_that_fit(records, [256] * 5000, 256, True, "train") == list(range(5000))
+    assert capsys.readouterr().out == ""
+    said = "nothing is left without 2 of 2 records of val: longer than the context of 4 tokens"
+    with pytest.raises(ValueError, match=said):
+        places_that_fit(records[:2], [5, 6], 4, True, "val")
 
 
 def test_the_longest_caption_that_passes_the_check_fits_a_batch():
     """Catches a check that is off by one from what collate takes."""
+    [needed] = caption_lengths([{"id": "a", "captions": ["x", "four"]}], TOKENIZER, 9)
+    assert needed == 13  # nine image tokens and four bytes; the end is only a target
     rows = caption_rows(["four"], TOKENIZER, 9)
     assert collate(rows, PAD, 13).idx.shape == (1, 13)
     with pytest.raises(ValueError, match="13 tokens, the context holds 12"):

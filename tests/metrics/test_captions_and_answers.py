@@ -2,10 +2,11 @@
 
 import math
 import random
+import unicodedata
 
 import pytest
 
-from minivlm.metrics import normalize_answer, vqa_accuracy
+from minivlm.metrics import normalize_answer, tokenize, vqa_accuracy
 from minivlm.metrics.captions import bleu, cider, rouge_l
 
 # --- captions ---
@@ -84,6 +85,38 @@ def test_caption_scores_do_not_depend_on_the_order_of_pictures_or_references():
     assert cider(*turned)[0] == pytest.approx(cider(made, references)[0])
 
 
+@pytest.mark.parametrize("caption, tokens", [
+    ("The dog's ball.", "the dog 's ball"), ("The dogs\u2019 ball!", "the dogs ball"),
+    ("It's a T-shirt, isn't it?", "it 's a t-shirt is n't it"),
+    ("He said: \"I don\u2019t\"; 'we can't'...", "he said i do n't we ca n't"),
+    ("2.5 of 1,000 at 10:30", "2.5 of 1,000 at 10:30"), ("two o'clock", "two o'clock"),
+    ("the dog 's ball is n't red", "the dog 's ball is n't red"), ("", ""),
+])
+def test_captions_are_tokenized_as_the_penn_treebank_is(caption, tokens):
+    """Catches 's that stays in a word, an apostrophe as a word, hyphens and numbers that part."""
+    assert tokenize(caption) == tokens
+
+
+@pytest.mark.parametrize("captions", [
+    ["一只红色的狗\u3002", "两个蓝色球在桌上\u3002"],
+    ["赤い犬がいます", "青い球が二つ"],
+    ["หมาสีแดง", "ลูกบอลสีฟ้า"],
+    ["un cafe\u0301 tout noir ici", "deux bo\u0302les bleus sur la table"],
+])
+def test_a_caption_that_is_its_reference_scores_the_most_in_any_script(captions):
+    """Catches a sentence without spaces as one word: it has no four-grams, and partly right is 0.
+
+    The reference ends without a stop, and its accents are composed.
+    """
+    references = [[tokenize(unicodedata.normalize("NFC", c).rstrip(".\u3002"))] for c in captions]
+    made = [tokenize(caption) for caption in captions]
+    assert bleu(made, references) == pytest.approx([1] * 4)
+    assert rouge_l(made, references) == pytest.approx(1)
+    assert cider(made, references)[1] == pytest.approx([10, 10])
+    cut = [text.rsplit(" ", 1)[0] for text in made]
+    assert 0.5 < bleu(cut, references)[3] < 1 and 5 < cider(cut, references)[0] < 10
+
+
 @pytest.mark.parametrize("score", [bleu, rouge_l, cider])
 def test_captions_without_references_are_refused(score):
     """Catches lists that do not fit each other."""
@@ -136,3 +169,10 @@ def test_vqa_answers_may_hold_line_breaks_and_tabs():
     """Catches white space that makes equal answers different; the official code makes it spaces."""
     assert vqa_accuracy("red\nring\t", ["red ring"] * 10) == 1
     assert vqa_accuracy("red ring", ["red\tring"] * 10) == 1
+
+
+def test_vqa_answers_may_be_in_any_script():
+    """Catches a reference in Chinese that is not right itself, and accents written in two ways."""
+    assert vqa_accuracy("红色", ["红色"] * 10) == 1
+    assert vqa_accuracy("红色", ["红色"] * 4 + ["蓝色"] * 6) == 1
+    assert vqa_accuracy("cafe\u0301", ["caf\u00e9"] * 9 + ["bar"]) == 1

@@ -12,6 +12,7 @@ from minivlm.metrics import (
     answer_ok, chair, clip_score, is_unsure, mentions, pope, pope_questions, recall_at_k,
     recall_by_chance, says_yes, style_ok, words_of,
 )
+from minivlm.metrics.answers import tokens_of
 
 # --- retrieval ---
 
@@ -101,6 +102,15 @@ def test_clip_score_is_the_number_worked_by_hand():
     ("anything", [], [], False),
     ("top\nleft", ["top left"], [], True),
     ("I'm not sure, it may be red.", ["not sure"], [], True),
+    ("It is 'red'.", ["red"], [], True), ("It is \u2018red\u2019.", ["red"], [], True),
+    ("It is the dog's.", ["dog"], [], True), ("It isn\u2019t.", ["isn't"], [], True),
+    ("It isn't red.", ["is"], [], False), ("It is 2.5 high.", ["5"], [], False),
+    ("caf\u00e9", ["cafe\u0301"], [], True), ("cafe\u0301", ["cafe"], [], False),
+    ("圆是红色的。", ["红色"], ["蓝色"], True),
+    ("赤い円です", ["赤"], [], True),
+    ("วงกลมสีแดง", ["แดง"], [], True),
+    ("ปี", ["ป"], [], False),  # Thai: a vowel sign belongs to its letter
+    ("कि", ["का"], [], False),  # Hindi: two vowels, ki and ka
 ])
 def test_an_answer_is_right_by_whole_words(answer, expect, wrong, ok):
     """Catches "red" found in "hundred", and a right word that excuses a wrong one."""
@@ -109,7 +119,28 @@ def test_an_answer_is_right_by_whole_words(answer, expect, wrong, ok):
 
 def test_words_are_lower_case_and_padded():
     """Catches phrases that match across punctuation differently at the start and at the end."""
-    assert words_of("The TOP-left, it's 2!") == " the top left it's 2 " and words_of("...") == "  "
+    assert words_of("The TOP-left, it's 2!") == " the top left it 's 2 " and words_of("...") == "  "
+
+
+@pytest.mark.parametrize("text, words", [
+    ("The dogs' ball, the dog's.", "the dogs ball the dog 's"),
+    ("'Red', \u201cblue\u201d; \u2018green\u2019", "red blue green"),
+    ("they\u2019re we'd I'll don`t o'clock", "they 're we 'd i 'll don't o'clock"),
+    ("T-shirt red\u2011brick - well--known 7-up", "t-shirt red-brick well known 7-up"),
+    ("2.5 of 1,000 at 10:30. 2,5", "2.5 of 1,000 at 10:30 2 5"),
+    ("圆是red的3匹", "圆 是 red 的 3 匹"),
+    ("ドック\u3099", "ド ッ グ"),              # Japanese, decomposed
+    ("สีแดง ๑๒", "สี แ ด ง ๑๒"),
+    ("한국어 단어", "한국어 단어"),  # Korean has spaces
+    ("हिन्दी", "हिन्दी"),
+])
+def test_words_are_those_of_each_script(text, words):
+    """Catches quotes and 's in a word, accents and vowel signs that part it, a sentence as a word.
+
+    Words that were found are found again, unchanged: phrases in meta.json are such words.
+    """
+    assert tokens_of(text) == words.split() == tokens_of(words)
+    assert words_of(words_of(text)) == words_of(text)
 
 
 @pytest.mark.parametrize("answer, style, ok", [
@@ -131,6 +162,11 @@ def test_words_are_lower_case_and_padded():
     ("It is red. Or is it?", "detail", True),
     ("Yes.", "detail", False), ("- a red\n- b blue.", "detail", False), ("", "detail", False),
     ("", "", True), ("whatever it is", "", True),
+    ("It's", "word", True), ("It\u2019s red.", "sentence", False), ("Rene\u0301", "word", True),
+    ("红色。", "word", True), ("红 色", "word", False),
+    ("圆是红色的。", "sentence", True),
+    ("圆是红的。环是蓝的。", "sentence", False),
+    ("圆是红的。环是蓝的。", "detail", True),
 ])
 def test_each_style_has_its_form(answer, style, ok):
     """Catches a judge of style that looks at the wrong form, or fails on an empty answer."""
@@ -151,6 +187,7 @@ def test_a_refusal_is_known_by_its_words(answer, refused):
 def test_doubt_is_known_by_its_words():
     """Catches a doubt in capitals that is not heard, and one that was not said."""
     assert is_unsure("I'm Not Sure.") and not is_unsure("I'm sure it is not.")
+    assert is_unsure("I'm not\nsure.") and not is_unsure("They are not surely red.")
 
 
 # --- POPE ---
@@ -182,9 +219,10 @@ def test_pope_figures_are_the_ones_worked_by_hand():
 
 
 def test_a_model_that_never_says_yes_has_no_precision_but_a_score():
-    """Catches a division by zero."""
-    none = {"accuracy": 0.5, "precision": 0.0, "recall": 0.0, "f1": 0.0, "yes": 0.0}
-    assert pope([False, False], [True, False]) == none
+    """Catches a division by zero, a precision of no answer, a perfect score of no question."""
+    assert pope([False, False], [True, False]) == {
+        "accuracy": 0.5, "recall": 0.0, "f1": 0.0, "yes": 0.0}
+    assert pope([False], [False]) == {"accuracy": 1.0, "yes": 0.0} and pope([], []) == {}
     assert pope([True, True], [False, False])["f1"] == 0.0
     assert set(pope([True], [True]).values()) == {1.0}
 
@@ -286,6 +324,7 @@ def test_pope_knows_of_objects_that_it_does_not_ask_about():
 PHRASES = {
     "red circle": "red circle", "red circles": "red circle", "circle": "some circle",
     "ring": "ring", "rings": "ring", "dark red circle": "dark circle", "ring road": "road",
+    "key ring": "",
 }
 
 
@@ -297,9 +336,16 @@ PHRASES = {
     ("ring ring ring", ["ring", "ring", "ring"]),
     ("rings bring", ["ring"]), ("a ring road, a ring", ["road", "ring"]),
     ("red", []), ("", []), ("a red", []),
+    ("The ring's red, the rings' too", ["ring", "ring"]), ("'ring' \u2018ring\u2019", ["ring"] * 2),
+    ("A ring. Road works.", ["ring"]), ("dark, red circle", ["red circle"]),
+    ("A ring-shaped key, a red-circle", ["red circle"]), ("an ear ring", ["ring"]),
+    ("an earring", []), ("a key ring, a ring", ["ring"]), ("The lid. Its key: a ring", ["ring"]),
 ])
 def test_mentions_are_the_longest_phrases_with_repeats(text, named):
-    """Catches "circle" counted inside "red circle", plurals missed, and a match within a word."""
+    """Catches "circle" counted inside "red circle", plurals missed, a match within a word.
+
+    Also possessives, quotes, a phrase across a comma, and words that stand for nothing.
+    """
     assert mentions(text, PHRASES) == named
     assert mentions(text, {}) == []
 
@@ -326,6 +372,8 @@ def test_a_second_mention_is_as_right_as_the_first():
     assert chair([["ring"]], [["disc"]]) == {"chair_i": 1.0, "chair_s": 1.0, "recall": 0.0}
 
 
-def test_saying_nothing_is_no_hallucination():
-    """Catches a division by zero; silence shows in recall."""
-    assert chair([[], []], [["a"], []]) == {"chair_i": 0.0, "chair_s": 0.0, "recall": 0.0}
+def test_a_share_of_nothing_is_no_figure():
+    """Catches a perfect CHAIR of texts that name nothing, of no object and of no picture."""
+    assert chair([[], []], [["a"], []]) == {"chair_s": 0.0, "recall": 0.0}
+    assert chair([["a"]], [[]]) == {"chair_i": 1.0, "chair_s": 1.0}
+    assert chair([], []) == {}

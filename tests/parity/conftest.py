@@ -35,7 +35,10 @@ What is not in the table:
 - SigLIP's loss, momentum encoders and queues: minivlm does not have them.
 - LLaVA's masks, and the counts of POPE, CHAIR and AMBER: no package contains their code.
   `tests/test_conversation.py` and `tests/metrics/test_metrics.py` implement the published rules a
-  second time and compare with that.
+  second time and compare with that. `tests/metrics/test_chair_of_coco.py` has sentences with the
+  objects that the published CHAIR finds in them.
+- Captions with signs like & or brackets, abbreviations with points, and words like cannot: the COCO
+  evaluation's tokenizer reads them differently, see `tokenize` in `minivlm/metrics/captions.py`.
 - Properties that need no peer, such as order, padding, shifts, swapped pictures, adapters and
   packed rows: `tests/parity/test_metamorphic.py` tests them.
 - gpt2-xl: only its tensor names and shapes are compared.

@@ -1,11 +1,12 @@
 """Tokens beside tiktoken's teaching code and Hugging Face's, caption scores beside COCO's."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
-from minivlm.metrics.captions import bleu, cider, rouge_l
+from minivlm.metrics.captions import bleu, cider, rouge_l, tokenize
 from minivlm.tokenizer import GPT2_PATTERN, PATTERN, Tokenizer, train_bpe
 from parity.peers import whole
 
@@ -111,3 +112,27 @@ def test_caption_scores_are_the_coco_evaluations(agreement, name, quantity, scor
         theirs = {"bleu": total, "rouge": [total], "cider": [total, *each]}[name]
         seen.close(*(torch.tensor(x, dtype=torch.float64)
                      for x in (score(made, references), theirs)))
+
+
+# words as people write them in captions, with what may follow them
+WRITTEN = (
+    "a two cats dog's dogs' man's boss's it's he'd we'll they're you've I'm isn't don't can't "
+    "won't red-and-white T-shirt 7-up 2.5 1,000 10:30 o'clock \"stop\" 'stop' caf\u00e9 "
+    "\u201cGo\u201d It\u2019s"
+).split()
+FOLLOWS = ("", "", "", "", ",", ";", ":", "!", "?", " -", " --", "...")
+
+
+def test_captions_are_tokenized_as_the_coco_evaluation_does(agreement):
+    """Catches 's or n't that stays in its word, quotes as words, hyphens and numbers that part."""
+    peer = whole("pycocoevalcap.tokenizer.ptbtokenizer")
+    if shutil.which("java") is None:
+        pytest.skip("the tokenizer of pycocoevalcap needs java")
+    seen = agreement("tokens of captions", "pycocoevalcap", "PTBTokenizer", 0)
+    captions = []
+    for rng in seen.cases():
+        chosen = [rng.choice(WRITTEN) + rng.choice(FOLLOWS) for _ in range(rng.randint(1, 12))]
+        captions.append(f"The {' '.join(chosen)} end.")
+    tokens = peer.PTBTokenizer().tokenize({i: [{"caption": c}] for i, c in enumerate(captions)})
+    for i, caption in enumerate(captions):
+        seen.same(tokenize(caption), tokens[i][0])

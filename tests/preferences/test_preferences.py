@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -44,17 +45,55 @@ def test_published_layouts_are_read(tmp_path):
         GOOD | {"id": "3", "image": "c.jpg"}]
     path = tmp_path / "ranked.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    a, b, c = layouts.read_ranked(path)
+    a, b, c = whole = layouts.read_ranked(path, Counter())
     assert (a["question"], a["responses"], a["ranking"]) == ("How many?", ["One.", "Two."], [2, 1])
     assert (b["id"], b["question"], b["ranking"]) == ("7", "Why?", [1, 2])
     assert c["ranking"] == [2, 1, 2]
-    twice = {**lines[0], "conversations": [*talk, {"from": "gpt", "value": "One."}, *talk]}
-    silent = {**lines[0], "conversations": []}
-    for bad in ({"a": 1}, twice, silent, {**lines[0], "preference": 3}, [1]):
-        path.write_text(json.dumps(lines[2]) + "\n" + json.dumps(bad))
-        what = "JSON object" if bad == [1] else "ranking"
-        with pytest.raises(ValueError, match=f"ranked.jsonl:2 is no {what}"):
-            layouts.read_ranked(path)
+    for indent in (None, 2):                                         # as one list
+        path.write_text(json.dumps(lines, indent=indent))
+        assert layouts.read_ranked(path, Counter()) == whole
+    path.write_text(json.dumps(lines[2]) + "\n[1]")
+    with pytest.raises(ValueError, match="ranked.jsonl:2 is no JSON object"):
+        layouts.read_ranked(path, Counter())
+
+
+TALK = [{"from": "human", "value": "<image>\nHow many?"}]
+PAIR = {"id": "1", "image": "a.jpg", "conversations": TALK, "output_1": {"value": "One."},
+        "output_2": {"value": "Two."}, "preference": 2}
+
+
+@pytest.mark.parametrize("bad, reason", [
+    ({"a": 1}, "record in no known layout"), ({"text": 7}, "record in no known layout"),
+    (PAIR | {"conversations": [*TALK, {"from": "gpt", "value": "One."}, *TALK]},
+     "conversation without exactly one question"),
+    (PAIR | {"conversations": []}, "conversation without exactly one question"),
+    (PAIR | {"preference": 0}, "preference that is neither 1 nor 2"),
+    ({"text": "{"}, "text that is no JSON"),
+    (GOOD | {"question": "<image>\n"}, "no question"),
+    (GOOD | {"question": None}, "record in no known layout"),
+])
+def test_a_record_that_is_no_ranking_is_counted_and_all_are_refused(bad, reason, tmp_path):
+    """Catches 10,000 rankings refused for one, and a file of another kind taken as empty."""
+    path, skipped = tmp_path / "ranked.jsonl", Counter()
+    path.write_text("".join(json.dumps(r) + "\n" for r in (PAIR, bad, PAIR, bad)))
+    assert len(layouts.read_ranked(path, skipped)) == 2 and skipped == {reason: 2}
+    path.write_text(json.dumps(bad))
+    with pytest.raises(ValueError, match=f"ranked.jsonl holds no ranking .*:1: {reason}"):
+        layouts.read_ranked(path, skipped)
+
+
+@pytest.mark.parametrize("image", [
+    "b/3.jpg", {"path": "b/3.jpg", "bytes": None}, None, {"path": None, "bytes": "/9j/"},
+])
+def test_the_columns_of_rlaif_v_are_read(image, tmp_path):
+    """Catches the rejected answer taken for the chosen one, and a picture that is not found."""
+    row = {"ds_name": "RLAIF-V", "image": image, "question": "What is it?", "chosen": "A dog.",
+           "rejected": "A cat.", "origin_dataset": "LCS-558K", "origin_split": '{"type": "qa"}',
+           "idx": "17", "image_path": "b/3.jpg"}
+    (tmp_path / "rlaif.json").write_text(json.dumps([row]))
+    assert layouts.read_ranked(tmp_path / "rlaif.json", Counter()) == [{
+        "id": "17", "image": "b/3.jpg", "question": "What is it?",
+        "responses": ["A dog.", "A cat."], "ranking": [1, 2]}]
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -167,6 +206,38 @@ def test_peoples_rankings_are_taken_and_what_cannot_be_used_is_counted(tmp_path)
     (tmp_path / "people.jsonl").write_text(json.dumps(lines[-1]))
     with pytest.raises(ValueError, match="nothing can be ranked; left out: {'all ties': 1}"):
         preferences.main(cfg)
+
+
+def test_a_mean_is_over_the_ratings_that_there_are(tmp_path):
+    """Catches an axis that nobody has rated, or some have, counted as 0 points."""
+    folder(tmp_path)
+    rows = [GOOD | {"id": f"s{i}", "ratings": [{"helpfulness": 3, "clarity": 1}] * 3}
+            for i in range(2)]
+    rows[1]["ratings"] = [{"helpfulness": 5, "ethics": 4}] * 3
+    (tmp_path / "people.json").write_text(json.dumps([*rows, GOOD | {"id": "s2"}]))
+    counts = preferences.main(preferences.Config(
+        data=str(tmp_path), rater="file", n_val=1, ranked=f"{tmp_path}/people.json"))
+    assert counts["helpfulness"] == 4 and counts["ethics"] == 4 and "faithfulness" not in counts
+
+
+def test_a_damaged_picture_is_counted_before_answers_are_drawn(
+        tmp_path, vlm, tokenizer, monkeypatch):
+    """Catches an hour of answers lost to one picture, and a folder without pictures not named."""
+    folder(tmp_path)
+    asked = read(tmp_path / "prompts.jsonl") + [
+        {"id": "odd", "image": "odd.png", "kind": "color", "question": "What color?"}]
+    records = read(tmp_path / "train.jsonl") + [scene(0) | {"id": "odd", "image": "odd.png"}]
+    for name, rows in (("prompts", asked), ("train", records)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "odd.png").write_bytes(b"no picture")
+    drawn = []
+    monkeypatch.setattr(preferences, "ask_pool", lambda chosen, *_: drawn.extend(chosen) or [
+        (q, ["red", "blue"]) for q in chosen])
+    counts = preferences.main(preferences.Config(data=str(tmp_path), noise=0, n_val=1))
+    assert len(drawn) == 12 and counts["skipped"] == 1
+    (tmp_path / "train.npy").unlink()
+    with pytest.raises(ValueError, match="none of 13 pictures can be read; no packed pictures at"):
+        preferences.main(preferences.Config(data=str(tmp_path)))
 
 
 @pytest.mark.parametrize("changes, words", [

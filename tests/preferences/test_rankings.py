@@ -38,7 +38,7 @@ def test_a_ranking_that_cannot_be_used_says_why(changes, reason, tmp_path):
     lines = [GOOD, GOOD | {"id": "second"} | changes]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     if reason:
-        with pytest.raises(ValueError, match=f"p.jsonl, record second: {reason}"):
+        with pytest.raises(ValueError, match=f"p.jsonl:2: {reason}"):
             load_rankings(tmp_path, "p")
     else:
         assert load_rankings(tmp_path, "p") == lines

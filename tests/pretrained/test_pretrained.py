@@ -5,7 +5,6 @@ tests/parity sets both beside transformers itself.
 
 import json
 import sys
-from minivlm.loading.models import clip_from, vlm_from
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import nn
 import train_align
 from conftest import stir
 from minivlm.gpt import GPT, GPTConfig
+from minivlm.loading.models import clip_from, fit_of, vlm_from
 from minivlm.pretrained import weights as pretrained
 from minivlm.pretrained.export import Config, export, main, merges_of, tokenizer_file
 from minivlm.pretrained.tokenizers import ClipTokenizer, read_tokenizer
@@ -428,6 +428,18 @@ def test_pictures_that_are_prepared_in_another_way_are_refused(published):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.5, 0.5, 0.5]}))
     with pytest.raises(ValueError, match=r"image_mean is \[0.5, 0.5, 0.5\], minivlm has \[0.48"):
         pretrained.read_clip(published / "clip")
+
+
+@pytest.mark.parametrize("mode", ("crop", "pad", "stretch"))
+def test_how_pictures_are_made_square_goes_along(mode, published, clip, tmp_path):
+    """Catches a model of padded pictures that other programs, or we, would show cropped ones."""
+    state = state_of(clip, "clip")
+    state["configs"]["fit"] = mode
+    export(state, tmp_path)
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (written["do_pad"], written["do_center_crop"]) == (mode == "pad", mode == "crop")
+    assert ("shortest_edge" in written["size"]) == (mode != "stretch")
+    assert fit_of(pretrained.read_clip(tmp_path)) == mode
 
 
 def test_a_missing_package_is_one_line(published, monkeypatch):

@@ -1,5 +1,6 @@
 """minivlm/running/checkpoint.py: what is saved comes back, and what is not ours is refused."""
 
+import math
 import os
 import pickle
 import random
@@ -78,6 +79,28 @@ def test_checkpoints_that_differ_anywhere_are_not_equal(b):
     """Catches a comparison that looks at keys or shapes alone."""
     a = {"x": [torch.zeros(2), 1]}
     assert checkpoint.equal(a, {"x": [torch.zeros(2), 1]}) and not checkpoint.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, None])
+def test_checkpoints_are_compared_bit_by_bit(dtype):
+    """Catches a resumed run called equal whose zeros have other signs, and NaN called different."""
+    def make(x: float):
+        return [x if dtype is None else torch.tensor(x, dtype=dtype)]
+
+    assert checkpoint.equal(make(math.nan), make(math.nan))
+    assert checkpoint.equal(make(-0.0), make(-0.0))
+    assert not checkpoint.equal(make(0.0), make(-0.0))
+
+
+def test_weights_of_every_type_have_a_fingerprint():
+    """Catches a TypeError for bfloat16, which NumPy lacks; one bit makes another fingerprint."""
+    prints = set()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for x in (0.0, -0.0, 1.0):
+            weights = {"w": torch.full((2, 3), x, dtype=dtype).T, "n": torch.tensor(3)}
+            prints.add(checkpoint.fingerprint({"model": weights}))
+    # float16 and bfloat16 have the same bytes for 0.0 and for -0.0
+    assert len(prints) == 7
 
 
 def test_a_folder_gives_its_best_and_else_its_last(tmp_path):
@@ -272,6 +295,42 @@ def test_a_run_with_an_option_that_is_a_constant_now_can_be_resumed(tmp_path):
     save(tmp_path / "ckpt.pt", configs=CONFIGS | {"center": 0.5}, model=model)
     with pytest.raises(ValueError, match="other settings of center"):
         checkpoint.resume(tmp_path / "ckpt.pt", "sft", CONFIGS, model, optimizer, Meter())
+
+
+def resumed(path, saved: dict, configs: dict) -> int:
+    """Save a checkpoint with some settings, resume it with others, return the next step."""
+    model = make_model()
+    optimizer = Optimizer(model, 1e-3, 0)
+    save(path, configs=saved, model=model, optimizer=optimizer)
+    return checkpoint.resume(path, "sft", configs, model, optimizer, Meter())[0]
+
+
+@pytest.mark.parametrize("saved, now", [
+    ({}, {"fit": "crop"}), ({}, {"skip_long": False}), ({"fit": "pad"}, {"fit": "pad"}),
+    ({"grad_accum": 1}, {}), ({"grad_accum": 2, "workers": 1}, {"skip_long": False}),
+    ({"data": "a/b/"}, {"data": "a/b"}), ({"data": "./a//b/../b"}, {"data": "a/b/"}),
+    ({"data": os.path.abspath("a/b")}, {"data": "a/b"}),
+    ({"tokenizer": ""}, {"tokenizer": TOKENIZER.identity}),
+])
+def test_settings_that_mean_the_same_can_be_resumed(saved, now, tmp_path):
+    """Catches a run refused for another name of its folder, for how much memory it takes, or for
+    an entry that its version did not have.
+    """
+    assert resumed(tmp_path / "ckpt.pt", CONFIGS | saved, CONFIGS | now) == 7
+
+
+@pytest.mark.parametrize("saved, now, named", [
+    ({}, {"fit": "pad"}, "fit"), ({"fit": "pad"}, {"fit": "crop"}, "fit"),
+    ({}, {"skip_long": True}, "skip_long"), ({"data": "a"}, {"data": "b"}, "data"),
+    ({"data": "a/b"}, {"data": "b"}, "data"), ({"data": 3}, {"data": "a"}, "data"),
+    ({"tokenizer": "0" * 16}, {"tokenizer": "0" * 16}, "tokenizer"),
+    ({"grad_accum": 1}, {"grad_accum": 2},
+     r"grad_accum \(blip compares the pairs within a micro-batch\)"),
+])
+def test_settings_that_mean_something_else_cannot_be_resumed(saved, now, named, tmp_path):
+    """Catches a second half that learns from other pixels, records or tokens than the first."""
+    with pytest.raises(ValueError, match=f"other settings of {named}; resume with the same"):
+        resumed(tmp_path / "ckpt.pt", CONFIGS | saved, CONFIGS | now)
 
 
 def test_a_damaged_checkpoint_leads_to_the_best_one(tmp_path):

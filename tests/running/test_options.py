@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minivlm.running.machine import autocast, environment, pick_device, seed_everything
-from minivlm.running.options import cli, help_of, obeys, parse_args
+from minivlm.running.options import check, cli, help_of, obeys, parse_args
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Config:
     dtype: str = "auto"  # auto | float32 | bfloat16; type
     batch_size: int = 8  # rows
     grad_accum: int = 1  # parts
+    muon_lr: float = 0.0  # >= 0; peak rate, Muon
     plain: str = ""
 
     def __post_init__(self):
@@ -80,6 +81,7 @@ def test_help_is_made_of_the_comments(capsys):
     (["--lr", "nan"], "error: lr is nan, expected >= 0"),
     (["--share", "1.1"], "error: share is 1.1, expected 0 .. 1"),
     (["--init", "runs/x"], "error: init and out are both runs/x; the run would overwrite"),
+    (["--lr", "0"], "error: lr and muon_lr are both 0: nothing would learn; to measure only, use"),
     (["--dtype", "half"], "error: dtype 'half' is not one of auto, float32, bfloat16"),
     (["--grad_accum", "9"], "error: grad_accum 9 is more than the batch_size of 8 rows"),
 ])
@@ -90,6 +92,24 @@ def test_a_wrong_flag_ends_with_one_line_and_code_2(argv, message, capsys):
     said = capsys.readouterr().err
     assert done.value.code == 2 and message in said and "Traceback" not in said
     assert len(said.splitlines()) == 1 and "error:" in said
+
+
+@pytest.mark.parametrize("source", ["best.pt", "../x/ckpt.pt", "../x/", "."])
+def test_a_run_never_overwrites_what_it_starts_from(source, tmp_path):
+    """Catches a run that deletes its own beginning, named by another name or as a file."""
+    (tmp_path / "x").mkdir()
+    for name in ("best.pt", "ckpt.pt"):
+        (tmp_path / "x" / name).write_text("weights")
+    with pytest.raises(ValueError, match="the run would overwrite what it starts from"):
+        check(Config(init=f"{tmp_path}/x/{source}", out=f"{tmp_path}/x"))
+    check(Config(init=f"{tmp_path}/x/best.pt", out=f"{tmp_path}/y"))
+    check(Config(init=f"{tmp_path}/x", out=f"{tmp_path}/x/next"))
+
+
+def test_one_rate_of_two_may_be_0():
+    """Catches Muon alone or AdamW alone refused: 0 is off for each."""
+    check(Config(lr=0.0, muon_lr=0.1))
+    check(Config(lr=0.1, muon_lr=0.0))
 
 
 @pytest.mark.parametrize("rule, good, bad", [

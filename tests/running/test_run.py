@@ -7,6 +7,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from minivlm.gpt import GPTConfig
 from minivlm.optim import Optimizer
-from minivlm.running import checkpoint, run as module
+from minivlm.running import checkpoint, machine, run as module
 from minivlm.running.run import Meter, Run
 
 
@@ -33,6 +34,13 @@ class Config:
     threads: int = 0
     workers: int = 0
     resume: bool = False
+
+
+@dataclass
+class WithFile(Config):
+    """Options of a made-up script that names a tokenizer's file."""
+
+    tokenizer: str = ""
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +131,53 @@ def test_a_fresh_run_drops_the_old_ones_results_when_it_begins(tmp_path, tokeniz
     assert [name for name in old if (tmp_path / name).exists()] == ["notes.txt"]
 
 
+def test_a_resumed_run_has_not_stopped(tmp_path, tokenizer):
+    """Catches a stopped.json beside a run that goes on well, with the losses of another lr."""
+    train(started(Config(out=str(tmp_path)), tokenizer))
+    (tmp_path / "stopped.json").write_text("{}")
+    train(started(Config(out=str(tmp_path), steps=12, resume=True), tokenizer))
+    assert not (tmp_path / "stopped.json").exists()
+
+
+def test_a_run_holds_the_identity_of_its_tokenizer(tmp_path, tokenizer):
+    """Catches a file's name kept in its place: a run would resume with another file's tokens."""
+    run = started(WithFile(out=str(tmp_path), tokenizer="vocab.bpe"), tokenizer)
+    assert run.configs["tokenizer"] == tokenizer.identity
+
+
+def test_a_command_that_is_no_text_does_not_end_the_run(tmp_path, tokenizer, monkeypatch):
+    """Catches an error after the old run is deleted: a file's name may hold any bytes, which
+    Python shows as half characters, and é where the system's encoding has none.
+    """
+    monkeypatch.setattr("sys.argv", ["train_x.py", "--data", "caf\xe9/\udcff"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("io.text_encoding", lambda encoding, level=2: encoding or "ascii")
+        started(Config(out=str(tmp_path)), tokenizer)
+    env = (tmp_path / "env.txt").read_text(encoding="utf-8")
+    assert "command: train_x.py --data caf\xe9/\\udcff\n" in env
+
+
+def test_memory_that_the_system_does_not_tell_is_no_column(tmp_path, tokenizer, monkeypatch):
+    """Catches a figure of 0 GB, or an error, on Windows, which has no module `resource`."""
+    monkeypatch.setattr(machine, "resource", None)
+    run = started(Config(out=str(tmp_path), steps=2), tokenizer)
+    train(run)
+    assert "gb" not in rows_of(run)[0] and rows_of(run)[0]["min"]
+    assert "peak_gb" not in machine.provenance(Config(), 0.0)
+
+
+def test_memory_is_in_gigabytes(monkeypatch):
+    """Catches kibibytes taken for kilobytes: Linux tells 2,000,000 KiB, which are 2.048 GB; macOS
+    tells bytes.
+    """
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=2_000_000))
+    monkeypatch.setattr(machine, "resource", usage)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert machine.peak_memory("gb") == {"gb": 2.05}
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert machine.peak_memory("gb") == {"gb": 0.0}
+
+
 def test_resuming_a_finished_run_is_refused(tmp_path, tokenizer):
     """Catches an empty loop that ends as if all were well."""
     train(started(Config(out=str(tmp_path)), tokenizer))
@@ -165,7 +220,7 @@ def test_the_last_figures_are_returned_and_printed(tmp_path, tokenizer, capsys):
 
 def test_a_new_column_is_added_to_the_rows_before(tmp_path, tokenizer, monkeypatch):
     """Catches columns that shift when a row has other keys than the first one."""
-    monkeypatch.setattr(module, "peak_gb", lambda: 0.5)
+    monkeypatch.setattr(module, "peak_memory", lambda name: {name: 0.5})
     run = started(Config(out=str(tmp_path)), tokenizer)
     run._write_row({"val": 4.625})
     run.step = 10
@@ -288,10 +343,16 @@ def test_a_damaged_log_is_named(content, tmp_path, tokenizer):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_what_led_to_it(tmp_path, tokenizer):
-    """Catches hours of training on NaN: step, records and last five losses are said and saved."""
+    """Catches hours of training on NaN: step, records and the losses of the last five steps are
+    said and saved, not those of PPO's minibatches.
+    """
     run = started(Config(out=str(tmp_path)), tokenizer)
-    for loss in (6, 5, 4, 3, 2, 1.23456):
-        run.check(loss, 1.0, ["a"])
+    for run.step in run.steps():
+        if run.step == 6:
+            break
+        run.next_batch()
+        run.check(100 + run.step, 1.0, ["a"])                        # a minibatch of this step
+        run.add(["a"], loss=(6, 5, 4, 3, 2, 1.23456)[run.step], grad=1.0, lr=0.1)
     assert not (tmp_path / "stopped.json").exists()
     run.step = 6
     message = (
