@@ -1127,7 +1127,7 @@ def test_published_weights_and_tokenizers_are_read_or_refused(name, data):
                "words": ClipTokenizer.read}
     with workplace() as folder:
         write(folder, contents)
-        read = attempt(f"published {name}", folder, lambda: readers[name](folder), None, "pieces")
+        read = attempt(f"published {name}", folder, lambda: readers[name](folder))
         assert read is not None or not good
         if read is None:
             return

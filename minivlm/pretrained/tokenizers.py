@@ -78,7 +78,10 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     for pattern in (GPT2_PATTERN, PATTERN):
         # without tokenizer.json nothing tells how text is split: the files are GPT-2's
         if not file or split == pre_tokenizer(pattern):
-            return Tokenizer(ranks, pattern), len(known)
+            try:
+                return Tokenizer(ranks, pattern), len(known)
+            except ValueError as error:
+                raise ValueError(f"{folder}: {error}") from None
     raise ValueError(f"{folder}: text is split neither in GPT-2's way nor in ours")
 
 
@@ -177,7 +180,10 @@ class ClipTokenizer:
             FileNotFoundError, ValueError: as `read_merges`.
         """
         vocab, merges, _ = read_merges(Path(folder))
-        return cls(vocab, merges)
+        try:
+            return cls(vocab, merges)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without the special tokens around it.

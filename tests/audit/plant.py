@@ -44,7 +44,7 @@ BUGS = [
      'last.get("value") if last.get("from") == "gpt" else None', 'last.get("value")',
      "tests/preferences/test_pairs.py"),
     ("true scores of scenes that nobody knows", "minivlm/preferences/prompts.py",
-     "if not self.phrases or not all(map(has_scene, scenes)):", "if not self.phrases:",
+     "self.has_scenes = self.has_scenes and known", "self.has_scenes = self.has_scenes",
      "tests/preferences/test_prompts.py"),
     ("targets shifted by two", "minivlm/loading/batches.py", "row[1:], IGNORE_INDEX)",
      "row.roll(-1)[1:], IGNORE_INDEX)", "tests/loading/test_batches.py"),
