@@ -123,7 +123,7 @@ def main(cfg: Config) -> dict[str, float]:
     machine.seed_everything(cfg.seed, cfg.threads)
     device = machine.pick_device(cfg.device)
     state = checkpoint.load(cfg.run, ("sft", "dpo", "ppo", "align", "caption"), device)
-    tokenizer = Tokenizer.from_text(state["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(state)
     model = vlm_from(state).to(device).eval()
     size = model.config.vit.image_size
     mode = fit_of(state) if cfg.fit == "auto" else cfg.fit

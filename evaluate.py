@@ -251,7 +251,7 @@ def main(cfg: Config) -> Figures:
     device = machine.pick_device(cfg.device)
     meta = load_meta(cfg.data)
     state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft", "ppo", "dpo"))
-    tokenizer = Tokenizer.from_text(state["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(state)
     build = clip_from if state["stage"] == "clip" else vlm_from
     model = build(state).to(device).eval()
     check_request(cfg, state["stage"], meta)

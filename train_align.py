@@ -28,7 +28,6 @@ from minivlm.pretrained.weights import read_clip, read_gpt2
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
-from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM, VLMConfig
 
 # --- config ---
@@ -86,7 +85,7 @@ def main(cfg: Config) -> dict[str, float]:
     else:
         clip = checkpoint.load(cfg.clip, ("clip",))
     lm = read_gpt2(cfg.llm) if cfg.llm else checkpoint.load(cfg.lm, ("lm",))
-    tokenizer = Tokenizer.from_text(lm["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(lm)
     vit, gpt = tower_configs(clip, lm)
     config = VLMConfig(tokenizer.image, vit, gpt, cfg.projector)
     model = VLM(config)

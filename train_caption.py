@@ -33,7 +33,6 @@ from minivlm.optim import Optimizer, lr_scale
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
-from minivlm.tokenizer import Tokenizer
 from minivlm.transformer import Block
 from minivlm.vlm import VLMConfig
 
@@ -133,7 +132,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     clip = checkpoint.load(cfg.clip, ("clip",))
     lm = checkpoint.load(cfg.lm, ("lm",))
-    tokenizer = Tokenizer.from_text(lm["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(lm)
     vit, gpt = tower_configs(clip, lm)
     blip = cfg.objective == "blip"
     prefix_lm = cfg.objective == "prefix_lm"

@@ -38,7 +38,6 @@ from minivlm.running import checkpoint
 from minivlm.running.machine import is_bfloat16
 from minivlm.running.options import cli
 from minivlm.running.run import Run
-from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
 # --- config ---
@@ -163,7 +162,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("sft", "dpo", "ppo"))
-    tokenizer = Tokenizer.from_text(before["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(before)
     model = vlm_from(before)
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)

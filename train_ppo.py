@@ -36,7 +36,6 @@ from minivlm.rollout import (
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
-from minivlm.tokenizer import Tokenizer
 
 # --- config ---
 
@@ -181,7 +180,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     before = checkpoint.load(cfg.init, ("sft", "caption"))
     scorer = checkpoint.load(cfg.reward, ("reward",))
-    tokenizer = Tokenizer.from_text(before["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(before)
     if scorer["configs"]["tokenizer"] != tokenizer.identity:
         raise ValueError(f"{cfg.reward} and {cfg.init} have different tokenizers")
     policy = vlm_from(before)

@@ -33,7 +33,6 @@ from minivlm.preferences.rankings import load_rankings
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
-from minivlm.tokenizer import Tokenizer
 
 # weight of a prompt's squared mean score. Pairs only compare scores, so without this term
 # the mean could drift. The idea is from Eisenstein et al. 2023, arXiv:2312.09244, eq. 2;
@@ -131,7 +130,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("sft",))
-    tokenizer = Tokenizer.from_text(before["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(before)
     model = RewardModel(vlm_from(before))
     config = model.vlm.config
     if cfg.lora:

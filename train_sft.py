@@ -26,7 +26,6 @@ from minivlm.optim import Optimizer, lr_scale
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
-from minivlm.tokenizer import Tokenizer
 
 # --- config ---
 
@@ -74,7 +73,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- model ---
     before = checkpoint.load(cfg.init, ("align", "caption", "sft"))
-    tokenizer = Tokenizer.from_text(before["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(before)
     model = vlm_from(before)
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)

@@ -223,7 +223,7 @@ def main(cfg: Config) -> dict[str, float]:
         raise ValueError(
             f"{cfg.run} was trained by {objective}; only blip trains a matching head"
         )
-    tokenizer = Tokenizer.from_text(state["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(state)
     model = captioner_from(state)
     model.to(device).eval()
     prompt = tokenizer.encode(state["configs"]["prompt"])

@@ -24,7 +24,6 @@ from minivlm.loading.batches import Batch, collate
 from minivlm.loading.models import vlm_from
 from minivlm.running import checkpoint
 from minivlm.running.machine import provenance
-from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
 
@@ -81,7 +80,7 @@ def main(cfg: Settings) -> None:
     began = time.time()
     state = checkpoint.load(cfg.run, ("sft", "ppo"))
     model = vlm_from(state)
-    tokenizer = Tokenizer.from_text(state["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(state)
     S = model.config.vit.image_size
     images = torch.zeros(cfg.batch_size, 3, S, S)
     prompt = prompt_of("Describe the picture.", tokenizer, model.config.vit.n_tokens)

@@ -1175,11 +1175,11 @@ def test_a_checkpoint_is_loaded_or_refused(data):
 
     def load() -> tuple:
         state = checkpoint.load(folder / "best.pt", ("sft",))
-        return vlm_from(state), Tokenizer.from_text(state["tokenizer"]), fit_of(state), state
+        return vlm_from(state), checkpoint.tokenizer_of(state), fit_of(state), state
 
     with workplace() as folder:
         write(folder, {"best.pt": content})
-        loaded = attempt("checkpoint", folder, load, None, "tokenizer")
+        loaded = attempt("checkpoint", folder, load, None)
         if loaded:
             model, tokenizer, fit, state = loaded
             assert fit in ("pad", "crop", "stretch") and type(state["step"]) is int

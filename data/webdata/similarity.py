@@ -24,7 +24,6 @@ from minivlm.loading.models import clip_from, fit_of
 from minivlm.pretrained.tokenizers import ClipTokenizer
 from minivlm.pretrained.weights import read_clip
 from minivlm.running import checkpoint
-from minivlm.tokenizer import Tokenizer
 
 BATCH = 200  # samples that CLIP encodes together; more take more memory
 
@@ -83,7 +82,7 @@ def load_clip(
         rows_of = partial(words.rows, block_size=model.text.block_size, cut=True)
         return model, rows_of, fit_of(state)
     state = checkpoint.load(path, ("clip",))
-    tokenizer = Tokenizer.from_text(state["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(state)
     model = clip_from(state).eval()
     longest = model.text.block_size
 

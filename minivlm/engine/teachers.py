@@ -239,10 +239,9 @@ class LocalTeacher:
         from minivlm.loading.models import gpt_from
         from minivlm.running import checkpoint
         from minivlm.running.machine import pick_device
-        from minivlm.tokenizer import Tokenizer
-
+        
         state = checkpoint.load(run, ("lm",))
-        self.tokenizer = Tokenizer.from_text(state["tokenizer"])
+        self.tokenizer = checkpoint.tokenizer_of(state)
         self.model = gpt_from(state)
         self.model.to(pick_device(device)).eval()
         self.temperature = temperature

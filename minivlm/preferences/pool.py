@@ -91,7 +91,7 @@ def ask_pool(
     share = math.ceil(k / len(states))
     drawn: dict[str, list[list[str]]] = {q["id"]: [] for q in questions}
     for state in states:
-        tokenizer = Tokenizer.from_text(state["tokenizer"])
+        tokenizer = checkpoint.tokenizer_of(state)
         model = vlm_from(state).to(device).eval()
         pictures = Pictures(data, model.vit.config.image_size, fit_of(state))
         for q, texts in sample(model, pictures, tokenizer, questions, share, temperatures,

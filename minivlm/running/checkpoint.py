@@ -135,6 +135,17 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
     return state | {"file": str(file)}
 
 
+def tokenizer_of(state: dict) -> Tokenizer:
+    """Return the tokenizer of a checkpoint or of published weights.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    return Tokenizer.from_text(
+        state["tokenizer"], f"the tokenizer in {state.get('file', 'the published folder')}"
+    )
+
+
 def _file_of(path: Path) -> Path:
     """Find the checkpoint file that a path stands for."""
     if path.suffix and not path.is_dir():
@@ -282,6 +293,5 @@ def saved_settings(state: dict, configs: dict) -> dict:
         if Path(folder).resolve() == Path(configs["data"]).resolve():
             saved["data"] = configs["data"]
     if "tokenizer" in configs:  # an older train_lm.py saved the name of its file
-        name = f"the tokenizer in {state['file']}"
-        saved["tokenizer"] = Tokenizer.from_text(state["tokenizer"], name).identity
+        saved["tokenizer"] = tokenizer_of(state).identity
     return saved

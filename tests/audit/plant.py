@@ -366,7 +366,7 @@ BUGS = [
     ("a second half with other pixels", "minivlm/running/options.py", 'ADDED = {"fit": "crop"',
      'ADDED = {"fit": "pad"', "tests/running/test_checkpoint.py"),
     ("a second half with another tokenizer", "minivlm/running/checkpoint.py",
-     'saved["tokenizer"] = Tokenizer.from_text(state["tokenizer"], name).identity',
+     'saved["tokenizer"] = tokenizer_of(state).identity',
      'saved["tokenizer"] = configs["tokenizer"]', "tests/running/test_checkpoint.py"),
     ("a tokenizer known by its file's name", "minivlm/running/run.py",
      '"tokenizer": tokenizer.identity,', "", "tests/running/test_run.py"),

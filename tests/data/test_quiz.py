@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -152,6 +153,14 @@ def test_the_form_of_a_question_fits_its_answer_and_no_other_kind_of_answer():
                     refused[q.kind] += 1
                     assert not measure.follows(other.answer, line), (q, other)
     assert len(refused) == 16 and min(refused.values()) > 20
+
+
+def test_a_name_with_signs_of_a_regular_expression_is_a_name_in_a_form():
+    """Catches a form that is no regular expression, and one that a right answer does not match."""
+    form = quiz.form_of("kind", {"x": "red thing"}, "", {"kind": {"c++ mug", "(ring", "ball"}})
+    for name in ("c++ mug", "(ring", "ball"):
+        assert re.fullmatch(form, f"the red thing is a {name}.")
+    assert not re.fullmatch(form, "the red thing is a ccc mug.")
 
 
 def test_pictures_without_colors_and_with_places_of_their_own_are_asked_about():
