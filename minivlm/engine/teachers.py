@@ -307,7 +307,7 @@ def journal(path: Path, header: dict) -> dict[str, dict]:
         raise ValueError(f"{path} is damaged ({error}); --fresh begins anew") from None
     if first != header:
         raise ValueError(
-            f"{path} holds replies by {str(first)[:300]}, not {header}; "
+            f"{path} holds replies by {repr(first)[:300]}, not {header}; "
             "use another --out, or --fresh"
         )
     return {line["key"]: line for line in lines}

@@ -16,7 +16,7 @@ from minivlm.gpt import GPT, GPTConfig
 from minivlm.heads import RewardModel
 from minivlm.loading.images import FITS
 from minivlm.lora import merged
-from minivlm.running.files import first_line
+from minivlm.running.files import brief, first_line
 from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM, VLMConfig
 
@@ -89,7 +89,7 @@ def fit_of(state: dict) -> str:
     mode = state["configs"].get("fit", "crop")
     if mode not in FITS:
         raise ValueError(
-            f"{state.get('file', 'the checkpoint')} has fit {str(mode)[:40]!r}, "
+            f"{state.get('file', 'the checkpoint')} has fit {brief(mode)}, "
             f"expected one of {', '.join(FITS)}"
         )
     return mode
@@ -254,7 +254,7 @@ def check_sizes(config: object, name: str) -> None:
             # not isinstance: True is an int too
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(
-                    f"{name}: {key} is {str(value)[:40]}, "
+                    f"{name}: {key} is {brief(value)}, "
                     f"expected a whole number in 1 .. {most:,}"
                 )
 

@@ -23,7 +23,7 @@ from minivlm.loading.images import MEAN, STD
 from minivlm.loading.models import check_fit
 from minivlm.pretrained.tokenizers import read_tokenizer
 from minivlm.pretrained.weight_names import clip_names, gpt2_names, to_ours
-from minivlm.running.files import expect, first_line, read_json
+from minivlm.running.files import brief, expect, first_line, read_json
 from minivlm.vit import ViTConfig
 
 # --- models ---
@@ -251,7 +251,6 @@ def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:
         value = config.get(key, default)
         most = 1000 if "layer" in key else 1_000_000
         if type(value) is not int or not 0 < value <= most:
-            shown = repr(value)[:80]  # a forged value may be megabytes long
-            raise ValueError(f"{folder}: {key} is {shown}, expected 1 .. {most}")
+            raise ValueError(f"{folder}: {key} is {brief(value)}, expected 1 .. {most}")
         found.append(value)
     return found

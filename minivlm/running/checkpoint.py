@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minivlm.running.files import first_line
+from minivlm.running.files import brief, first_line
 from minivlm.running.options import ADDED, FREE, RETIRED
 from minivlm.tokenizer import Tokenizer
 
@@ -120,7 +120,7 @@ def load(path: Path, stages: tuple[str, ...], device: torch.device | str = "cpu"
     stage = state.get("stage")
     if stage not in stages:
         raise ValueError(
-            f"{file} is a checkpoint of stage {str(stage)[:40]!r}, "
+            f"{file} is a checkpoint of stage {brief(stage)}, "
             f"expected {' or '.join(stages)}"
         )
     for key, kind in HOLDS.items():

@@ -127,9 +127,8 @@ def check_entries(entries: list, name: str, /, **types: type) -> None:
         for key, kind in types.items():
             value = entry.get(key) if isinstance(entry, dict) else None
             if not isinstance(value, kind):
-                shown = repr(str(value)[:40])  # a forged value may be megabytes long
                 raise ValueError(
-                    f"{name}, entry {n}: {key} is {shown}, expected {kind.__name__}"
+                    f"{name}, entry {n}: {key} is {brief(value)}, expected {kind.__name__}"
                 )
 
 
@@ -146,7 +145,7 @@ def expect(config: dict, folder: Path, **wanted: object) -> None:
     for key, value in wanted.items():
         if config.get(key, value) != value:
             raise ValueError(
-                f"{folder}: {key} is {repr(config[key])[:80]}, minivlm has {value!r} only"
+                f"{folder}: {key} is {brief(config[key])}, minivlm has {value!r} only"
             )
 
 
@@ -158,6 +157,17 @@ def is_number(x) -> bool:
     """
     # the bound comes first: for a huge int, math.isfinite raises OverflowError
     return type(x) in (int, float) and abs(x) < 1e300 and math.isfinite(x)
+
+
+def brief(value: object) -> str:
+    """Write a value for an error message: on one line, and at most 80 characters long.
+
+    A forged value may be megabytes long, hold line breaks, or be nested without end.
+    """
+    try:
+        return repr(value)[:80]
+    except RecursionError:
+        return type(value).__name__
 
 
 def first_line(error: Exception) -> str:
@@ -250,7 +260,7 @@ def inside(folder: str | Path, name: str) -> Path:
     # 255 bytes is the limit of a file name; 2000 stays below Linux's 4096 for a whole path
     longest = max(len(part) for part in raw.split(b"/"))
     if not raw or b"\0" in raw or longest > 255 or len(raw) > 2000:
-        raise ValueError(f"{str(name)[:80]!r} is no name of a file in {folder}")
+        raise ValueError(f"{brief(name)} is no name of a file in {folder}")
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(
