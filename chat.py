@@ -1,13 +1,15 @@
 """Talk about a picture with a trained run, in the terminal.
 
     python chat.py --image data/shapes/prepared/samples/0.png
+    python chat.py --image 7                 held-out picture 7 of the data it learned from
     python chat.py --image scene.png --ask "How many circles are there?"
 
-Three lines have a meaning of their own in a conversation:
+Some lines have a meaning of their own in a conversation:
 
     an empty line, or Ctrl-D    ends it
     /new                        starts a new conversation about the same picture
-    /image PATH                 starts a new conversation about another picture
+    /image PATH                 starts a new conversation about another picture, or number
+    /help                       shows these, and questions that suit the data set
 
 Reads: a run folder of train_sft.py, train_ppo.py, train_dpo.py, train_align.py or
 train_caption.py.
@@ -23,13 +25,19 @@ import torch
 
 from minivlm.conversation import IMAGE_MARK, Turn, render
 from minivlm.generate import stream
-from minivlm.loading.images import fit, open_image, to_tensor
+from minivlm.loading.images import Pictures, fit, open_image, to_tensor
 from minivlm.loading.models import fit_of, vlm_from
+from minivlm.loading.prepared import load_meta
 from minivlm.running import checkpoint, machine, options
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
-COMMANDS = "/new starts a new conversation; /image PATH starts one about another picture"
+COMMANDS = (
+    "/new starts a new conversation; /image PATH starts one about another picture; "
+    "/help shows questions to ask"
+)
+# if the data set names none
+QUESTIONS = ("Describe the picture.", "What is in the picture?", "How many objects are there?")
 
 # --- config ---
 
@@ -40,9 +48,10 @@ class Config:
 
     # conversation
     run: str = "runs/sft"  # run folder of the model
-    image: str = ""  # picture file to talk about; empty = talk without a picture
+    image: str = ""  # picture to talk about: a file, or a number, see data; empty = none
     ask: str = ""  # a question to ask once, then exit; empty = a conversation
-    fit: str = "auto"  # auto | crop | pad | stretch; square pictures; auto = as in training
+    fit: str = "auto"  # auto | crop | pad | stretch; how to make it square; auto = as trained
+    data: str = ""  # data folder of numbered pictures; empty = the one that the run learned
     # answers
     max_new_tokens: int = 128  # >= 1; most tokens of an answer
     temperature: float = 0.0  # >= 0; 0 = the likeliest token, 1 = the model's distribution
@@ -90,13 +99,19 @@ def answer(
     return tokenizer.decode(written)
 
 
-def load_picture(path: str, size: int, mode: str, device: torch.device) -> torch.Tensor:
+def load_picture(
+    path: str, folder: str, size: int, mode: str, device: torch.device
+) -> torch.Tensor:
     """Load a picture as the model takes it: (1, 3, S, S).
 
     Args:
-        path: as a user types it or a terminal pastes it: with ~, quotes or backslashes.
+        path: as a user types it or a terminal pastes it: with ~, quotes or backslashes; or
+            the number of a held-out picture.
+        folder: the data folder of numbered pictures.
         mode: how the picture is made square, see `fit`.
     """
+    if path.isdecimal() and not Path(path).is_file():
+        return Pictures(folder, size, mode).get([f"val.npy#{path}"]).to(device)
     if not Path(path).is_file():
         try:
             path = " ".join(shlex.split(path))
@@ -105,6 +120,15 @@ def load_picture(path: str, size: int, mode: str, device: torch.device) -> torch
         path = os.path.expanduser(path)
     pixels = np.asarray(fit(open_image(path), size, mode))           # (S, S, 3)
     return to_tensor(pixels)[None].to(device)
+
+
+def suggestions(folder: str) -> str:
+    """Commands, and questions that suit a data folder, one a line."""
+    try:
+        questions = load_meta(folder).get("questions", QUESTIONS)
+    except (ValueError, OSError):  # the run may be here without its data
+        questions = QUESTIONS
+    return "\n".join([COMMANDS, *(f"  {question}" for question in questions)])
 
 
 def typed() -> str:
@@ -131,7 +155,8 @@ def main(cfg: Config) -> dict[str, float]:
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
     # --- conversation ---
-    images = load_picture(cfg.image, size, mode, device) if cfg.image else None
+    data = cfg.data or str(state["configs"].get("data", ""))
+    images = load_picture(cfg.image, data, size, mode, device) if cfg.image else None
     turns: list[Turn] = []
     while True:
         question = cfg.ask or typed()
@@ -141,12 +166,12 @@ def main(cfg: Config) -> dict[str, float]:
             command, _, path = question.partition(" ")
             try:
                 if command == "/image" and path.strip():
-                    images = load_picture(path.strip(), size, mode, device)
+                    images = load_picture(path.strip(), data, size, mode, device)
                     turns = []
                 elif command == "/new":
                     turns = []
                 else:
-                    print(COMMANDS)
+                    print(options.printable(suggestions(data)))
             except (ValueError, FileNotFoundError) as error:
                 # the old picture and its conversation stay
                 print(options.printable(str(error)))

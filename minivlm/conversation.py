@@ -188,7 +188,8 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
 
 
 def prompt_of(
-    question: str, tokenizer: Tokenizer, n_image_tokens: int, facts: Sequence[str] = ()
+    question: str, tokenizer: Tokenizer, n_image_tokens: int, facts: Sequence[str] = (),
+    before: Sequence[Turn] = (),
 ) -> list[int]:
     """Return the ids before the answer to a question about one picture.
 
@@ -197,11 +198,14 @@ def prompt_of(
         facts: true captions of the picture; they stand before the question. A reward model
             that reads them need not guess what the picture shows (factually augmented RLHF,
             LLaVA-RLHF, arXiv:2309.14525, section 3.2).
+        before: earlier turns, questions and answers without a picture's mark, if the
+            question refers back to them.
     """
     # a caption from the web may contain the mark: it is no second picture
     text = "\n".join([*facts, question]).replace(IMAGE_MARK, "")
-    turns = [{"from": "human", "value": f"{IMAGE_MARK}\n{text}"}]
-    return render(turns, tokenizer, n_image_tokens).ids
+    first, *others = [*before, {"from": "human", "value": text}]
+    first = first | {"value": f"{IMAGE_MARK}\n{first['value']}"}
+    return render([first, *others], tokenizer, n_image_tokens).ids
 
 
 def render_v1(

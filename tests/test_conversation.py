@@ -325,6 +325,17 @@ def test_marks_are_counted_against_pictures():
         check_turns([turns[0]] * 2, 2)
 
 
+
+def test_a_question_that_refers_back_stands_behind_the_turns_before_it():
+    """Catches a follow-up asked without its dialogue, and a picture in its middle."""
+    before = [{"from": "human", "value": "Where is the cat?"}, {"from": "gpt", "value": "Left."}]
+    ids = prompt_of("And its color?", TOKENIZER, 2, before=before)
+    whole = [{"from": "human", "value": "<image>\nWhere is the cat?"}, before[1],
+             {"from": "human", "value": "And its color?"}]
+    assert ids == render(whole, TOKENIZER, 2).ids
+    assert before[0]["value"] == "Where is the cat?"  # the caller's turns stay as they are
+
+
 def test_the_word_image_in_a_fact_is_no_picture():
     """Catches a crawled caption with LLaVA's mark, which asks for a second picture in mid-run."""
     plain = prompt_of("What?", TOKENIZER, 3, ["A  dog."])

@@ -413,13 +413,13 @@ def rehearsal(begun: list) -> Iterator[None]:
             make_batch(step)
 
     def make_answerer(model: object, data: evaluate.EvalData, *_: object) -> Callable:
-        def ask(pairs: list[tuple[str, str]]) -> list[str]:
-            data.look([image for image, _ in pairs])
-            for _, asked in pairs:
+        def ask(questions: list[dict]) -> list[str]:
+            data.look([q["image"] for q in questions])
+            for asked in (q["question"] for q in questions):
                 ids = prompt_of(asked, data.tokenizer, N_TOKENS)
                 assert ids.count(BYTES.image) == N_TOKENS, "a question with a second picture"
             begun.append("asked")
-            return [SAID.get(asked, "Red. There is a red ring.") for _, asked in pairs]
+            return [SAID.get(q["question"], "Red. There is a red ring.") for q in questions]
         return ask
 
     def noted(function: Callable) -> Callable:

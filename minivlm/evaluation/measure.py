@@ -258,8 +258,8 @@ def zero_shot(model: CLIP, data: EvalData, log: list[dict]) -> Figures:
 
 # --- a VLM ---
 
-# [(image, question), ...] -> answers
-Answerer = Callable[[list[tuple[str, str]]], list[str]]
+# questions with their "image", and with the turns "before" them if there are any -> answers
+Answerer = Callable[[list[dict]], list[str]]
 
 
 def make_answerer(
@@ -273,17 +273,20 @@ def make_answerer(
         batch_size: how many answers are written at a time.
     """
 
-    def ask(pairs: list[tuple[str, str]]) -> list[str]:
+    def ask(questions: list[dict]) -> list[str]:
         n_tokens = model.config.vit.n_tokens
-        prompts = [prompt_of(question, data.tokenizer, n_tokens) for _, question in pairs]
-        images = [image for image, _ in pairs]
+        prompts = []
+        for q in questions:
+            before = q.get("before", ())
+            prompts.append(prompt_of(q["question"], data.tokenizer, n_tokens, (), before))
         # prompts of similar length share a batch, so a batch has few pads
-        order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
-        answers = [""] * len(pairs)
-        for start in data.starts(len(pairs), batch_size, "asking"):
+        order = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
+        answers = [""] * len(questions)
+        for start in data.starts(len(questions), batch_size, "asking"):
             chosen = order[start:start + batch_size]
+            images = data.look([questions[i]["image"] for i in chosen])
             rows = generate(
-                model, data.look([images[i] for i in chosen]), [prompts[i] for i in chosen],
+                model, images, [prompts[i] for i in chosen],
                 max_new_tokens=max_new_tokens, stop=stop,
             )
             for i, ids in zip(chosen, rows):
@@ -314,7 +317,7 @@ def answers(
         log: gets each question with its answer.
     """
     questions = questions_of(data, n_questions, split)
-    replies = ask([(q["image"], q["question"]) for q in questions])
+    replies = ask(questions)
     asked = list(zip(questions, replies))
     for q, a in asked:
         log.append({
@@ -432,9 +435,11 @@ def hallucination(
         if not asked:
             data.left_out["pope"] = "no picture shows one object clearly and lacks another"
             break
-        replies = ask([
-            (records[i]["image"], f"Is there {article(name)}?") for i, name, _ in asked
-        ])
+        questions = []
+        for i, name, _ in asked:
+            question = f"Is there {article(name)}?"
+            questions.append({"image": records[i]["image"], "question": question})
+        replies = ask(questions)
         truth = [is_there for _, _, is_there in asked]
         pope = metrics.pope([metrics.says_yes(a) for a in replies], truth)
         if "precision" not in pope:
@@ -442,7 +447,7 @@ def hallucination(
         figures |= under(f"pope_{strategy}", pope)
 
     question = "Describe the picture."
-    replies = ask([(r["image"], question) for r in records])
+    replies = ask([{"image": r["image"], "question": question} for r in records])
     for r, a in zip(records, replies):
         log.append({
             "image": r["image"], "kind": "detail", "question": question, "answer": a,

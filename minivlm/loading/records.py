@@ -97,6 +97,18 @@ def _question(key: str, value: object) -> str:
     return question.replace(IMAGE_MARK, "").strip()
 
 
+def _before(key: str, value: object) -> list[dict]:
+    """Read the turns before a question that refers back to them."""
+    turns = _list(key, value)
+    try:
+        check_turns(turns, 0)
+    except ValueError as error:
+        raise ValueError(f"turns {key} the question that cannot be used: {error}") from None
+    if turns[-1]["from"] != "gpt":
+        raise ValueError(f"turns {key} the question that do not end with an answer")
+    return turns
+
+
 def _style(key: str, value: object) -> str:
     if value not in STYLES:
         raise ValueError(f"a style that is not one of {', '.join(STYLES[1:])}")
@@ -127,10 +139,12 @@ def _object(entry: object) -> dict:
     name = entry.get("name")
     if not isinstance(name, str) or not words_of(name).strip():
         raise ValueError("an object without a name")
-    said = {"name": name, "place": entry.get("place", "")}
+    said = {"name": name}
+    said |= {key: entry.get(key, "") for key in ("place", "unusual")}
     said |= {key: look.get(key, "") for key in ("color", "size")}
     for key, text in said.items():
-        _name(f"an object with a {key}", text)
+        a = "an" if key == "unusual" else "a"
+        _name(f"an object with {a} {key}", text)
     for key in ("hidden", "crowd"):
         if not isinstance(entry.get(key, False), (bool, int, str)):
             raise ValueError(f"an object whose {key} is neither true nor false")
@@ -150,13 +164,15 @@ def _known(fields: dict) -> dict:
 
 
 RECORD: Kinds = {
-    "id": _id, "image": _image, "text": _text, "border": _text, "captions": _captions,
-    "objects": _objects, "conversations": _list, "responses": _list,
+    "id": _id, "image": _image, "text": _text, "border": _text, "place": _name,
+    "time": _name, "captions": _captions, "objects": _objects, "conversations": _list,
+    "responses": _list,
 }
 # keys of a record that has a question; and of a picture to be classified
 QUESTION: Kinds = {
     "question": _question, "kind": _text, "style": _style, "form": _form, "answer": _word,
     "people": _people, "expect": _words, "wrong": _words, "names": _words, "may": _words,
+    "before": _before,
 }
 CLASSIFIED: Kinds = {"label": _word, "group": _word}
 
@@ -254,6 +270,22 @@ def _chance(key: str, value: object) -> dict[str, float]:
     return value
 
 
+def _texts(key: str, value: object) -> dict[str, dict[str, str]]:
+    """Read texts by two keys, as facts[kind][aspect]."""
+    for entry in _map(key, value).values():
+        for text in _map(f"an entry of {key}", entry).values():
+            _name(f"an entry of {key}", text)
+    return value
+
+
+def _pairs(key: str, value: object) -> list[list[str]]:
+    for pair in _list(key, value):
+        if len(_words(f"an entry of {key}", pair)) != 2:
+            raise ValueError(f"an entry of {key} that is no pair")
+    return value
+
+
 META: Kinds = {
     "phrases": _phrases, "prompts": _prompts, "chance": _chance, "held_out": _words,
+    "common": _words, "questions": _words, "facts": _texts, "places": _texts, "untold": _pairs,
 }

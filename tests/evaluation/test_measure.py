@@ -51,13 +51,13 @@ def test_a_picture_without_objects_is_not_asked_about(tmp_path):
     ])
     asked = []
 
-    def ask(pairs):
-        asked.extend(pairs)
+    def ask(questions):
+        asked.extend(questions)
         told = "A puppy and a cat. A red ring."
-        return [told if q.startswith("Describe") else "Yes" for _, q in pairs]
+        return [told if q["question"].startswith("Describe") else "Yes" for q in questions]
 
     figures = measure.hallucination(ask, data, 10, 0, [])
-    assert {image for image, _ in asked} == {"val.npy#1"}
+    assert {q["image"] for q in asked} == {"val.npy#1"}
     assert figures["chair/chair_i"] == pytest.approx(1 / 3) and figures["chair/recall"] == 1
 
 

@@ -152,6 +152,8 @@ def test_null_counts_as_absent_everywhere(tmp_path):
     ({"name": "dog", "attributes": {"color": "<image>"}}, "an object with a color that holds <im"),
     ({"name": "dog", "place": 7}, "an object with a place that is no text"),
     ({"name": "dog", "hidden": {}}, "an object whose hidden is neither true nor false"),
+    ({"name": "dog", "unusual": True}, "an object with an unusual that is no text"),
+    ({"name": "dog", "unusual": "<image>"}, "an object with an unusual that holds <image>"),
 ])
 def test_an_object_that_cannot_be_read_is_refused_by_line(bad, reason, tmp_path):
     """Catches KeyError in the middle of a measurement."""
@@ -194,12 +196,26 @@ def test_a_dialogue_that_cannot_be_learned_is_refused_by_line(image, turns, reas
     assert loaded(tmp_path, need=("conversations",), id="a", image="a", conversations=good)
 
 
+@pytest.mark.parametrize("key", ["place", "time"])
+def test_where_and_when_a_picture_is_are_texts(key, tmp_path):
+    """Catches a place 3 or an <image> in a question, met when a dialogue is written."""
+    assert loaded(tmp_path, id="a", **{key: "night"})[key] == "night"
+    assert loaded(tmp_path, id="a", **{key: ""})[key] == ""
+    assert key not in loaded(tmp_path, id="a", **{key: None})
+    for value, reason in ((3, "is no text"), (["sea"], "is no text"),
+                          ("a <image>", "holds <image>")):
+        with pytest.raises(ValueError, match=rf"a\.jsonl:2 has {key} that {reason}"):
+            loaded(tmp_path, id="a", **{key: value})
+
+
 def test_old_records_come_back_as_they_are(tmp_path):
     """Catches a reader that changes what every prepare.py writes."""
     record = {
         "id": "s-1", "image": "val.npy#1", "border": "", "captions": ["A ring."], "noise": "",
         "objects": [{"name": "ring", "attributes": {"color": "red", "size": "large"},
-                     "box": [0, 0, 0.5, 0.5], "hidden": "faint", "place": "top left"}],
+                     "box": [0, 0, 0.5, 0.5], "hidden": "faint", "place": "top left",
+                     "unusual": "a ring is in the sky, and rings belong in the water"}],
+        "place": "sea", "time": "day",
         "conversations": [human("<image>\nWhat?"), ANSWER], "label": "red ring", "group": "seen"}
     question = ASKED | {"style": "", "form": "(yes|no)[.]?", "answer": "Yes.", "expect": ["yes"],
                         "wrong": [], "names": [], "may": [], "border": "plain"}
@@ -222,6 +238,15 @@ def test_phrases_are_found_however_they_are_written(tmp_path):
     assert meta_of(tmp_path, phrases={"train track": ""})["phrases"] == {"train track": ""}
 
 
+def test_what_is_usual_in_a_world_comes_back_as_it_is(tmp_path):
+    """Catches facts that are read as something else than prepare.py wrote."""
+    world = {"common": ["red cat", "red cat"], "untold": [["cat", "eats"]],
+             "facts": {"cat": {"eats": "fish", "home": "on land"}},
+             "places": {"sea": {"is": "the sea", "at": "at sea", "do": "swim"}}}
+    meta = meta_of(tmp_path, **world)
+    assert {key: meta[key] for key in world} == world
+
+
 def test_what_meta_json_leaves_empty_is_absent(tmp_path):
     """Catches a model asked to choose among no class, and CHAIR over no phrase."""
     meta = meta_of(tmp_path, phrases={}, prompts=None, chance={}, held_out=[])
@@ -239,6 +264,17 @@ def test_what_meta_json_leaves_empty_is_absent(tmp_path):
     ({"chance": {"color": 25}}, "a chance that is no number in 0..1"),
     ({"chance": {"color": True}}, "a chance that is no number in 0..1"),
     ({"held_out": "red ring"}, "held_out that are no list"),
+    ({"common": "red ring"}, "common that are no list"),
+    ({"common": ["red ring", ""]}, "an entry of common that is empty"),
+    ({"facts": ["cat"]}, "facts that are no JSON object"),
+    ({"facts": {"cat": "eats fish"}}, "an entry of facts that are no JSON object"),
+    ({"facts": {"cat": {"eats": 2}}}, "an entry of facts that is no text"),
+    ({"facts": {"cat": {"eats": "<image>"}}}, "an entry of facts that holds <image>"),
+    ({"places": {"sea": {"is": None}}}, "an entry of places that is no text"),
+    ({"places": "sea"}, "places that are no JSON object"),
+    ({"untold": [["cat", "eats", "fish"]]}, "an entry of untold that is no pair"),
+    ({"untold": ["at"]}, "an entry of untold that are no list"),
+    ({"untold": {"cat": "eats"}}, "untold that are no list"),
     ({"fit": "squeeze"}, "a fit that is not one of crop, pad, stretch"),
 ])
 def test_a_wrong_entry_of_meta_json_is_named(keys, reason, tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 import chat
 import evaluate
-from minivlm.loading.images import fit, to_tensor
+from minivlm.loading.images import Pictures, fit, to_tensor
 from minivlm.loading.models import fit_of
 from minivlm.running import checkpoint
 from test_train_scripts import config_of
@@ -84,6 +84,25 @@ def test_a_command_that_is_none_is_explained_and_not_asked(line, runs, monkeypat
     """Catches /image without a path, or a misspelled command, put to the model as a question."""
     talk(monkeypatch, runs / "sft", line)
     assert not asked and "/image PATH" in capsys.readouterr().out
+
+
+def test_help_shows_questions_that_suit_the_data_set(runs, monkeypatch, asked, capsys, tmp_path):
+    """Catches a stranger who does not know what to ask, and a run whose data are gone."""
+    meta = {"name": "t", "image_size": 48, "questions": ["Is it day?"]}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    for folder, question in ((tmp_path, "Is it day?"), (tmp_path / "gone", "Describe the")):
+        talk(monkeypatch, runs / "sft", "/help", data=str(folder))
+        assert question in capsys.readouterr().out
+    assert not asked
+
+
+def test_a_number_names_a_held_out_picture(runs, folder, monkeypatch, asked, capsys):
+    """Catches numbers taken for files, and pictures of another folder than the run's own."""
+    talk(monkeypatch, runs / "sft", "/image 5", "What?", "/image 99999", "What?", image="2")
+    pictures = Pictures(folder, 48)
+    assert torch.equal(asked[0][0], pictures.get(["val.npy#5"]))
+    assert torch.equal(asked[1][0], asked[0][0])  # the old picture stays
+    assert "there is no '99999'" in capsys.readouterr().out
 
 
 def test_a_single_question_is_no_command(runs, monkeypatch, asked):

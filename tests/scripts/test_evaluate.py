@@ -43,8 +43,8 @@ def write(folder: Path, name: str, *records: dict) -> None:
 
 def answering(monkeypatch, say) -> None:
     """Let `say(data, image, question)` answer instead of the model."""
-    monkeypatch.setattr(measure, "make_answerer", lambda model, data, *_: lambda pairs: [
-        say(data, *pair) for pair in pairs])
+    monkeypatch.setattr(measure, "make_answerer", lambda model, data, *_: lambda qs: [
+        say(data, q["image"], q["question"]) for q in qs])
 
 
 @pytest.mark.parametrize("broken", ["the blind baseline", "the figures", "the axes"])
