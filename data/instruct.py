@@ -29,14 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from minivlm.conversation import Turn
-from minivlm.engine import template
 from minivlm.engine.checks import faults, parse
-from minivlm.engine.phrasings import make_phraser
+from minivlm.engine.dialogues import turns_of
 from minivlm.engine.teachers import (
     LocalTeacher, OpenAITeacher, Request, Teacher, TemplateTeacher, ask, journal,
 )
 from minivlm.engine.template import QA
+from minivlm.engine.wording import world_of
 from minivlm.evaluation.scene import things_of
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.running.files import read_text
@@ -212,7 +211,7 @@ def show_prompts(
 def make_teacher(cfg: Config, meta: dict) -> Teacher:
     """Make the teacher that the options name."""
     if cfg.teacher == "template":
-        return TemplateTeacher(template.world_of(meta), cfg.seed)
+        return TemplateTeacher(world_of(meta), cfg.seed)
     if cfg.teacher == "openai":
         return OpenAITeacher(
             cfg.model, cfg.base_url, cfg.concurrency, cfg.retries, cfg.timeout,
@@ -222,12 +221,13 @@ def make_teacher(cfg: Config, meta: dict) -> Teacher:
 
 
 def read_reply(
-    reply: dict, request: Request, phrases: dict[str, str], max_words: int
+    reply: dict, request: Request, meta: dict, max_words: int
 ) -> list[QA]:
     """Read and check a reply.
 
     Args:
         reply: its line of the journal.
+        meta: the data folder's meta.json; its phrases and places are what is known.
 
     Raises:
         ValueError: if the reply is rejected; the error is the reason.
@@ -237,21 +237,13 @@ def read_reply(
     if reply["cut"]:
         raise ValueError("cut off")
     dialogue = parse(request.kind, reply["raw"])
-    for fault in faults(request.kind, dialogue, request.record, phrases, max_words):
+    phrases = meta.get("phrases", {})
+    places = meta.get("places", {})
+    for fault in faults(
+        request.kind, dialogue, request.record, phrases, max_words, places
+    ):
         raise ValueError(fault)
     return dialogue
-
-
-def turns_of(dialogue: list[QA], rng: Random) -> list[Turn]:
-    """A dialogue in LLaVA's format, with the picture before the first question."""
-    turns = []
-    for question, answer in dialogue:
-        # a teacher writes a detailed description without a question
-        question = question or make_phraser(rng)("detail", {})
-        turns.append({"from": "human", "value": question})
-        turns.append({"from": "gpt", "value": answer})
-    turns[0]["value"] = "<image>\n" + turns[0]["value"]
-    return turns
 
 
 def write_file(path: Path, text: str) -> None:
@@ -309,14 +301,13 @@ def main(cfg: Config) -> dict[str, float]:
 
     written = []
     counts, reasons = Counter(), Counter()
-    phrases = meta.get("phrases", {})
     with out.with_suffix(".rejects.jsonl").open("w", encoding="utf-8") as rejects:
         for r in requests:
             if r.key not in replies:
                 reasons["no reply"] += 1
                 continue
             try:
-                dialogue = read_reply(replies[r.key], r, phrases, cfg.max_words)
+                dialogue = read_reply(replies[r.key], r, meta, cfg.max_words)
             except ValueError as error:  # a rejected reply is counted and kept, not fatal
                 reasons[str(error)] += 1
                 rejects.write(json.dumps({**replies[r.key], "reason": str(error)}) + "\n")

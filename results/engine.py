@@ -19,20 +19,28 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data import instruct
+from minivlm.engine import talk
 from minivlm.engine.checks import faults
+from minivlm.engine.facts import ASPECTS
 from minivlm.engine.phrasings import KINDS, patterns, spelled
-from minivlm.engine.template import PRIVATE, REFUSE, UNKNOWN
-from minivlm.evaluation.scene import claims, holds, things_of
+from minivlm.engine.scenes import told
+from minivlm.engine.wording import PRIVATE, world_of
+from minivlm.evaluation.scene import claims, holds, setting_of, things_of
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.running.machine import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-# answers that claim nothing: refusals, "not sure", replies to harmless questions
+# answers that claim nothing: refusals, talk, replies to harmless questions
 HARMLESS = [pattern.split(" => ")[1] for pattern in patterns("harmless")]
-WITHOUT_CLAIMS = {PRIVATE, REFUSE, UNKNOWN, *HARMLESS}
-# sentences of a calculation, which the scene can neither confirm nor deny
-CALCULATION = re.compile(
+WITHOUT_CLAIMS = {PRIVATE, *HARMLESS}
+for answers in talk.ANSWERS.values():
+    WITHOUT_CLAIMS.update(answers)
+# sentences that the scene can neither confirm nor deny: of a calculation, of a story, about
+# "it", about what one could do here, and about what belongs where
+OF_NO_SCENE = re.compile(
     r"the .* is one of them|so \w+ objects are left|with one more there would be .*"
+    "|one (day|night) .*|it met .*|everybody wondered.*|it was glad.*|then .* went home"
+    r"|it is (\w+|(at|in) the .*)|one could .*|.* belongs? .*"
 )
 
 
@@ -41,6 +49,15 @@ def rounds_of(dialogue: dict) -> list[tuple[str, str]]:
     texts = [turn["value"] for turn in dialogue["conversations"]]
     texts[0] = texts[0].removeprefix("<image>\n")
     return list(zip(texts[::2], texts[1::2]))
+
+
+def facts_of(meta: dict) -> set[str]:
+    """Every fact that a dialogue may tell, as a sentence in lower case."""
+    world = world_of(meta)
+    sentences = set()
+    for kind, known in world.facts.items():
+        sentences.update(told(kind, a, world).lower() for a in known if a in ASPECTS)
+    return sentences
 
 
 def write_dialogues(data: str) -> tuple[instruct.Config, list[dict], int, float]:
@@ -60,7 +77,10 @@ def main(data: str = "data/shapes/prepared") -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     began = time.time()
     records = {r["image"]: r for r in load_records(data, "train")}
-    phrases = load_meta(data)["phrases"]
+    meta = load_meta(data)
+    phrases = meta["phrases"]
+    places = meta.get("places", {})
+    facts = facts_of(meta)
     names = frozenset(phrases.values())
     cfg, dialogues, rejected, seconds = write_dialogues(data)
     counts: Counter[str] = Counter()
@@ -70,14 +90,15 @@ def main(data: str = "data/shapes/prepared") -> None:
         record = records[dialogue["image"]]
         rounds = rounds_of(dialogue)
         questions.update(question for question, _ in rounds)
-        found_faults = list(faults(kind, rounds, record, phrases, cfg.max_words))
+        found_faults = list(faults(kind, rounds, record, phrases, cfg.max_words, places))
         counts["valid"] += int(not found_faults)
         things = things_of(record)
+        setting = setting_of(record, places)
         if kind == "conversation":  # its teacher knows visible objects alone
             things = [thing for thing in things if not thing.hidden]
         for _, answer in rounds:
             found, unread = claims(answer)
-            verdicts = [holds(claim, things, names) for claim in found]
+            verdicts = [holds(claim, things, names, setting) for claim in found]
             counts["claims"] += len(verdicts)
             counts["true"] += verdicts.count(True)
             is_one_word = len(answer.split()) == 1
@@ -85,7 +106,9 @@ def main(data: str = "data/shapes/prepared") -> None:
             counts["manners"] += int(answer in WITHOUT_CLAIMS)
             # one word is no sentence that the grammar could read
             if not is_one_word and answer not in WITHOUT_CLAIMS:
-                counts["unread"] += sum(not CALCULATION.fullmatch(s) for s in unread)
+                for sentence in unread:
+                    is_read = sentence in facts or OF_NO_SCENE.fullmatch(sentence)
+                    counts["unread"] += int(not is_read)
         counts["rounds"] += len(rounds)
     n_phrasings = []
     for kind in KINDS:

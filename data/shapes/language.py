@@ -7,7 +7,7 @@ a small model learns a fixed order several times faster.
 import random
 
 from data.shapes.world import COLORS, SHAPES, Object, Scene
-from minivlm.engine.template import at
+from minivlm.engine.wording import at
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import NUMBERS as NO_TO_TEN
 

@@ -12,7 +12,7 @@ from random import Random
 
 from data.shapes.language import NUMBERS, captions, name, relation, sized
 from data.shapes.world import COLORS, SEEN, SHAPES, Object, Scene
-from minivlm.engine.template import PRIVATE, REFUSE, UNKNOWN, at, there_are
+from minivlm.engine.wording import PRIVATE, REFUSE, UNKNOWN, at, there_are
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import OPPOSITE, PLACES
 

@@ -5,10 +5,10 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from minivlm.engine.template import QA
-from minivlm.evaluation.scene import claims, holds, things_of
+from minivlm.evaluation.scene import claims, holds, setting_of, things_of
 from minivlm.metrics import mentions
 
 
@@ -70,7 +70,8 @@ DENIAL = re.compile(
 
 
 def faults(
-    kind: str, dialogue: list[QA], record: dict, phrases: dict[str, str], max_words: int
+    kind: str, dialogue: list[QA], record: dict, phrases: dict[str, str], max_words: int,
+    places: Iterable[str] = (),
 ) -> Iterator[str]:
     """Yield the reasons to reject a dialogue; none if it is good.
 
@@ -88,6 +89,7 @@ def faults(
         record: of the picture.
         phrases: every way to name an object -> its canonical name, as in meta.json.
         max_words: most words of an answer.
+        places: every place that pictures of the data set show, as in meta.json.
     """
     # --- wording, in any data set ---
     questions = [q for q, _ in dialogue]
@@ -108,13 +110,14 @@ def faults(
     if kind == "conversation":
         things = [t for t in things if not t.hidden]
     names = frozenset(phrases.values())
+    setting = setting_of(record, places)
     # a caption may mention an object that has no box
     present = {phrases.get(t.name, t.name) for t in things}
     for caption in record.get("captions", []):
         present.update(mentions(caption, phrases))
     for _, answer in dialogue:
         read, unread = claims(answer)
-        verdicts = [holds(claim, things, names) for claim in read]
+        verdicts = [holds(claim, things, names, setting) for claim in read]
         if False in verdicts:
             yield "false"
         for claim, verdict in zip(read, verdicts):

@@ -19,9 +19,19 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / "data" / "phrasings"
 KINDS = (
+    # objects
     "exist", "color", "kind", "size", "count", "position", "relation", "compare_number",
-    "compare_size", "same", "negation", "unusual", "next_to", "without", "one_more",
-    "detail", "list", "sentence", "unknowable", "unsafe",
+    "compare_size", "larger_of", "nearer", "same", "negation", "odd_one_out", "next_to",
+    "without", "one_more",
+    # the whole picture, and what is usual
+    "strange", "what_strange", "why_strange", "belongs", "day_night", "setting", "activity",
+    "hear", "happening", "left_without", "story", "detail", "list", "sentence",
+    "fact_is", "fact_does", "fact_eats", "fact_says", "fact_needs", "fact_made", "fact_has",
+    "fact_found", "fact_for", "fact_comes", "fact_can", "fact_near",
+    # "it"
+    "and_color", "and_where", "and_size", "sure", "why",
+    # what no picture decides
+    "greeting", "thanks", "bye", "who", "able", "offer", "unknowable", "unsafe",
 )
 STYLES = {"word": "word", "sentence": "one_sentence"}  # style -> name of its file
 OPENERS = 0.2  # share of the questions that begin with a greeting or the like

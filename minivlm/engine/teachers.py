@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from minivlm.engine import template
+from minivlm.engine.wording import World
 from minivlm.running.files import check_entries, first_line, is_number
 from minivlm.running.options import printable
 
@@ -71,11 +72,11 @@ class TemplateTeacher:
     """Composes dialogues offline; equal seeds and requests give equal replies.
 
     Args:
-        world: names of objects that pictures of the data set can show.
+        world: what pictures of the data set can show.
         seed: another seed asks other questions.
     """
 
-    def __init__(self, world: template.World, seed: int):
+    def __init__(self, world: World, seed: int):
         self.world = world
         self.seed = seed
 

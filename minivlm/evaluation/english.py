@@ -5,7 +5,7 @@ from functools import lru_cache
 # how words end -> how their plurals end
 IRREGULAR = {
     "person": "people", "child": "children", "mouse": "mice", "goose": "geese",
-    "sheep": "sheep", "skis": "skis", "woman": "women",
+    "sheep": "sheep", "fish": "fish", "skis": "skis", "woman": "women",
     "man": "men", "thief": "thieves", "foot": "feet", "tooth": "teeth", "lens": "lenses",
     "potato": "potatoes", "tomato": "tomatoes",
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from minivlm.evaluation.correctness import UNSET, follows, is_right
 from minivlm.evaluation.refusals import is_refusal, must_refuse
-from minivlm.evaluation.scene import claims, holds, things_of
+from minivlm.evaluation.scene import claims, holds, setting_of, things_of
 from minivlm.metrics import Phrases, is_unsure, mentions, style_ok
 
 AXES = ("helpfulness", "faithfulness", "ethics")
@@ -56,7 +56,7 @@ def verdicts(
     read, other = claims(answer)
     judged = []
     for claim in read:
-        is_true = holds(claim, visible, names)
+        is_true = holds(claim, visible, names, setting_of(record))
         if is_true is not None:
             judged.append((" ".join(claim), is_true))
     for sentence in other:

@@ -13,11 +13,14 @@ A claim about something that is neither in the picture nor in the vocabulary of 
 stays undecided.
 """
 
+import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import NamedTuple
 
 from minivlm.evaluation.english import plural
 from minivlm.running.files import is_number
@@ -49,6 +52,8 @@ class Thing:
         place: one of PLACES, or the record's own word.
         hidden: whether it is barely visible.
         crowd: whether its box holds an unknown number of such objects.
+        unusual: why it is unusual, "" if it is not: "a fish is in the sky, and fish belong
+            in the water".
     """
 
     kind: str
@@ -60,11 +65,32 @@ class Thing:
     place: str
     hidden: bool = False
     crowd: bool = False
+    unusual: str = ""
 
     @property
     def name(self) -> str:
         """Color and kind: "red circle"; the kind alone if the color is unknown."""
         return f"{self.color} {self.kind}".strip()
+
+
+class Setting(NamedTuple):
+    """Where and when a picture is.
+
+    Args:
+        place: for instance "sea", "" if unknown. Where it is known, it is also known of
+            every thing whether it is unusual.
+        time: "day", "night", or "" if unknown.
+        places: every place that the data set knows.
+    """
+
+    place: str = ""
+    time: str = ""
+    places: frozenset[str] = frozenset()
+
+
+def setting_of(record: dict, places: Iterable[str] = ()) -> Setting:
+    """Read where and when a record's picture is."""
+    return Setting(record.get("place") or "", record.get("time") or "", frozenset(places))
 
 
 def has_scene(record: dict) -> bool:
@@ -102,7 +128,7 @@ def things_of(record: dict) -> list[Thing]:
         things.append(Thing(
             o["name"].lower(), color.lower(), size.lower(), x, y,
             (right - left) * (bottom - top), place.lower(),
-            bool(o.get("hidden")), bool(o.get("crowd")),
+            bool(o.get("hidden")), bool(o.get("crowd")), o.get("unusual") or "",
         ))
     return things
 
@@ -121,15 +147,27 @@ def split(phrase: str) -> tuple[str, str]:
     return size, " ".join(words)
 
 
+def split_place(phrase: str) -> tuple[str, str]:
+    """Split a phrase from the place that stands behind it, or "".
+
+    >>> split_place("thing at the top left"), split_place("red circle")
+    (('thing', 'top left'), ('red circle', ''))
+    """
+    start, _, place = re.sub(r" (?:at|in) (?=the )", "|", phrase).partition("|the ")
+    return start, place
+
+
 def named_by(phrase: str, things: list[Thing]) -> list[Thing]:
-    """Return the things that a phrase names, like "large red circle" or "red objects"."""
+    """Return the things that a phrase names: "large red circle", "thing at the left"."""
+    phrase, place = split_place(phrase)
     size, noun = split(phrase)
     found = []
     for t in things:
         nouns = [*ANY, t.kind]
         if t.color:  # a red circle is named by "circle" and by "red circle"
             nouns += [f"{t.color} {n}" for n in nouns]
-        if size in ("", t.size) and (noun in nouns or noun in map(plural, nouns)):
+        fits = size in ("", t.size) and place in ("", t.place)
+        if fits and (noun in nouns or noun in map(plural, nouns)):
             found.append(t)
     return found
 
@@ -141,6 +179,7 @@ def known(phrase: str, things: list[Thing], names: frozenset[str]) -> bool:
     be said: a picture may show trees, and nobody has listed them; a dog may be large, and
     nobody has recorded its size.
     """
+    phrase, _ = split_place(phrase)
     size, noun = split(phrase)
     if size and not all(t.size for t in named_by(noun, things)):
         return False
@@ -177,6 +216,7 @@ def beside(a: Thing, b: Thing, relation: str) -> bool:
 WORDS = r"[a-z][a-z' -]*?"
 N = "|".join(NUMBERS)
 SOME = rf"(?:an?|{'|'.join(NUMBERS[1:])}) {WORDS}"                   # "a ring", "two rings"
+LIST = rf"{SOME}(?:(?:, {SOME})* and {SOME})?"                       # "a ring and two dogs"
 WHERE = r"(?:at|in|on) the ([a-z ]+?)(?: corner| side)?"
 # a sentence is read by the first pattern that fits all of it: special ones come first
 GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
@@ -185,23 +225,33 @@ GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("there", rf"there (?:is|are) ({SOME}(?:, {SOME})* and {SOME})"),
     ("count", rf"there (?:is|are) ({N}) ({WORDS})"),
     ("there", rf"there is (an? {WORDS})"),
+    ("there", rf"(?:because )?i see ({LIST})"),
+    ("without", rf"without the ({WORDS}), (nothing|{LIST}) would be left"),
+    ("unusual",
+     rf"((?:an?|the) {WORDS} (?:is|stands) {WORDS}, and {WORDS} (?:belongs?|are|walk) .+)"),
+    ("usual", "(?:nothing is unusual: )?everything is as usual"),
+    ("time", r"it is (day|night)(?: (?:at|in|on) (?:an? |the )?([a-z]+))?"),
+    ("shows", "(?:the picture shows|this is) (?:an?|the) ([a-z]+)"),
     ("only", rf"the only ({WORDS}) is the ({WORDS})"),
     ("beside",
      rf"the ({WORDS}) is (?:to the )?(left of|right of|above|below) the ({WORDS})"),
     ("size", rf"the ({WORDS}) is (larger|smaller) than the ({WORDS})"),
+    ("larger", rf"the ({WORDS}) is (larger|smaller)"),
+    ("nearer", rf"the ({WORDS}) is (nearer|closer) to the ({WORDS})"),
     ("same",
      rf"the ({WORDS}) and the ({WORDS}) have (the same|different) "
-     "(colors?|shapes?|sizes?)"),
+     "(colors?|kinds?|shapes?|sizes?)"),
     ("at", rf"the ({WORDS}) is {WHERE}"),
     ("kind", rf"the ({WORDS}) is an? ({WORDS})"),
     ("is", rf"the ({WORDS}) is ([a-z]+)"),
 )]
-# which groups of a pattern name things; `_amounts` reads those of "there"
+# which groups of a pattern name things; `_amounts` reads lists of them
 NAMING = {
+    "larger": (0,), "nearer": (0, 2), "without": (0,),
     "more": (1, 2), "count": (1,), "only": (0, 1), "beside": (0, 2), "size": (0, 2),
     "same": (0, 1), "kind": (0, 1), "there at": (0,), "at": (0,), "is": (0,),
 }
-LEAD = re.compile(r"^(yes|no|so|therefore), ")
+LEAD = re.compile(r"^(so (?=yes|no))?((yes|no|so|therefore), )?(i am sure: )?")
 TAIL = re.compile(
     r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all))$"
 )
@@ -238,12 +288,13 @@ def _claim(sentence: str) -> Claim | None:
     for name, pattern in GRAMMAR:
         match = pattern.fullmatch(sentence)
         if match:
-            return name, *match.groups()
+            return name, *match.groups("")
     return None
 
 
 def holds(
-    claim: Claim, things: list[Thing], names: frozenset[str] = frozenset()
+    claim: Claim, things: list[Thing], names: frozenset[str] = frozenset(),
+    setting: Setting = Setting(),
 ) -> bool | None:
     """Whether a claim about a picture is true.
 
@@ -256,14 +307,23 @@ def holds(
         things: the objects of the picture.
         names: the names of all objects that the data set lists, like "red circle" or "dog".
             If such an object is not among the things, the picture does not show it.
+        setting: where and when the picture is, if that is known.
 
     Returns:
         None if it cannot be told: the claim is about a kind of thing that the data set does
         not list; or about a color, a size, a place or a number that nobody has recorded.
     """
     what, *args = claim
-    amounts = _amounts(args[0]) if what == "there" else {}
-    phrases = list(amounts) if amounts else [args[i] for i in NAMING[what]]
+    if what in ("time", "unusual", "usual"):
+        return _holds_of_setting(what, args, things, setting)
+    if what == "shows":
+        if known(args[0], things, names):
+            return bool(named_by(args[0], things))
+        return _is_place(args[0], setting)
+    amounts = {}
+    if what == "there" or (what == "without" and args[1] != "nothing"):
+        amounts = _amounts(args[-1])
+    phrases = [args[i] for i in NAMING.get(what, ())] + list(amounts)
     if not all(known(p, things, names) for p in phrases):
         return None
     named = [named_by(p, things) for p in phrases]
@@ -302,6 +362,17 @@ def holds(
         return all(t in others for t in subjects)
     if what == "only":
         return len(subjects) == 1 and others == subjects
+    rest = [t for t in things if t not in subjects]
+    if what == "without":
+        if any(t.crowd for t in rest):
+            return None
+        is_left = [len(named_by(p, rest)) == n for p, n in amounts.items()]
+        return all(is_left) and sum(amounts.values()) == len(rest)
+    if what == "larger":  # than something else in the picture
+        if len({t.size in SIZES for t in things}) > 1:
+            return None
+        sign = 1 if args[1] == "larger" else -1
+        return all(any(sign * (_bulk(a) - _bulk(b)) > 0 for b in rest) for a in subjects)
     if what == "same":
         # "shapes", "colors" and "sizes" -> the fields of a Thing
         key = "kind" if args[3].startswith("shape") else args[3].rstrip("s")
@@ -312,7 +383,10 @@ def holds(
         return is_same == (args[2] == "the same")
     if not others:
         return False
-    pairs = product(subjects, others)
+    pairs = list(product(subjects, others))
+    if what == "nearer":  # than something else in the picture
+        rest = [t for t in rest if t not in others]
+        return all(any(_gap(a, b) < _gap(c, b) for c in rest) for a, b in pairs)
     if what == "beside":
         return all(beside(a, b, args[1]) for a, b in pairs)
     if len({t.size in SIZES for t in subjects + others}) > 1:
@@ -320,6 +394,34 @@ def holds(
     if args[1] == "larger":
         return all(_bulk(a) > _bulk(b) for a, b in pairs)
     return all(_bulk(a) < _bulk(b) for a, b in pairs)
+
+
+def _holds_of_setting(
+    what: str, args: list[str], things: list[Thing], setting: Setting
+) -> bool | None:
+    """Whether a claim about the time, or about what is unusual, is true."""
+    if what == "time":
+        if not setting.time:
+            return None
+        if args[0] != setting.time:
+            return False
+        return _is_place(args[1], setting) if args[1] else True
+    if not setting.place:
+        return None
+    reasons = [t.unusual.lower() for t in things if t.unusual]
+    return not reasons if what == "usual" else args[0] in reasons
+
+
+def _is_place(word: str, setting: Setting) -> bool | None:
+    """Whether a word names the picture's place; None if no place is called so."""
+    if not setting.place or word not in {setting.place, *setting.places}:
+        return None
+    return word == setting.place
+
+
+def _gap(a: Thing, b: Thing) -> float:
+    """Return the distance of two centers."""
+    return math.hypot(a.x - b.x, a.y - b.y)
 
 
 def _amounts(phrase: str) -> Counter[str]:

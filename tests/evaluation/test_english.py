@@ -11,7 +11,8 @@ from minivlm.evaluation.english import plural
     ("mongoose", "mongooses"), ("goose", "geese"), ("foot", "feet"), ("lens", "lenses"),
     ("iris", "irises"), ("canvas", "canvases"), ("bus", "buses"), ("glass", "glasses"),
     ("jeans", "jeans"), ("scissors", "scissors"), ("skis", "skis"), ("tomato", "tomatoes"),
-    ("waltz", "waltzes"), ("red ring", "red rings"), ("salesperson", "salespeople"),
+    ("waltz", "waltzes"), ("fish", "fish"), ("red fish", "red fish"), ("dish", "dishes"),
+    ("red ring", "red rings"), ("salesperson", "salespeople"),
 ])
 def test_plurals_are_english(one, many):
     """Catches "humen", a plural of a plural, and an ending that cannot be said."""

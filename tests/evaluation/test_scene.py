@@ -3,7 +3,7 @@
 import pytest
 
 from minivlm.evaluation.scene import (
-    Thing, beside, claims, has_scene, holds, named_by, things_of,
+    Setting, Thing, beside, claims, has_scene, holds, named_by, setting_of, things_of,
 )
 
 RED = Thing("circle", "red", "large", 0.2, 0.2, 0.10, "top left")
@@ -54,6 +54,25 @@ def test_a_phrase_fits_what_it_says(phrase, want):
     ("The only blue object is the blue circle.", True), ("The only red object is the ring.", False),
     ("The cross is white.", False),  # there is none
     ("There are two circles in the picture.", True), ("There are no rings here.", False),
+    ("The ring and the red circle have different kinds.", True),
+    ("The ring and the red circle have the same kind.", False),
+    ("The red circle is larger.", True), ("The ring is larger.", False),
+    ("The cross is larger.", False), ("The ring is smaller.", True),
+    ("The red circle is smaller.", False),
+    ("The red circle is nearer to the blue circle.", True),          # .6; the ring: .85
+    ("The ring is nearer to the blue circle.", False),
+    ("The cross is nearer to the ring.", False),
+    ("Without the ring, a red circle and a blue circle would be left.", True),
+    ("Without the ring, two circles would be left.", True),
+    ("Without the ring, a red circle would be left.", False),
+    ("Without the ring, a blue circle and a ring would be left.", False),
+    ("Without the ring, nothing would be left.", False),
+    ("Without the circles, a ring would be left.", True),
+    ("Because I see a red circle, a blue circle and a red ring.", True),
+    ("Because I see a red circle and a white cross.", False),
+    ("Yes, I am sure: the ring is red.", True), ("Yes, I am sure: there are no rings.", False),
+    ("The ring is at the bottom left. So no, the ring is below the red circle.", True),
+    ("The ring is at the bottom left. So yes, the ring is above the red circle.", False),
     ("There are three shapes in total.", True), ("There is no red shape.", False),
     ("The ring is to the left of the blue circle.", True),
     ("The ring is in the bottom left corner.", True), ("- a red circle\n- red ring.", True),
@@ -75,6 +94,47 @@ def test_what_nobody_has_listed_is_neither_true_nor_false(text):
     """Catches ordinary sentences of a language model called false, or let through as true."""
     read, other = claims(text)
     assert other or [holds(c, THREE, NAMES) for c in read] == [None]
+
+
+FISH = Thing("fish", "red", "small", 0.5, 0.1, 0.02, "top",
+             unusual="a fish is in the sky, and fish belong in the water")
+AT_SEA = Setting("sea", "day", frozenset({"sea", "room"}))
+
+
+@pytest.mark.parametrize("text, true", [
+    ("It is day.", True), ("It is night.", False), ("It is day at sea.", True),
+    ("It is day in a room.", False), ("It is night at sea.", False),
+    ("The picture shows the sea.", True), ("This is a room.", False),
+    ("The picture shows a beach.", None), ("This is a fish.", True), ("This is a ring.", False),
+    ("A fish is in the sky, and fish belong in the water.", True),
+    ("Yes, a fish is in the sky, and fish belong in the water.", True),
+    ("A ring is in the sky, and rings belong in the water.", False),
+    ("No, everything is as usual.", False), ("Nothing is unusual: everything is as usual.", False),
+])
+def test_where_and_when_a_picture_is_decides_claims_about_it(text, true):
+    """Catches night called day, another place, an oddity that nothing has, and one denied.
+
+    Where nobody has recorded place and time, such claims stay undecided.
+    """
+    [claim] = claims(text)[0]
+    assert holds(claim, [FISH], NAMES, AT_SEA) is true
+    if claim[0] != "shows":
+        assert holds(claim, [FISH], NAMES) is None
+
+
+def test_nothing_unusual_is_as_usual():
+    """Catches "everything is as usual" called false of a scene in which it is so."""
+    assert holds(("usual",), THREE, NAMES, AT_SEA) is True
+    record = {"place": "sea", "time": "day"}
+    assert setting_of(record, ["sea", "room"]) == AT_SEA and setting_of({}) == Setting()
+
+
+def test_a_size_in_words_and_an_area_do_not_say_what_is_larger():
+    """Catches a thing called larger than one whose size nobody has recorded."""
+    dog = Thing("dog", "red", "", 0.8, 0.8, 0.9, "bottom right")
+    assert holds(("larger", "red circle", "larger"), [RED, dog], NAMES) is None
+    crowd = Thing("dog", "red", "small", 0.8, 0.8, 0.9, "bottom right", crowd=True)
+    assert holds(("without", "red circle", "a dog"), [RED, crowd], NAMES) is None
 
 
 def test_things_without_color_or_size_are_not_judged_by_them():
