@@ -1,0 +1,143 @@
+"""Captions of a scene, as people write them.
+
+A caption tells all or some of what can be seen: things, colors, sizes, numbers, places,
+what is where from what, the place and the time of day, what is unusual. What the captions
+leave out, no later stage can see. Things are named in reading order, because a small model
+learns a fixed order several times faster.
+"""
+
+import random
+
+from data.book.facts import read_facts
+from data.book.things import COLORS, THINGS
+from data.book.world import PLACES, Scene, Thing
+from minivlm.engine.facts import HOME
+from minivlm.engine.scenes import UNIQUE
+from minivlm.engine.wording import at, capital, named
+from minivlm.evaluation.english import article, join, plural
+from minivlm.evaluation.scene import NUMBERS
+
+WHERE = {"meadow": "on a meadow", "street": "on a street", "sea": "at sea",
+         "room": "in a room"}
+WHEN = {"day": "by day", "night": "at night"}
+ZONE = {"sky": "in the sky", "ground": "on the ground", "water": "in the water",
+        "indoors": "in a room"}
+# for the engine's questions: what a place is, where one is, what one could do there
+SETTINGS = {
+    "meadow": {"is": "a meadow", "at": WHERE["meadow"], "do": "pick flowers and run"},
+    "street": {"is": "a street", "at": WHERE["street"], "do": "walk and ride a bicycle"},
+    "sea": {"is": "the sea", "at": WHERE["sea"], "do": "swim and sail"},
+    "room": {"is": "a room", "at": WHERE["room"], "do": "sit down and drink tea"},
+}
+
+
+# --- small pieces ---
+
+
+def sized(t: Thing) -> str:
+    """A thing in words, with its size: "a large red car"."""
+    return article(f"{t.size} {t.name}")
+
+
+def where(scene: Scene) -> str:
+    """The place and the time of day: "at sea by day"."""
+    return f"{WHERE[scene.place]} {WHEN[scene.time]}"
+
+
+def sentence(words: str) -> str:
+    """Capitalize the first letter and append a full stop."""
+    return f"{capital(words)}."
+
+
+def relation(a: Thing, b: Thing) -> str:
+    """Where a lies, seen from b: "left of", "right of", "above" or "below"."""
+    # two things on a diagonal are called above and below
+    if a.cell // 3 == b.cell // 3:
+        return "left of" if a.cell < b.cell else "right of"
+    return "above" if a.cell < b.cell else "below"
+
+
+def strange(t: Thing, scene: Scene) -> str:
+    """What is unusual about a thing, and what would be usual; "" if nothing is.
+
+    For instance "a fish is in the sky, and fish live in the water".
+    """
+    kinds = plural(t.kind)
+    if t.unusual == "home":
+        home = read_facts()[0][t.kind][HOME]
+        there = ZONE[scene.zone(t.cell)]
+        if t.kind in UNIQUE:
+            return f"the {t.kind} is {there}, and the {t.kind} belongs {home}"
+        return f"{article(t.kind)} is {there}, and {kinds} belong {home}"
+    if t.unusual == "color":
+        *first, last = THINGS[t.kind].colors
+        colors = f"{', '.join(first)} or {last}"
+        return f"{article(t.kind)} is {t.color}, and {kinds} are {colors}"
+    if t.unusual == "time":
+        usual = "night" if scene.time == "day" else "day"
+        return f"the {t.kind} is there {WHEN[scene.time]}, and it belongs to the {usual}"
+    if t.unusual == "upright":
+        return f"{article(t.kind)} stands on two legs, and {kinds} walk on four"
+    return ""
+
+
+def phrases() -> dict[str, str]:
+    """Every way to name a thing in an answer -> its canonical name, "red car"."""
+    names = [f"{color} {kind}" for kind in THINGS for color in COLORS]
+    singular = {n: n for n in names}
+    return singular | {plural(n): n for n in names}
+
+
+def prompts(thing: str) -> list[str]:
+    """Texts that name a class, for zero-shot classification (CLIP, section 3.1.4)."""
+    starts = ("", "a picture of ", "there is ", "i can see ", "a drawing of ", "here is ")
+    return [sentence(start + article(thing)) for start in starts]
+
+
+# --- captions ---
+
+
+def captions(scene: Scene, rng: random.Random) -> list[str]:
+    """Five different captions of the visible things; the first one is complete."""
+    things = scene.clear
+    full = join([f"{sized(t)} {at(PLACES[t.cell])}" for t in things])
+    start = rng.choice(("", "", "a picture of ", "there is ", "this shows ", "i can see "))
+    one = rng.choice(things)
+    pool = [
+        f"{join([sized(t) for t in things])} {where(scene)}",
+        join([sized(t) for t in things]),
+        f"{named(things)} {where(scene)}",
+        join([f"{article(t.name)} {at(PLACES[t.cell])}" for t in things]),
+        f"{sized(one)} {at(PLACES[one.cell])}, {WHERE[scene.place]}",
+    ]
+    if len(things) > 1:
+        a, b = sorted(rng.sample(things, 2), key=lambda t: t.cell)
+        pool += 2 * [f"{sized(a)} {relation(a, b)} {sized(b)}"]
+        number = NUMBERS[len(things)]
+        pool += 2 * [f"{number} things {where(scene)}: {named(things)}"]
+    rng.shuffle(pool)
+    # whoever sees something strange speaks of it
+    for t in things:
+        if t.unusual:
+            start_strange = rng.choice(("how strange: ", "look, ", "", ""))
+            pool.insert(0, start_strange + strange(t, scene))
+    pool = list(dict.fromkeys(pool))  # some texts stand in it twice: they are likelier
+    return [sentence(f"{start}{full}, {where(scene)}")] + [sentence(c) for c in pool[:4]]
+
+
+def web_caption(scene: Scene, other: Scene, rng: random.Random) -> tuple[str, str]:
+    """A caption like those of the web, and what is wrong with it.
+
+    Returns:
+        the caption, and "" (70 % of captions), "wrong" (20 %: a caption of the scene
+        `other`) or "useless" (10 %: about no picture).
+    """
+    noise = rng.choices(("", "wrong", "useless"), (0.7, 0.2, 0.1))[0]
+    if noise == "useless":
+        text = rng.choice((
+            "IMG {n}.jpg", "click here for more", "photo {n} of 99", "untitled {n}",
+            "best price, free delivery", "download as png", "my holiday {n}", "page {n}",
+        ))
+        return text.format(n=rng.randrange(10, 100)), noise
+    described = other if noise == "wrong" else scene
+    return rng.choice(captions(described, rng)), noise
