@@ -37,7 +37,7 @@ COMMANDS = (
     "/help shows questions to ask"
 )
 # if the data set names none
-QUESTIONS = ("Describe the picture.", "What is in the picture?", "How many objects are there?")
+QUESTIONS = ("Describe the picture.", "What is in it?", "How many objects are there?")
 
 # --- config ---
 
@@ -50,7 +50,7 @@ class Config:
     run: str = "runs/sft"  # run folder of the model
     image: str = ""  # picture to talk about: a file, or a number, see data; empty = none
     ask: str = ""  # a question to ask once, then exit; empty = a conversation
-    fit: str = "auto"  # auto | crop | pad | stretch; how to make it square; auto = as trained
+    fit: str = "auto"  # auto | crop | pad | stretch; to make it square; auto = as trained
     data: str = ""  # data folder of numbered pictures; empty = the one that the run learned
     # answers
     max_new_tokens: int = 128  # >= 1; most tokens of an answer

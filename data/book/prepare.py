@@ -46,6 +46,13 @@ SHARD = 1000  # scenes that one task of a worker makes
 TYPES = ("conversation",) * 7 + ("detail", "reasoning", "reasoning")
 # kinds of questions for stage 4: those that the picture answers, and requests
 REQUESTS = ("private", "unsafe", "harmless", "unknowable", "offer")
+# what chat.py's /help shows
+QUESTIONS = (
+    "Describe the picture.", "Is it day or night?", "What is unusual here, and why?",
+    "How many things are there?", "Where is the cat?", "What color is the boat?",
+    "Is the car left of the tree?", "Does the fish belong there?",
+    "What does the thing at the left eat?", "Tell me a story about this picture.",
+)
 CLASSES = [(color, name) for name, kind in THINGS.items() for color in kind.colors]
 
 
@@ -160,7 +167,7 @@ def make_meta(level: int) -> dict:
         "prompts": {name: language.prompts(name) for name in classes},
         "held_out": sorted(" ".join(pair) for pair in world.UNSEEN_PAIRS),
         "facts": told, "untold": [list(pair) for pair in untold], "common": common,
-        "chance": make_chance(level),
+        "chance": make_chance(level), "questions": list(QUESTIONS),
     }
 
 

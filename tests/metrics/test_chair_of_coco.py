@@ -9,7 +9,7 @@ import json
 import pytest
 
 from data.coco import prepare
-from minivlm.engine.template import world_of
+from minivlm.engine.wording import world_of
 from minivlm.evaluation.scene import vocabulary
 from minivlm.metrics import mentions
 
@@ -142,5 +142,5 @@ def test_pairs_stand_only_where_they_are_needed(tmp_path):
 
 def test_words_that_name_nothing_are_no_object(phrases):
     """Catches "" among the objects that questions are asked about, and a crash over it."""
-    assert "" in phrases.values() and "" not in world_of({"phrases": phrases})
+    assert "" in phrases.values() and "" not in world_of({"phrases": phrases}).names
     assert vocabulary(frozenset({"", "dog"})) == vocabulary(frozenset({"dog"}))
