@@ -749,7 +749,7 @@ def test_any_path_that_is_typed_shows_a_picture_or_is_refused(name, form):
         write(folder, {"a.png": picture()})
         path = form.format(f"{folder}/a.png" if len(name) < 2 else name)
         image = attempt("typed path", folder, lambda: chat.load_picture(
-            path, SIDE, "pad", torch.device("cpu")), None, "picture", "name")
+            path, str(folder), SIDE, "pad", torch.device("cpu")), None, "picture", "name")
     if len(name) < 2 and form in ("{}", "'{}'", '"{}"', " {} "):
         assert image.shape == (1, 3, SIDE, SIDE)
 
