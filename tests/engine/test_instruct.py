@@ -212,7 +212,8 @@ def test_there_are_enough_kinds_and_phrasings_and_none_of_the_kept_is_ever_asked
         longest_first = sorted(words, key=len, reverse=True)
         things = re.compile(r"\b(an? )?(" + "|".join(longest_first) + r")\b")
         for i in range(600):
-            assert not [t for t in texts(i) for k in kept if k in things.sub("*", t)]
+            without_things = [things.sub("*", t) for t in texts(i)]
+            assert not [t for t in without_things for k in kept if k in t]
 
 
 def shape_texts(i: int) -> list[str]:
