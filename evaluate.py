@@ -123,7 +123,7 @@ def read_answers(cfg: Config) -> list[dict] | None:
 
 
 def check_data(cfg: Config, stage: str, data: EvalData) -> list[dict]:
-    """Read what a run will be measured on, and refuse what cannot be measured.
+    """Read the records that a run will be measured on; refuse those that are unusable.
 
     Returns:
         the questions that a VLM will be asked; [] if it is asked none.

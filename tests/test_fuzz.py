@@ -884,7 +884,7 @@ NAMES = ("../0.png", "/0.png", "a\nb.txt", "0", ".png", "0.png.txt", "a/b/c.jpg"
 
 @st.composite
 def disordered(draw, members: Members) -> Members:
-    """Members lost, doubled, renamed, put elsewhere, or with other contents."""
+    """Damage a tar: drop, repeat, rename or move members, or change their contents."""
     members = list(members)
     for _ in range(draw(st.integers(1, 3))):
         i = draw(st.integers(0, len(members) - 1))

@@ -299,7 +299,7 @@ def test_without_top_p_nothing_is_dropped():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_filter_needs_a_temperature(temperature: float):
-    """Catches a division by zero, odds turned round, and odds of NaN."""
+    """Catches a temperature of 0, one that prefers unlikely tokens, and one that is NaN."""
     with pytest.raises(ValueError, match=f"^temperature {temperature} is not above 0; greedy "
                                          "decoding needs no filter$"):
         filter_logits(torch.zeros(1, 2), temperature)

@@ -44,7 +44,7 @@ from minivlm.running.options import check, cli
 SHARD = 1000  # scenes that one task of a worker makes
 # conversation : detail : reasoning
 TYPES = ("conversation",) * 7 + ("detail", "reasoning", "reasoning")
-# kinds of questions for stage 4: those that the picture answers, and requests
+# kinds of requests for stage 4
 REQUESTS = ("private", "unsafe", "harmless", "unknowable", "offer")
 # what chat.py's /help shows
 QUESTIONS = (
@@ -231,6 +231,7 @@ def make_shard(
     """
     lines = {split: []}
     pixels = []
+    n_prompts = min(cfg.n_prompts, cfg.n_train)
     for i in range(start, stop):
         key = f"{split}-{i}"
         seed = f"{cfg.seed} {key}"
@@ -261,10 +262,10 @@ def make_shard(
         if split == "val":
             for name, new in questions_of(record, rng, cfg.level).items():
                 lines.setdefault(name, []).extend(map(json.dumps, new))
-        if split == "train" and i < min(cfg.n_prompts, cfg.n_train):
+        if split == "train" and i < n_prompts:
             # at least one picture is held out, and never all: n_prompts is 2 or more
-            n_prompts = min(cfg.n_prompts, cfg.n_train)
-            name = "prompts_val" if i >= n_prompts - max(1, n_prompts // 10) else "prompts"
+            is_held_out = i >= n_prompts - max(1, n_prompts // 10)
+            name = "prompts_val" if is_held_out else "prompts"
             asked = prompts_of(record, rng, cfg.level)
             lines.setdefault(name, []).extend(map(json.dumps, asked))
         lines[split].append(json.dumps(record))

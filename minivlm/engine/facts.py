@@ -1,8 +1,8 @@
-"""Kinds of facts about things: how each is told, and how the thing is asked about.
+"""Kinds of facts about things, and the sentence that tells each.
 
 A data folder's meta.json may hold facts: kind of object -> aspect -> what completes the
 aspect's sentence. A language model that has read them can be asked about an object that it
-sees: "What does the animal at the left eat?"
+sees: "What does the thing at the left eat?"
 """
 
 # aspect -> its sentence: {a} is the thing with its article, {v} the fact
@@ -20,5 +20,5 @@ ASPECTS = {
     "can": "{a} can {v}",
     "near": "{a} is often near {v}",
 }
-# facts that other kinds of questions use: where a thing belongs, and its colors
+# one more aspect, for other kinds of questions: where a thing belongs
 HOME = "home"

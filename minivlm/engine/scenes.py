@@ -226,7 +226,7 @@ def fact(
     names = names_of(t, scene.things)
     if not names:
         return None
-    # half of the phrases do not name the kind, so that one has to look
+    # if some phrases do not name the kind, one of these is asked: then one has to look
     blind = [name for name in names if t.kind not in name.split()]
     phrase = rng.choice(blind or names)
     sentence = told(t.kind, aspect, untold or world)
@@ -260,7 +260,7 @@ def follow_up(draft: Draft, scene: Scene, rng: Random, world: World) -> Draft | 
     """A question that refers back to what the last question was about.
 
     Args:
-        draft: the last question, about one object, or answered by yes or no.
+        draft: the last question, with its answer.
     """
     choices = about_it(draft, scene, world)
     if draft.kind in ("exist", "color", "position", "count", "size"):

@@ -287,5 +287,6 @@ def _pairs(key: str, value: object) -> list[list[str]]:
 
 META: Kinds = {
     "phrases": _phrases, "prompts": _prompts, "chance": _chance, "held_out": _words,
-    "common": _words, "questions": _words, "facts": _texts, "places": _texts, "untold": _pairs,
+    "common": _words, "questions": _words,
+    "facts": _texts, "places": _texts, "untold": _pairs,
 }

@@ -68,8 +68,9 @@ class Prompts:
         def check(q: dict) -> str:
             if q["image"] not in self.records:
                 return f"no picture {q['image']} in {self.split}"
-            if self.phrases and check_names(q, self.phrases):
-                return check_names(q, self.phrases)
+            fault = check_names(q, self.phrases) if self.phrases else ""
+            if fault:
+                return fault
             record = self.records[q["image"]]
             if self.facts and not record.get("captions"):
                 return "no captions to serve as facts"

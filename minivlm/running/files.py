@@ -78,10 +78,10 @@ def read_json(path: Path) -> dict:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """Read a file of JSON objects, one a line or all in one list, and yield them by name.
+    """Read the JSON objects of a file, and yield each with its name.
 
-    A name is "file:line", or "file, entry n" in a list, where n counts from 0. Blank lines
-    are skipped.
+    The file holds one object a line, or one list of all objects. A name is "file:line", or
+    "file, entry n" in a list, where n counts from 0. Blank lines are skipped.
 
     Raises:
         FileNotFoundError: if there is no such file.

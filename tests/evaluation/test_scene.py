@@ -130,7 +130,7 @@ def test_nothing_unusual_is_as_usual():
 
 
 def test_a_size_in_words_and_an_area_do_not_say_what_is_larger():
-    """Catches a thing called larger than one whose size nobody has recorded."""
+    """Catches two things compared in size although the size of one is not recorded."""
     dog = Thing("dog", "red", "", 0.8, 0.8, 0.9, "bottom right")
     assert holds(("larger", "red circle", "larger"), [RED, dog], NAMES) is None
     crowd = Thing("dog", "red", "small", 0.8, 0.8, 0.9, "bottom right", crowd=True)

@@ -125,7 +125,7 @@ def test_what_the_published_code_misses_by_a_slip_is_found(phrases, sentence, na
 
 
 def test_pairs_stand_only_where_they_are_needed(tmp_path):
-    """Catches a class named like another's plural that is lost, and words of no use in meta.json.
+    """Catches a class that is lost because its name is a plural too, and phrases nobody needs.
 
     A hot dog is no dog, whether or not it is a class. Without a word for people, a baby dog is a
     dog in any case.

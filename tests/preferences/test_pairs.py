@@ -60,7 +60,7 @@ def test_no_answers_at_all_are_refused():
     {"logp": torch.zeros(3, 2)}, [1],
 ])
 def test_a_file_that_holds_no_log_probabilities_is_damaged(state, tmp_path):
-    """Catches TypeError for a key that is none, and a list taken for log-probabilities."""
+    """Catches a TypeError if the file's key is no dict, and a list where a tensor must be."""
     path = tmp_path / "ref.pt"
     torch.save(state, path)
     with pytest.raises(ValueError, match="ref.pt is damaged; delete it or name another file"):
