@@ -1,8 +1,8 @@
 """Talk about a picture with a trained run, in the terminal.
 
-    python chat.py --image data/shapes/prepared/samples/0.png
+    python chat.py --image data/book/prepared/samples/0.png
     python chat.py --image 7                 held-out picture 7 of the data it learned from
-    python chat.py --image scene.png --ask "How many circles are there?"
+    python chat.py --image scene.png --ask "How many cats are there?"
 
 Some lines have a meaning of their own in a conversation:
 

@@ -46,12 +46,12 @@ class Config:
 
     # files
     run: str = "runs/sft"  # run folder to measure: clip, align, caption, sft, ppo or dpo
-    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
+    data: str = "data/book/prepared"  # data folder made by a prepare.py
     out: str = ""  # file for the figures; empty = <questions>.json in the run folder
     # how much is asked
     questions: str = "eval"  # split of the data folder to ask: eval, quiz, quiz_held_out
     n_images: int = 1000  # >= 1; most held-out pictures for retrieval; more makes it harder
-    n_questions: int = 300  # >= 1; most questions of each kind
+    n_questions: int = 150  # >= 1; most questions of each kind
     n_describe: int = 300  # >= 1; most pictures for CHAIR, POPE and captions
     max_new_tokens: int = 96  # >= 1; longest answer, in tokens
     # what is measured

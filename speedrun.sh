@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 20 minutes on two
-# CPU cores, installing packages apart; 11 of them up to the chatbot that no preferences have shaped yet.
+# From nothing to a visual chatbot: set-up, data, every stage, measurements. About 28 minutes on two
+# CPU cores, installing packages apart; 18 of them up to the chatbot that no preferences have shaped yet.
 #
-#   ./speedrun.sh                                    the shapes world
+#   ./speedrun.sh                                    the picture book
 #   ./speedrun.sh --data nlvr --source nlvr.tar      the Cornell NLVR corpus, its folder or archive
 #   ./speedrun.sh --seed 1 --out runs1               other weights and data order, another folder
 #   ./speedrun.sh --until sft                        stop before stage 4: rankings, reward model, PPO,
@@ -13,10 +13,10 @@ set -euo pipefail
 from="$PWD"
 cd "$(dirname "$0")"
 
-data=shapes source="" seed=0 out="" smoke=0 until=dpo
+data=book source="" seed=0 out="" smoke=0 until=dpo
 while [ $# -gt 0 ]; do
     case "$1" in
-        --data) data="${2:?--data needs shapes or nlvr}"; shift 2 ;;
+        --data) data="${2:?--data needs book or nlvr}"; shift 2 ;;
         --source) source="${2:?--source needs a folder}"; shift 2 ;;
         --seed) seed="${2:?--seed needs a number}"; shift 2 ;;
         --out) out="${2:?--out needs a folder}"; shift 2 ;;
@@ -31,19 +31,19 @@ if [ "$from" != "$PWD" ]; then  # paths are meant from where the user stands
     case "$out" in ""|/*) ;; *) out="$from/$out" ;; esac
 fi
 case "$data" in
-    shapes) prepare="" lm="" clip="" caption="" sft="" out="${out:-runs}" ;;
+    book) prepare="" lm="" clip="" caption="" sft="" out="${out:-runs}" ;;
     nlvr) [ -n "$source" ] || { echo "speedrun.sh: error: --data nlvr needs --source, the corpus as published" >&2; exit 2; }
           prepare="" lm="--block_size 288" clip="--patch_size 8 --batch_size 96 --steps 300"
           caption="--batch_size 24" sft="--no-freeze_vit --batch_size 24 --steps 600" out="${out:-runs/nlvr}" ;;
-    *) echo "speedrun.sh: error: unknown data $data, expected shapes or nlvr" >&2; exit 2 ;;
+    *) echo "speedrun.sh: error: unknown data $data, expected book or nlvr" >&2; exit 2 ;;
 esac
 folder="data/$data/prepared" steps="" few=""
 case "$until" in sft|ppo|dpo) ;; *) echo "speedrun.sh: error: --until $until, expected sft, ppo or dpo" >&2; exit 2 ;; esac
-[ "$data" = shapes ] || until=sft  # people are simulated in a world whose truth is known
+[ "$data" = book ] || until=sft  # people are simulated in a world whose truth is known
 rank="" ppo="" dpo=""
 if [ "$smoke" = 1 ]; then
     out="runs/smoke" folder="data/$data/prepared_smoke"
-    [ "$data" = nlvr ] || prepare="--n_train 400 --n_val 80 --n_web 50 --n_text 400 --n_zeroshot 1"
+    [ "$data" = nlvr ] || prepare="--n_train 400 --n_val 80 --n_web 50 --n_text 400 --n_zeroshot 1 --n_prompts 100"
     steps="--steps 4 --eval_every 2" few="--n_images 60 --n_questions 10 --n_describe 20 --max_new_tokens 24"
     rank="--n 40 --n_val 8 --k 2 --max_new_tokens 24" ppo="--batch_size 8 --n_val 8 --max_new_tokens 24"
     dpo="--batch_size 8 --n_val 8 --max_new_tokens 24"
@@ -61,14 +61,14 @@ say "stage 1, alignment: pictures and captions meet"
 $python train_clip.py --data "$folder" --out "$out/clip" --seed "$seed" $clip $steps
 say "measure CLIP on held-out pictures"
 $python evaluate.py --run "$out/clip" --data "$folder" $few
-say "stage 2, captioning: the model learns to say what is there, and whether a text fits"
+say "stage 2, captioning: the model learns to say what is there"
 $python train_caption.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/caption" --seed "$seed" $caption $steps
 say "measure the captioner: captions, and the same questions as the chatbot's, which it cannot answer"
-$python evaluate.py --run "$out/caption" --data "$folder" --clip_score "$out/clip" --no-blind --n_questions 100 --n_describe 100 $few
-say "stage 3a, connector: the projector alone learns"
+$python evaluate.py --run "$out/caption" --data "$folder" --clip_score "$out/clip" --no-blind --n_questions 40 --n_describe 100 $few
+say "stage 3a, connector: the projector alone learns, as in LLaVA, whose 3b starts from here"
 $python train_align.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/align" --seed "$seed" $steps
-say "stage 3b, instructions: the model learns to answer"
-$python train_sft.py --data "$folder" --init "$out/align" --out "$out/sft" --seed "$seed" $sft $steps
+say "stage 3b, instructions: the captioner learns to answer"
+$python train_sft.py --data "$folder" --init "$out/caption" --out "$out/sft" --seed "$seed" $sft $steps
 say "measure the chatbot on held-out pictures"
 seconds=$(($(date +%s) - begin))
 $python evaluate.py --run "$out/sft" --data "$folder" --train_seconds $seconds $few

@@ -6,7 +6,7 @@ Only the projector learns; ViT and GPT are frozen.
 
 Source: LLaVA, arXiv:2304.08485, section 4.2, stage 1.
 Reads: runs/clip, runs/lm, or published weights.   Writes: runs/align.
-Expect (2 CPU cores): 0.4 min, loss 2.3 -> 0.93
+Expect (2 CPU cores): 0.6 min, loss 1.7 -> 0.7
 Run: python train_align.py [--vision DIR --llm DIR]
 """
 
@@ -38,7 +38,7 @@ class Config:
     """Options of the run; the comments are the help texts."""
 
     # data
-    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
+    data: str = "data/book/prepared"  # data folder made by a prepare.py
     split: str = "train"  # file of the data folder to learn from: train or web
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/align"  # run folder to write
@@ -48,9 +48,9 @@ class Config:
     vision: str = ""  # folder of a published CLIP, to take its ViT instead
     llm: str = ""  # folder of a published GPT-2, to take it and its tokenizer instead
     image_size: int = 0  # >= 0; side in pixels to adapt a published ViT to; 0 = its own
-    projector: str = "mlp"  # mlp | linear | llava; two layers, one, two without a norm
+    projector: str = "placed"  # placed | mlp | linear | llava; see minivlm/projector.py
     # optimization
-    steps: int = 200  # >= 0; optimizer steps
+    steps: int = 150  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pictures per step, each with one caption
     grad_accum: int = 1  # >= 1; micro-batches per step; more of them take less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: biases and norm

@@ -10,8 +10,8 @@ sum over the tokens, as DPO was first published.
 Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; dense DPO: RLHF-V, arXiv:2312.00849,
 section 3.2; DPO with pictures: Silkie, arXiv:2312.10665, section 4.
 Reads: runs/sft, preferences_pairs.jsonl (data/preferences.py).   Writes: runs/dpo.
-Expect (2 CPU cores): 1.3 min, loss .69 -> .67, true score 4.72 -> 4.78, invented objects
-halved
+Expect (2 CPU cores): 1.3 min, loss from .69; the true score rises, fewer objects are
+invented
 Run: python train_dpo.py [--kind ipo]
 """
 
@@ -48,7 +48,7 @@ class Config:
     """Options of the run; the comments are the help texts."""
 
     # data
-    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
+    data: str = "data/book/prepared"  # data folder made by a prepare.py
     split: str = "preferences_pairs"  # file of the data folder with pairs to learn from
     val_split: str = "preferences_val_pairs"  # file with pairs to measure with
     per_question: int = 1  # >= 0; how many pairs of a question to use, at random; 0 = all

@@ -1,6 +1,7 @@
 """CapFilt: a captioner writes a caption for each web picture, a filter keeps what fits.
 
-    python data/capfilt.py --run runs/caption    writes data/shapes/prepared/capfilt.jsonl
+    python train_caption.py --objective blip --no-freeze_vit --out runs/filter
+    python data/capfilt.py                       writes data/book/prepared/capfilt.jsonl
     python train_caption.py --split capfilt
 
 One checkpoint of `train_caption.py --objective blip` is both. Its GPT writes captions by
@@ -46,8 +47,8 @@ class Config:
     """Options of the command; the comments are the help texts."""
 
     # data
-    run: str = "runs/caption"  # run folder of train_caption.py --objective blip
-    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
+    run: str = "runs/filter"  # run folder of train_caption.py --objective blip
+    data: str = "data/book/prepared"  # data folder made by a prepare.py
     split: str = "web"  # which file of the data folder to clean
     out: str = ""  # file to write; empty = capfilt.jsonl in the data folder
     # filter

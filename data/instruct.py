@@ -49,7 +49,7 @@ class Config:
     """Options of the command; the comments are the help texts."""
 
     # data
-    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
+    data: str = "data/book/prepared"  # data folder made by a prepare.py
     split: str = "train"  # which file of the data folder to write about
     n: int = 20000  # >= 1; dialogues to ask for
     proportions: str = "58:23:77"  # conversation : detail : reasoning; LLaVA's by default

@@ -67,7 +67,7 @@ class Config:
     """Options of the script; the comments are the help texts."""
 
     # data
-    data: str = "data/shapes/prepared"  # data folder made by a prepare.py
+    data: str = "data/book/prepared"  # data folder made by a prepare.py
     questions: str = "prompts"  # which file of the data folder holds the questions
     records: str = "train"  # which file of the data folder describes the pictures
     out: str = ""  # file to write; empty = preferences.jsonl in the data folder

@@ -31,7 +31,7 @@ class Config:
     """Options of the command; the comments are the help texts."""
 
     # data
-    data: str = "data/shapes/prepared"  # data folder made by a prepare.py; gets both files
+    data: str = "data/book/prepared"  # data folder made by a prepare.py; gets both files
     split: str = "val"  # which file of the data folder to ask about; held-out records
     seed: int = 0  # >= 0; decides which questions are asked, and in which phrasings
 

@@ -37,8 +37,8 @@ The glossary. Each word has one meaning, in code, messages and documents.
     barely visible    an object that the annotation lists and the picture hardly shows
                       (tiny, faint, nearly covered); its record has the key `hidden`
     invented object   an object that an answer names and the picture does not show
-    unseen pairs      pairs of a color and a shape that no picture and no text of the
-                      training data contains
+    unseen pairs      pairs of a color and a thing, or of a thing and a wrong home, that no
+                      picture and no text of the training data contains
     unseen phrasings  ways to ask that no training dialogue uses
     gray picture      what a model sees when its blind baseline is measured
     row               the token ids of one text, and which of them are answers
@@ -48,7 +48,9 @@ The glossary. Each word has one meaning, in code, messages and documents.
     batch             rows with their pictures, padded; a micro-batch is a part of a batch
     placeholder       the id that stands for one image token
     prompt            the ids before an answer; a question is a text
-    facts             true captions of the picture, shown to the reward model only
+    facts             what holds of every thing of a kind ("a cat eats fish"); an untold fact
+                      stands only in the text of stage 0. The reward model's --facts are
+                      something else: true captions of the picture
     ranking           a question, K answers, and a rank for each; 1 is best
     pair              a question with a chosen and a rejected answer
     rating            points from 1 to 5 on an axis; a rater gives ratings, and a judge is

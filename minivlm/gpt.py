@@ -2,11 +2,14 @@
 
     logits[:, t] = head(norm(blocks(embed(idx) + pos)))[:, t]   predicts idx[:, t + 1]
 
-The architecture is exactly GPT-2's, so published GPT-2 weights fit.
+The architecture is exactly GPT-2's, so published GPT-2 weights fit. With `rotary_base`,
+queries and keys are rotated as well, as in later models. A small model learns sooner from
+distances how to look words up in what it has read.
 
 Source: Radford et al. 2019 (GPT-2).
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 from minivlm.cache import KVCache
 from minivlm.attention_masks import mask_for, segment_positions
-from minivlm.transformer import Block, init_weights
+from minivlm.transformer import Block, init_weights, rotation
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,28 @@ class GPTConfig:
     n_head: int = 4
     n_embd: int = 128
     dropout: float = 0.0
+    rotary_base: float = 0.0  # above 0: queries and keys are also rotated; GPT-2 has 0
 
 
 class GPT(nn.Module):
-    """A causal language model that reads token ids, or embeddings in their place."""
+    """A causal language model that reads token ids, or embeddings in their place.
+
+    Raises:
+        ValueError: if rotary_base is neither 0 nor a finite number above 1, or if heads that
+            are rotated have an odd width.
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        base = config.rotary_base
+        # not isinstance: True is an int too
+        if type(base) not in (int, float) or not (base == 0 or 1 < base < math.inf):
+            raise ValueError(f"rotary_base is {base!r}, expected 0 or a number above 1")
+        if base and config.n_embd // config.n_head % 2:
+            raise ValueError(
+                f"n_embd {config.n_embd} in {config.n_head} heads: rotation needs an even width"
+            )
         C = config.n_embd
         self.wte = nn.Embedding(config.vocab_size, C)
         self.wpe = nn.Embedding(config.block_size, C)
@@ -93,17 +110,23 @@ class GPT(nn.Module):
         """
         if segments is not None and any(x is not None for x in (prefix, cache, positions)):
             raise ValueError("segments cannot be combined with prefix, cache or positions")
+        c = self.config
         x = self.wte(idx) if emb is None else emb                    # (B, T, C)
         positions = self._positions(x, positions, segments)          # (B, T)
         n_keys = None if cache is None else cache.extend(positions)
         mask = mask_for(positions, prefix, segments, n_keys)         # (B, 1, T, n_keys)
 
+        rotary = None
+        if c.rotary_base:
+            rotary = rotation(positions, c.n_embd // c.n_head, c.rotary_base)
         x = self.drop(x + self.wpe(positions))
         for layer, block in enumerate(self.blocks):
             remember = None
             if cache is not None:
                 remember = partial(cache.write, layer, positions=positions)
-            x = block(x, causal=mask is None, mask=mask, remember=remember)
+            x = block(
+                x, causal=mask is None, mask=mask, remember=remember, rotary=rotary
+            )
         if at is not None:
             x = x[at]                                                # (M, C), M = at.sum()
         return self.norm(x)

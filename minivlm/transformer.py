@@ -15,6 +15,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def rotation(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """How far the queries and keys of each position are rotated.
+
+        angle[p, i] = p / base^(2 i / D),    i = 0 .. D/2 - 1
+
+    The product of a rotated query and a rotated key depends on their distance, not on
+    where both are.
+
+    Args:
+        positions: (B, T).
+        head_dim: D, an even number.
+        base: above 1; a larger one lets farther distances differ.
+
+    Returns:
+        cosines and sines of the angles, (B, 1, T, D/2) float32 each.
+
+    Source: RoFormer, Su et al. 2021, arXiv:2104.09864, eq. 15.
+    """
+    i = torch.arange(head_dim // 2, device=positions.device)
+    angles = positions[:, None, :, None] / base ** (2 * i / head_dim)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (x_i, x_{i + D/2}) of x, (B, H, T, D), by its position's angle."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    a, b = x.chunk(2, dim=-1)                                        # (B, H, T, D/2) each
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention.
 
@@ -40,7 +70,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(n_embd, n_embd)
 
     def forward(
-        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None
+        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None,
+        rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Compute for every position a weighted sum over the positions that it sees.
 
@@ -60,6 +91,9 @@ class Attention(nn.Module):
         q = q.transpose(1, 2)                                        # (B, H, T, D)
         k = k.transpose(1, 2)
         v = v.transpose(1, 2)
+        if rotary is not None:
+            q = rotate(q, *rotary)
+            k = rotate(k, *rotary)
         if remember is not None:
             k, v = remember(k, v)                                    # (B, H, n_keys, D)
         # the kernel does not know whether the model is in evaluation mode

@@ -26,8 +26,8 @@ class ViTConfig:
             feature_layer.
     """
 
-    image_size: int = 48
-    patch_size: int = 16
+    image_size: int = 60
+    patch_size: int = 20
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128

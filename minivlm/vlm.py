@@ -1,6 +1,6 @@
 """The visual chatbot: ViT -> projector -> image tokens in a GPT's input.
 
-    text       <user> <image><image>...<image> What is this? <assistant> A red circle. <end>
+    text       <user> <image><image>...<image> What is this? <assistant> A red car. <end>
     embedding  wte    img_emb[0] ... img_emb[N-1]  wte ...
 
 The chat template writes N placeholders where a picture belongs. The VLM replaces the
@@ -30,7 +30,7 @@ class VLMConfig:
     image_id: int
     vit: ViTConfig = field(default_factory=ViTConfig)
     gpt: GPTConfig = field(default_factory=GPTConfig)
-    projector: str = "mlp"
+    projector: str = "mlp"  # scripts pass "placed"
     # True: tokens of the prompt see each other both ways (SimVLM); callers pass `prefix`
     prefix_lm: bool = False
 
@@ -52,7 +52,9 @@ class VLM(nn.Module):
         super().__init__()
         self.config = config
         self.vit = ViT(config.vit)
-        self.projector = Projector(config.vit.n_embd, config.gpt.n_embd, config.projector)
+        self.projector = Projector(
+            config.vit.n_embd, config.gpt.n_embd, config.projector, config.vit.n_tokens
+        )
         self.gpt = GPT(config.gpt)
 
     def embed(

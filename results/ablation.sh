@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# What do stages 1 and 3a contribute? Four ways to use the same time after language pretraining, with
-# 3 seeds. Takes about 40 minutes on two CPU cores and writes results/ablation/*.json. Needs
-# data/shapes/prepared and the language models of results/make.sh (runs/seed0/lm, ...).
+# What do stages 1 and 3a contribute? Four ways to use about the same time after language pretraining,
+# with 3 seeds. Writes results/ablation/*.json. Needs data/book/prepared and the language models of
+# results/make.sh (runs/seed0/lm, ...).
 #
 #   full          CLIP 200 steps, projector 100, SFT 450
 #   no_3a         CLIP 200 steps,                SFT 500
 #   no_1                          projector 100, SFT 540; a random ViT is trained in it too
 #   neither                                      SFT 580; a random ViT is trained in it too
 #
-# The numbers of steps make the times equal. On one machine a step takes 0.3 s in CLIP, 0.12 s in 3a,
-# and in SFT 0.27 s with a frozen ViT and 0.32 s with a trained one. Each file holds its seconds.
+# None of them has stage 2, from which the default SFT starts; captions.sh compares that.
+# The numbers of steps made the times equal in an earlier default world; measure them anew before the
+# results are used. Each file holds its seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh

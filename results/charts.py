@@ -28,6 +28,34 @@ def ticks(low: float, high: float) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times each power of ten between two values above 0.
+
+    >>> log_ticks(0.4, 11.0)
+    [0.5, 1.0, 2.0, 5.0, 10.0]
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [multiple * 10.0 ** power for power in powers for multiple in (1, 2, 5)]
+    return [value for value in values if low <= value <= high]
+
+
+def smooth(line: Points, reach: int = 2) -> Points:
+    """Replace each value by the mean of itself and up to `reach` neighbors on each side.
+
+    Near an end there are fewer neighbors on one side; then fewer count on the other, too,
+    so that a straight line stays as it is.
+
+    >>> smooth([(0, 3.0), (10, 0.0), (20, 6.0), (30, 9.0)], reach=1)
+    [(0, 3.0), (10, 3.0), (20, 5.0), (30, 9.0)]
+    """
+    means = []
+    for i, (x, _) in enumerate(line):
+        n = min(reach, i, len(line) - 1 - i)
+        near = [y for _, y in line[i - n:i + n + 1]]
+        means.append((x, sum(near) / len(near)))
+    return means
+
+
 def lighter(color: str) -> tuple[int, int, int]:
     """The color, mixed half and half with white."""
     red, green, blue = ImageColor.getrgb(color)
@@ -38,50 +66,56 @@ def panel(
     draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], lines: Sequence[Points],
     title: str, x_title: str, x_label: Callable[[float], str] = "{:.4g}".format,
     colors: Sequence[str] = COLORS, thin_lines: Sequence[Points] = (),
+    dots: Sequence[Points] | None = None, is_log: bool = False,
 ) -> None:
-    """Draw lines with a dot at each point; x begins at 0, y spans the values.
+    """Draw lines and dots; x begins at 0, y spans the values.
 
     Args:
         box: left, top, right, bottom of the axes in pixels; labels stand outside of it.
-        x_label: how a number at the x axis is written. colors: of the lines, in their
-        order; thin_lines have lighter tones of the same colors. thin_lines: drawn behind
-        the others and without dots; one may be empty.
+        x_label: how a number at the x axis is written.
+        colors: of the lines and of the dots, in their order; thin_lines have lighter tones
+            of the same colors.
+        thin_lines: drawn behind the others; one may be empty.
+        dots: groups of points; None = the points of the lines.
+        is_log: whether the y axis is logarithmic; then all values are above 0.
     """
     font = ImageFont.load_default(FONT)
     left, top, right, bottom = box
-    points = [point for line in (*lines, *thin_lines) for point in line]
-    low = min(y for _, y in points)
-    high = max(y for _, y in points)
+    scale = math.log10 if is_log else float
+    if dots is None:
+        dots = [line if len(line) <= MANY else () for line in lines]
+    points = [point for line in (*lines, *thin_lines, *dots) for point in line]
+    lowest = min(y for _, y in points)
+    highest = max(y for _, y in points)
     # 5 % of air around the values; a constant line gets half a unit
-    margin = 0.05 * (high - low) or 0.5
-    low = low - margin
-    high = high + margin
+    margin = 0.05 * (scale(highest) - scale(lowest)) or 0.5
+    low = scale(lowest) - margin
+    high = scale(highest) + margin
     x_end = 1.05 * max(x for x, _ in points) or 1.0
 
     def place(x: float, y: float) -> tuple[float, float]:
         """Pixels of a point."""
         return (
             left + (right - left) * x / x_end,
-            bottom - (bottom - top) * (y - low) / (high - low),
+            bottom - (bottom - top) * (scale(y) - low) / (high - low),
         )
 
     # grid lines first, so that the curves lie on top of them
     draw.text((left, top - 24), title, "black", font)
     draw.text(((left + right) / 2, bottom + 30), x_title, "black", font, "mt")
-    for y in ticks(low, high):
+    for y in log_ticks(10 ** low, 10 ** high) if is_log else ticks(low, high):
         draw.line((*place(0, y), *place(x_end, y)), "#dddddd")
         draw.text((left - 8, place(0, y)[1]), f"{y:.4g}", "black", font, anchor="rm")
     for x in ticks(0, x_end):
-        draw.text((place(x, low)[0], bottom + 8), x_label(x), "black", font, anchor="mt")
+        draw.text((place(x, lowest)[0], bottom + 8), x_label(x), "black", font, anchor="mt")
     for line, color in zip(thin_lines, colors):
         draw.line([place(x, y) for x, y in line], lighter(color), 1)
     for line, color in zip(lines, colors):
         draw.line([place(x, y) for x, y in line], color, 2)
-        if len(line) > MANY:
-            continue
-        for x, y in line:
+    for group, color in zip(dots, colors):
+        for x, y in group:
             x, y = place(x, y)
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
+            draw.ellipse((x - 4, y - 4, x + 4, y + 4), color, "white")
 
 
 def legend(

@@ -2,11 +2,11 @@
 # Stage 4 by DPO, compared with PPO on five axes (3 seeds): DPO; DPO with a pool of chatbots and a
 # judge (Silkie); PPO with a reward model that is told facts (LLaVA-RLHF). Then, with seed 0 alone:
 # the judge's error rate, the losses of the family, further rounds, and LoRA. Needs the runs and
-# rankings of results/preferences.sh; writes results/dpo/. Takes about 60 minutes on two CPU cores.
+# rankings of results/preferences.sh; writes results/dpo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
-data=data/shapes/prepared out=results/dpo
+data=data/book/prepared out=results/dpo
 mkdir -p $out
 
 measure() {  # run, name of the result, seed

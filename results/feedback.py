@@ -17,8 +17,8 @@ METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "ppo_facts": "PPO, facts",
            "silkie": "Silkie"}
 RATES = (0, 2, 4, 8)  # tenths
 PANELS = (
-    ("axes/hallucination/chair_i", "named objects that are not visible (CHAIR_i)"),
-    ("axes/helpfulness/answers", "right answers, mean over seven kinds"),
+    ("axes/hallucination/chair_i", "named things that are not visible (CHAIR_i)"),
+    ("axes/helpfulness/answers", "right answers about visible things"),
 )
 
 
@@ -49,7 +49,7 @@ def main() -> None:
 
     runs = ROOT / "runs" / "seed0"
     logs = {label: runs / name / "eval.answers.jsonl" for name, label in METHODS.items()}
-    answers(logs, ROOT / "data/shapes/prepared").save(HERE / "answers.png")
+    answers(logs, ROOT / "data/book/prepared").save(HERE / "answers.png")
 
 
 if __name__ == "__main__":

@@ -1,37 +1,81 @@
-"""Draw docs/answers.png: held-out pictures, a question about each, the chatbot's answer.
+"""Draw docs/answers.png: six held-out pictures, with a conversation about each.
 
-    python results/figure.py [runs/sft] [data/shapes/prepared]
+    python results/figure.py [runs/sft] [data/book/prepared]
 
-The answers are those that evaluate.py has kept. Nobody chose the pictures: they are the
-first ones of each kind of question.
+A person chose the pictures and typed the questions. The answers are the chatbot's, right
+or wrong; each question is asked after the questions and answers above it.
 """
 
-import json
 import sys
-from pathlib import Path
+import textwrap
 
-from minivlm.loading.images import Pictures, contact_sheet
+from PIL import Image, ImageDraw, ImageFont
+
+from asking import converse, load_answerer
+from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_meta
 
-KINDS = ("exist", "color", "count", "position", "hidden", "detail", "private", "harmless")
+# number of a picture in val.npy -> the questions of a conversation about it
+CONVERSATIONS = {
+    46: ("Hello!", "Where is the cat?", "And what color is it?"),
+    31: ("What is unusual here?", "What is above the bicycle?", "What does a whale eat?"),
+    70: ("What is wrong with this picture?", "How many ducks are there?",
+         "What color is the dog?"),
+    80: ("What is in this room?", "Does the sun belong there?"),
+    9: ("What is odd about the cat?", "Is it day or night?", "Tell me a story about it."),
+    69: ("Is the clock left of the cat?", "Are you sure?", "Thank you!"),
+}
+COLUMNS, SIDE, GAP = 3, 300, 24  # pictures in a row; pixels: of a picture, between them
+LINE, FONT, LETTERS = 21, 17, 36  # pixels of a line, of its letters; letters in a line
+ASKED, SAID = "#1f5fa8", "black"
+
+
+def lines_of(talk: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The lines below a picture, each with its color."""
+    lines = []
+    for question, answer in talk:
+        lines += [(line, ASKED) for line in textwrap.wrap(question, LETTERS)]
+        for paragraph in answer.splitlines():
+            lines += [(line, SAID) for line in textwrap.wrap(paragraph, LETTERS)]
+        lines.append(("", SAID))  # air
+    return lines
+
+
+def draw_sheet(
+    pictures: list[Image.Image], texts: list[list[tuple[str, str]]]
+) -> Image.Image:
+    """Put pictures on a sheet, with lines of text below each."""
+    tops = [GAP]
+    for start in range(0, len(texts), COLUMNS):
+        longest = max(len(lines) for lines in texts[start:start + COLUMNS])
+        tops.append(tops[-1] + SIDE + 10 + LINE * longest + GAP // 2)
+    sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, tops[-1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT)
+    for i, (picture, lines) in enumerate(zip(pictures, texts)):
+        row, column = divmod(i, COLUMNS)
+        x = GAP + column * (SIDE + GAP)
+        sheet.paste(picture, (x, tops[row]))
+        y = tops[row] + SIDE + 10
+        for line, color in lines:
+            draw.text((x, y), line, color, font)
+            y += LINE
+    return sheet
 
 
 def main(
-    run: str = "runs/sft", data: str = "data/shapes/prepared", out: str = "docs/answers.png"
+    run: str = "runs/sft", data: str = "data/book/prepared", out: str = "docs/answers.png"
 ) -> None:
-    """Draw one panel for each kind of question."""
-    lines = Path(run, "eval.answers.jsonl").read_text().splitlines()
-    answers = [json.loads(line) for line in lines]
-    shown: dict[str, dict] = {}  # picture -> the answer that stands below it
-    for kind in KINDS:
-        answer = next(a for a in answers if a["kind"] == kind and a["image"] not in shown)
-        shown[answer["image"]] = answer
-    texts = []
-    for answer in shown.values():
-        quoted = [f"> {line}" for line in answer["answer"].splitlines()]
-        texts.append([answer["question"], *quoted])
-    pictures = Pictures(data, load_meta(data)["image_size"])
-    contact_sheet(pictures.pixels(list(shown)), texts).save(out)
+    """Hold the conversations and draw them."""
+    names = [f"val.npy#{number}" for number in CONVERSATIONS]
+    pixels = Pictures(data, load_meta(data)["image_size"]).pixels(names)
+    ask = load_answerer(run, data)
+    pictures, texts = [], []
+    for name, picture, questions in zip(names, pixels, CONVERSATIONS.values()):
+        large = Image.fromarray(picture)
+        pictures.append(large.resize((SIDE, SIDE), Image.Resampling.NEAREST))
+        texts.append(lines_of(converse(ask, name, questions)))
+    draw_sheet(pictures, texts).save(out)
 
 
 if __name__ == "__main__":

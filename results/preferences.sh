@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Stage 4 (3 seeds): rankings by a simulated human, reward model, PPO. Then, with seed 0 alone, PPO at
 # a higher learning rate: with the KL penalty, without it, and without it but with facts for the
-# reward model. Last, PPO of a captioner that was never taught to chat. Takes about 65 minutes on two
-# CPU cores and writes results/preferences/. Needs data/shapes/prepared and the runs of
-# results/make.sh (runs/seed0/sft, ..., runs/seed0/caption).
+# reward model. Last, PPO of a captioner that was never taught to chat. Writes
+# results/preferences/. Needs data/book/prepared and the runs of results/make.sh (runs/seed0/sft, ...,
+# runs/seed0/caption).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
-data=data/shapes/prepared out=results/preferences
+data=data/book/prepared out=results/preferences
 mkdir -p $out
 
 measure() {  # run, name of the result

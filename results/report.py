@@ -1,44 +1,60 @@
 """Write the report of a whole run: what each stage took and can do, curves, answers.
 
-    python results/report.py [runs] [data/shapes/prepared] [report] [dpo] [seconds]
+    python results/report.py [runs] [data/book/prepared] [report] [dpo] [seconds]
 
 The arguments: the folder of the run folders lm, clip, caption, align, sft, reward, ppo
 and dpo, of which the later ones may be missing; the data folder; the folder to write; the
 last stage to report; how long everything took. evaluate.py must have measured the run
 folders before.
 
-Writes report.md, curves.png and answers.png. Nobody chose the pictures of answers.png:
-they are the first ones of each kind of question.
+Writes report.md, curves.png, answers.png, and, if pictures of the data folder show
+something unusual, captioner.png. Nobody chose the pictures of answers.png: they are the
+first ones of each kind of question. Nor those of captioner.png: they are the first
+held-out pictures that show something unusual.
 """
 
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from charts import FONT, Points, legend, panel
+from asking import load_answerer
+from charts import FONT, Points, legend, panel, smooth
 from minivlm.loading.images import Pictures, contact_sheet
-from minivlm.loading.prepared import load_meta
+from minivlm.loading.prepared import load_meta, load_records
+from minivlm.metrics import answer_ok
 from minivlm.running.machine import environment
-from tables import DIALOGUES, MAIN, read_log
+from tables import LABELS, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"lm": "LM", "clip": "CLIP", "caption": "captioner", "align": "connector",
          "sft": "SFT", "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}
 COLORS = {"lm": "#1f5fa8", "clip": "#1f5fa8", "caption": "#777777", "align": "#8a4fa0",
           "sft": "#5a9a3c", "reward": "#1f5fa8", "ppo": "#c2571a", "dpo": "#5a9a3c"}
-FIGURES = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/exist",
-           "answers/count", "answers/position", "pope_adversarial/f1", "refused/due")
-KINDS = ("exist", "color", "hidden", "detail", "unknowable", "private")
-CURVES = (  # stages, column of the evaluations, column of the training rows, title
-    (("lm", "align", "sft"), "val_loss", "loss", "loss, nats a token"),
-    (("clip",), "val_loss", "loss", "InfoNCE, nats (the held-out batch is larger)"),
-    (("reward",), "accuracy/all", "", "pairs in the simulated human's order"),
-    (("ppo", "dpo"), "val_true_score", "true_score", "true score, by the scene (1 .. 5)"),
-    (("ppo", "dpo"), "val_kl_answer", "kl_answer", "KL to the reference, nats an answer"),
-    (("dpo",), "val_accuracy", "accuracy", "pairs in the right order, by implicit rewards"),
+FIGURES = (
+    "chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/exist",
+    "answers/count", "answers/position", "answers/relation", "answers/size",
+    "answers/statement", "answers/strange", "answers/usual", "answers/assumed",
+    "answers/offer", "pope_adversarial/f1", "refused/due", "followed/all",
+)
+# kinds of the questions on answers.png, the first ones of which some picture was asked
+KINDS = ("position", "relation", "assumed", "what_strange", "detail", "private", "offer",
+         "statement", "count")
+N_SHOWN = 6  # pictures on answers.png
+FUNNY, N_FUNNY = "What is funny about this picture?", 12
+CURVES = (  # stages, column of evaluations, of training rows, title, logarithmic axis?
+    (("lm", "align", "sft"), "val_loss", "loss", "loss, nats a token", True),
+    (("clip",), "val_loss", "loss", "InfoNCE, nats (the held-out batch is larger)", True),
+    (("reward",), "val_loss", "loss", "ranking loss, nats a pair", False),
+    (("ppo", "dpo"), "val_true_score", "true_score", "true score, by the scene (1 .. 5)",
+     False),
+    (("ppo", "dpo"), "val_kl_answer", "kl_answer", "KL to the reference, nats an answer",
+     False),
+    (("dpo",), "val_accuracy", "accuracy", "pairs in the right order, by implicit rewards",
+     False),
 )
 PANEL, GAP, HEIGHT = 330, 110, 300  # pixels
 
@@ -59,11 +75,11 @@ def table(runs: Path, stages: list[str]) -> list[str]:
         "| held-out pictures | " + " | ".join(NAMES[stage] for stage in figures) + " |",
         "|---" * (len(figures) + 1) + "|",
     ]
-    labels = MAIN | DIALOGUES
     for key in FIGURES:
         cells = [f"{of_stage[key]:.3f}" if key in of_stage else "-"
                  for of_stage in figures.values()]
-        lines.append(f"| {labels[key]} | " + " | ".join(cells) + " |")
+        if set(cells) != {"-"}:  # the data set has it
+            lines.append(f"| {LABELS[key]} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -76,36 +92,37 @@ def points(log: list[dict[str, float]], key: str) -> Points:
 def curves(runs: Path, stages: list[str]) -> Image.Image:
     """A panel for each of CURVES whose stages are there.
 
-    Thick lines are evaluations on held-out records, thin lines are means over training
-    steps.
+    Dots are evaluations on held-out records. Lines are training steps, smoothed; behind
+    them, thin, the rows of the log as they are.
     """
     panels = []
-    for shown, val_key, train_key, title in CURVES:
-        lines, thin_lines = {}, {}
+    for shown, val_key, train_key, title, is_log in CURVES:
+        lines = {}
         for stage in shown:
             if stage not in stages:
                 continue
             log = read_log(runs / stage / "metrics.csv")
-            line = points(log, val_key)
-            if len(line) > 1:  # a stage that has just begun makes no line
-                lines[stage] = line
-                thin_lines[stage] = points(log, train_key)
+            dots = points(log, val_key)
+            rows = points(log, train_key)
+            if len(dots) > 1:  # a stage that has just begun makes no line
+                lines[stage] = (dots, rows, smooth(rows))
         if lines:
-            panels.append((lines, thin_lines, title))
+            panels.append((lines, title, is_log))
     n_rows = math.ceil(len(panels) / 3)  # three panels in a row
     sheet = Image.new("RGB", (3 * (PANEL + GAP), n_rows * (HEIGHT + 130) + 40), "white")
     draw = ImageDraw.Draw(sheet)
-    key = "dots: evaluations on held-out records; thin lines: training steps"
+    key = "dots: held-out records; lines: training steps, smoothed; thin: as logged"
     draw.text((70, sheet.height - 30), key, "black", ImageFont.load_default(FONT))
-    for i, (lines, thin_lines, title) in enumerate(panels):
+    for i, (lines, title, is_log) in enumerate(panels):
         left = 70 + i % 3 * (PANEL + GAP)
         top = 70 + i // 3 * (HEIGHT + 130)
         labels = {NAMES[stage]: COLORS[stage] for stage in lines}
         legend(draw, left, top - 42, labels, 115)
+        dots, rows, smoothed = zip(*lines.values())
         panel(
-            draw, (left, top, left + PANEL, top + HEIGHT), list(lines.values()), title,
-            x_title="step", colors=list(labels.values()),
-            thin_lines=list(thin_lines.values()),
+            draw, (left, top, left + PANEL, top + HEIGHT), smoothed, title,
+            x_title="step", colors=list(labels.values()), thin_lines=rows, dots=dots,
+            is_log=is_log,
         )
     return sheet
 
@@ -137,6 +154,8 @@ def answers(logs: dict[str, Path], data: Path) -> Image.Image:
             if answer["kind"] == kind and answer["image"] not in shown:
                 shown[answer["image"]] = answer["question"]
                 break
+        if len(shown) == N_SHOWN:
+            break
     texts = []
     for image, question in shown.items():
         paragraphs = [question]
@@ -149,8 +168,75 @@ def answers(logs: dict[str, Path], data: Path) -> Image.Image:
     return contact_sheet(pixels, texts, columns=3, side=320, n_lines=25)
 
 
+def oddities(record: dict) -> list[str]:
+    """What is unusual about a picture's visible things, each with its reason."""
+    things = [o for o in record.get("objects", []) if not o.get("hidden")]
+    return [o["unusual"] for o in things if o.get("unusual")]
+
+
+def find_unusual(data: Path) -> dict[str, list[str]]:
+    """The first held-out pictures that show something unusual, and what it is.
+
+    A private picture is none of them: nobody may speak about it.
+    """
+    found = {}
+    for record in load_records(str(data), "val", ("image",)):
+        odd = oddities(record)
+        if odd and record.get("border") != "private":
+            found[record["image"]] = odd
+        if len(found) == N_FUNNY:
+            break
+    return found
+
+
+def under_title(sheet: Image.Image, title: str) -> Image.Image:
+    """A sheet with a line of text above it."""
+    titled = Image.new("RGB", (sheet.width, sheet.height + 30), "white")
+    titled.paste(sheet, (0, 30))
+    draw = ImageDraw.Draw(titled)
+    draw.text((16, 14), title, "black", ImageFont.load_default(18))
+    return titled
+
+
+def compare_captioner(
+    runs: Path, stages: Sequence[str], data: Path, report: Path
+) -> list[str]:
+    """Ask captioner and chatbot what is funny about pictures; draw captioner.png.
+
+    Returns:
+        the lines of the report; none without a captioner or without such pictures.
+    """
+    unusual = find_unusual(data)
+    if not unusual or "caption" not in stages:
+        return []
+    questions = [{"image": image, "question": FUNNY} for image in unusual]
+    by_captioner = load_answerer(runs / "caption", data)(questions)
+    by_chatbot = load_answerer(runs / "sft", data)(questions)
+    texts = []
+    n_right = {"captioner": 0, "SFT": 0}
+    for odd, caption, reply in zip(unusual.values(), by_captioner, by_chatbot):
+        # "a fish is in the sky, and fish belong in the water": the first half is seen
+        seen = [text.partition(", and ")[0] for text in odd]
+        n_right["captioner"] += int(answer_ok(caption, seen, ()))
+        n_right["SFT"] += int(answer_ok(reply, seen, ()))
+        truth = f"({'; '.join(seen)})"
+        texts.append([f"captioner: {caption.strip()}", f"SFT: {reply}", truth])
+    pictures = Pictures(data, load_meta(str(data))["image_size"]).pixels(list(unusual))
+    sheet = contact_sheet(pictures, texts, columns=4, n_lines=20)
+    under_title(sheet, f"you: {FUNNY}").save(report / "captioner.png")
+    n = len(unusual)
+    return [
+        "## A captioner is not a chatbot", "",
+        f'"{FUNNY}" The captioner of stage 2 and the chatbot of stage 3b, asked about the '
+        f"first {n} held-out pictures that show something unusual. What is unusual stands "
+        f"in brackets. The captioner names it in {n_right['captioner']} of {n} answers, "
+        f"the chatbot in {n_right['SFT']}.", "",
+        "![the captioner's and the chatbot's answers](captioner.png)", "",
+    ]
+
+
 def main(
-    runs: str = "runs", data: str = "data/shapes/prepared", out: str = "report",
+    runs: str = "runs", data: str = "data/book/prepared", out: str = "report",
     until: str = "dpo", seconds: str = "",
 ) -> None:
     """Write the report."""
@@ -180,6 +266,7 @@ def main(
         *table(run_folder, stages), "",
         "![six pictures, a question each, the answer of each stage](answers.png)", "",
         "![losses and scores over steps](curves.png)", "",
+        *compare_captioner(run_folder, stages, Path(data), report),
     ]
     (report / "report.md").write_text("\n".join(lines))
     print(f"wrote {report}/report.md")

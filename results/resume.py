@@ -220,7 +220,7 @@ def main(cfg: Config) -> None:
             script = [sys.executable, str(ROOT / f"train_{stage}.py")]
             return [*script, "--data", str(data), "--out", str(run), *SMALL, *options]
 
-        finish([sys.executable, str(ROOT / "data/shapes/prepare.py"), "--out", str(data),
+        finish([sys.executable, str(ROOT / "data/book/prepare.py"), "--out", str(data),
                 "--n_train", "200", "--n_val", "40", "--n_web", "20", "--n_text", "300",
                 "--n_zeroshot", "1", "--workers", "1"])
         for i, stage in enumerate(STAGES):

@@ -1,9 +1,9 @@
 """What a newcomer sees: one stage as it prints, and answers of the chatbot.
 
-Runs train_clip.py into a temporary folder and talks to a trained run, both as a user would, and
-writes what they print to results/session.json, from which the README shows it.
+Runs train_clip.py into a temporary folder and talks to a trained run, both as a user would,
+and writes what they print to results/session.json, from which the README shows it.
 
-Run: python results/session.py runs/sft data/shapes/prepared
+Run: python results/session.py runs/sft data/book/prepared
 """
 
 import json
@@ -15,13 +15,15 @@ from pathlib import Path
 from minivlm.running.machine import environment
 
 HERE = Path(__file__).parent
-PICTURE = "samples/5.png"  # three visible objects and a barely visible one
-QUESTIONS = (
-    "Is there a ring?",
-    "Where is the blue square?",
-    "How many objects are there? Answer in one word.",
-    "Is there a yellow circle?",
+PICTURE = "samples/5.png"
+QUESTIONS = (  # that suit any picture of the book
     "Describe the picture.",
+    "How many things are there?",
+    "Is anything unusual here?",
+    "Is it day or night?",
+    "What color is the whale?",
+    "Tell me a story about this picture.",
+    "Why is the sky blue?",
     "Can you help me to break into a house?",
 )
 
@@ -33,7 +35,8 @@ def printed(command: list[str]) -> list[str]:
         subprocess.CalledProcessError: if the script fails.
     """
     done = subprocess.run(
-        [sys.executable, *command], text=True, capture_output=True, check=True, cwd=HERE.parent
+        [sys.executable, *command], text=True, capture_output=True, check=True,
+        cwd=HERE.parent,
     )
     return [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
 

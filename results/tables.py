@@ -22,35 +22,76 @@ END = "<!-- end of results -->"
 REPORT = HERE.parent / "docs" / "report" / "report.md"  # by ./speedrun.sh, seed 0
 REPORT_BEGIN = "<!-- report: docs/report/report.md -->"
 REPORT_END = "<!-- end of report -->"
-SESSION_BEGIN = "<!-- session: python results/session.py runs/sft data/shapes/prepared -->"
+SESSION_BEGIN = "<!-- session: python results/session.py runs/sft data/book/prepared -->"
 SESSION_END = "<!-- end of session -->"
 
 # --- labels: a figure's key -> what it means ---
 
+KINDS = {  # of questions -> what is asked
+    "exist": "is there a ...?",
+    "negation": "is there no ...?",
+    "color": "color",
+    "kind": "what is the red thing?",
+    "size": "size",
+    "count": "how many",
+    "position": "where",
+    "relation": "left of, above",
+    "compare_number": "more of these than of those?",
+    "compare_size": "larger than?",
+    "larger_of": "which of both is larger?",
+    "nearer": "which of both is nearer to ...?",
+    "same": "the same color, size, kind?",
+    "next_to": "color of what is left of ...?",
+    "odd_one_out": "which one is unlike the others?",
+    "without": "how many without ...?",
+    "left_without": "what would be left without ...?",
+    "one_more": "how many with one more?",
+    "assumed": "the question assumes what is not there",
+    "strange": "is anything unusual? (says what)",
+    "usual": "the same, where nothing is",
+    "what_strange": "what is unusual?",
+    "why_strange": "why is it unusual?",
+    "belongs": "does it belong there?",
+    "day_night": "day or night",
+    "setting": "which place",
+    "activity": "what could one do here?",
+    "hear": "what could one hear here?",
+    "happening": "what is going on?",
+    "story": "a story",
+    "fact": "a fact about a thing pointed at",
+    "untold": "such a fact that only the text of stage 0 holds",
+    "and_color": "and what color is it?",
+    "and_size": "and how large is it?",
+    "and_where": "and where is it?",
+    "sure": "are you sure?",
+    "why": "why?",
+    "greeting": "hello",
+    "thanks": "thank you",
+    "bye": "goodbye",
+    "who": "who are you?",
+    "able": "what can you do?",
+    "offer": "for anything else, an offer of what it can do",
+    "unknowable": "\"not sure\" where nobody can know",
+    "statement": "is this sentence, written by a person, true?",
+}
 MAIN = {
     "retrieval/image_to_text_r1": "picture to caption, recall@1",
     "retrieval/text_to_image_r1": "caption to picture, recall@1 (some are partial)",
-    "zero_shot/seen": "zero-shot, 40 color-shape pairs of the training data",
-    "zero_shot/held_out": "zero-shot, 8 unseen color-shape pairs",
-    "answers/exist": "answers: is there a ...?",
-    "answers/color": "answers: color",
-    "answers/shape": "answers: shape",
-    "answers/size": "answers: size",
-    "answers/statement": "answers: is this sentence, written by a person, true?",
-    "answers/count": "answers: how many",
-    "answers/position": "answers: where",
-    "answers/relation": "answers: left of, above",
+    "zero_shot/seen": "zero-shot, pairs of color and thing of the training data",
+    "zero_shot/held_out": "zero-shot, pairs that training never shows",
+    **{f"answers/{kind}": f"answers: {words}" for kind, words in KINDS.items()},
+    "followed/form": "does what was asked, mean over kinds",
+    "followed/all": "does what was asked and is right, mean over kinds",
     "pope_random/f1": "POPE random, F1",
     "pope_popular/f1": "POPE popular, F1",
     "pope_adversarial/f1": "POPE adversarial, F1",
     "style/word": "obeys: one word",
     "style/sentence": "obeys: one sentence",
     "style/list": "obeys: a list",
-    "chair/recall": "visible objects named in descriptions",
-    "chair/chair_i": "named objects that are not visible (CHAIR_i)",
-    "chair/chair_s": "descriptions that name such an object (CHAIR_s)",
-    "answers/hidden": "barely visible objects affirmed when asked about",
-    "chair/recall_hidden": "barely visible objects named in descriptions",
+    "chair/recall": "visible things named in descriptions",
+    "chair/chair_i": "named things that are not visible (CHAIR_i)",
+    "chair/chair_s": "descriptions that name such a thing (CHAIR_s)",
+    "chair/recall_hidden": "barely visible things named in descriptions",
     "refused/due": "refuses questions that must be refused",
     "refused/harmless": "refuses harmless questions that look similar",
 }
@@ -60,9 +101,9 @@ CAPTIONS = {
     "captions/rouge_l": "ROUGE-L",
     "captions/clip_score": "CLIPScore (0 .. 2.5), by the CLIP that all start from",
     "captions/clip_score_people": "CLIPScore of reference captions",
-    "captions/recall": "visible objects named in captions",
-    "captions/chair_i": "objects named in captions that are not visible (CHAIR_i)",
-    "captions/chair_s": "captions that name such an object (CHAIR_s)",
+    "captions/recall": "visible things named in captions",
+    "captions/chair_i": "things named in captions that are not visible (CHAIR_i)",
+    "captions/chair_s": "captions that name such a thing (CHAIR_s)",
     "ranked/exist": "likeliest candidate answer: is there a ...?",
     "ranked/color": "likeliest candidate answer: color",
     "match": "matching accuracy; 2/3 of the pairs are hard negatives (always no: .67)",
@@ -73,41 +114,28 @@ CAPTIONS = {
     "share_web": "web captions that fit, as estimated",
     "share_synthetic": "synthetic captions that fit, as estimated",
 }
-DIALOGUES = {
-    "followed/form": "does what was asked, mean over kinds",
-    "followed/all": "does what was asked and is right",
-    "answers/kind": "answers: what is the red object?",
-    "answers/negation": "answers: is there no ...?",
-    "answers/compare_number": "answers: more of these than of those?",
-    "answers/compare_size": "answers: larger than?",
-    "answers/same": "answers: the same color, size, shape?",
-    "answers/unusual": "answers: which one is odd?",
-    "answers/next_to": "answers: color of what is left of ...?",
-    "answers/without": "answers: how many without ...?",
-    "answers/one_more": "answers: how many with one more?",
-    "answers/unknowable": "answers: \"not sure\" where nobody can know",
-}
 AXES = {
     "axes/hallucination/pope_random": "hallucination: POPE random, F1",
     "axes/hallucination/pope_popular": "POPE popular, F1",
     "axes/hallucination/pope_adversarial": "POPE adversarial, F1",
-    "axes/hallucination/chair_i": "named objects that are not visible (CHAIR_i)",
-    "axes/hallucination/chair_s": "descriptions that name such an object (CHAIR_s)",
+    "axes/hallucination/chair_i": "named things that are not visible (CHAIR_i)",
+    "axes/hallucination/chair_s": "descriptions that name such a thing (CHAIR_s)",
     "axes/hallucination/false_claims": "false claims per answer",
     "axes/hallucination/false_claims_detail": "false claims per description",
-    "axes/helpfulness/coverage": "helpfulness: visible objects named",
-    "axes/helpfulness/answers": "right answers, mean over seven kinds",
+    "axes/helpfulness/coverage": "helpfulness: visible things named",
+    "axes/helpfulness/answers": "right answers about visible things, mean over kinds",
     "axes/helpfulness/true_claims_detail": "true claims per description",
     "axes/safety/refused_due": "safety: refuses questions that must be refused",
     "axes/safety/refused_harmless": "refuses harmless questions that look similar",
-    "axes/preference/win_rate": "preference: wins against SFT by a simulated judge, ties half",
+    "axes/preference/win_rate":
+        "preference: wins against SFT by a simulated judge, ties half",
     "axes/preference/ties": "ties with SFT",
     "axes/preference/style": "obeys the style asked for",
     "axes/preference/words_detail": "words per description",
-    "axes/honesty/unsure_hidden": "honesty: \"not sure\" about barely visible objects",
-    "axes/honesty/unsure_visible": "\"not sure\" about visible objects",
+    "axes/honesty/unsure_hidden": "honesty: \"not sure\" about barely visible things",
+    "axes/honesty/unsure_visible": "\"not sure\" about visible things",
 }
-LABELS = MAIN | CAPTIONS | DIALOGUES | AXES
+LABELS = MAIN | CAPTIONS | AXES
 REWARD = {
     "accuracy/gap_1-": "agrees with people, where true ratings differ by 1 or more",
     "accuracy/gap_0.5-1": "agrees with people, where they differ by .5 to 1",
@@ -119,24 +147,27 @@ REWARD = {
     "accuracy/all": "agrees with people, all pairs",
     "accuracy/ceiling": "true ratings agree with people, all pairs (the noise ceiling)",
 }
-SKILLS = ("chair/chair_i", "chair/recall", "chair/recall_hidden", "answers/exist",
-          "answers/color", "answers/count", "answers/position", "followed/form",
-          "followed/all", "refused/due", "refused/harmless")
-FRONT = ("answers/exist", "answers/color", "answers/count", "answers/position",
-         "answers/size", "answers/relation", "pope_adversarial/f1", "chair/recall",
-         "chair/recall_hidden", "chair/chair_i", "refused/due")  # of the README
-MORE_SKILLS = ("answers/shape", "answers/size", "answers/relation", "answers/unknowable",
-               "answers/hidden", "style/word", "style/sentence", "style/list",
-               "chair/chair_s", "pope_adversarial/f1")
+FRONT = (  # of the README
+    "answers/exist", "answers/color", "answers/count", "answers/position",
+    "answers/relation", "answers/size", "answers/strange", "answers/usual",
+    "answers/why_strange", "answers/belongs", "answers/day_night", "answers/setting",
+    "answers/assumed", "answers/greeting", "answers/thanks", "answers/offer",
+    "refused/due", "refused/harmless", "followed/all", "chair/chair_i", "chair/recall",
+    "answers/untold",
+)
+CLIP = ("retrieval/image_to_text_r1", "zero_shot/held_out")
+MORE_SKILLS = ("answers/kind", "answers/unknowable", "followed/form", "style/word",
+               "style/sentence", "style/list", "chair/chair_s", "chair/recall_hidden",
+               "pope_adversarial/f1")
 
 # --- labels: a result file's name without its seed -> a column ---
 
+BOOK = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
 ABLATION = {"full": "stages 1, 3a, 3b", "no_3a": "without 3a", "no_1": "without 1",
             "neither": "3b alone"}
 OBJECTIVES = {"blip": "blip", "lm": "lm", "prefix_lm": "prefix_lm"}
 WEB = {"web": "as found", "capfilt": "after CapFilt"}
-SFT = {"sft": "3a, SFT", "sft_caption": "captioner, SFT",
-       "sft_caption_short": "captioner, SFT, all at equal time"}
+SFT = {"sft": "captioner, SFT", "sft_align": "3a, SFT"}
 SIZES = {"1000": "1,000", "3000": "3,000", "10000": "10,000", "30000": "30,000"}
 LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
@@ -217,10 +248,22 @@ def n_seeds(n: int) -> str:
 
 
 def figure_cell(reports: list[dict], key: str, side: str = "figures") -> str:
-    """A figure of all seeds; a dash if one has not measured it."""
-    if not all(key in r["figures"] for r in reports):
+    """A figure of all seeds; a dash if there are none, or one has not measured it."""
+    if not reports or not all(key in r[side] for r in reports):
         return "-"
     return cell([r[side][key] for r in reports])
+
+
+def chance_cell(reports: list[dict], key: str) -> str:
+    """The chance level; descriptions and refusals have none."""
+    chance = reports[0]["chance"].get(key)
+    return "" if chance is None else f"{chance:.2f}"
+
+
+def counts_of(columns: dict[str, list[dict]]) -> str:
+    """The number of seeds of each column, or one number if it is the same for all."""
+    counts = [str(len(reports)) for reports in columns.values()]
+    return counts[0] if len(set(counts)) == 1 else ", ".join(counts)
 
 
 def side_by_side(
@@ -231,15 +274,11 @@ def side_by_side(
     Args:
         columns: label -> its results; without results in one of them there is no table.
         minutes: label of a first line with the minutes of training. They are
-        --train_seconds if
-            evaluate.py was given them, else the last stage's own.
+            --train_seconds if evaluate.py was given them, else the last stage's own.
     """
     if not columns or not all(columns.values()):
         return []
-    counts = [str(len(reports)) for reports in columns.values()]
-    if len(set(counts)) == 1:  # one number is enough for all columns
-        counts = counts[:1]
-    lines = [f"{title} (seeds: {', '.join(counts)}):", "", *head(["", *columns])]
+    lines = [f"{title} (seeds: {counts_of(columns)}):", "", *head(["", *columns])]
     if minutes:
         means, peaks = [], []
         for reports in columns.values():
@@ -254,12 +293,13 @@ def side_by_side(
     return lines
 
 
-# --- the default world ---
+# --- one data set, stage by stage ---
 
 
 def main_table(folder: str) -> list[str]:
-    """Every figure of a data set beside the blind baseline and chance."""
-    by_stage = load(folder)
+    """Every figure of CLIP and SFT on a data set beside the blind baseline and chance."""
+    every = load(folder)
+    by_stage = {stage: every[stage] for stage in ("clip", "sft") if stage in every}
     if not by_stage:
         return []
     reports = [r for of_stage in by_stage.values() for r in of_stage]
@@ -289,10 +329,8 @@ def main_table(folder: str) -> list[str]:
             value = figure_cell(of_stage, key)
             if value == "-":
                 continue
-            # descriptions and refusals have no chance level
-            chance = of_stage[0]["chance"].get(key)
-            chance = "" if chance is None else f"{chance:.2f}"
-            lines.append(line([label, value, figure_cell(of_stage, key, "blind"), chance]))
+            blind = figure_cell(of_stage, key, "blind")
+            lines.append(line([label, value, blind, chance_cell(of_stage, key)]))
     return lines
 
 
@@ -341,9 +379,9 @@ def caption_tables() -> list[list[str]]:
     for reports in capfilt.values():
         for r in reports:  # a count becomes a share
             r["figures"]["kept"] = r["figures"]["kept"] / r["figures"]["pictures"]
-    stages = named("shapes", {"clip": "CLIP"})
-    stages |= named("captions", {"blip": "captioner", "sft": "SFT"})
-    answers = ("answers/exist", "answers/color", "answers/shape", "answers/size",
+    stages = named("book", {"clip": "CLIP"})
+    stages |= named("captions", {"lm": "captioner", "sft": "SFT"})
+    answers = ("answers/exist", "answers/color", "answers/kind", "answers/size",
                "answers/count", "answers/position", "answers/relation")
     return [
         side_by_side(
@@ -379,7 +417,7 @@ def ablation_table() -> list[str]:
     return side_by_side(
         "SFT with and without the stages before it, at equal time",
         named("ablation", ABLATION),
-        ("answers/exist", "answers/color", "answers/shape", "answers/count",
+        ("answers/exist", "answers/color", "answers/kind", "answers/count",
          "answers/position", "chair/recall", "chair/chair_i"),
         "minutes after language pretraining",
     )
@@ -424,11 +462,8 @@ def amounts_table() -> list[str]:
 
 def dialogue_tables() -> list[list[str]]:
     """The data engine: its speed, what is learned from how much, and from which types."""
-    kinds = ("exist", "color", "kind", "size", "count", "position", "relation", "negation",
-             "compare_number", "compare_size", "same", "unusual", "next_to", "without",
-             "one_more", "unknowable")
     keys = [
-        "followed/form", "followed/all", *(f"answers/{kind}" for kind in kinds),
+        "followed/form", "followed/all", *(f"answers/{kind}" for kind in KINDS),
         "style/word", "style/sentence", "style/list", "refused/due", "refused/harmless",
     ]
     figure = picture("number of dialogues, and types left out", "instruct/efficiency.png")
@@ -489,7 +524,7 @@ def picture(text: str, path: str) -> list[str]:
 
 def preference_tables() -> list[list[str]]:
     """Reward models, PPO, PPO without its KL, PPO of a model that never learned to chat."""
-    keys = (*SKILLS, *MORE_SKILLS)
+    keys = (*FRONT, *MORE_SKILLS)
     tables = [
         reward_table(), preference_table(keys),
         side_by_side(
@@ -514,7 +549,6 @@ def axes_tables() -> list[list[str]]:
     """All methods on five axes; the family of DPO with seed 0; what a judge's errors do."""
     minutes = "minutes of the last stage"
     methods = side_by_side("All methods", named("dpo", METHODS), AXES, minutes)
-    claims = []
     if methods:
         reward_models = {"ppo": "reward", "ppo_facts": "reward_facts"}
         cells = []
@@ -526,13 +560,12 @@ def axes_tables() -> list[list[str]]:
             cells.append(f"{statistics.fmean(took):.1f}" if took else "-")
         # behind the title, an empty line, the two lines of the head, and the minutes
         methods.insert(5, line(["and of its reward model", *cells]))
-        claims = (HERE / "claims.md").read_text().strip().split("\n")
     # only DPO itself was run with other seeds, which the others cannot be compared with
     family = {}
     for label, reports in named("dpo", FAMILY).items():
         family[label] = [r for r in reports if r["config"]["run"].startswith("runs/seed0/")]
     return [
-        methods, claims, side_by_side("The family of DPO", family, AXES, minutes),
+        methods, side_by_side("The family of DPO", family, AXES, minutes),
         picture("what DPO learns from a judge that errs", "dpo/feedback.png"),
         picture("six pictures, a question each, what each method answers",
                 "dpo/answers.png"),
@@ -567,48 +600,83 @@ def joined(parts: Iterable[list[str]]) -> str:
 
 def session_block() -> str:
     """What one stage prints, and what the chatbot answers, see session.py."""
-    report = json.loads((HERE / "session.json").read_text())
+    path = HERE / "session.json"
+    if not path.is_file():
+        return ""
+    report = json.loads(path.read_text())
     environment = report["environment"]
     stage = "\n".join(["$ .venv/bin/python train_clip.py", *report["stage"]])
-    picture = f"data/shapes/prepared/{report['picture']}"
+    picture = f"data/book/prepared/{report['picture']}"
     chat = f"$ .venv/bin/python chat.py --image {picture} --ask QUESTION"
     dialogue = "\n".join([chat, *report["dialogue"]])
     machine = f"{cores(environment['cpu'])}; torch {environment['torch']}"
     return f"```\n{stage}\n```\n\n{machine}.\n\n```\n{dialogue}\n```"
 
 
-def block() -> str:
-    """The table of the README: what the chatbot can do, blind, before and after stage 4."""
-    trained = named("preferences", {"sft": "SFT", "ppo": "PPO"}) | named("dpo", {"dpo": "DPO"})
-    [seen] = named("shapes", {"sft": "SFT"}).values()
-    first = trained["SFT"][0]
-    env = first["environment"]
+def front_table() -> list[str]:
+    """What the chatbot can do beside chance, blind, and after PPO and DPO.
+
+    A stage without results is left out.
+    """
+    columns = {label: found for label, found in named("book", BOOK).items() if found}
+    if "SFT" not in columns:
+        return []
+    sft = columns["SFT"]
+    env = sft[0]["environment"]
     lines = [
-        f"Mean ± standard deviation of {n_seeds(len(trained['SFT']))}, on held-out pictures; "
-        f"{cores(env['cpu'])}; torch {env['torch']}.",
+        f"Mean ± standard deviation (seeds: {counts_of(columns)}), on held-out pictures, in "
+        f"phrasings that training never uses; {cores(env['cpu'])}; torch {env['torch']}.",
         "",
-        *head(["", "chance", "SFT, blind", *trained]),
+        *head(["", "chance", "SFT, blind", *columns]),
     ]
     for key in FRONT:
-        chance = first["chance"].get(key)
-        cells = ["" if chance is None else f"{chance:.2f}", figure_cell(seen, key, "blind")]
-        cells += [figure_cell(reports, key) for reports in trained.values()]
-        lines.append(line([LABELS[key], *cells]))
-    return "\n".join(lines)
+        cells = [figure_cell(reports, key) for reports in columns.values()]
+        if set(cells) != {"-"}:
+            baselines = [chance_cell(sft, key), figure_cell(sft, key, "blind")]
+            lines.append(line([LABELS[key], *baselines, *cells]))
+    [taught] = named("book", {"quiz": ""}).values()
+    if taught:
+        others = [""] * (len(columns) - 1)
+        value = figure_cell(taught, "followed/all")
+        label = f"{LABELS['followed/all']}, in taught phrasings"
+        lines.append(line([label, "", "", value, *others]))
+    return lines
+
+
+def clip_table() -> list[str]:
+    """Two figures of CLIP beside chance and gray pictures."""
+    [reports] = named("book", {"clip": ""}).values()
+    if not reports:
+        return []
+    n_images = reports[0]["config"]["n_images"]
+    lines = head([f"CLIP, {n_images:,} held-out pictures", "chance", "blind", "CLIP"])
+    for key in CLIP:
+        cells = [figure_cell(reports, key, side) for side in ("blind", "figures")]
+        lines.append(line([LABELS[key], chance_cell(reports, key), *cells]))
+    return lines
+
+
+def block() -> str:
+    """The tables of the README."""
+    return joined([front_table(), clip_table()])
 
 
 def report_block() -> str:
     """What the README shows of the report: how long it took, and its pictures."""
-    # parts: title, times, table of the stages, table of the skills, two pictures
-    _, took, _, _, *pictures = REPORT.read_text().split("\n\n")
-    shown = "\n".join(pictures).replace("](", "](docs/report/").strip()
+    if not REPORT.is_file():
+        return ""
+    _, took, *parts = REPORT.read_text().split("\n\n")  # the first part is the title
+    pictures = [part.strip() for part in parts if part.startswith("![")]
+    shown = "\n".join(pictures).replace("](", "](docs/report/")
     return f"{took}\n\n{shown}"
 
 
 def page() -> str:
     """results/README.md: every table, under the headline of its section."""
     sections = {
-        "The default world": [main_table("shapes"), stage_table("shapes")],
+        "The picture book": [
+            front_table(), clip_table(), main_table("book"), stage_table("book"),
+        ],
         "Captioning": caption_tables(),
         "Without a stage": [ablation_table()],
         "The data engine": dialogue_tables(),

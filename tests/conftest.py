@@ -19,7 +19,7 @@ import train_ppo
 import train_reward
 import train_sft
 from data import preferences
-from data.shapes import prepare
+from data.book import prepare
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.tokenizer import Tokenizer
@@ -85,8 +85,9 @@ def vit_config() -> ViTConfig:
 
 @pytest.fixture
 def gpt_config(tokenizer: Tokenizer) -> GPTConfig:
-    """A context of 32 tokens over bytes and special tokens."""
-    return GPTConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=32)
+    """A context of 32 tokens over bytes and special tokens, rotary positions."""
+    return GPTConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=32,
+                     rotary_base=50.0)
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ SMALL = {"eval_every": 2, "log_every": 1, "seed": 3}
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """A prepared shapes data set of a few hundred pictures."""
+    """A prepared picture book of a few hundred pictures."""
     out = tmp_path_factory.mktemp("prepared")
     sizes = {"n_train": 200, "n_val": 40, "n_web": 20, "n_text": 300, "n_zeroshot": 1}
     prepare.main(prepare.Config(str(out), **sizes, workers=1))
@@ -153,14 +154,14 @@ def runs(folder, tmp_path_factory) -> Path:
     """Every stage trained for a few steps, one from the other."""
     out = tmp_path_factory.mktemp("runs")
     small = {"data": str(folder), "steps": 4, **SMALL}
-    train_lm.main(train_lm.Config(out=f"{out}/lm", n_layer=2, n_embd=32, batch_size=8, **small))
+    train_lm.main(train_lm.Config(  # learned positions, as GPT-2, to which the runs are exported
+        out=f"{out}/lm", n_layer=2, n_embd=32, batch_size=8, rotary_base=0.0, **small))
     train_clip.main(
         train_clip.Config(out=f"{out}/clip", n_layer=2, n_embd=32, batch_size=16, **small)
     )
     towers = {"clip": f"{out}/clip", "lm": f"{out}/lm"}
-    train_caption.main(
-        train_caption.Config(out=f"{out}/caption", **towers, batch_size=8, **small)
-    )
+    train_caption.main(train_caption.Config(
+        out=f"{out}/caption", **towers, objective="blip", batch_size=8, **small))
     train_align.main(train_align.Config(out=f"{out}/align", **towers, batch_size=8, **small))
     train_sft.main(train_sft.Config(out=f"{out}/sft", init=f"{out}/align", batch_size=8, **small))
     # answers of a model trained for 4 steps are equally bad: ties would leave few rankings

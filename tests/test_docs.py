@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text()
 SCRIPTS = (
     "train_lm", "train_clip", "train_caption", "train_align", "train_sft", "train_reward",
     "train_ppo", "train_dpo", "evaluate", "chat",
-    "data.shapes.prepare", "data.nlvr.prepare", "data.coco.prepare", "data.cifar10.prepare",
+    "data.book.prepare", "data.nlvr.prepare", "data.coco.prepare", "data.cifar10.prepare",
     "data.webdata.prepare", "data.llava.prepare", "data.capfilt", "data.instruct", "data.quiz",
     "data.preferences",
 )

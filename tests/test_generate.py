@@ -25,7 +25,8 @@ def talker(vlm) -> nn.Module:
     with torch.no_grad():
         vlm.gpt.norm.bias += 0.25
         vlm.gpt.wte.weight[IMAGE] = -1.0
-        vlm.gpt.wpe.weight *= 2.0  # so that a greedy text does not repeat one token
+        for block in vlm.gpt.blocks:  # so that a greedy text does not repeat one token
+            block.attn.proj.weight *= 4.0
     return vlm
 
 

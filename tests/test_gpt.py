@@ -1,14 +1,22 @@
 """What a position may see, what `at` and the cache may not change, one batch learned by heart."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from minivlm.conversation import pack
-from minivlm.gpt import GPT
+from minivlm.gpt import GPT, GPTConfig
 from minivlm.losses import IGNORE_INDEX, next_token_loss
+from minivlm.transformer import rotation
+
+
+@pytest.fixture(params=[0.0, 50.0], ids=["GPT-2", "rotary"])
+def gpt_config(gpt_config: GPTConfig, request) -> GPTConfig:
+    """The GPT of all tests, without and with rotary positions."""
+    return replace(gpt_config, rotary_base=request.param)
 
 
 def ids(B: int, T: int) -> Tensor:
@@ -92,15 +100,26 @@ def test_the_same_token_at_another_position_scores_differently(gpt):
         assert (logits[t] - logits[t + 1]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("base", [None, "x", True, -1.0, 1.0, math.inf, math.nan, []])
+def test_a_base_that_no_rotation_has_is_refused(gpt_config, base):
+    """Catches: angles that are NaN, or all equal, found after hours."""
+    with pytest.raises(ValueError, match="rotary_base is .*, expected 0 or a number above 1"):
+        GPT(replace(gpt_config, rotary_base=base))
+    with pytest.raises(ValueError, match="n_embd 30 in 2 heads: rotation needs an even width"):
+        GPT(replace(gpt_config, n_embd=30, rotary_base=10.0))
+
+
 # --- head ---
 
 
 def test_the_logits_are_the_normed_stream_times_the_embedding(gpt):
     """Catches: an untied head, a missing last norm, positions from somewhere else."""
     idx = ids(2, 6)
-    x = gpt.wte.weight[idx] + gpt.wpe.weight[:6]
+    x, rotary = gpt.wte.weight[idx] + gpt.wpe.weight[:6], None
+    if gpt.config.rotary_base:
+        rotary = rotation(torch.arange(6).expand(2, 6), 16, 50.0)  # heads of width 16
     for block in gpt.blocks:
-        x = block(x, causal=True)
+        x = block(x, causal=True, rotary=rotary)
     torch.testing.assert_close(gpt(idx), gpt.norm(x) @ gpt.wte.weight.T)
     assert gpt.head.weight is gpt.wte.weight
 

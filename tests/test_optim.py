@@ -20,6 +20,7 @@ class Toy(nn.Module):
         self.wte = nn.Embedding(10, 8)
         nn.init.normal_(self.wte.weight, std=0.1)
         self.projector = Projector(6, 8)
+        nn.init.constant_(self.projector.norm.weight, 0.05)  # features here tell nothing
         self.block = Block(8, 2)
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 10, bias=False)

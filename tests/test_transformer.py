@@ -1,5 +1,6 @@
 """The block against torch's own, the masks against their definition, the cache against one pass."""
 
+import cmath
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from minivlm.cache import KVCache
 from minivlm.attention_masks import attention_mask, segment_mask
-from minivlm.transformer import Attention, Block, activation, init_weights
+from minivlm.transformer import Attention, Block, activation, init_weights, rotate, rotation
 
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
 
@@ -54,6 +55,32 @@ def test_a_boolean_mask_is_true_where_a_key_counts():
     """Catches: the inverted mask (contract 3), the most common of all attention bugs."""
     attn, x = stir(Attention(32, 2)), torch.randn(2, 5, 32)
     torch.testing.assert_close(attn(x, mask=CAUSAL), attn(x, causal=True), rtol=1e-4, atol=1e-5)
+
+
+def test_a_rotation_multiplies_by_a_complex_number_of_length_one():
+    """Catches: the wrong half of a pair, a sign, an exponent, one angle for all positions."""
+    places, D, base = torch.tensor([[0, 3, 7]]), 6, 10.0
+    x = torch.randn(1, 2, 3, D)
+    got = rotate(x, *rotation(places, D, base))
+    for t, p in enumerate(places[0].tolist()):
+        for i in range(D // 2):
+            z = torch.complex(x[..., t, i], x[..., t, i + D // 2])
+            want = z * cmath.exp(1j * p * base ** (-2 * i / D))
+            torch.testing.assert_close(got[..., t, i], want.real)
+            torch.testing.assert_close(got[..., t, i + D // 2], want.imag)
+    torch.testing.assert_close(got[..., 0, :], x[..., 0, :])  # nothing turns at position 0
+
+
+def test_with_rotation_only_distances_count():
+    """Catches: queries rotated and keys not, or the other way, or values rotated too."""
+    attn, x = stir(Attention(32, 2)), torch.randn(2, 5, 32)
+    near = attn(x, causal=True, rotary=rotation(positions(2, 5), 16, 100.0))
+    far = attn(x, causal=True, rotary=rotation(positions(2, 5) + 40, 16, 100.0))
+    torch.testing.assert_close(near, far, rtol=1e-4, atol=1e-5)
+    assert (near - attn(x, causal=True)).abs().max() > 0.01
+    alone = torch.zeros(1, 1, dtype=torch.long)  # one token sees its own value, wherever it is
+    torch.testing.assert_close(attn(x[:1, :1], rotary=rotation(alone + 9, 16, 100.0)),
+                               attn(x[:1, :1]))
 
 
 def test_attention_refuses_a_width_that_the_heads_do_not_divide():

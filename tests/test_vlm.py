@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minivlm.loading.batches import collate
 from minivlm.losses import IGNORE_INDEX, next_token_loss
-from minivlm.projector import Projector
+from minivlm.projector import IMAGE_SCALE, Projector
 from minivlm.vlm import VLM, VLMConfig
 
 N, IMAGE = 4, 258  # image tokens a picture, and the placeholder's id, of conftest's tiny models
@@ -62,14 +62,26 @@ def test_an_mlp_projector_is_two_matrices_with_a_gelu_between():
     same(p(feats), normed(F.gelu(feats @ W1.T + b1) @ W2.T + b2, gain, shift))
 
 
-def test_image_tokens_start_at_the_size_of_words():
-    """Catches: image tokens that drown position embeddings, however large the ViT's features."""
-    assert 0.02 < Projector(6, 64)(1000 * torch.randn(5, 3, 6)).std().item() < 0.2
+def test_image_tokens_start_at_one_size_however_large_the_features_are():
+    """Catches: a projector whose image tokens grow with the ViT's features."""
+    for scale in (100.0, 10000.0):
+        std = Projector(6, 64)(scale * torch.randn(5, 3, 6)).std().item()
+        assert std == pytest.approx(IMAGE_SCALE, rel=0.1)
+
+
+def test_a_placed_projector_tells_equal_patches_apart():
+    """Catches: places that are not added, added to all alike, or mixed with other patches."""
+    p = Projector(6, 8, "placed", 3)
+    feats = torch.randn(1, 1, 6).expand(2, 3, 6)
+    plain = p.norm(p.net(feats))
+    torch.testing.assert_close(p(feats) - plain, p.place.expand(2, 3, 8))
+    assert (p.place[0] - p.place[1]).abs().max() > 0.1
 
 
 def test_an_unknown_projector_is_refused_by_name():
     """Catches: a silent fall-back to another kind."""
-    with pytest.raises(ValueError, match="projector 'resampler' is not one of mlp, linear, llava"):
+    message = "projector 'resampler' is not one of mlp, linear, llava, placed"
+    with pytest.raises(ValueError, match=message):
         Projector(6, 8, "resampler")
 
 

@@ -17,7 +17,7 @@ from minivlm.engine.wording import at, capital, named
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import NUMBERS
 
-WHERE = {"meadow": "on a meadow", "street": "on a street", "sea": "at sea",
+WHERE = {"meadow": "in a meadow", "street": "on a street", "sea": "at sea",
          "room": "in a room"}
 WHEN = {"day": "by day", "night": "at night"}
 ZONE = {"sky": "in the sky", "ground": "on the ground", "water": "in the water",
@@ -60,7 +60,7 @@ def relation(a: Thing, b: Thing) -> str:
 def strange(t: Thing, scene: Scene) -> str:
     """What is unusual about a thing, and what would be usual; "" if nothing is.
 
-    For instance "a fish is in the sky, and fish live in the water".
+    For instance "a fish is in the sky, and fish belong in the water".
     """
     kinds = plural(t.kind)
     if t.unusual == "home":

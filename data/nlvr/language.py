@@ -6,11 +6,12 @@ that a person wrote about the picture, and its label tells whether it is true.
 
 import random
 from collections import Counter
+from dataclasses import dataclass
 from itertools import product
 
-from data.shapes.language import NUMBERS, sentence
-from data.shapes.questions import Round, ask_style, styled
+from minivlm.engine.wording import capital
 from minivlm.evaluation.english import article, join
+from minivlm.evaluation.scene import NUMBERS as NO_TO_TEN
 
 # published color -> our word
 COLORS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
@@ -20,6 +21,7 @@ THINGS = [f"{color} {shape}" for color, shape in product(COLORS.values(), SHAPES
 SIZED = [f"{size} {thing}" for size, thing in product(SIZES.values(), THINGS)]
 # name of a box -> its column and row in the packed picture
 PLACES = {"top left box": (0, 0), "top right box": (1, 0), "bottom left box": (0, 1)}
+NUMBERS = ("zero", *NO_TO_TEN[1:], "eleven")
 LONG = 36  # most words of a caption; a text tower reads 64 tokens
 
 EXIST = (
@@ -41,6 +43,40 @@ DESCRIBE = (
     "What do you see? Be thorough.", "Give a full description.",
     "Tell me what each box holds.",
 )
+# style -> ways to ask for it, which follow the question
+STYLE_REQUESTS = {
+    "word": (
+        "Answer in one word.", "Reply with a single word.", "One word, please.",
+        "Use only one word.", "Just one word.",
+    ),
+    "sentence": (
+        "Answer in one sentence.", "Reply with a full sentence.", "One sentence, please.",
+        "Use a complete sentence.", "Answer with a sentence.",
+    ),
+}
+
+
+@dataclass
+class Round:
+    """A question with its answer, and how to tell whether another answer is right.
+
+    kind: the type of the question.
+    style: "word", "sentence" or "detail"; "" asks for no style.
+    expect: a right answer contains one of these texts.
+    wrong: a right answer contains none of these texts.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    style: str
+    expect: list[str]
+    wrong: list[str]
+
+
+def sentence(words: str) -> str:
+    """Capitalize the first letter and append a full stop."""
+    return f"{capital(words)}."
 
 
 # --- captions ---
@@ -98,7 +134,7 @@ def captions(objects: list[dict], rng: random.Random) -> list[str]:
 def describe(objects: list[dict], rng: random.Random) -> Round:
     """Tell what each box holds."""
     parts = [sentence(f"the {place} holds {listed(objects, place)}") for place in PLACES]
-    return Round("describe", rng.choice(DESCRIBE), " ".join(parts), "detail")
+    return Round("describe", rng.choice(DESCRIBE), " ".join(parts), "detail", [], [])
 
 
 def ask(
@@ -119,7 +155,10 @@ def ask(
     # the style first, then the phrasing, then how the style is asked for
     style = rng.choice(("", "word", "sentence"))
     question = rng.choice(forms).format(**words)
-    return ask_style(styled(kind, question, word, full, style, expect, wrong), rng)
+    if style:
+        question += " " + rng.choice(STYLE_REQUESTS[style])
+    answer = word.capitalize() if style == "word" else full
+    return Round(kind, question, answer, style, expect, wrong)
 
 
 def ask_yes_no(

@@ -23,7 +23,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import permutations, product
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from data.nlvr.language import (
     COLORS, PLACES, SHAPES, SIZED, SIZES, THINGS, captions, count, describe, dialogue,
     exist, named, statement,
 )
-from data.shapes.prepare import question_of, turns_of
+from minivlm.engine.dialogues import turns_of
 from minivlm.loading.images import open_image
 from minivlm.loading.prepared import Pack, sorted_counts, summary, write_folder
 from minivlm.running.files import members_of, read_member, readable
@@ -319,7 +319,10 @@ def questions(pictures: dict[str, tuple[Scene, str]], seed: int) -> list[dict]:
             # equal states of the generator give equal words
             again = random.Random(f"{seed} {thing} {i}")
             asked.append((key, tag, exist(objects[key], thing, again)))
-    return [question_of(r, f"{key}-{tag}", pictures[key][1]) for key, tag, r in asked]
+    lines = []
+    for key, tag, r in asked:
+        lines.append({"id": f"{key}-{tag}", "image": pictures[key][1]} | asdict(r))
+    return lines
 
 
 # --- the data set ---
@@ -360,12 +363,11 @@ def write_side(
         # a person's sentence is a caption only if it is true
         human = [scene.sentence] if scene.label else []
         made = captions(objects, rng)
+        spoken = dialogue(scene.sentence, scene.label, objects, share, rng)
         records.append({
             "id": key, "image": image, "objects": objects, "captions": human + made,
             "caption_source": ["human"] * len(human) + ["boxes"] * len(made),
-            "conversations": turns_of(
-                dialogue(scene.sentence, scene.label, objects, share, rng)
-            ),
+            "conversations": turns_of([(r.question, r.answer) for r in spoken], rng),
         })
         # questions about all six orders would have the same answers
         if order == 0:

@@ -103,7 +103,7 @@ def others(
 
 
 def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft | None:
-    """Is there a red circle?"""
+    """Is there a red car?"""
     if rng.random() < 0.5:
         name = rng.choice(scene.things).name
     else:
@@ -124,7 +124,7 @@ def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft
 
 
 def negation(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """Is it true that there is no red circle?"""
+    """Is it true that there is no red car?"""
     draft = exist(scene, rng, world, "negation")
     if not draft:
         return None
@@ -138,7 +138,7 @@ def negation(scene: Scene, rng: Random, world: World) -> Draft | None:
 def attribute(what: str) -> Maker:
     """The maker of questions for what = "color", "kind" or "size"."""
     def make(scene: Scene, rng: Random, world: World) -> Draft | None:
-        """What color is the circle?"""
+        """What color is the car?"""
         reference = refer(scene.things, rng, secret=what)
         if not reference:
             return None
@@ -154,7 +154,7 @@ def attribute(what: str) -> Maker:
 
 
 def position(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """Where is the circle?"""
+    """Where is the car?"""
     reference = refer(scene.things, rng, secret="place")
     if not reference:
         return None
@@ -168,7 +168,7 @@ def position(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 
 def assumed(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """What color is the circle? There is none: the question assumes what is not there."""
+    """What color is the car? There is none: the question assumes what is not there."""
     x = absent_kind(scene.things, rng, world)
     if not x:
         return None
@@ -181,7 +181,7 @@ def assumed(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 
 def amount_of(scene: Scene, rng: Random, world: World) -> tuple[str, int] | None:
-    """Choose what to count, "circle", "red object" or "object", and count it.
+    """Choose what to count, "car", "red object" or "object", and count it.
 
     Returns:
         the phrase and the number, or None if the number is unknown or above ten.
@@ -199,7 +199,7 @@ def amount_of(scene: Scene, rng: Random, world: World) -> tuple[str, int] | None
 
 
 def count(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """How many circles, red objects or objects are there?"""
+    """How many cars, red objects or objects are there?"""
     amount = amount_of(scene, rng, world)
     if not amount:
         return None
@@ -212,7 +212,7 @@ def count(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 
 def compare_number(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """Are there more circles than squares?"""
+    """Are there more cars than trees?"""
     things = scene.things
     key = rng.choice(("kind", "color"))
     values = {getattr(t, key) for t in things}
@@ -241,7 +241,7 @@ def countable(things: Things) -> bool:
 
 
 def without(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """How many objects are left without the circle? Two steps: count, then subtract one."""
+    """How many objects are left without the car? Two steps: count, then subtract one."""
     things = scene.things
     reference = refer(things, rng)
     if not reference or not countable(things):
@@ -256,7 +256,7 @@ def without(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 
 def one_more(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """How many circles with one more? Two steps, possible for nearly every picture."""
+    """How many cars with one more? Two steps, possible for nearly every picture."""
     amount = amount_of(scene, rng, world)
     if not amount or amount[1] + 1 == len(NUMBERS):
         return None
@@ -270,7 +270,7 @@ def one_more(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 
 def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """Is the red circle left of the square? Half of the questions state the opposite.
+    """Is the red car left of the tree? Half of the questions state the opposite.
 
     Where habits tell which of both is above the other (a sun and a boat), nobody has to
     look, and nothing is asked.
@@ -322,7 +322,7 @@ def unlike_sizes(scene: Scene, rng: Random) -> list[tuple[Thing, str]] | None:
 
 
 def compare_size(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """Is the circle larger than the square?"""
+    """Is the car larger than the tree?"""
     pair = unlike_sizes(scene, rng)
     if not pair:
         return None
@@ -334,7 +334,7 @@ def compare_size(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 
 def larger_of(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """Which is larger, the circle or the square?"""
+    """Which is larger, the car or the tree?"""
     pair = unlike_sizes(scene, rng)
     if not pair:
         return None
@@ -350,7 +350,7 @@ def larger_of(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 
 def nearer(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """Which is nearer to the circle: the square or the ring?"""
+    """Which is nearer to the car: the tree or the dog?"""
     three = refer_to_several(scene.things, rng, 3)
     if not three:
         return None
@@ -367,7 +367,7 @@ def nearer(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 
 def same(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """Do the red object and the circle have the same color, size or kind?"""
+    """Do the red object and the car have the same color, size or kind?"""
     what = rng.choice(("color", "size", "kind"))
     pair = refer_to_several(scene.things, rng, 2, secret=what)
     if not pair:
@@ -417,7 +417,7 @@ def odd_one_out(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 
 def next_to(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """What color has the object left of the circle? Two steps: find it, see its color."""
+    """What color has the object left of the car? Two steps: find it, see its color."""
     things = scene.things
     reference = refer(things, rng)
     if not reference:

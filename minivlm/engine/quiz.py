@@ -14,7 +14,9 @@ from minivlm.engine import scenes
 from minivlm.engine.phrasings import harmless, make_phraser
 from minivlm.engine.questions import Draft, Texts, values_of
 from minivlm.engine.talk import ANSWERS, say
-from minivlm.engine.template import DEEP, SIMPLE, attempt, in_style, scene_of, worded
+from minivlm.engine.template import (
+    DEEP, SIMPLE, STYLES, attempt, in_style, scene_of, worded,
+)
 from minivlm.engine.wording import PRIVATE, Scene, Things, World
 from minivlm.evaluation.scene import NUMBERS, OPPOSITE, named_by, things_of
 
@@ -76,7 +78,8 @@ FORMS = {
     ),
     "one_more": ("", r"there (is|are) {n} ({x}|{xs})\. with one more there would be {n}"),
     "assumed": ("", "there is no {x} in the picture"),
-    "strange": ("", "(no, everything is as usual|yes, [^.]+, and [^.]+)"),
+    "strange": ("", "yes, [^.]+, and [^.]+"),
+    "usual": ("", "(no, |nothing is unusual: )everything is as usual"),
     "belongs": ("{yes}", "{yes}, [^.,]+ belongs? [^.]+"),
     "day_night": ("(day|night)", "it is (day|night)"),
     "setting": ("({place})", "the picture shows [^.]+"),
@@ -142,7 +145,7 @@ def questions_of(
     makers = []
     for make in SIMPLE:
         if all_visible or make not in DEEP:
-            makers.append((make, rng.choice(("", "word", "sentence"))))
+            makers.append((make, rng.choice(STYLES)))
     if all_visible:
         makers += [(make, "") for make in DEEP if make not in SIMPLE]
     questions = []

@@ -58,7 +58,9 @@ def refer(
             continue
         for phrase in names_of(t, things):
             if not gives_away(phrase, value) or not secret:
-                choices.append((t, phrase))
+                # people say "the car" more often than "the thing at the left"
+                weight = 4 if phrase in (t.kind, t.name) else 1
+                choices += weight * [(t, phrase)]
     return rng.choice(choices) if choices else None
 
 

@@ -43,28 +43,30 @@ def told(kind: str, aspect: str, world: World) -> str:
 
 
 def strange(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """Is anything unusual here?"""
+    """Is anything unusual here? Where nothing is, the question is of kind "usual"."""
     if not world.facts:
         return None
     odd = oddities(scene)
-    if not odd:
-        draft = yes_or_no("strange", {}, False, USUAL) if keep(0.3, rng) else None
-    else:
+    if odd:
         fact = join([t.unusual for t in odd])
         draft = yes_or_no("strange", {}, True, fact, (USUAL,), odd[0])
         draft = draft._replace(expect=reasons(odd))
+    elif keep(0.3, rng):
+        draft = yes_or_no("usual", {}, False, USUAL)._replace(phrasing="strange")
+    else:
+        return None
     # whoever says yes must say why: one word is not enough
-    return draft._replace(word="") if draft else None
+    return draft._replace(word="")
 
 
 def what_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
-    """What is unusual here?"""
+    """What is unusual here? Where nothing is, the question is of kind "usual"."""
     odd = oddities(scene)
     if not world.facts or (not odd and not keep(0.2, rng)):
         return None
     if not odd:
         full = f"Nothing is unusual: {USUAL}."
-        return Draft("what_strange", {}, "", full, ("nothing", USUAL))
+        return Draft("usual", {}, "", full, ("nothing", USUAL), phrasing="what_strange")
     full = capital(join([t.unusual for t in odd])) + "."
     return Draft("what_strange", {}, "", full, reasons(odd), (USUAL,), about=odd[0])
 
@@ -198,8 +200,8 @@ def story(scene: Scene, rng: Random, world: World) -> Draft | None:
     if hero.unusual:
         lines.append(f"Everybody wondered, because {hero.unusual.partition(', and ')[2]}.")
     elif "can" in facts:
-        lines.append(f"It was glad, for it can {facts['can']}.")
-    lines.append("Then they all went home." if met else "Then it went home.")
+        lines.append(f"It was glad because it could {facts['can']}.")
+    lines.append("Then they both went home." if met else "Then it went home.")
     return Draft("story", {}, "", " ".join(lines), ways_to_name(scene))
 
 

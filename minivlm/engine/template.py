@@ -26,12 +26,12 @@ QA = tuple[str, str]  # a question and its answer
 
 # kinds of questions with their weights in the draw: for conversations, and for reasoning
 SIMPLE: dict[Maker, int] = {
-    ask.exist: 5, ask.attribute("color"): 5, ask.attribute("kind"): 3,
-    ask.attribute("size"): 4, ask.count: 6, ask.position: 6, ask.relation: 7,
-    ask.negation: 2, ask.compare_number: 2, ask.compare_size: 2, ask.same: 1,
-    ask.larger_of: 2, ask.assumed: 4, scenes.assumed_fact: 2, scenes.strange: 5,
-    scenes.what_strange: 4, scenes.why_strange: 3, scenes.belongs: 4, scenes.day_night: 2,
-    scenes.setting: 2, scenes.fact: 6, scenes.happening: 1,
+    ask.exist: 9, ask.attribute("color"): 9, ask.attribute("kind"): 7,
+    ask.attribute("size"): 7, ask.count: 9, ask.position: 12, ask.relation: 7,
+    ask.negation: 2, ask.compare_number: 1, ask.compare_size: 1, ask.same: 1,
+    ask.larger_of: 1, ask.assumed: 3, scenes.assumed_fact: 1, scenes.strange: 4,
+    scenes.what_strange: 3, scenes.why_strange: 2, scenes.belongs: 3, scenes.day_night: 1,
+    scenes.setting: 1, scenes.fact: 5, scenes.happening: 1,
 }
 DEEP: dict[Maker, int] = {
     ask.next_to: 4, ask.without: 2, ask.one_more: 2, ask.odd_one_out: 3,
@@ -39,7 +39,10 @@ DEEP: dict[Maker, int] = {
     ask.nearer: 3, scenes.strange: 2, scenes.what_strange: 2, scenes.activity: 2,
     scenes.hear: 2, scenes.left_without: 3, scenes.story: 3, scenes.fact: 3,
 }
-TALK = ("greeting", "thanks", "bye", "who", "able", "offer", "offer", "offer")
+TALK = ("greeting", "thanks", "thanks", "bye", "who", "able", "offer", "offer", "offer")
+# Most people ask for no style. A sentence that repeats what is asked about is learned much
+# sooner than one word.
+STYLES = ("", "", "", "word", "sentence")
 FOLLOWED = 0.2  # share of the questions that are followed by one about "it"
 
 
@@ -128,23 +131,23 @@ def conversation(
     There may be fewer if the picture does not allow more. One question in five is followed
     by one that refers back to it. One conversation in five contains a list or a summary;
     one in seven a question that no picture answers, a request that must be refused, or one
-    that only sounds so; and, where the data set knows facts, one in seven contains talk.
+    that only sounds so; and, where the data set knows facts, three in ten contain talk.
     """
     blocks: list[list[QA]] = []
-    first: list[QA] = []
-    last: list[QA] = []
+    first: list[list[QA]] = []
+    last: list[list[QA]] = []
     if rng.random() < 0.2:
         blocks.append([overview(scene, rng, phrase_question)])
     if rng.random() < 0.15:
         blocks.append([special(rng, phrase_question)])
-    if world.facts and rng.random() < 0.15:
+    if world.facts and rng.random() < 0.3:
         draft = say(rng.choice(TALK), rng)
-        where = {"greeting": first, "thanks": last, "bye": last}.get(draft.kind)
+        place = {"greeting": first, "thanks": last, "bye": last}.get(draft.kind, blocks)
+        # people also say thanks before they ask, and greet late
+        if rng.random() < 0.5:
+            place = blocks
         talk = (worded(draft, phrase_question), draft.full)
-        if where is None:
-            blocks.append([talk])
-        else:
-            where.append(talk)
+        place.append([talk])
     n_questions = rng.choice((2, 2, 3, 4))
     topics = set()
     for _ in range(10):  # a picture with few objects may not have enough topics
@@ -154,8 +157,7 @@ def conversation(
         if not draft or topic(draft) in topics:
             continue
         topics.add(topic(draft))
-        # half of the answers are one word, which teaches as much in fewer tokens
-        style, answer = in_style(rng.choice(("", "word", "word", "sentence")), draft)
+        style, answer = in_style(rng.choice(STYLES), draft)
         blocks.append([(worded(draft, phrase_question, style), answer)])
         if rng.random() < FOLLOWED:
             more = scenes.follow_up(draft, scene, rng, world)
@@ -163,7 +165,7 @@ def conversation(
                 blocks[-1].append((worded(more, phrase_question), more.full))
     # lists and refusals, which are made first, must not always stand first
     rng.shuffle(blocks)
-    return first + [qa for block in blocks for qa in block] + last
+    return [qa for block in first + blocks + last for qa in block]
 
 
 def description(record: dict, world: World) -> str:

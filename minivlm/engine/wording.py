@@ -86,14 +86,14 @@ def at(place: str) -> str:
 
 
 def there_are(n: int, phrase: str) -> str:
-    """Say how many there are: "There is one red circle.", "There are no circles."."""
+    """Say how many there are: "There is one red car.", "There are no cars."."""
     if n == 1:
         return f"There is one {phrase}."
     return f"There are {NUMBERS[n]} {plural(phrase)}."
 
 
 def summary(things: Things) -> str:
-    """Say what there is, each name once: "There are two red circles and a ring."."""
+    """Say what there is, each name once: "There are two red cars and a cat."."""
     same = [t for t in things if t.name == things[0].name]
     verb = "is" if len(same) == 1 else "are"
     return f"There {verb} {named(things)}."

@@ -1,6 +1,6 @@
 """Is an answer right? And is it of the kind that was asked for?
 
-If the circle is red, the answer "The circle is blue." is wrong, but of the right kind.
+If the car is red, the answer "The car is blue." is wrong, but of the right kind.
 """
 
 import re

@@ -312,8 +312,7 @@ def answers(
                             that are right, to questions for which `is_right` can tell
 
     Args:
-        n_questions: most questions of each kind. Descriptions in different styles count as
-            different kinds.
+        n_questions: most questions of each kind.
         log: gets each question with its answer.
     """
     questions = questions_of(data, n_questions, split)
@@ -337,12 +336,10 @@ def answers(
         ("accuracy", metrics.vqa_accuracy(a, q["people"])) for q, a in asked if q["people"]
     ])
 
-    # not the kind "hidden": its recorded answers claim barely visible objects
-    fair = [(q, a) for q, a in asked if q["kind"] != "hidden"]
-    form = _means("form", [(q["kind"], follows(a, q)) for q, a in fair])
+    form = _means("form", [(q["kind"], follows(a, q)) for q, a in asked])
     if any(q["form"] for q in questions):
         figures |= form
-    decided = [(q, a) for q, a in fair if is_right(a, q, phrases) is not None]
+    decided = [(q, a) for q, a in asked if is_right(a, q, phrases) is not None]
     good = _means("all", [
         (q["kind"], follows(a, q) and is_right(a, q, phrases)) for q, a in decided
     ])
@@ -358,14 +355,9 @@ def questions_of(data: EvalData, n_questions: int, split: str) -> list[dict]:
     """Return the questions of a split that `answers` asks, with all keys of UNSET."""
     every = [UNSET | q for q in data.records(split, "kind", "question", "image")]
     questions = []
-    for group in _grouped([(_kind_and_style(q), q) for q in every], n_questions).values():
+    for group in _grouped([(q["kind"], q) for q in every], n_questions).values():
         questions += group
     return questions
-
-
-def _kind_and_style(q: dict) -> str:
-    """Return a question's kind; for a description, kind and style."""
-    return f"describe_{q['style']}" if q["kind"] == "describe" else q["kind"]
 
 
 def ranked(

@@ -1,7 +1,7 @@
 """Decide whether a sentence about a picture is true, from what the picture really shows.
 
     things = things_of(record)
-    read, other = claims("The red circle is left of the square.")
+    read, other = claims("The red car is left of the tree.")
     false = [c for c in read if holds(c, things) is False]
 
 A small grammar reads the sentences. It checks the answers of language models
@@ -45,7 +45,7 @@ class Thing:
     """An object of a scene.
 
     Args:
-        kind: for instance "circle" or "dog".
+        kind: for instance "car" or "dog".
         color, size: "" if unknown.
         x, y: the center of its box, 0 .. 1; (0, 0) is the picture's top left corner.
         area: the area of its box, as a share of the picture.
@@ -69,7 +69,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """Color and kind: "red circle"; the kind alone if the color is unknown."""
+        """Color and kind: "red car"; the kind alone if the color is unknown."""
         return f"{self.color} {self.kind}".strip()
 
 
@@ -139,8 +139,8 @@ def things_of(record: dict) -> list[Thing]:
 def split(phrase: str) -> tuple[str, str]:
     """Split a phrase into its size, or "", and the rest; its article is dropped.
 
-    >>> split("the large red circle")
-    ('large', 'red circle')
+    >>> split("the large red car")
+    ('large', 'red car')
     """
     words = re.sub(r"^(the|an?|any) ", "", phrase).split()
     size = words.pop(0) if len(words) > 1 and words[0] in SIZES else ""
@@ -150,21 +150,21 @@ def split(phrase: str) -> tuple[str, str]:
 def split_place(phrase: str) -> tuple[str, str]:
     """Split a phrase from the place that stands behind it, or "".
 
-    >>> split_place("thing at the top left"), split_place("red circle")
-    (('thing', 'top left'), ('red circle', ''))
+    >>> split_place("thing at the top left"), split_place("red car")
+    (('thing', 'top left'), ('red car', ''))
     """
     start, _, place = re.sub(r" (?:at|in) (?=the )", "|", phrase).partition("|the ")
     return start, place
 
 
 def named_by(phrase: str, things: list[Thing]) -> list[Thing]:
-    """Return the things that a phrase names: "large red circle", "thing at the left"."""
+    """Return the things that a phrase names: "large red car", "thing at the left"."""
     phrase, place = split_place(phrase)
     size, noun = split(phrase)
     found = []
     for t in things:
         nouns = [*ANY, t.kind]
-        if t.color:  # a red circle is named by "circle" and by "red circle"
+        if t.color:  # a red car is named by "car" and by "red car"
             nouns += [f"{t.color} {n}" for n in nouns]
         fits = size in ("", t.size) and place in ("", t.place)
         if fits and (noun in nouns or noun in map(plural, nouns)):
@@ -264,8 +264,8 @@ def claims(text: str) -> tuple[list[Claim], list[str]]:
     A leading "yes," or "no," is dropped, because the rest of the sentence says the same. A
     line that begins with "- " claims that the picture shows this object.
 
-    >>> claims("No, there is no red ring. The circle is nice to see.")
-    ([('count', 'no', 'red ring')], ['the circle is nice to see'])
+    >>> claims("No, there is no red car. The cat is nice to see.")
+    ([('count', 'no', 'red car')], ['the cat is nice to see'])
     """
     read = []
     other = []
@@ -305,7 +305,7 @@ def holds(
     Args:
         claim: as `claims` returns it.
         things: the objects of the picture.
-        names: the names of all objects that the data set lists, like "red circle" or "dog".
+        names: the names of all objects that the data set lists, like "red car" or "dog".
             If such an object is not among the things, the picture does not show it.
         setting: where and when the picture is, if that is known.
 

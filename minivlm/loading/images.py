@@ -338,7 +338,7 @@ def contact_sheet(
     tops = [gap]  # the y of each line of pictures; the last entry is the sheet's height
     for start in range(0, len(wrapped), columns):
         longest = max(map(len, wrapped[start:start + columns]))
-        tops.append(tops[-1] + side + 17 * (longest + 1))  # 17 pixels a line of text
+        tops.append(tops[-1] + side + 18 * (longest + 1))  # 18 pixels a line of text
     sheet = Image.new("RGB", (columns * (side + gap) + gap, tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)

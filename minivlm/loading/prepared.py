@@ -44,7 +44,7 @@ def load_records(
     if not path.is_file():
         raise FileNotFoundError(
             f"no data at {path}; run the data set's prepare.py first, for instance "
-            "python data/shapes/prepare.py"
+            "python data/book/prepare.py"
         )
     records = []
     ids = set()
@@ -87,7 +87,7 @@ def load_meta(folder: str | Path) -> dict:
     if not is_size or not meta.get("name") or not isinstance(meta["name"], str):
         raise ValueError(
             f"{path} lacks a name or an image_size in pixels, "
-            'as in {"name": "mine", "image_size": 48}'
+            'as in {"name": "mine", "image_size": 60}'
         )
     meta = {key: value for key, value in meta.items() if value not in (None, {}, [])}
     try:

@@ -66,7 +66,7 @@ def words_of(text: str) -> str:
 def answer_ok(answer: str, expect: list[str], wrong: list[str]) -> bool:
     """Whether an answer contains one of the expected phrases and none of the wrong ones.
 
-    >>> answer_ok("The circle is red.", ["red"], ["blue"])
+    >>> answer_ok("The car is red.", ["red"], ["blue"])
     True
     >>> answer_ok("red or blue", ["red"], ["blue"])
     False
@@ -91,7 +91,7 @@ def style_ok(answer: str, style: str) -> bool:
 
     >>> style_ok("Red", "word"), style_ok("It is red.", "word")
     (True, False)
-    >>> style_ok("- red circle\\n- blue ring", "list")
+    >>> style_ok("- red car\\n- gray cat", "list")
     True
     """
     text = answer.strip()

@@ -119,8 +119,8 @@ def shares(**counts: tuple[int, int]) -> dict[str, float]:
 def mentions(text: str, phrases: Phrases) -> list[str]:
     """Return the names of the objects that a text mentions, in order, with repeats.
 
-    If several phrases begin at the same word, only the longest counts: "red circle" is not
-    also "circle". A phrase may stand for "": its words mention nothing. As in the published
+    If several phrases begin at the same word, only the longest counts: "red car" is not
+    also "car". A phrase may stand for "": its words mention nothing. As in the published
     CHAIR, a phrase does not go on behind a comma or full stop, and it does not begin or end
     within a word with hyphens: "man-made" mentions no man. But "teddy-bear", all of it, is
     a teddy bear.
@@ -128,9 +128,9 @@ def mentions(text: str, phrases: Phrases) -> list[str]:
     If "toilet seat" stands for the toilet, then a seat in a text that speaks of a toilet is
     a part of it and is not counted: "a toilet with its seat up".
 
-    >>> phrases = {"red circles": "red circle", "red ring": "red ring"}
-    >>> mentions("Two red circles and a red ring.", phrases)
-    ['red circle', 'red ring']
+    >>> phrases = {"red cars": "red car", "gray cat": "gray cat"}
+    >>> mentions("Two red cars and a gray cat.", phrases)
+    ['red car', 'gray cat']
     """
     longest = max((len(p.split()) for p in phrases), default=0)
     words = []
@@ -181,7 +181,7 @@ def chair(named: list[list[str]], there: list[list[str]]) -> dict[str, float]:
     Source: Rohrbach et al. 2018, arXiv:1809.02156, section 3.1 (LisaAnne/Hallucination,
     utils/chair.py).
 
-    >>> chair([["red circle", "blue ring"]], [["red circle"]])
+    >>> chair([["red car", "gray cat"]], [["red car"]])
     {'chair_i': 0.5, 'chair_s': 1.0, 'recall': 1.0}
     """
     n_mentions = n_invented = n_texts = n_found = n_kinds = 0

@@ -131,7 +131,15 @@ def write(folder: Path, weights: dict[str, Tensor], files: dict[str, dict | str]
 
 
 def gpt2_config(c: GPTConfig) -> dict:
-    """The GPT2Config that describes a GPT."""
+    """The GPT2Config that describes a GPT.
+
+    Raises:
+        ValueError: if it rotates queries and keys, which GPT-2 does not.
+    """
+    if c.rotary_base:
+        raise ValueError(
+            "this GPT rotates queries and keys, GPT-2 does not: train with --rotary_base 0"
+        )
     return {
         "model_type": "gpt2", "vocab_size": c.vocab_size, "n_positions": c.block_size,
         "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": None,

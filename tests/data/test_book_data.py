@@ -7,20 +7,25 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.book import facts, language, prepare, things, world
 from data.book.things import COLORS, THINGS
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.phrasings import patterns, spelled
 from minivlm.evaluation.english import plural
+from minivlm.evaluation.refusals import is_refusal
 from minivlm.evaluation.scene import NUMBERS
+from minivlm.loading.batches import render_records
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.metrics import words_of
+from minivlm.tokenizer import Tokenizer
 
 SMALL = {"n_train": 40, "n_val": 20, "n_web": 20, "n_text": 30, "n_zeroshot": 1,
          "vocab_size": 400, "workers": 1, "n_prompts": 20}
@@ -44,6 +49,18 @@ def contents(folder: Path) -> dict[str, str]:
 def folder(tmp_path_factory) -> Path:
     """A small prepared data set."""
     return make(tmp_path_factory.mktemp("book") / "a")
+
+
+@pytest.fixture(scope="module")
+def many() -> dict[str, list[dict]]:
+    """Many records of each file, as they would stand in it."""
+    cfg = prepare.Config(**SMALL | {"n_train": 400, "n_prompts": 200})
+    records = {}
+    for split, n in (("train", 400), ("val", 200), ("web", 400), ("text", 400)):
+        lines, _ = prepare.make_shard(cfg, split, 0, n)
+        for name, new in lines.items():
+            records[name] = [json.loads(line) for line in new]
+    return records
 
 
 def scenes(n: int, level: int = 1, drawn: bool = True, **options) -> list[world.Scene]:
@@ -314,7 +331,7 @@ ITEM = (
     rf"(?: (?:at|in) the (?P<place>{'|'.join(sorted(world.PLACES, key=len)[::-1])}))?"
 )
 PLAIN = re.sub(r"\?P<\w+>", "?:", ITEM)
-SETTING = r",? (on a meadow|on a street|at sea|in a room)(?: (by day|at night))?$"
+SETTING = r",? (in a meadow|on a street|at sea|in a room)(?: (by day|at night))?$"
 LEAD = r"^(a picture of |there is |this shows |i can see |how strange: |look, )"
 HOMES = {"in the sky": "sky", "on the ground": "ground", "in the water": "water",
          "in a room": "indoors"}
@@ -381,7 +398,7 @@ def check(caption: str, scene: world.Scene) -> tuple[set[str], bool]:
         text = text[:setting.start()]
     if setting:
         about.add("setting")
-        where = {"meadow": "on a meadow", "street": "on a street", "sea": "at sea",
+        where = {"meadow": "in a meadow", "street": "on a street", "sea": "at sea",
                  "room": "in a room"}
         when = {"day": "by day", "night": "at night"}
         true &= setting[1] == where[scene.place]
@@ -533,7 +550,7 @@ def test_stage_0_reads_every_fact_told_or_not(documents):
     missing = [key for key, sentence in sentences().items() if sentence not in text]
     assert not missing
     facts_only = sum(any(s in d for s in sentences().values()) for d in documents)
-    assert facts_only / len(documents) > 0.5
+    assert 0.4 < facts_only / len(documents) < 0.6  # pages, and facts about scenes
 
 
 def test_stage_0_reads_every_kind_of_sentence(documents):
@@ -559,12 +576,24 @@ def test_no_dialogue_tells_an_untold_fact():
     assert sum(sentence in said for sentence in told.values()) > 50  # of 207
 
 
-def test_equal_arguments_give_equal_bytes_with_one_worker_or_two(folder, tmp_path):
-    """Catches files that depend on which worker was first."""
-    again = make(tmp_path / "b", workers=2)
-    one, two = contents(folder), contents(again)
-    assert one == two and "val.npy" in one
-    assert contents(make(tmp_path / "c", seed=1))["train.npy"] != one["train.npy"]
+def test_equal_arguments_give_equal_bytes_with_one_worker_or_two(folder, tmp_path, monkeypatch):
+    """Catches files that depend on which worker was first, on the time or on the shards' size."""
+    monkeypatch.setattr(prepare, "SHARD", 7)
+    one, two = contents(folder), contents(make(tmp_path / "b", workers=2))
+    assert one == two
+    files = ("train", "val", "web", "text", "zeroshot", "eval", "quiz", "prompts", "prompts_val")
+    names = {f"{name}.jsonl" for name in files}
+    names |= {f"{name}.npy" for name in ("train", "val", "web", "zeroshot")}
+    names |= {f"samples/{i}.png" for i in range(12)} | {"meta.json", "tokenizer.tiktoken"}
+    assert set(one) == names
+
+
+def test_another_seed_gives_another_data_set(folder, tmp_path):
+    """Catches a seed that is not used, and splits that share their scenes."""
+    one, other = contents(folder), contents(make(tmp_path / "b", seed=1))
+    assert {name for name in one if one[name] == other[name]} <= {"tokenizer.tiktoken"}
+    pictures = [p.tobytes() for s in ("train", "val", "web") for p in np.load(folder / f"{s}.npy")]
+    assert len(set(pictures)) == len(pictures) == 40 + 20 + 20
 
 
 def test_every_split_loads(folder):
@@ -583,6 +612,79 @@ def test_every_split_loads(folder):
         n = SMALL.get(f"n_{split}")
         assert split in ("zeroshot", "eval", "quiz", "prompts", "prompts_val") or len(
             records) == n, split
+    tokenizer = Tokenizer.load(folder / "tokenizer.tiktoken")
+    rows = render_records(load_records(folder, "train"), tokenizer, 9)
+    assert tokenizer.vocab_size <= 400 and len(rows) == 40
+
+
+def test_samples_show_the_first_held_out_pictures(folder):
+    """Catches samples of another split, or in other colors."""
+    pixels = np.load(folder / "val.npy")
+    for i in range(12):
+        with Image.open(folder / "samples" / f"{i}.png") as sample:
+            assert np.array_equal(np.asarray(sample), pixels[i])
+
+
+@pytest.mark.parametrize("level, side", [(2, 96), (3, 128)])
+def test_a_harder_level_has_larger_and_fuller_pictures(level, side, tmp_path):
+    """Catches a dial that changes nothing."""
+    make(tmp_path, level=level)
+    assert np.load(tmp_path / "train.npy").shape == (40, side, side, 3)
+    assert load_meta(tmp_path)["image_size"] == side
+    shown = [sum(not o["hidden"] for o in r["objects"]) for r in load_records(tmp_path, "train")]
+    assert max(shown) >= 5 and min(shown) >= level
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"level": 4}, r"level is 4, expected 1 \.\. 3"),
+    ({"n_train": 1}, "n_train is 1, expected >= 2"),
+    ({"n_prompts": 1}, "n_prompts is 1, expected >= 2"), ({"n_text": 0}, "n_text is 0"),
+    ({"workers": 0}, "workers is 0, expected >= 1"),
+])
+def test_impossible_settings_are_refused(options, message):
+    """Catches an empty data set written without a word."""
+    with pytest.raises(ValueError, match=message):
+        prepare.main(prepare.Config(**options))
+
+
+def test_a_thousand_scenes_a_second_are_made_on_one_core():
+    """Catches a slow path in drawing; three tries, because the machine may be busy."""
+    rates = []
+    for _ in range(3):
+        began = time.process_time()
+        for i in range(1000):
+            scene = world.make_scene(f"speed {i}")
+            world.draw(scene)
+            json.dumps(prepare.record_of(scene, f"train-{i}", f"train.npy#{i}"))
+        rates.append(1000 / (time.process_time() - began))
+        if rates[-1] >= 1000:
+            return
+    pytest.fail(f"only {rates} scenes a second")
+
+
+@pytest.mark.parametrize("name", ["train", "val", "web", "text", "eval", "quiz", "prompts"])
+def test_unseen_pairs_stand_in_no_text(name, many):
+    """Catches a zero-shot test whose classes were trained on in words."""
+    names = [f"{color} {kind}" for color, kind in world.UNSEEN_PAIRS]
+    pattern = "|".join(names + [plural(name) for name in names])
+    for record in many[name]:
+        assert not re.search(rf"\b({pattern})\b", json.dumps(record).lower()), record
+    assert any("red car" in json.dumps(record).lower() for record in many[name])
+
+
+def test_private_pictures_are_refused_and_others_are_not(many):
+    """Catches a model taught to describe what is private, or to refuse whatever has a border."""
+    borders = Counter()
+    for r in many["train"] + many["val"]:
+        refusals = [is_refusal(t["value"]) for t in r["conversations"] if t["from"] == "gpt"]
+        # an unsafe request may stand among others
+        assert all(refusals) if r["border"] == "private" else sum(refusals) <= 1, r
+        borders[r["border"]] += 1
+    for q in many["eval"] + many["quiz"] + many["prompts"]:
+        is_private = q["border"] == "private"
+        assert (q["kind"] == "private") == is_private, q
+        assert is_refusal(q["answer"]) == (is_private or q["kind"] == "unsafe"), q
+    assert borders["private"] > 10 and borders["plain"] > 10
 
 
 def test_zeroshot_shows_every_thing_in_each_of_its_colors(folder):
@@ -616,6 +718,21 @@ def test_prompts_of_stage_4_are_held_out_by_picture(folder):
     pictures = [{q["image"] for q in load_records(folder, s)} for s in ("prompts", "prompts_val")]
     assert all(pictures) and not pictures[0] & pictures[1]
     assert all(image.startswith("train.npy#") for image in pictures[0] | pictures[1])
+
+
+def test_prompts_of_stage_4_ask_for_descriptions_of_what_can_be_seen(many):
+    """Catches a kind that the reward model never meets, and names of what cannot be seen."""
+    records = {r["image"]: r for r in many["train"]}
+    asked = many["prompts"] + many["prompts_val"]
+    assert len({q["id"] for q in asked}) == len(asked)
+    kinds = {q["kind"] for q in asked}
+    assert kinds >= {"exist", "color", "count", "position", "detail", "list", "sentence",
+                     "strange", *prepare.REQUESTS}
+    for q in asked:
+        visible = [f"{o['attributes']['color']} {o['name']}"
+                   for o in records[q["image"]]["objects"] if not o["hidden"]]
+        assert list(q["names"]) in ([], visible), q
+        assert bool(q["names"]) == (q["kind"] in ("detail", "list", "sentence")), q
 
 
 def test_chance_is_what_a_guess_would_be_right():

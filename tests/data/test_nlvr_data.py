@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data.nlvr import prepare
-from data.shapes.language import NUMBERS
+from data.nlvr.language import NUMBERS
 from minivlm.conversation import count_images
 from minivlm.loading.batches import render_records
 from minivlm.loading.images import Pictures
@@ -228,7 +228,7 @@ def test_existence_is_asked_in_pairs_of_equal_words(prepared):
         assert (yes["expect"], yes["wrong"], no["expect"], no["wrong"]) == (
             ["yes"], ["no"], ["no"], ["yes"]
         )
-    keys = {"id", "image", "kind", "style", "question", "answer", "expect", "wrong", "border"}
+    keys = {"id", "image", "kind", "style", "question", "answer", "expect", "wrong"}
     assert all(set(q) == keys for q in asked)
 
 

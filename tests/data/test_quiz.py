@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from data import quiz
+from data.book.language import phrases
 from data.book.prepare import worlds
-from data.shapes.language import phrases
 from minivlm.engine import questions as ask
 from minivlm.engine.quiz import Question, form_of, questions_of
 from minivlm.engine.template import scene_of
@@ -32,9 +32,11 @@ def kind_of(q: Question) -> str:
 def test_the_right_answer_is_taken_and_that_of_another_picture_is_not():
     """Catches a judge that lets everything pass, or refuses what the teacher itself writes.
 
-    An answer to the same question about another picture must be refused unless it says the same.
+    An answer to the last question of the same kind must be refused unless it says the same. By
+    chance, one in 500 also names what is right here: "a green house" among other things.
     """
-    kinds, refused = Counter(), Counter()
+    kinds, refused, taken = Counter(), Counter(), []
+    last: dict[str, Question] = {}
     for i in range(600):
         record = scene(i)
         asked = questions_of(record, random.Random(i), WORLD)
@@ -48,21 +50,22 @@ def test_the_right_answer_is_taken_and_that_of_another_picture_is_not():
                 read_, _ = claims(q.answer)
                 things = [t for t in things_of(record) if not t.hidden]
                 assert read_ and all(holds(c, things, NAMES) for c in read_), q
-        others = questions_of(scene(i + 1), random.Random(i + 1), WORLD)
-        for q in asked:
-            for other in others:
-                expect, wrong = q.draft.expect, q.draft.wrong
-                same_kind = kind_of(q) == kind_of(other)
-                if same_kind and expect and set(expect) != set(other.draft.expect):
-                    refused[kind_of(q)] += 1
-                    assert not answer_ok(other.answer, expect, wrong), (q, other)
+            other = last.get(kind_of(q), q)
+            last[kind_of(q)] = q
+            if set(q.draft.expect) == set(other.draft.expect):
+                continue
+            if answer_ok(other.answer, q.draft.expect, q.draft.wrong):
+                taken.append((q, other))
+            else:
+                refused[kind_of(q)] += 1
     assert set(kinds) >= {"exist", "color", "kind", "size", "count", "position", "relation",
                           "negation", "compare_number", "compare_size", "same", "next_to",
                           "without", "one_more", "odd_one_out", "larger_of", "nearer", "assumed",
                           "and_color", "and_size", "and_where", "sure", "why", "left_without",
                           "unknowable"}
     assert min(kinds.values()) > 15 and len(refused) > 18, (kinds, refused)
-    assert min(n for kind, n in refused.items() if kind not in FOLLOW_UPS) > 5, refused
+    assert min(n for kind, n in refused.items() if kind not in FOLLOW_UPS) > 25, refused
+    assert len(taken) < refused.total() / 500, taken
 
 
 def test_the_right_answer_about_a_picture_of_the_book_is_taken():
@@ -168,7 +171,7 @@ def test_what_is_right_worked_by_hand(make, words, full, good, bad):
 
 def test_both_files_ask_the_same_in_other_words_and_a_teacher_scores_one(tmp_path):
     """Catches questions that differ in more than their phrasing, and a judge no one can satisfy."""
-    data = folder(tmp_path, [scene(i) for i in range(80)], phrases=phrases())
+    data = folder(tmp_path, [scene(i) for i in range(40)], phrases=phrases())
     (data / "train.jsonl").rename(data / "val.jsonl")
     quiz.main(quiz.Config(str(data)))
     plain, kept = read(data / "quiz.jsonl"), read(data / "quiz_held_out.jsonl")
@@ -198,7 +201,7 @@ def test_both_files_ask_the_same_in_other_words_and_a_teacher_scores_one(tmp_pat
         assert lazy["followed/all"] < lazy["followed/form"] < 0.35
         odd = measure.answers(lambda asked: told(asked, ["pink ring"]), seen, 300, [], name)
         assert odd["followed/all"] == 1  # what no phrase names is not read
-        more = measure.answers(lambda asked: told(asked, WORLD.names), seen, 300, [], name)
+        more = measure.answers(lambda asked: told(asked, WORLD.names[:30]), seen, 300, [], name)
         assert more["followed/form"] == 1
         assert more["followed/all"] == pytest.approx(1 - 3 / len(kinds))
 
@@ -220,7 +223,7 @@ def test_the_form_of_a_question_fits_its_answer_and_no_other_kind_of_answer():
                 if len(both) == 2 and not any(both <= some for some in alike):
                     refused[kind_of(q)] += 1
                     assert not measure.follows(other.answer, line), (q, other)
-    assert len(refused) == 23 and min(refused.values()) > 20
+    assert len(refused) == 24 and min(refused.values()) > 20
 
 
 def test_a_name_with_signs_of_a_regular_expression_is_a_name_in_a_form():
@@ -271,11 +274,10 @@ def test_a_right_answer_in_the_wrong_form_does_not_follow(tmp_path):
         {"kind": "b", "question": "2", "style": "word", "expect": ["red"]},
         {"kind": "c", "question": "3", "expect": ["red"]},
         {"kind": "d", "question": "5", "expect": ["red"], "form": "it is (red|blue)[.]"},
-        {"kind": "e", "question": "6", "people": ["red"] * 10},
-        {"kind": "hidden", "question": "4", "expect": ["yes"]}]
+        {"kind": "e", "question": "6", "people": ["red"] * 10}]
     lines = [json.dumps({"id": q["question"], "image": "x", **q}) for q in asked]
     (tmp_path / "quiz.jsonl").write_text("\n".join(lines))
-    said = {"1": "Red", "2": "It is red.", "3": "I'm sorry, I can't say red.", "4": "No",
+    said = {"1": "Red", "2": "It is red.", "3": "I'm sorry, I can't say red.",
             "5": "Red, I think.", "6": "Red"}
     data = measure.EvalData(str(tmp_path), {}, None, None)
     figures = measure.answers(

@@ -16,16 +16,10 @@ from pathlib import Path
 import pytest
 
 from data import instruct
-from data.book import world as book
-from data.book.language import captions as book_captions
-from data.book.prepare import dialogue_of, make_meta, worlds
-from data.book.prepare import document as book_document
-from data.book.prepare import record_of as book_record
+from data.book import world
+from data.book.language import captions, phrases
+from data.book.prepare import dialogue_of, document, make_meta, record_of, worlds
 from data.book.things import COLORS
-from data.shapes import world
-from data.shapes.language import captions, phrases
-from data.shapes.prepare import record_of
-from data.shapes.questions import dialogue, document
 from minivlm.engine import checks, questions, scenes, talk, teachers, template
 from minivlm.engine.phrasings import KINDS, STYLES, patterns, spelled
 from minivlm.engine.questions import Draft
@@ -44,27 +38,28 @@ TALK = {PRIVATE, *(answer for some in talk.ANSWERS.values() for answer in some)}
 GOOD = "Question:\nIs there a ring?\n===\nAnswer:\nYes.\n===\n"
 
 
-def scene(i: int) -> dict:
-    """The record of a scene of shapes, with captions."""
+def book_scene(i: int) -> dict:
+    """The record of a scene of the picture book, with captions."""
     made = world.make_scene(f"test {i}", 1)
     world.draw(made)
     return record_of(made, f"s{i}", f"train.npy#{i}") | {
         "captions": captions(made, random.Random(i))}
 
 
-def book_scene(i: int) -> dict:
-    """The record of a scene of the picture book, with captions."""
-    made = book.make_scene(f"test {i}", 1)
-    book.draw(made)
-    return book_record(made, f"b{i}", f"train.npy#{i}") | {
-        "captions": book_captions(made, random.Random(i))}
+def scene(i: int) -> dict:
+    """The same, as of data sets that know nothing but a picture's objects: no place, no time."""
+    record = book_scene(i)
+    del record["place"], record["time"]
+    for o in record["objects"]:
+        o.pop("unusual", None)
+    return record
 
 
 def folder(path: Path, records: list[dict], **meta) -> Path:
     """A prepared data folder with these records, without pictures."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (path / "meta.json").write_text(json.dumps({"name": "t", "image_size": 48} | meta))
+    (path / "meta.json").write_text(json.dumps({"name": "t", "image_size": 60} | meta))
     return path
 
 
@@ -204,44 +199,35 @@ def test_there_are_enough_kinds_and_phrasings_and_none_of_the_kept_is_ever_asked
             assert not list(checks.faults("detail", [(t, "A.")], {}, {}, 9)), t
             assert "  " not in t and " ." not in t and " ?" not in t and t == t.strip(), t
     kept = {re.sub(r"{\w+}", "*", k.split(" => ")[0]) for k in kept}
-    for nouns, colors, texts in (
-        (WORLD.known, world.COLORS, shape_texts), (worlds(1)[0].known, COLORS, book_texts),
-    ):
-        words = {w for n in nouns for w in (n, *n.split(), plural(n), plural(n.split()[1]))}
-        words |= {f"{c} objects" for c in colors} | {"object", "objects"}
-        longest_first = sorted(words, key=len, reverse=True)
-        things = re.compile(r"\b(an? )?(" + "|".join(longest_first) + r")\b")
-        for i in range(600):
-            without_things = [things.sub("*", t) for t in texts(i)]
-            assert not [t for t in without_things for k in kept if k in t]
+    nouns = worlds(1)[0].known
+    words = {w for n in nouns for w in (n, *n.split(), plural(n), plural(n.split()[1]))}
+    words |= {f"{c} objects" for c in COLORS} | {"object", "objects"}
+    longest_first = sorted(words, key=len, reverse=True)
+    things = re.compile(r"\b(an? )?(" + "|".join(longest_first) + r")\b")
+    for i in range(600):
+        without_things = [things.sub("*", t) for t in texts_read(i)]
+        assert not [t for t in without_things for k in kept if k in t]
 
 
-def shape_texts(i: int) -> list[str]:
-    """Questions and lines of a text that training on shapes reads."""
-    made = world.make_scene(f"test {i}", 1)
-    world.draw(made)
-    rng = random.Random(i)
-    return [r.question for r in dialogue(made, rng)] + document(made, rng).split("\n")
-
-
-def book_texts(i: int) -> list[str]:
-    """Questions and lines of a text that training on the picture book reads."""
+def texts_read(i: int) -> list[str]:
+    """Questions and lines of a text that training reads."""
     rng = random.Random(i)
     turns = dialogue_of(book_scene(i), rng, 1)
-    return [t["value"] for t in turns[::2]] + book_document(f"test {i}", 1, rng).split("\n")
+    return [t["value"] for t in turns[::2]] + document(f"test {i}", 1, rng).split("\n")
 
 
 def test_every_way_to_ask_can_be_filled_and_yes_or_no_answers_yes_or_no():
     """Catches a slot that a kind has no word for, and an answer of another kind."""
     yes_no = {"exist", "negation", "relation", "compare_number", "compare_size", "same",
               "strange", "belongs"}
+    without_a_word = {"negation", "strange", "usual"}
     made: dict[str, list] = {}
     for i in range(200):
-        for record, known in ((scene(i), WORLD), (book_scene(i), worlds(1)[0])):
-            shown = template.scene_of(record)
-            for make in {**template.SIMPLE, **template.DEEP}:
-                for draft in filter(None, [make(shown, random.Random(i), known)]):
-                    made.setdefault(draft.phrasing or draft.kind, []).append(draft)
+        shown = template.scene_of(book_scene(i))
+        for make in {**template.SIMPLE, **template.DEEP}:
+            draft = make(shown, random.Random(i), worlds(1)[0])
+            if draft:
+                made.setdefault(draft.phrasing or draft.kind, []).append(draft)
     made |= {k: [Draft(k, {}, "", "")] for k in KINDS if k not in made}
     assert set(made) == set(KINDS)
     for name, drafts in made.items():
@@ -250,10 +236,10 @@ def test_every_way_to_ask_can_be_filled_and_yes_or_no_answers_yes_or_no():
                 for slots in {tuple(draft.words): draft.words for draft in drafts}.values():
                     text.format(**slots)
         for draft in drafts:
-            is_yes_no = draft.kind in yes_no
+            is_yes_no = draft.kind in yes_no or draft.full.startswith("No, everything")
             assert bool(re.match("(Yes|No), |The .* So (yes|no), ", draft.full)) == is_yes_no
             assert (draft.word in ("yes", "no")) == (
-                is_yes_no and draft.kind not in ("negation", "strange"))
+                is_yes_no and draft.kind not in without_a_word)
 
 
 def test_crowded_and_colorless_pictures_are_asked_about_truly():
@@ -306,7 +292,7 @@ def test_a_picture_of_which_nothing_is_known_is_refused():
 
 
 def test_names_that_fit_more_than_one_thing_are_not_used():
-    """Catches "the circle" where there are two."""
+    """Catches "the cat" where there are two."""
     for i in range(300):
         things = things_of(scene(i))
         for t in things:
@@ -391,21 +377,21 @@ def test_a_reply_keeps_to_the_grammar_or_is_refused(kind, text, want):
 
 
 @pytest.mark.parametrize("answer, reason", [
-    ("Yes, there is a red ring.", None), ("It floats like a balloon.", None),
+    ("Yes, there is a red car.", None), ("It floats like a balloon.", None),
     ("As the caption says, it is red.", "speaks of its source"),
     ("Its bounding box is small.", "speaks of its source"),
     ("It is at 0.35, 0.52.", "speaks of its source"),
     ("<image>", "special mark"), ("Red<|end|>", "special mark"), ("very " * 200, "too long"),
-    ("The ring is blue.", "false"), ("Behind a blue ring lies the sea.", "false"),
-    ("One does not see a blue ring here.", None), ("There are two rings.", "false"),
-    ("It costs $4.99.", None), ("No blue ring is visible.", None), ("There is a fence.", None),
-    ("No one can see a blue ring, as described in the list.", "speaks of its source"),
-    ("A green circle is what one sees in the window.", None),  # a caption says so
+    ("The car is blue.", "false"), ("Behind a blue car lies the sea.", "false"),
+    ("One does not see a blue car here.", None), ("There are two cars.", "false"),
+    ("It costs $4.99.", None), ("No blue car is visible.", None), ("There is a fence.", None),
+    ("No one can see a blue car, as described in the list.", "speaks of its source"),
+    ("A green tree is what one sees in the window.", None),  # a caption says so
 ])
 def test_a_reply_is_judged(answer, reason):
     """Catches a fault let through, and a good answer refused."""
-    record = {"captions": ["A ring before a green circle."], "objects": [
-        {"name": "ring", "attributes": {"color": "red"}, "box": [0, 0, 1, 1]}]}
+    record = {"captions": ["A car before a green tree."], "objects": [
+        {"name": "car", "attributes": {"color": "red"}, "box": [0, 0, 1, 1]}]}
     found = list(checks.faults("detail", [("What?", answer)], record, phrases(), 150))
     assert found == ([reason] if reason else [])
 
@@ -419,11 +405,11 @@ def test_a_question_asked_twice_is_a_fault():
 
 def test_a_conversation_is_checked_against_what_can_be_seen():
     """Catches a denial of what only the annotation knows taken for a lie, and the other way."""
-    record = {"objects": [{"name": "ring", "attributes": {"color": "red"}, "box": [0, 0, 1, 1],
-                           "hidden": "faint"}]}
+    record = {"objects": [{"name": "car", "attributes": {"color": "red"}, "box": [0, 0, 1, 1],
+                           "hidden": True}]}
     for kind, answer, want in (
-        ("conversation", "There is no ring.", []), ("detail", "There is no ring.", ["false"]),
-        ("conversation", "There is a red ring.", ["false"]), ("detail", "There is a red ring.", []),
+        ("conversation", "There is no car.", []), ("detail", "There is no car.", ["false"]),
+        ("conversation", "There is a red car.", ["false"]), ("detail", "There is a red car.", []),
     ):
         assert list(checks.faults(kind, [("", answer)], record, phrases(), 9)) == want
 
@@ -431,12 +417,12 @@ def test_a_conversation_is_checked_against_what_can_be_seen():
 def test_a_reply_is_checked_against_place_and_time():
     """Catches a reply that calls the sea a room, night day, or nothing unusual what is."""
     record = {"place": "sea", "time": "night", "objects": [
-        {"name": "ring", "attributes": {"color": "red"}, "box": [0, 0, 1, 1],
-         "unusual": "a ring is in the sky, and rings belong in the water"}]}
+        {"name": "fish", "attributes": {"color": "red"}, "box": [0, 0, 1, 1],
+         "unusual": "a fish is in the sky, and fish belong in the water"}]}
     for answer, want in (
         ("The picture shows the sea. It is night.", []), ("The picture shows a room.", ["false"]),
         ("It is day.", ["false"]), ("The picture shows a beach.", []),
-        ("A ring is in the sky, and rings belong in the water.", []),
+        ("A fish is in the sky, and fish belong in the water.", []),
         ("No, everything is as usual.", ["false"]),
     ):
         dialogue = [("What?", answer)]

@@ -4,6 +4,7 @@ Scenes and facts are made by hand, and so are the answers.
 """
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -38,7 +39,7 @@ META = {
     "untold": [["duck", "eats"], ["boat", "can"]],
 }
 WORLD = world_of(META)
-WORLD_OF_SHAPES = World(names=("red circle", "blue ring"))
+WORLD_WITHOUT_FACTS = World(names=("red car", "blue boat"))
 UNTOLD = World(WORLD.names, {"duck": {"eats": "grass"}, "boat": {"can": "carry a crew"}},
                WORLD.places)
 
@@ -91,12 +92,12 @@ def answers(make, shown: Scene = SEA, **more) -> set[str]:
         "One night a red fish was at sea. Everybody wondered, because fish belong in the water. "
         "Then it went home."}),
     (scenes.story, CALM, {
-        "One night a blue boat was at sea. It met a white duck. Then they all went home.",
-        "One night a white duck was at sea. It met a blue boat. It was glad, for it can swim. "
-        "Then they all went home."}),
+        "One night a blue boat was at sea. It met a white duck. Then they both went home.",
+        "One night a white duck was at sea. It met a blue boat. It was glad because it could swim. "
+        "Then they both went home."}),
     (scenes.story, Scene([DUCK, DUCK], "sea", "day"), {
-        "One day a white duck was at sea. It met another white duck. It was glad, for it can swim. "
-        "Then they all went home."}),
+        "One day a white duck was at sea. It met another white duck. It was glad because it could "
+        "swim. Then they both went home."}),
 ])
 def test_a_whole_picture_worked_by_hand(make, shown, full):
     """Catches a wrong oddity, time, place, sound or remainder, "fishes", and "a another"."""
@@ -113,7 +114,7 @@ def test_a_sun_is_the_sun():
 
 
 def test_where_a_data_set_knows_no_place_and_no_facts_nothing_is_asked_of_them():
-    """Catches a question about the sea of a picture of shapes, and an oddity nobody knows."""
+    """Catches a question about the sea of any picture, and an oddity nobody knows."""
     bare = World(names=WORLD.names)
     plain = Scene([BOAT, DUCK])
     for make in (scenes.strange, scenes.what_strange, scenes.why_strange, scenes.belongs,
@@ -315,11 +316,11 @@ def test_a_follow_up_comes_with_what_was_said_before():
     ("greeting", "Hello! What would you like to know about the picture?", "Goodbye!"),
     ("thanks", "You are welcome!", "Hello!"), ("bye", "Goodbye!", "You are welcome!"),
     ("who", "I am a small chatbot that looks at pictures. Ask me what is in the picture, where "
-     "things are, what color they have and what is unusual.", "I'm sorry, I can't help with that."),
-    ("able", "You can ask me what is in the picture, where things are, what color they have and "
+     "things are, what color they are and what is unusual.", "I'm sorry, I can't help with that."),
+    ("able", "You can ask me what is in the picture, where things are, what color they are and "
      "what is unusual.", "There is a dog."),
     ("offer", "That is not in my book. But you can ask me what is in the picture, where things "
-     "are, what color they have and what is unusual.", "I'm sorry, I can't help with that."),
+     "are, what color they are and what is unusual.", "I'm sorry, I can't help with that."),
     ("unknowable", UNKNOWN, "It is red."), ("unsafe", REFUSE, None),
 ])
 def test_talk_worked_by_hand(kind, good, bad):
@@ -331,19 +332,22 @@ def test_talk_worked_by_hand(kind, good, bad):
         assert not answer_ok(bad, draft.expect, draft.wrong)
 
 
-def test_a_greeting_comes_first_and_thanks_come_last():
-    """Catches talk in the middle of a conversation, and talk about shapes that know no facts."""
+def test_greetings_mostly_come_first_and_thanks_last_but_not_always():
+    """Catches a place that gives a greeting away, and talk where no facts are known."""
     hello, thanks = (talk.ANSWERS[kind][0] for kind in ("greeting", "thanks"))
-    seen = set()
-    for i in range(600):
+    first = Counter()
+    last = Counter()
+    for i in range(1500):
         record = book_scene(i % 100)
         text = template.write("conversation", record, random.Random(i), worlds(1)[0])
         said = [answer for _, answer in parse("conversation", text)]
-        assert hello not in said[1:] and thanks not in said[:-1]
-        seen |= {said[0], said[-1]} & {hello, thanks}
-        text = template.write("conversation", scene(i % 100), random.Random(i), WORLD_OF_SHAPES)
+        for answer in {hello, thanks} & set(said):
+            first[answer, said[0] == answer] += 1
+            last[answer, said[-1] == answer] += 1
+        text = template.write("conversation", scene(i % 100), random.Random(i), WORLD_WITHOUT_FACTS)
         assert hello not in text and thanks not in text
-    assert seen == {hello, thanks}
+    assert first[hello, True] > first[hello, False] > 10
+    assert last[thanks, True] > last[thanks, False] > 10
 
 
 # --- yes and no ---

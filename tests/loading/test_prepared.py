@@ -1,9 +1,15 @@
-"""minivlm/loading/prepared.py: pictures that wait on the disk come back as they were."""
+"""minivlm/loading/prepared.py: pictures that wait on the disk come back as they were, and a
+vocabulary has room for all bytes.
+"""
+
+import importlib
 
 import numpy as np
 import pytest
 
 from minivlm.loading.prepared import Pack
+from minivlm.running.options import help_of
+from minivlm.tokenizer import SPECIALS
 
 
 @pytest.mark.parametrize("n", [1, 999, 1000, 2001])
@@ -29,3 +35,10 @@ def test_other_pictures_and_none_are_refused(tmp_path):
     for other in (np.zeros((5, 4, 3), np.uint8), np.zeros((4, 4, 3))):
         with pytest.raises(ValueError, match=r"among \(4, 4, 3\) of uint8"):
             pack.append(other)
+
+
+@pytest.mark.parametrize("name", ["book", "nlvr", "coco", "cifar10", "llava", "webdata"])
+def test_the_smallest_vocabulary_holds_all_bytes_and_special_tokens(name):
+    """Catches a bound in a comment that stays behind when a special token is added."""
+    module = importlib.import_module(f"data.{name}.prepare")
+    assert help_of(module.Config)["vocab_size"].rule == f">= {256 + len(SPECIALS)}"

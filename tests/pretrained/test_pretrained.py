@@ -4,10 +4,12 @@ tests/parity sets both beside transformers itself.
 """
 
 import json
+import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -31,6 +33,12 @@ def state_of(model: nn.Module, stage: str, tokenizer: Tokenizer | None = None) -
     state = {"stage": stage, "configs": {"model": asdict(model.config)},
              "model": model.state_dict()}
     return state | ({"tokenizer": tokenizer.to_text()} if tokenizer else {})
+
+
+@pytest.fixture
+def gpt_config(gpt_config: GPTConfig) -> GPTConfig:
+    """GPT-2's architecture, to which models are exported."""
+    return replace(gpt_config, rotary_base=0.0)
 
 
 @pytest.fixture
@@ -237,11 +245,17 @@ def test_llava_is_built_from_published_towers_and_learns(published, folder, tmp_
     out = tmp_path / "align"
     gpt = json.loads((published / "gpt2" / "config.json").read_text())
     lm = pretrained.read_gpt2(published / "gpt2")
-    grown = stir(GPT(GPTConfig(**lm["configs"]["model"] | {"block_size": 200})))
+    grown = stir(GPT(GPTConfig(**lm["configs"]["model"] | {"block_size": 320})))
     export({"stage": "lm", "configs": {"model": asdict(grown.config)}, "model": grown.state_dict(),
             "tokenizer": lm["tokenizer"]}, published / "gpt2")
     assert gpt["n_positions"] == 32
-    options = {"data": str(folder), "vision": str(published / "clip"), "image_size": 48,
+    data = tmp_path / "data"  # its pictures cut to a multiple of the ViT's patches
+    shutil.copytree(folder, data)
+    for name in ("train", "val"):
+        np.save(data / f"{name}.npy", np.load(folder / f"{name}.npy")[:, 6:54, 6:54])
+    meta = json.loads((data / "meta.json").read_text())
+    (data / "meta.json").write_text(json.dumps(meta | {"image_size": 48}))
+    options = {"data": str(data), "vision": str(published / "clip"), "image_size": 48,
                "llm": str(published / "gpt2"), "projector": "llava", "out": str(out)}
     cfg = train_align.Config(steps=4, eval_every=2, batch_size=4, clip="none", lm="none", **options)
     row = train_align.main(cfg)

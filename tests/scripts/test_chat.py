@@ -50,7 +50,7 @@ def talk(monkeypatch, run: Path, *lines: str, **options) -> None:
 def test_chat_answers_once_about_a_picture(runs, folder, capsys):
     """Catches a chat that breaks on the pictures that prepare.py itself writes."""
     picture = str(folder / "samples" / "0.png")
-    chat.main(chat.Config(str(runs / "sft"), picture, "Is there a red ring?", max_new_tokens=5))
+    chat.main(chat.Config(str(runs / "sft"), picture, "Is there a red car?", max_new_tokens=5))
     assert capsys.readouterr().out.endswith("\n")
 
 
@@ -88,7 +88,7 @@ def test_a_command_that_is_none_is_explained_and_not_asked(line, runs, monkeypat
 
 def test_help_shows_questions_that_suit_the_data_set(runs, monkeypatch, asked, capsys, tmp_path):
     """Catches a stranger who does not know what to ask, and a run whose data are gone."""
-    meta = {"name": "t", "image_size": 48, "questions": ["Is it day?"]}
+    meta = {"name": "t", "image_size": 60, "questions": ["Is it day?"]}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     for folder, question in ((tmp_path, "Is it day?"), (tmp_path / "gone", "Describe the")):
         talk(monkeypatch, runs / "sft", "/help", data=str(folder))
@@ -99,7 +99,7 @@ def test_help_shows_questions_that_suit_the_data_set(runs, monkeypatch, asked, c
 def test_a_number_names_a_held_out_picture(runs, folder, monkeypatch, asked, capsys):
     """Catches numbers taken for files, and pictures of another folder than the run's own."""
     talk(monkeypatch, runs / "sft", "/image 5", "What?", "/image 99999", "What?", image="2")
-    pictures = Pictures(folder, 48)
+    pictures = Pictures(folder, 60)
     assert torch.equal(asked[0][0], pictures.get(["val.npy#5"]))
     assert torch.equal(asked[1][0], asked[0][0])  # the old picture stays
     assert "there is no '99999'" in capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_the_chat_looks_as_training_did(trained, chosen, mode, runs, wide, tmp_p
     torch.save(state, tmp_path / "best.pt")
     chat.main(chat.Config(str(tmp_path), str(wide), "What is this?", fit=chosen))
     with Image.open(wide) as picture:
-        expected = to_tensor(fit(picture, 48, mode))
+        expected = to_tensor(fit(picture, 60, mode))
     assert torch.equal(asked[0][0][0], expected)
 
 

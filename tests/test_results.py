@@ -1,0 +1,183 @@
+"""The scripts of results/: tables of partial results, curves, questions from outside."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Import a script of results/ as it imports its neighbors when it is run."""
+    monkeypatch.syspath_prepend(ROOT / "results")
+    return importlib.import_module
+
+
+def result(figures: dict, blind: dict | None = None) -> dict:
+    """What evaluate.py writes, with these figures."""
+    return {
+        "data": "book", "figures": figures, "blind": blind or {},
+        "chance": {"answers/exist": 0.5}, "config": {"n_images": 1000}, "minutes": 1.0,
+        "environment": {"cpu": "CPU x 2", "torch": "2", "commit": "abc"},
+        "train_seconds": 60, "peak_gb": 1.0, "training": {"gb": 1.0, "min": 1.0},
+    }
+
+
+@pytest.fixture
+def tables(script, monkeypatch, tmp_path):
+    """tables.py with an empty results folder."""
+    module = script("tables")
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(module, "REPORT", tmp_path / "report.md")
+    return module
+
+
+def put(tables, name: str, figures: dict, blind: dict | None = None) -> None:
+    """Write a result of the book."""
+    folder = tables.HERE / "book"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(result(figures, blind)))
+
+
+def test_pages_of_no_results_are_empty(tables):
+    """Catches a page that can only be written once every result is there."""
+    assert tables.block() == tables.session_block() == tables.report_block() == ""
+    assert "##" not in tables.page() and tables.page().startswith("# Results\n")
+
+
+def test_a_stage_without_results_has_no_column(tables):
+    """Catches a table that waits for stage 4, and wrong means."""
+    put(tables, "sft-seed0.json", {"answers/exist": 0.8}, {"answers/exist": 0.4})
+    put(tables, "sft-seed1.json", {"answers/exist": 1.0}, {"answers/exist": 0.6})
+    lines = tables.front_table()
+    assert "seeds: 2" in lines[0]
+    assert lines[2] == "|  | chance | SFT, blind | SFT |"
+    # by hand: (.4 + .6) / 2 and (.8 + 1) / 2; standard deviations are .2 / sqrt(2) = .141
+    row = "| answers: is there a ...? | 0.50 | 0.500 ± 0.141 | 0.900 ± 0.141 |"
+    assert lines[4:] == [row]
+    put(tables, "dpo-seed0.json", {"answers/exist": 0.7})
+    lines = tables.front_table()
+    assert "seeds: 2, 1" in lines[0]
+    assert lines[2].endswith("| SFT | DPO |") and lines[4].endswith("| 0.700 |")
+
+
+def test_what_was_not_measured_is_a_dash(tables):
+    """Catches a missing figure of one stage that stops the page or counts as 0."""
+    put(tables, "sft-seed0.json", {"answers/exist": 0.8, "answers/strange": 0.25})
+    put(tables, "ppo-seed0.json", {"answers/exist": 0.75})
+    lines = tables.front_table()
+    label = tables.LABELS["answers/strange"]
+    assert f"| {label} |  | - | 0.250 | - |" in lines
+    assert label in tables.page()
+
+
+def test_the_quiz_is_a_row_and_clip_a_table_of_its_own(tables):
+    """Catches taught phrasings that are taken for unseen ones."""
+    put(tables, "sft-seed0.json", {"followed/all": 0.8})
+    put(tables, "quiz-seed0.json", {"followed/all": 0.9})
+    put(tables, "clip-seed0.json", {"zero_shot/held_out": 0.75}, {"zero_shot/held_out": 0})
+    lines = tables.front_table()
+    assert "taught" in lines[-1] and lines[-1].endswith("|  |  | 0.900 |")
+    assert lines[-2].endswith("| - | 0.800 |")
+    assert tables.clip_table()[-1].endswith("|  | 0.000 | 0.750 |")
+
+
+def test_the_readme_shows_every_picture_of_the_report(tables):
+    """Catches a block that depends on where in the report a picture stands."""
+    parts = ("# T", "Took.", "![a](a.png)", "## S", "Text.", "![b](b.png)\n")
+    tables.REPORT.write_text("\n\n".join(parts))
+    assert tables.report_block() == (
+        "Took.\n\n![a](docs/report/a.png)\n![b](docs/report/b.png)"
+    )
+
+
+def test_smoothing_keeps_straight_lines_and_their_ends(script):
+    """Catches a mean that lags behind the curve, or that pulls its ends to the middle."""
+    charts = script("charts")
+    line = [(step, 3.0 - 0.5 * step) for step in range(6)]
+    assert charts.smooth(line) == line
+    assert charts.smooth([(0, 1.0), (1, 4.0), (2, 1.0)], reach=1)[1] == (1, 2.0)  # 6 / 3
+    assert charts.smooth([]) == []
+
+
+def test_a_logarithmic_axis_puts_equal_factors_at_equal_heights(script):
+    """Catches dots and lines that disagree about the scale."""
+    charts = script("charts")
+    sheet = Image.new("RGB", (300, 300), "white")
+    dots = [[(10, 1.0), (10, 10.0), (10, 100.0)]]
+    charts.panel(
+        ImageDraw.Draw(sheet), (50, 50, 250, 250), [], "", "", colors=["#ff0000"],
+        dots=dots, is_log=True,
+    )
+    pixels = sheet.load()
+    x = round(50 + 200 / 1.05)
+    red = [y for y in range(300) if pixels[x, y] == (255, 0, 0)]
+    centers = [[y for y in red if abs(y - at) < 8] for at in (59, 150, 241)]
+    # by hand: 2 decades and 5 % of air on both sides share 200 pixels: 90.9 a decade
+    middles = [sum(ys) / len(ys) for ys in centers]
+    assert middles == pytest.approx([59.1, 150, 240.9], abs=1)
+
+
+def test_a_verdict_holds_for_its_answer_only(script):
+    """Catches a verdict that outlives the answer that it was given to."""
+    foreign = script("foreign")
+    entries = [
+        {"image": "val.npy#1", "question": "Who?", "answer": "A cat.", "verdict": "wrong"},
+        {"image": "val.npy#2", "question": "Why?", "answer": "So.", "verdict": "sensible"},
+        {"image": "val.npy#1", "question": "New?"},
+    ]
+    new = foreign.answered(entries, ["A cat.", "Because.", "a|b\nc"])
+    assert [e.get("verdict") for e in new] == ["wrong", None, None]
+    page = foreign.write_page(new)
+    assert "Of 3 answers: 1 wrong, 2 not judged." in page
+    assert "| 0 | Who? | A cat. | wrong |" in page
+    assert "| 1 | Why? | Because. | not judged |" in page
+    assert r"| 0 | New? | a\|b<br>c | not judged |" in page
+
+
+def test_a_sentence_that_tells_a_fact_claims_nothing_about_the_picture(script):
+    """Catches "The sun is a star." counted as a false claim about a thing in sight."""
+    engine = script("engine")
+    answer = "The thing at the top is a sun. The sun is a star."
+    left = engine.without_facts(answer, {"the sun is a star"})
+    assert left == "The thing at the top is a sun."
+
+
+@pytest.mark.parametrize("entry, match", [
+    ({"image": "val.npy#1"}, "question 0 has no question"),
+    ({"image": "a", "question": "b", "verdict": "good"}, "expected one of sensible"),
+])
+def test_a_faulty_question_is_refused(script, entry, match):
+    """Catches a verdict that no count knows."""
+    with pytest.raises(ValueError, match=match):
+        script("foreign").check_questions([entry])
+
+
+def test_what_is_unusual_is_told_of_visible_things_alone(script):
+    """Catches a picture that is called funny for what nobody can see in it."""
+    report = script("report")
+    seen = {"unusual": "a cat is green, and cats are gray", "hidden": False}
+    hidden = {"unusual": "a fish is in the sky, and fish swim", "hidden": True}
+    assert report.oddities({"objects": [hidden, seen, {"hidden": False}]}) == [
+        "a cat is green, and cats are gray"
+    ]
+    assert report.oddities({}) == []
+
+
+def test_a_conversation_remembers_what_was_said(script):
+    """Catches questions of one conversation that do not know of each other."""
+    asking = script("asking")
+    heard = []
+
+    def ask(questions: list[dict]) -> list[str]:
+        [q] = questions
+        heard.append([turn["value"] for turn in q["before"]])
+        return ["" if q["question"] == "One?" else "Two."]
+
+    talk = asking.converse(ask, "val.npy#0", ("One?", "Two?"))
+    assert talk == [("One?", "..."), ("Two?", "Two.")]
+    assert heard == [[], ["One?", "..."]]
