@@ -48,9 +48,9 @@ The glossary. Each word has one meaning, in code, messages and documents.
     batch             rows with their pictures, padded; a micro-batch is a part of a batch
     placeholder       the id that stands for one image token
     prompt            the ids before an answer; a question is a text
-    facts             what holds of every thing of a kind ("a cat eats fish"); an untold fact
-                      stands only in the text of stage 0. The reward model's --facts are
-                      something else: true captions of the picture
+    facts             sentences that are true of a kind of thing: "a cat eats fish"
+    untold facts      facts that only the text of stage 0 holds, and no dialogue
+    --facts           of train_reward.py: true captions, shown to the reward model only
     ranking           a question, K answers, and a rank for each; 1 is best
     pair              a question with a chosen and a rejected answer
     rating            points from 1 to 5 on an axis; a rater gives ratings, and a judge is

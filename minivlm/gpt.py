@@ -38,8 +38,8 @@ class GPT(nn.Module):
     """A causal language model that reads token ids, or embeddings in their place.
 
     Raises:
-        ValueError: if rotary_base is neither 0 nor a finite number above 1, or if heads that
-            are rotated have an odd width.
+        ValueError: if rotary_base is neither 0 nor a finite number above 1; if a head that
+            is rotated has an odd width.
     """
 
     def __init__(self, config: GPTConfig):
@@ -49,10 +49,6 @@ class GPT(nn.Module):
         # not isinstance: True is an int too
         if type(base) not in (int, float) or not (base == 0 or 1 < base < math.inf):
             raise ValueError(f"rotary_base is {base!r}, expected 0 or a number above 1")
-        if base and config.n_embd // config.n_head % 2:
-            raise ValueError(
-                f"n_embd {config.n_embd} in {config.n_head} heads: rotation needs an even width"
-            )
         C = config.n_embd
         self.wte = nn.Embedding(config.vocab_size, C)
         self.wpe = nn.Embedding(config.block_size, C)
@@ -60,6 +56,11 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(
             [Block(C, config.n_head, config.dropout) for _ in range(config.n_layer)]
         )
+        # the blocks have checked that the heads divide C
+        if base and C // config.n_head % 2:
+            raise ValueError(
+                f"n_embd {C} in {config.n_head} heads: rotation needs an even width"
+            )
         self.norm = nn.LayerNorm(C)
         self.head = nn.Linear(C, config.vocab_size, bias=False)
         init_weights(self)

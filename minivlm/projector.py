@@ -3,16 +3,17 @@
     linear:  img_emb = norm(feats @ W + b)                     LLaVA's map, and a norm
     mlp:     img_emb = norm(gelu(feats @ W1 + b1) @ W2 + b2)   LLaVA-1.5's, and a norm
     llava:   img_emb = gelu(feats @ W1 + b1) @ W2 + b2         LLaVA-1.5 as published
-    placed:  img_emb = norm(gelu(feats @ W1 + b1) @ W2 + b2) + place    a vector for each patch
+    placed:  img_emb = norm(gelu(feats @ W1 + b1) @ W2 + b2) + place
+             place: a learned vector for each patch
 
 Positions do not mix here, so every image token belongs to one patch. The features of a CLIP
 tell little about where a patch is, since its captions seldom do; a GPT that rotates queries
 and keys mostly knows distances. `placed` says it.
 
 LLaVA needs no norm: its LLM only rotates queries and keys, which works whatever the size of
-the embeddings. Our GPT also adds position embeddings, as GPT-2 does. Without the norm, image
-tokens grew to fifty times the size of these, and the GPT could not tell where a patch was.
-Use "llava" to exchange weights with other implementations.
+the embeddings. Our GPT adds position embeddings, as GPT-2 does. Without the norm, image
+tokens grew to fifty times the size of the position embeddings. The GPT could then not tell
+where a patch was. Use "llava" to exchange weights with other implementations.
 
 Source: LLaVA, arXiv:2304.08485, eq. 1; LLaVA-1.5, arXiv:2310.03744.
 """

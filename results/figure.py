@@ -12,7 +12,7 @@ import textwrap
 from PIL import Image, ImageDraw, ImageFont
 
 from asking import converse, load_answerer
-from minivlm.loading.images import Pictures
+from minivlm.loading.images import Pictures, enlarged
 from minivlm.loading.prepared import load_meta
 
 # number of a picture in val.npy -> the questions of a conversation about it
@@ -72,8 +72,7 @@ def main(
     ask = load_answerer(run, data)
     pictures, texts = [], []
     for name, picture, questions in zip(names, pixels, CONVERSATIONS.values()):
-        large = Image.fromarray(picture)
-        pictures.append(large.resize((SIDE, SIDE), Image.Resampling.NEAREST))
+        pictures.append(enlarged(picture, SIDE))
         texts.append(lines_of(converse(ask, name, questions)))
     draw_sheet(pictures, texts).save(out)
 

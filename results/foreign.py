@@ -14,10 +14,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image
-
 from asking import load_answerer
-from minivlm.loading.images import Pictures
+from minivlm.loading.images import Pictures, enlarged
 from minivlm.loading.prepared import load_meta
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,8 +97,7 @@ def save_pictures(images: list[str], data: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pixels = Pictures(data, load_meta(data)["image_size"]).pixels(images)
     for i, picture in enumerate(pixels):
-        large = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.NEAREST)
-        large.save(folder / f"{i}.png")
+        enlarged(picture, SIDE).save(folder / f"{i}.png")
 
 
 def main(run: str = "runs/dpo", data: str = "data/book/prepared") -> None:

@@ -12,7 +12,7 @@ from data.book.things import THINGS
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.phrasings import make_phraser
 from minivlm.engine.scenes import told
-from minivlm.engine.wording import World, capital
+from minivlm.engine.wording import World, sentence
 
 FILE = Path(__file__).with_name("facts.txt")
 HOMES = {"sky": "in the sky", "ground": "on land", "water": "in the water",
@@ -63,10 +63,10 @@ def page(thing: str, rng: random.Random) -> str:
     for aspect in rng.sample(aspects, rng.randint(3, 5)):
         sentences.append((aspect, told(thing, aspect, world)))
     if rng.random() < 0.5:
-        return " ".join(f"{capital(rng.choice(STARTS) + text)}." for _, text in sentences)
+        return " ".join(sentence(rng.choice(STARTS) + text) for _, text in sentences)
     phrase_question = make_phraser(rng, openers=0)
     lines = []
     for aspect, text in sentences:
         question = phrase_question(f"fact_{aspect}", {"x": thing})
-        lines.append(f"Question: {question}\nAnswer: {capital(text)}.")
+        lines.append(f"Question: {question}\nAnswer: {sentence(text)}")
     return "\n".join(lines)

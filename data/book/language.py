@@ -1,9 +1,9 @@
 """Captions of a scene, as people write them.
 
-A caption tells all or some of what can be seen: things, colors, sizes, numbers, places,
-what is where from what, the place and the time of day, what is unusual. What the captions
-leave out, no later stage can see. Things are named in reading order, because a small model
-learns a fixed order several times faster.
+A caption names some or all of the visible things. It may tell their colors, sizes, number
+and places, which thing is left of another, the setting, the time of day, and what is
+unusual. What the captions leave out, no later stage can see. Things are named in reading
+order, because a small model learns a fixed order several times faster.
 """
 
 import random
@@ -13,7 +13,7 @@ from data.book.things import COLORS, THINGS
 from data.book.world import PLACES, Scene, Thing
 from minivlm.engine.facts import HOME
 from minivlm.engine.scenes import UNIQUE
-from minivlm.engine.wording import at, capital, named
+from minivlm.engine.wording import at, named, sentence
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import NUMBERS
 
@@ -42,11 +42,6 @@ def sized(t: Thing) -> str:
 def where(scene: Scene) -> str:
     """The place and the time of day: "at sea by day"."""
     return f"{WHERE[scene.place]} {WHEN[scene.time]}"
-
-
-def sentence(words: str) -> str:
-    """Capitalize the first letter and append a full stop."""
-    return f"{capital(words)}."
 
 
 def relation(a: Thing, b: Thing) -> str:

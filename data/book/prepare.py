@@ -83,7 +83,7 @@ def record_of(scene: world.Scene, key: str, image: str) -> dict:
     """What the record of every picture holds.
 
     Args:
-        scene: has been drawn, which sets the boxes and visibilities of its things.
+        scene: its things have boxes and visibilities, which `world.draw` sets.
         key: id of the record.
         image: name of the picture, as "train.npy#17".
     """

@@ -271,7 +271,7 @@ def _wrong_cells(kind: str, scene: Scene, free: list[int], unseen: bool) -> list
 
 
 def _hide_some(scene: Scene, rng: random.Random, free: list[int], unseen: bool) -> None:
-    """Add barely visible things: those that often come with a visible one, and others."""
+    """Add barely visible things: companions of visible things first, then random ones."""
     clear = list(scene.things)
     for host in clear:
         color, kind = COMPANION.get(host.kind, ("", ""))

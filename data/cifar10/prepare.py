@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from minivlm.engine.wording import capital
+from minivlm.engine.wording import sentence
 from minivlm.evaluation.english import article
 from minivlm.loading.images import fit, open_image
 from minivlm.loading.prepared import (
@@ -147,8 +147,7 @@ def main(cfg: Config) -> dict[str, float]:
     splits = read_splits(cfg, skipped)
     sentences = {}
     for label in sorted({label for _, label, _ in splits[cfg.train_split]}):
-        filled = [t.format(article(label)) for t in TEMPLATES]
-        sentences[label] = [f"{capital(words)}." for words in filled]
+        sentences[label] = [sentence(t.format(article(label))) for t in TEMPLATES]
     files = {"train": [], "val": []}
     pixels = {name: Pack(cfg.out) for name in files}
     n_of_id = Counter()  # two folders may hold the same train/CLASS/file

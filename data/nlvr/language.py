@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import product
 
-from minivlm.engine.wording import capital
+from minivlm.engine.wording import sentence
 from minivlm.evaluation.english import article, join
 from minivlm.evaluation.scene import NUMBERS as NO_TO_TEN
 
@@ -72,11 +72,6 @@ class Round:
     style: str
     expect: list[str]
     wrong: list[str]
-
-
-def sentence(words: str) -> str:
-    """Capitalize the first letter and append a full stop."""
-    return f"{capital(words)}."
 
 
 # --- captions ---

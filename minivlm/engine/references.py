@@ -17,7 +17,7 @@ def names_of(t: Thing, things: Things) -> list[str]:
     if t.size:
         candidates.append(f"{t.size} {t.name}")
     candidates.append(f"thing {at(t.place)}")
-    # without a color, name and kind are the same phrase
+    # an object without a color has the same name and kind
     return [p for p in dict.fromkeys(candidates) if named_by(p, things) == [t]]
 
 

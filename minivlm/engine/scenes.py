@@ -10,7 +10,7 @@ from random import Random
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.questions import TRIES, Draft, Texts, others, yes_or_no
 from minivlm.engine.references import absent_kind, names_of, refer
-from minivlm.engine.wording import Scene, World, at, capital, named, summary
+from minivlm.engine.wording import Scene, World, at, named, sentence, summary
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import PLACES, Thing
 from minivlm.metrics import words_of
@@ -67,7 +67,7 @@ def what_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not odd:
         full = f"Nothing is unusual: {USUAL}."
         return Draft("usual", {}, "", full, ("nothing", USUAL), phrasing="what_strange")
-    full = capital(join([t.unusual for t in odd])) + "."
+    full = sentence(join([t.unusual for t in odd]))
     return Draft("what_strange", {}, "", full, reasons(odd), (USUAL,), about=odd[0])
 
 
@@ -84,7 +84,7 @@ def why_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     t, phrase = reference
     seen, _, usual = t.unusual.partition(", and ")
-    full = f"{capital(t.unusual)}."
+    full = sentence(t.unusual)
     return Draft("why_strange", {"x": phrase}, "", full, (usual or seen,), about=t)
 
 
@@ -231,8 +231,7 @@ def fact(
     # if some phrases do not name the kind, one of these is asked: then one has to look
     blind = [name for name in names if t.kind not in name.split()]
     phrase = rng.choice(blind or names)
-    sentence = told(t.kind, aspect, untold or world)
-    full = f"{capital(sentence)}."
+    full = sentence(told(t.kind, aspect, untold or world))
     if t.kind not in phrase.split():
         full = f"The {phrase} is {article(t.kind)}. {full}"
     value = known[t.kind][aspect]

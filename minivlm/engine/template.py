@@ -17,7 +17,7 @@ from minivlm.engine import scenes
 from minivlm.engine.phrasings import Phraser, harmless, make_phraser
 from minivlm.engine.questions import Draft, Maker
 from minivlm.engine.talk import say
-from minivlm.engine.wording import PRIVATE, Scene, World, at, capital, summary
+from minivlm.engine.wording import PRIVATE, Scene, World, at, sentence, summary
 from minivlm.evaluation.english import article
 from minivlm.evaluation.scene import things_of
 from minivlm.metrics import style_ok
@@ -179,7 +179,7 @@ def description(record: dict, world: World) -> str:
         phrase = f"{t.size} {t.name}".strip()
         sentences.append(f"There is {article(phrase)} {at(t.place)}.")
     for t in scenes.oddities(scene):
-        sentences.append(f"{capital(t.unusual)}.")
+        sentences.append(sentence(t.unusual))
     return " ".join(sentences)
 
 

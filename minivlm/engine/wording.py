@@ -111,3 +111,8 @@ def named(things: Things) -> str:
 def capital(text: str) -> str:
     """Make the first letter of a text a capital one."""
     return text[:1].upper() + text[1:]
+
+
+def sentence(words: str) -> str:
+    """Capitalize the first letter and append a full stop."""
+    return f"{capital(words)}."

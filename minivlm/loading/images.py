@@ -315,6 +315,11 @@ class Pictures:
         return pixels
 
 
+def enlarged(pixels: np.ndarray, side: int) -> Image.Image:
+    """Make a picture, (S, S, 3) uint8, `side` pixels wide; its own pixels stay visible."""
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
+
+
 def contact_sheet(
     pictures: np.ndarray, texts: list[list[str]], columns: int = 4, side: int = 240,
     n_lines: int = 10,
@@ -346,8 +351,7 @@ def contact_sheet(
         row, column = divmod(i, columns)
         x = gap + column * (side + gap)
         y = tops[row]
-        large = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(large, (x, y))
+        sheet.paste(enlarged(pixels, side), (x, y))
         draw.multiline_text((x, y + side + 4), "\n".join(lines), fill="black", font=font)
     return sheet
 

@@ -566,7 +566,7 @@ def test_stage_0_reads_every_kind_of_sentence(documents):
 
 
 def test_no_dialogue_tells_an_untold_fact():
-    """Catches dialogues and prompts that teach what only stage 0's text may hold."""
+    """Catches an untold fact in a dialogue or a prompt."""
     _, untold = facts.read_facts()
     cfg = prepare.Config(**SMALL | {"n_train": 600, "n_prompts": 200})
     lines, _ = prepare.make_shard(cfg, "train", 0, 600)

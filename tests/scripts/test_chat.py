@@ -97,7 +97,7 @@ def test_help_shows_questions_that_suit_the_data_set(runs, monkeypatch, asked, c
 
 
 def test_a_number_names_a_held_out_picture(runs, folder, monkeypatch, asked, capsys):
-    """Catches numbers taken for files, and pictures of another folder than the run's own."""
+    """Catches a number that is read as a file name, and a picture of a wrong data folder."""
     talk(monkeypatch, runs / "sft", "/image 5", "What?", "/image 99999", "What?", image="2")
     pictures = Pictures(folder, 60)
     assert torch.equal(asked[0][0], pictures.get(["val.npy#5"]))
