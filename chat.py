@@ -90,13 +90,13 @@ def answer(
         if token is None or token == stop:
             break
         written.append(token)
-        text = tokenizer.decode(written)
+        text = tokenizer.decode(written).lstrip()
         # if the text ends within a character, its other bytes come with the next tokens
         if not text.endswith("\ufffd"):
             print(options.printable(text[len(shown):]), end="", flush=True)
             shown = text
     print()
-    return tokenizer.decode(written)
+    return tokenizer.decode(written).strip()
 
 
 def load_picture(

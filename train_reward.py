@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minivlm.conversation import append_unread, pack, prompt_of
+from minivlm.conversation import append_unread, pack, prompt_of, spoken
 from minivlm.evaluation.raters import rating_of
 from minivlm.heads import RewardModel
 from minivlm.loading.batches import Batch, collate, hash_seed, places_that_fit, shuffled
@@ -27,7 +27,7 @@ from minivlm.loading.models import vlm_from
 from minivlm.loading.prepared import load_meta
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import ranking_loss
-from minivlm.optim import Optimizer, Together, lr_scale
+from minivlm.optim import lr_scale, with_slower_part
 from minivlm.preferences.agreement import agreement
 from minivlm.preferences.rankings import load_rankings
 from minivlm.running import checkpoint
@@ -143,7 +143,7 @@ def main(cfg: Config) -> dict[str, float]:
     def needed(r: dict) -> int:
         """Count the tokens of a prompt with its longest answer and the answer's end."""
         prompt = prompt_of(r["question"], tokenizer, N, r["captions"] if cfg.facts else [])
-        answers = [tokenizer.encode(a.strip()) for a in r["responses"]]
+        answers = [spoken(a, tokenizer) for a in r["responses"]]
         return len(prompt) + max(map(len, answers)) + 1
 
     def load(split: str) -> list[dict]:
@@ -165,7 +165,7 @@ def main(cfg: Config) -> dict[str, float]:
         order = torch.randperm(len(captions), generator=generator).tolist()
         facts = [captions[i] for i in order] if cfg.facts else []
         prompt = prompt_of(r["question"], tokenizer, N, facts)
-        answers = [tokenizer.encode(a.strip()) + [tokenizer.end] for a in r["responses"]]
+        answers = [spoken(a, tokenizer) + [tokenizer.end] for a in r["responses"]]
         row, segments = pack(prompt, answers)
         # an answer is scored at its last token, so that of the last answer must be an input
         return append_unread(row, tokenizer.end), segments + segments[-1:]
@@ -200,15 +200,10 @@ def main(cfg: Config) -> dict[str, float]:
         val_parts.append(collect(val_rankings[i:i + 16], generator))
 
     # --- optimizer ---
-    # the ViT may lack features that scoring needs, so it can learn too, at lower rates. The
-    # first Optimizer must be made while the ViT is frozen: it takes what can learn then
-    vit = model.vlm.vit.requires_grad_(False)
-    optimizers = [Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)]
-    if cfg.vit_rate:
-        vit.requires_grad_(True)
-        lr, muon_lr = cfg.vit_rate * cfg.lr, cfg.vit_rate * cfg.muon_lr
-        optimizers.append(Optimizer(vit, lr, muon_lr, cfg.weight_decay))
-    optimizer = Together(*optimizers)
+    # the ViT may lack features that scoring needs, so it can learn too
+    optimizer = with_slower_part(
+        model, model.vlm.vit, cfg.vit_rate, cfg.lr, cfg.muon_lr, cfg.weight_decay
+    )
     step_score = torch.compile(score) if cfg.compile else score
 
     # --- resume ---

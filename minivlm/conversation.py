@@ -92,6 +92,17 @@ def pack(prompt: list[int], answers: list[list[int]]) -> tuple[Row, list[int]]:
     return make_row(*pieces), segments
 
 
+def spoken(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of what a speaker says, with one space before it, as in "USER: yes".
+
+    So its first word has the same id as in the middle of a text: what a model has learned
+    of " red" holds for an answer of this one word, too.
+
+    Source: haotian-liu/LLaVA, llava/conversation.py, whose templates have the same space.
+    """
+    return tokenizer.encode(" " + text.strip())
+
+
 def caption_rows(
     captions: Iterable[str],
     tokenizer: Tokenizer,
@@ -155,7 +166,7 @@ def checked(turns: list[Turn]) -> Iterator[tuple[str, str]]:
 def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
     """Render a conversation as a row; each answer's <|end|> is part of the answer.
 
-    White space around a text is dropped.
+    White space around a text is dropped, and one space is put before it.
 
     Args:
         turns: an optional system turn, then human and gpt turns in alternation. After a
@@ -174,14 +185,14 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
     pieces: list[tuple[list[int], bool]] = []
     for role, value in checked(turns):
         if role == "gpt":
-            pieces.append((tokenizer.encode(value.strip()) + [tokenizer.end], True))
+            pieces.append((spoken(value, tokenizer) + [tokenizer.end], True))
             continue
         pieces.append(([tokenizer.user if role == "human" else tokenizer.system], False))
         for k, text in enumerate(value.split(IMAGE_MARK)):
             if k > 0:  # a picture stands between two pieces of text
                 pieces.append(([tokenizer.image] * n_image_tokens, False))
             if text.strip():
-                pieces.append((tokenizer.encode(text.strip()), False))
+                pieces.append((spoken(text, tokenizer), False))
         if role == "human":
             pieces.append(([tokenizer.assistant], False))
     return make_row(*pieces)

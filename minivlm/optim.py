@@ -216,6 +216,28 @@ class Together:
             optimizer.load_state_dict(state)
 
 
+def with_slower_part(
+    model: nn.Module, part: nn.Module, rate: float, lr: float, muon_lr: float,
+    weight_decay: float = 0.0,
+) -> Together:
+    """Optimizers of a model and of a pretrained part of it, which learns more slowly.
+
+    Args:
+        part: for instance the ViT of a VLM. It is frozen, or made trainable, here.
+        rate: the part's share of both learning rates; 0 freezes it.
+        lr, muon_lr, weight_decay: as for `Optimizer`.
+
+    Source: LLaVA-OneVision, arXiv:2408.03326, which trains the ViT at a fifth of the rate.
+    """
+    # the first Optimizer must be made while the part is frozen: it takes what can learn then
+    part.requires_grad_(False)
+    optimizers = [Optimizer(model, lr, muon_lr, weight_decay)]
+    if rate:
+        part.requires_grad_(True)
+        optimizers.append(Optimizer(part, rate * lr, rate * muon_lr, weight_decay))
+    return Together(*optimizers)
+
+
 def lr_scale(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
     """Rise linearly over `warmup` steps, then fall along a cosine to `floor`.
 

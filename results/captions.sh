@@ -24,9 +24,9 @@ for seed in ${SEEDS:-0 1 2}; do
     from="--clip $runs/clip --lm $runs/lm --seed $seed --eval_every 1000"  # used without quotes
     for objective in blip lm prefix_lm; do
         case $objective in
-            blip) steps=300 vit=--no-freeze_vit ;;
+            blip) steps=300 vit="--vit_rate 1" ;;
             lm) steps=800 vit= ;;
-            *) steps=750 vit=--no-freeze_vit ;;
+            *) steps=750 vit="--vit_rate 1" ;;
         esac
         $python train_caption.py $from --objective $objective $vit --steps $steps --out "$runs/caption_$objective"
         measure caption_$objective $objective --no-ask --clip_score "$runs/clip"
@@ -36,7 +36,7 @@ done
 for seed in ${CAPFILT_SEEDS:-0}; do
     runs=runs/seed$seed
     from="--lm $runs/lm --seed $seed --eval_every 1000"
-    $python train_caption.py $from --clip "$runs/clip" --objective blip --no-freeze_vit --steps 600 --out "$runs/filter"
+    $python train_caption.py $from --clip "$runs/clip" --objective blip --vit_rate 1 --steps 600 --out "$runs/filter"
     $python data/capfilt.py --run "$runs/filter" --seed "$seed"
     cp data/book/prepared/capfilt.report.json "$out/filter-seed$seed.json"
     for split in web capfilt; do

@@ -7,7 +7,7 @@ import pytest
 
 from minivlm.conversation import (
     IMAGE_MARK, append_unread, caption_rows, check_turns, count_images, make_row, pack, prompt_of,
-    render, render_v1,
+    render, render_v1, spoken,
 )
 from minivlm.tokenizer import Tokenizer, train_bpe
 
@@ -33,45 +33,54 @@ def table(turns: list[dict], n_image_tokens: int) -> str:
 def test_the_mask_of_a_two_turn_dialogue_is_the_table_worked_by_hand():
     """Catches an inverted mask, a trained question, and an <|end|> that is not trained.
 
-    Two rounds, one picture of two patches; with a byte tokenizer each letter is a token.
+    Two rounds, one picture of two patches; with a byte tokenizer each letter is a token. One
+    space stands before what is said.
     """
     turns = [human("<image>\nhi?"), gpt("ok"), human("so"), gpt("no")]
     assert table(turns, n_image_tokens=2).split("\n") == [
         "<|user|> -",
         "<|image|> -",
         "<|image|> -",
-        "h -", "i -", "? -",
+        "  -", "h -", "i -", "? -",
         "<|assistant|> -",
-        "o answer", "k answer", "<|end|> answer",
+        "  answer", "o answer", "k answer", "<|end|> answer",
         "<|user|> -",
-        "s -", "o -",
+        "  -", "s -", "o -",
         "<|assistant|> -",
-        "n answer", "o answer", "<|end|> answer",
+        "  answer", "n answer", "o answer", "<|end|> answer",
     ]
 
 
 def test_a_system_turn_comes_first_and_is_not_trained():
     """Catches a system prompt in the loss."""
     assert table([{"from": "system", "value": "be"}, human("a"), gpt("b")], 1).split("\n") == [
-        "<|system|> -", "b -", "e -", "<|user|> -", "a -",
-        "<|assistant|> -", "b answer", "<|end|> answer",
+        "<|system|> -", "  -", "b -", "e -", "<|user|> -", "  -", "a -",
+        "<|assistant|> -", "  answer", "b answer", "<|end|> answer",
     ]
 
 
 def test_a_last_question_leaves_the_answer_open():
     """Catches a generation prompt that ends with <|end|> or misses <|assistant|>."""
     ids, is_answer = render([human("a")], TOKENIZER, 0)
-    assert ids == [TOKENIZER.user, ord("a"), TOKENIZER.assistant] and not any(is_answer)
+    assert ids == [TOKENIZER.user, *b" a", TOKENIZER.assistant] and not any(is_answer)
     whole, _ = render([human("a"), gpt("b")], TOKENIZER, 0)
-    assert whole == ids + [ord("b"), TOKENIZER.end]
+    assert whole == ids + [*b" b", TOKENIZER.end]
 
 
 def test_the_open_prompt_is_what_training_showed_before_the_answer():
     """Catches a template that differs between training and generation."""
     turns = [human("<image>\nwhat is it?"), gpt("a ring"), human("sure?"), gpt("yes")]
     ids, is_answer = render(turns, TOKENIZER, 4)
-    last = len("yes") + 1
+    last = len(" yes") + 1
     assert render(turns[:-1], TOKENIZER, 4) == (ids[:-last], is_answer[:-last])
+
+
+def test_an_answer_of_one_word_has_the_id_of_that_word_in_a_text():
+    """Catches an answer whose first word is cut otherwise, and so is learned a second time."""
+    tokenizer = Tokenizer(train_bpe(["the car is red and the cup is blue " * 20], 300))
+    assert spoken(" red\n", tokenizer) == tokenizer.encode("the car is red")[-1:]
+    ids, is_answer = render([human("which?"), gpt("red")], tokenizer, 0)
+    assert [i for i, a in zip(ids, is_answer) if a] == [*spoken("red", tokenizer), tokenizer.end]
 
 
 TRICKY = [
@@ -115,7 +124,7 @@ def test_in_500_random_dialogues_exactly_the_answers_are_supervised():
 
         supervised = [i for i, a in zip(ids, is_answer) if a]
         said = [t["value"].strip() for t in turns if t["from"] == "gpt"]
-        answers = [tokenizer.encode(text) + [tokenizer.end] for text in said]
+        answers = [tokenizer.encode(" " + text) + [tokenizer.end] for text in said]
         assert supervised == sum(answers, [])
         assert (
             ids.count(tokenizer.end) == len(answers) and ids.count(tokenizer.image) == n * picture
@@ -127,7 +136,7 @@ def test_in_500_random_dialogues_exactly_the_answers_are_supervised():
             for t in turns if t["from"] != "gpt" for part in t["value"].split(IMAGE_MARK)
         ]
         plain = [i for i in prompt if i < len(tokenizer.ranks)]
-        assert plain == sum((tokenizer.encode(text) for text in asked if text), [])
+        assert plain == sum((tokenizer.encode(" " + text) for text in asked if text), [])
         roles = {tokenizer.system: "system", tokenizer.user: "human", tokenizer.assistant: "gpt"}
         assert [roles[i] for i in ids if i in roles] == [t["from"] for t in turns]
 
@@ -135,12 +144,12 @@ def test_in_500_random_dialogues_exactly_the_answers_are_supervised():
 def test_each_image_mark_becomes_its_own_run_of_placeholders():
     """Catches a mark replaced once, or placed before the text it follows.
 
-    "a<image>b<image>" with N = 2: a, two placeholders, b, two placeholders.
+    "a<image>b<image>" with N = 2: " a", two placeholders, " b", two placeholders.
     """
     ids, _ = render([human("a<image>b<image>")], TOKENIZER, 2)
     image = TOKENIZER.image
     assert ids == [
-        TOKENIZER.user, ord("a"), image, image, ord("b"), image, image, TOKENIZER.assistant,
+        TOKENIZER.user, *b" a", image, image, *b" b", image, image, TOKENIZER.assistant,
     ]
     assert count_images([human("a<image>b<image>"), gpt("c"), human("<image>")]) == 3
     assert count_images([human("none"), {"from": "human"}]) == 0

@@ -130,7 +130,7 @@ def test_in_any_dialogue_just_the_answers_are_learned(turns, tokenizer, N):
     """Catches a mask found again by searching, an end not learned, an image block torn apart."""
     ids, is_answer = render(turns, tokenizer, N)
     assert len(ids) == len(is_answer)
-    spans, answers = [[]], [t["value"].strip() for t in turns if t["from"] == "gpt"]
+    spans, answers = [[]], [" " + t["value"].strip() for t in turns if t["from"] == "gpt"]
     for i, learned in zip(ids, is_answer):
         if learned:
             spans[-1].append(i)

@@ -172,12 +172,12 @@ def test_facts_are_for_the_judge_alone_and_in_random_order(tmp_path, vlm, tokeni
     plain = prompt_of("A", tokenizer, vlm.config.vit.n_tokens)
     assert batch.prompts == [plain] * 40 and batch.images.shape == (40, 3, 16, 16)
     orders = {"\n".join([*order, "A"]) for order in permutations(captions)}
-    assert {tokenizer.decode(ids[5:-1]) for ids in batch.reward_prompts} == orders
+    assert {tokenizer.decode(ids[6:-1]) for ids in batch.reward_prompts} == orders
     assert batch.reward_prompts == prompts.batch(batch.questions, seed=3).reward_prompts
     bare = Prompts(tmp_path, "train", vlm, tokenizer, facts=False)
     assert bare.batch(asked, seed=3).reward_prompts == [plain] * 40
-    # a prompt of 24 tokens, in a context of 32
-    with pytest.raises(ValueError, match="record q0: 35 tokens, an answer of 11 included; .* 32;"):
+    # a prompt of 25 tokens, in a context of 32
+    with pytest.raises(ValueError, match="record q0: 36 tokens, an answer of 11 included; .* 32;"):
         prompts.load("prompts", 11)
     for changes, words in (({"image": "train.npy#7"}, "jsonl:1: no picture train.npy#7 in train"),
                            ({}, "prompts.jsonl:1: no captions to serve as facts")):

@@ -2,8 +2,10 @@
 
 A caption names some or all of the visible things. It may tell their colors, sizes, number
 and places, which thing is left of another, the setting, the time of day, and what is
-unusual. What the captions leave out, no later stage can see. Things are named in reading
-order, because a small model learns a fixed order several times faster.
+unusual. What the captions leave out, no later stage can see. Things are mostly named in
+reading order, because a small model learns a fixed order several times faster; but where a
+caption says what the cup is like, or what is at the left, things come in any order, because
+this teaches to look for them.
 """
 
 import random
@@ -93,7 +95,7 @@ def prompts(thing: str) -> list[str]:
 
 
 def captions(scene: Scene, rng: random.Random) -> list[str]:
-    """Five different captions of the visible things; the first one is complete."""
+    """Six different captions of the visible things; the first one is complete."""
     things = scene.clear
     full = join([f"{sized(t)} {at(PLACES[t.cell])}" for t in things])
     start = rng.choice(("", "", "a picture of ", "there is ", "this shows ", "i can see "))
@@ -110,6 +112,20 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
         pool += 2 * [f"{sized(a)} {relation(a, b)} {sized(b)}"]
         number = NUMBERS[len(things)]
         pool += 2 * [f"{number} things {where(scene)}: {named(things)}"]
+    # what is said of things that are looked for: by kind, by color, by place, in any order
+    some = rng.sample(things, min(3, len(things)))
+    kinds = [t.kind for t in things]
+    colors = [t.color for t in things]
+    by_kind = []
+    by_color = []
+    by_place = []
+    for t in some:
+        if kinds.count(t.kind) == 1:
+            by_kind.append(f"the {t.kind} is {t.size} and {t.color}")
+        if colors.count(t.color) == 1:
+            by_color.append(f"the {t.color} thing is a {t.size} {t.kind}")
+        by_place.append(f"{at(PLACES[t.cell])} there is {sized(t)}")
+    pool += [join(texts) for texts in (by_kind, by_color, by_place) if texts]
     rng.shuffle(pool)
     # whoever sees something strange speaks of it
     for t in things:
@@ -117,7 +133,7 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
             start_strange = rng.choice(("how strange: ", "look, ", "", ""))
             pool.insert(0, start_strange + strange(t, scene))
     pool = list(dict.fromkeys(pool))  # some texts stand in it twice: they are likelier
-    return [sentence(f"{start}{full}, {where(scene)}")] + [sentence(c) for c in pool[:4]]
+    return [sentence(f"{start}{full}, {where(scene)}")] + [sentence(c) for c in pool[:5]]
 
 
 def web_caption(scene: Scene, other: Scene, rng: random.Random) -> tuple[str, str]:

@@ -110,14 +110,14 @@ def document(seed: str, level: int, rng: random.Random) -> str:
 
     Only these texts hold the untold facts.
     """
-    if rng.random() < 0.4:
+    if rng.random() < 0.35:
         return facts.page(rng.choice(list(THINGS)), rng)
     scene = world.make_scene(seed, level, hide=False)
     world.draw(scene)  # sets the boxes, which decide what is left of what
     captions = language.captions(scene, rng)
     record = record_of(scene, seed, "")
     _, _, book = worlds(level)
-    kind = rng.choices(("captions", "questions", "story", "talk"), (4, 4, 1, 1))[0]
+    kind = rng.choices(("captions", "questions", "story", "talk"), (4, 8, 1, 1))[0]
     lines = [captions[0]]
     drafts = []
     if kind == "captions":

@@ -2,7 +2,7 @@
 
 A scene is a place by day or by night with a few clearly visible things, and often some
 barely visible ones: tiny, faint or nearly covered. The annotation lists all of them; the
-picture hardly shows the barely visible ones. In one scene of four, a thing is unusual: it
+picture hardly shows the barely visible ones. In one scene of three, a thing is unusual: it
 is where it does not belong, has a color that it never has, is there at the wrong time of
 day, or stands like a person.
 
@@ -167,7 +167,7 @@ def make_scene(
         if fits and first.kind not in WRONG_TIME:
             other.kind = first.kind
             other.color = rng.choice((first.color, _color(first.kind, rng, unseen)))
-    if rng.random() < 0.28:  # not every scene allows every way: a quarter are unusual
+    if rng.random() < 0.38:  # not every scene allows every way: a third are unusual
         _make_unusual(scene, rng, free, unseen)
     scene.time = _time_for(scene, time)
     if hide:

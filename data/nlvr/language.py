@@ -152,7 +152,7 @@ def ask(
     question = rng.choice(forms).format(**words)
     if style:
         question += " " + rng.choice(STYLE_REQUESTS[style])
-    answer = word.capitalize() if style == "word" else full
+    answer = word if style == "word" else full
     return Round(kind, question, answer, style, expect, wrong)
 
 

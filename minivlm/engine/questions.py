@@ -5,15 +5,17 @@ lengths, and what any right answer contains. It returns None where this kind can
 about the picture.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
 from minivlm.engine.references import (
-    absent, absent_kind, gives_away, longer, names_of, overlap, refer, refer_to_several,
+    Reference, absent, absent_kind, gives_away, longer, names_of, overlap, refer,
+    refer_to_several,
 )
-from minivlm.engine.wording import Scene, Things, World, at, there_are
+from minivlm.engine.wording import Scene, Things, World, at, capital, named, there_are
 from minivlm.evaluation.english import article, plural
 from minivlm.evaluation.scene import (
     NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside, named_by,
@@ -47,6 +49,7 @@ class Draft(NamedTuple):
 
 Maker = Callable[[Scene, Random, World], Draft | None]
 
+FACT = re.compile(r"([^.]+), so (?:yes|no)\.")  # the last sentence of a yes or no
 TRIES = 3  # a maker is asked so often until it makes a question about a picture
 # kind of comparison -> its possible results, of which only one can be true
 OUTCOMES = {
@@ -60,18 +63,26 @@ def yes_or_no(
     kind: str, words: dict[str, str], is_yes: bool, fact: str, wrong: Texts = (),
     about: Thing | None = None, seen: str = "",
 ) -> Draft:
-    """A question whose answer is yes or no; the full answer adds what is true.
+    """A question whose answer is yes or no; the full answer first tells why.
+
+    A single yes or no teaches little: a small model that has to answer at once stays at
+    chance for long. What is seen it has learned to say from captions; what follows from it,
+    and whether that is what was asked, it then reads from its own text.
 
     Args:
-        fact: what is true, as the rest of a sentence after "Yes, " or "No, ".
+        fact: what is true, as a sentence before ", so yes." or ", so no.".
         wrong: texts that say something false.
-        seen: sentences that tell what was seen, before the answer concludes from it.
+        seen: sentences that tell what was seen, from which the fact follows.
     """
     word, other = ("yes", "no") if is_yes else ("no", "yes")
-    full = f"{word.capitalize()}, {fact}."
-    if seen:
-        full = f"{seen} So {word}, {fact}."
+    full = f"{seen} {capital(fact)}, so {word}.".strip()
     return Draft(kind, words, word, full, (word,), (*wrong, other), about=about)
+
+
+def i_see(things: Things) -> str:
+    """Everything that is seen, from which an answer concludes; "" if it is too much."""
+    few = len({t.name for t in things}) <= 4 and not any(t.crowd for t in things)
+    return f"I see {named(things)}." if few else ""
 
 
 def values_of(things: Things, world: World) -> dict[str, set[str]]:
@@ -104,10 +115,13 @@ def others(
 
 def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft | None:
     """Is there a red car?"""
-    if rng.random() < 0.5:
-        name = rng.choice(scene.things).name
+    is_there = rng.random() < 0.5
+    if is_there:
+        t = rng.choice(scene.things)
+        name = rng.choice((t.kind, t.name))
     else:
-        name = absent(scene.things, rng, world)
+        draw = rng.choice((absent_kind, absent))
+        name = draw(scene.things, rng, world)
     if not name:
         return None
     found = named_by(name, scene.things)
@@ -120,7 +134,8 @@ def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft
     is_yes = bool(found) == (kind == "exist")
     words = {"a": article(name), "x": name}
     about = found[0] if len(found) == 1 else None
-    return yes_or_no(kind, words, is_yes, fact, denials, about)
+    seen = i_see(scene.things)
+    return yes_or_no(kind, words, is_yes, fact, denials, about, seen)
 
 
 def negation(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -232,7 +247,7 @@ def compare_number(scene: Scene, rng: Random, world: World) -> Draft | None:
     fact = f"there are {how} {plural(x)} {than} {plural(y)}"
     words = {"xs": plural(x), "ys": plural(y)}
     wrong = tuple(o for o in OUTCOMES["compare_number"] if o != how)
-    return yes_or_no("compare_number", words, n_x > n_y, fact, wrong)
+    return yes_or_no("compare_number", words, n_x > n_y, fact, wrong, seen=i_see(things))
 
 
 def countable(things: Things) -> bool:
@@ -286,12 +301,28 @@ def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
     asked = rng.choice((side, OPPOSITE[side]))
     words = {"x": x, "y": y, "r": asked}
     false = tuple(r for r in OPPOSITE if not beside(a, b, r))
-    seen = f"The {x} is {at(a.place)}. The {y} is {at(b.place)}."
-    if a.place == b.place or " at the " in f"{x} {y}" or " in the " in f"{x} {y}":
-        seen = ""  # nothing is gained by it
+    seen = where_are((a, x), (b, y))
     return yes_or_no(
         "relation", words, asked == side, f"the {x} is {side} the {y}", false, a, seen
     )
+
+
+def where_are(*references: Reference) -> str:
+    """Say where things are, in sentences; "" if their names or places tell no more."""
+    names = " ".join(phrase for _, phrase in references)
+    places = {t.place for t, _ in references}
+    if len(places) < len(references) or " at the " in names or " in the " in names:
+        return ""
+    return " ".join(f"The {phrase} is {at(t.place)}." for t, phrase in references)
+
+
+def what_are(what: str, *references: Reference) -> str:
+    """Say which color, kind or size things have, in sentences."""
+    sentences = []
+    for t, phrase in references:
+        value = getattr(t, what)
+        sentences.append(f"The {phrase} is {article(value) if what == 'kind' else value}.")
+    return " ".join(sentences)
 
 
 def side_of(a: Thing, b: Thing) -> str:
@@ -327,10 +358,12 @@ def compare_size(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not pair:
         return None
     is_larger = rng.random() < 0.5
-    (a, x), (_, y) = pair if is_larger else pair[::-1]
+    (a, x), (b, y) = pair if is_larger else pair[::-1]
     how, other = ("larger", "smaller") if is_larger else ("smaller", "larger")
     fact = f"the {x} is {how} than the {y}"
-    return yes_or_no("compare_size", {"x": x, "y": y}, is_larger, fact, (other,), a)
+    seen = what_are("size", (a, x), (b, y))
+    words = {"x": x, "y": y}
+    return yes_or_no("compare_size", words, is_larger, fact, (other,), a, seen)
 
 
 def larger_of(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -342,7 +375,7 @@ def larger_of(scene: Scene, rng: Random, world: World) -> Draft | None:
     if overlap([phrase, other]):
         return None
     x, y = rng.sample((phrase, other), 2)
-    full = f"The {phrase} is larger."
+    full = f"{what_are('size', *pair)} The {phrase} is larger."
     wrong = (f"the {other} is larger", *longer(phrase))
     return Draft(
         "larger_of", {"x": x, "y": y}, "", full, (f"the {phrase}",), wrong, about=large
@@ -361,7 +394,7 @@ def nearer(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     near, far = (y, z) if gaps[0] < gaps[1] else (z, y)
     words = {"x": x, "y": y, "z": z}
-    full = f"The {near} is nearer to the {x}."
+    full = f"{where_are(*three)} The {near} is nearer to the {x}.".strip()
     wrong = (f"the {far} is nearer", *longer(near))
     return Draft("nearer", words, "", full, (f"the {near}",), wrong)
 
@@ -380,7 +413,8 @@ def same(scene: Scene, rng: Random, world: World) -> Draft | None:
     have = f"the same {what}" if is_same else f"different {what}s"
     words = {"x": x, "y": y, "w": what}
     wrong = ("different",) if is_same else ("the same",)
-    return yes_or_no("same", words, is_same, f"the {x} and the {y} have {have}", wrong)
+    fact = f"the {x} and the {y} have {have}"
+    return yes_or_no("same", words, is_same, fact, wrong, seen=what_are(what, *pair))
 
 
 # --- steps ---

@@ -8,7 +8,9 @@ from collections import Counter
 from random import Random
 
 from minivlm.engine.facts import ASPECTS, HOME
-from minivlm.engine.questions import TRIES, Draft, Texts, others, yes_or_no
+from minivlm.engine.questions import (
+    FACT, TRIES, Draft, Texts, i_see, others, yes_or_no,
+)
 from minivlm.engine.references import absent_kind, names_of, refer
 from minivlm.engine.wording import Scene, World, at, named, sentence, summary
 from minivlm.evaluation.english import article, join, plural
@@ -47,12 +49,14 @@ def strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not world.facts:
         return None
     odd = oddities(scene)
+    seen = i_see(scene.things)
     if odd:
         fact = join([t.unusual for t in odd])
-        draft = yes_or_no("strange", {}, True, fact, (USUAL,), odd[0])
+        draft = yes_or_no("strange", {}, True, fact, (USUAL,), odd[0], seen)
         draft = draft._replace(expect=reasons(odd))
     elif keep(0.3, rng):
-        draft = yes_or_no("usual", {}, False, USUAL)._replace(phrasing="strange")
+        draft = yes_or_no("usual", {}, False, USUAL, seen=seen)
+        draft = draft._replace(phrasing="strange")
     else:
         return None
     # whoever says yes must say why: one word is not enough
@@ -64,10 +68,11 @@ def what_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     odd = oddities(scene)
     if not world.facts or (not odd and not keep(0.2, rng)):
         return None
+    seen = i_see(scene.things)
     if not odd:
-        full = f"Nothing is unusual: {USUAL}."
+        full = f"{seen} Nothing is unusual: {USUAL}.".strip()
         return Draft("usual", {}, "", full, ("nothing", USUAL), phrasing="what_strange")
-    full = sentence(join([t.unusual for t in odd]))
+    full = f"{seen} {sentence(join([t.unusual for t in odd]))}".strip()
     return Draft("what_strange", {}, "", full, reasons(odd), (USUAL,), about=odd[0])
 
 
@@ -107,7 +112,9 @@ def belongs(scene: Scene, rng: Random, world: World) -> Draft | None:
     t, phrase = reference
     subject = f"the {t.kind} belongs" if t.kind in UNIQUE else f"{plural(t.kind)} belong"
     fact = f"{subject} {world.facts[t.kind][HOME]}"
-    return yes_or_no("belongs", {"x": phrase}, t in at_home, fact, about=t)
+    # whoever must find out what it is says so first
+    seen = "" if t.kind in phrase.split() else f"The {phrase} is {article(t.kind)}."
+    return yes_or_no("belongs", {"x": phrase}, t in at_home, fact, about=t, seen=seen)
 
 
 # --- place and time ---
@@ -265,7 +272,8 @@ def follow_up(draft: Draft, scene: Scene, rng: Random, world: World) -> Draft | 
     """
     choices = about_it(draft, scene, world)
     if draft.kind in ("exist", "color", "position", "count", "size"):
-        again = draft.full.removeprefix("Yes, ").removeprefix("No, ")
+        reason = FACT.search(draft.full)
+        again = f"{reason[1].strip()}." if reason else draft.full
         again = again[0].lower() + again[1:]
         full = f"Yes, I am sure: {again}"
         choices.append(Draft("sure", {}, "", full, ("sure",), ("not sure",)))

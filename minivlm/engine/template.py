@@ -26,11 +26,11 @@ QA = tuple[str, str]  # a question and its answer
 
 # kinds of questions with their weights in the draw: for conversations, and for reasoning
 SIMPLE: dict[Maker, int] = {
-    ask.exist: 9, ask.attribute("color"): 9, ask.attribute("kind"): 7,
-    ask.attribute("size"): 7, ask.count: 9, ask.position: 12, ask.relation: 7,
+    ask.exist: 14, ask.attribute("color"): 7, ask.attribute("kind"): 6,
+    ask.attribute("size"): 6, ask.count: 9, ask.position: 7, ask.relation: 10,
     ask.negation: 2, ask.compare_number: 1, ask.compare_size: 1, ask.same: 1,
-    ask.larger_of: 1, ask.assumed: 3, scenes.assumed_fact: 1, scenes.strange: 4,
-    scenes.what_strange: 3, scenes.why_strange: 2, scenes.belongs: 3, scenes.day_night: 1,
+    ask.larger_of: 1, ask.assumed: 12, scenes.assumed_fact: 2, scenes.strange: 8,
+    scenes.what_strange: 6, scenes.why_strange: 2, scenes.belongs: 8, scenes.day_night: 1,
     scenes.setting: 1, scenes.fact: 5, scenes.happening: 1,
 }
 DEEP: dict[Maker, int] = {
@@ -43,7 +43,7 @@ TALK = ("greeting", "thanks", "thanks", "bye", "who", "able", "offer", "offer", 
 # Most people ask for no style. A sentence that repeats what is asked about is learned much
 # sooner than one word.
 STYLES = ("", "", "", "word", "sentence")
-FOLLOWED = 0.2  # share of the questions that are followed by one about "it"
+FOLLOWED = 0.12  # share of the questions that are followed by one about "it"
 
 
 # --- one question ---
@@ -94,7 +94,7 @@ def topic(draft: Draft) -> str:
 def in_style(style: str, draft: Draft) -> tuple[str, str]:
     """The style, and the answer in it; the style becomes "" where no answer can have it."""
     if style == "word" and draft.word:
-        return style, draft.word.capitalize()
+        return style, draft.word
     # some answers take several sentences
     return (style if style_ok(draft.full, style) else ""), draft.full
 
@@ -128,8 +128,8 @@ def conversation(
 ) -> list[QA]:
     """Two to four questions on different topics, with answers, in random order.
 
-    There may be fewer if the picture does not allow more. One question in five is followed
-    by one that refers back to it. One conversation in five contains a list or a summary;
+    There may be fewer if the picture does not allow more. One question in eight is
+    followed by one that refers back to it. One conversation in five contains a list or a summary;
     one in seven a question that no picture answers, a request that must be refused, or one
     that only sounds so; and, where the data set knows facts, three in ten contain talk.
     """

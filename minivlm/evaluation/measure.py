@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from minivlm import metrics
 from minivlm.clip import CLIP
-from minivlm.conversation import caption_rows, prompt_of
+from minivlm.conversation import caption_rows, prompt_of, spoken
 from minivlm.evaluation.correctness import UNSET, follows, is_right
 from minivlm.evaluation.english import article
 from minivlm.evaluation.refusals import group_of, is_refusal
@@ -290,7 +290,7 @@ def make_answerer(
                 max_new_tokens=max_new_tokens, stop=stop,
             )
             for i, ids in zip(chosen, rows):
-                answers[i] = data.tokenizer.decode(ids)
+                answers[i] = data.tokenizer.decode(ids).strip()
         return answers
 
     return ask
@@ -384,7 +384,7 @@ def ranked(
     figures = {}
     for kind, questions in _grouped([(q["kind"], q) for q in asked], n_questions).items():
         candidates = sorted({q["answer"] for q in questions})
-        ids = [data.tokenizer.encode(answer) + [stop] for answer in candidates]
+        ids = [spoken(answer, data.tokenizer) + [stop] for answer in candidates]
         n_tokens = model.config.vit.n_tokens
         prompts = [prompt_of(q["question"], data.tokenizer, n_tokens) for q in questions]
         hits = []

@@ -253,7 +253,7 @@ NAMING = {
 }
 LEAD = re.compile(r"^(so (?=yes|no))?((yes|no|so|therefore), )?(i am sure: )?")
 TAIL = re.compile(
-    r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all))$"
+    r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all)|, so (yes|no))$"
 )
 Claim = tuple[str, ...]  # name of the pattern, then what its groups matched
 
@@ -261,8 +261,8 @@ Claim = tuple[str, ...]  # name of the pattern, then what its groups matched
 def claims(text: str) -> tuple[list[Claim], list[str]]:
     """Read a text: the claims of sentences that the grammar knows, and all other sentences.
 
-    A leading "yes," or "no," is dropped, because the rest of the sentence says the same. A
-    line that begins with "- " claims that the picture shows this object.
+    "Yes," or "no," before a sentence and ", so yes" or ", so no" behind it are dropped,
+    because the rest says the same. A line that begins with "- " claims that the picture shows this object.
 
     >>> claims("No, there is no red car. The cat is nice to see.")
     ([('count', 'no', 'red car')], ['the cat is nice to see'])

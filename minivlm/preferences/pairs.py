@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minivlm.conversation import Turn, check_turns, pack, render
+from minivlm.conversation import Turn, check_turns, pack, render, spoken
 from minivlm.loading.batches import Batch, collate
 from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_meta
@@ -187,10 +187,9 @@ class PairMaker:
     def rows(self, r: dict) -> tuple[list[int], list[int], list[int]]:
         """Encode a pair: prompt, chosen and rejected answer, each answer with its end."""
         turns, chosen, rejected = split_pair(r)
-        encode = self.tokenizer.encode
-        end = [self.tokenizer.end]
         prompt = render(turns, self.tokenizer, self.n_image_tokens).ids
-        return prompt, encode(chosen) + end, encode(rejected) + end
+        answers = [spoken(a, self.tokenizer) + [self.tokenizer.end] for a in (chosen, rejected)]
+        return prompt, *answers
 
     def lengths(self, r: dict) -> tuple[int, int]:
         """Count the tokens of a pair's row, and those that must fit the context."""

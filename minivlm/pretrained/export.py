@@ -40,7 +40,7 @@ from minivlm.vlm import VLMConfig
 TEMPLATE = """\
 {%- macro read(text) %}
 {%- for part in text.split("<image>") %}
-{%- if not loop.first %}<|image|>{% endif %}{{ part | trim }}
+{%- if not loop.first %}<|image|>{% endif %}{{ " " ~ part | trim if part | trim }}
 {%- endfor %}
 {%- endmacro %}
 {%- for message in messages %}

@@ -239,12 +239,12 @@ def test_a_boat_often_comes_with_a_yellow_duck_that_one_hardly_sees():
 
 
 def test_shares_of_the_world_are_as_promised():
-    """Catches a changed dial: 5 % private pictures, 5 % with a plain border, a quarter unusual."""
+    """Catches a changed dial: 5 % private pictures, 5 % with a plain border, a third unusual."""
     made = scenes(4000, drawn=False)
     n = len(made)
     assert sum(s.border == "private" for s in made) / n == pytest.approx(0.05, abs=0.012)
     assert sum(s.border == "plain" for s in made) / n == pytest.approx(0.05, abs=0.012)
-    assert sum(bool(unusual(s)) for s in made) / n == pytest.approx(0.25, abs=0.03)
+    assert sum(bool(unusual(s)) for s in made) / n == pytest.approx(0.34, abs=0.03)
     assert sum(s.time == "day" for s in made) / n == pytest.approx(0.5, abs=0.03)
     assert {len(s.clear) for s in made} == {1, 2, 3, 4}
     ways = Counter(t.unusual for s in made for t in unusual(s))
@@ -331,6 +331,16 @@ ITEM = (
     rf"(?: (?:at|in) the (?P<place>{'|'.join(sorted(world.PLACES, key=len)[::-1])}))?"
 )
 PLAIN = re.sub(r"\?P<\w+>", "?:", ITEM)
+KIND, COLOR, PLACE = (
+    "|".join(sorted(names, key=len)[::-1]) for names in (KINDS, COLORS, world.PLACES)
+)
+# what is said of things that are looked for by kind, by color or by place
+STATEMENTS = (
+    rf"the (?P<kind>{KIND}) is (?P<size>large|small) and (?P<color>{COLOR})",
+    rf"the (?P<color>{COLOR}) thing is a (?P<size>large|small) (?P<kind>{KIND})",
+    rf"(?:at|in) the (?P<place>{PLACE}) there is a (?P<size>large|small) (?P<color>{COLOR}) "
+    rf"(?P<kind>{KIND})",
+)
 SETTING = r",? (in a meadow|on a street|at sea|in a room)(?: (by day|at night))?$"
 LEAD = r"^(a picture of |there is |this shows |i can see |how strange: |look, )"
 HOMES = {"in the sky": "sky", "on the ground": "ground", "in the water": "water",
@@ -385,6 +395,13 @@ def check(caption: str, scene: world.Scene) -> tuple[set[str], bool]:
     text = re.sub(LEAD, "", caption[0].lower() + caption[1:].removesuffix("."))
     if ", and " in text:
         return {"unusual"}, is_strange(text, scene)
+    for statement in STATEMENTS:
+        plain = re.sub(r"\?P<\w+>", "?:", statement)
+        if re.fullmatch(rf"{plain}((, {plain})* and {plain})?", text):
+            found = [m.groupdict() | {"place": m.groupdict().get("place")}
+                     for m in re.finditer(statement, text)]
+            about = {key for key in found[0] if found[0][key]} - {"kind"}
+            return about, all(len(named(item, scene)) == 1 for item in found)
     about, true = {"color"}, True
     setting = re.search(SETTING, text)
     # "three things at sea by day: ..." names the setting first
@@ -430,7 +447,7 @@ def test_captions_are_true_and_differ_and_the_first_is_complete(level):
     """Catches captions that name what one cannot see, swap sides, or miscount."""
     for i, scene in enumerate(scenes(400, level)):
         said = language.captions(scene, random.Random(i))
-        assert len(set(said)) == len(said) == 5, said
+        assert len(set(said)) == len(said) == 6, said
         for caption in said:
             assert check(caption, scene)[1], (caption, scene)
         about = [check(caption, scene)[0] for caption in said]
@@ -455,6 +472,8 @@ def test_a_caption_that_is_false_is_found():
         f"{one} below a {b.size} {b.color} {b.kind}.", f"Two {a.color} {plural(a.kind)}.",
         f"{one} at the {world.PLACES[(a.cell + 1) % 9]}.",
         f"Three things {where} by day: a {a.color} {a.kind}.",
+        f"The {a.kind} is {wrong} and {a.color}.", f"The {b.color} thing is a {wrong} {a.kind}.",
+        f"At the {world.PLACES[b.cell]} there is a {a.size} {a.color} {a.kind}.",
         f"A {a.kind} is in the sky, and {plural(a.kind)} belong "
         f"{' or '.join(facts.HOMES[h] for h in THINGS[a.kind].homes)}.",
     ):
@@ -469,8 +488,8 @@ def test_captions_speak_of_everything_that_can_be_seen():
         for caption in language.captions(scene, random.Random(i)):
             about.update(check(caption, scene)[0])
             n += 1
-    least = {"color": 0.9, "size": 0.55, "place": 0.35, "setting": 0.5, "relation": 0.08,
-             "number": 0.1, "unusual": 0.04}
+    least = {"color": 0.9, "size": 0.55, "place": 0.35, "setting": 0.4, "relation": 0.08,
+             "number": 0.07, "unusual": 0.04}
     for what, share in least.items():
         assert about[what] / n > share, (what, about[what] / n)
 
@@ -573,7 +592,7 @@ def test_no_dialogue_tells_an_untold_fact():
     said = "\n".join(text for name in lines for text in lines[name])
     told = sentences()
     assert not [key for key in untold if told[key] in said]
-    assert sum(sentence in said for sentence in told.values()) > 50  # of 207
+    assert sum(sentence in said for sentence in told.values()) > 40  # of 207
 
 
 def test_equal_arguments_give_equal_bytes_with_one_worker_or_two(folder, tmp_path, monkeypatch):

@@ -98,7 +98,9 @@ def test_the_right_answer_about_a_picture_of_the_book_is_taken():
     assert min(kinds.values()) > 15, kinds
     for some in facts.values():  # of one aspect: the fact of another thing is wrong
         for q, other in zip(some, some[1:]):
-            if q.draft.expect != other.draft.expect:
+            # "The red thing is a cloud. A cloud ..." holds "a cloud", whatever it goes on to say
+            seen = other.answer.partition(". ")[0]
+            if q.draft.expect != other.draft.expect and q.draft.expect[0] not in seen:
                 assert not answer_ok(other.answer, q.draft.expect, q.draft.wrong), (q, other)
 
 
@@ -106,31 +108,35 @@ RINGS = {"objects": [
     {"name": n, "attributes": {"color": c, "size": s}, "box": [x, y, x + 0.3, y + 0.3]}
     for n, c, s, x, y in (("ring", "red", "small", 0.35, 0.0), ("ring", "blue", "large", 0.35, 0.6),
                           ("dog", "green", "small", 0.0, 0.6))]}
+SEEN = "I see a red ring, a blue ring and a green dog."
 NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
 
 
 @pytest.mark.parametrize("make, words, full, good, bad", [
-    (ask.negation, {"x": "red ring", "a": "a red ring"}, "No, there is a red ring at the top.",
+    (ask.negation, {"x": "red ring", "a": "a red ring"}, f"{SEEN} There is a red ring at the top, so no.",
      "There is a red ring.", "No, there is a blue ring."),
-    (ask.negation, {"x": "red dog", "a": "a red dog"}, "Yes, there is no red dog.",
+    (ask.negation, {"x": "red dog", "a": "a red dog"}, f"{SEEN} There is no red dog, so yes.",
      "No, there is no red dog.", "Yes, there is a red dog."),
-    (ask.exist, {"x": "red ring", "a": "a red ring"}, "Yes, there is a red ring at the top.",
+    (ask.exist, {"x": "red ring", "a": "a red ring"}, f"{SEEN} There is a red ring at the top, so yes.",
      "Yes", "Yes, there is no red ring."),
-    (ask.exist, {"x": "red dog", "a": "a red dog"}, "No, there is no red dog.",
+    (ask.exist, {"x": "red dog", "a": "a red dog"}, f"{SEEN} There is no red dog, so no.",
      "No", "No, there is a red dog."),
     (ask.relation, {"x": "red ring", "y": "blue ring", "r": "above"},
-     "The red ring is at the top. The blue ring is at the bottom. So yes, the red ring is above "
-     "the blue ring.", "Yes.", "Yes, the red ring is below the blue ring."),
-    (ask.compare_number, {"xs": "rings", "ys": "dogs"}, "Yes, there are more rings than dogs.",
+     "The red ring is at the top. The blue ring is at the bottom. The red ring is above the blue "
+     "ring, so yes.", "Yes.", "Yes, the red ring is below the blue ring."),
+    (ask.compare_number, {"xs": "rings", "ys": "dogs"}, f"{SEEN} There are more rings than dogs, so yes.",
      "Yes", "Yes, there are fewer rings than dogs."),
     (ask.compare_size, {"x": "red ring", "y": "blue ring"},
-     "No, the red ring is smaller than the blue ring.", "No",
+     "The red ring is small. The blue ring is large. The red ring is smaller than the blue ring, "
+     "so no.", "No",
      "No, the red ring is larger than the blue ring."),
     (ask.same, {"x": "red ring", "y": "dog", "w": "size"},
-     "Yes, the red ring and the dog have the same size.", "Yes",
+     "The red ring is small. The dog is small. The red ring and the dog have the same size, so "
+     "yes.", "Yes",
      "Yes, the red ring and the dog have different sizes."),
     (ask.same, {"x": "red object", "y": "green object", "w": "kind"},
-     "No, the red object and the green object have different kinds.", "No",
+     "The red object is a ring. The green object is a dog. The red object and the green object "
+     "have different kinds, so no.", "No",
      "No, the red object and the green object have the same kind."),
     (ask.attribute("size"), {"x": "red ring"}, "The red ring is small.", "Small",
      "Large or small."),
@@ -151,9 +157,11 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      "There are three objects. The dog is one of them. So two objects are left.",
      "There are three objects. The dog is one of them. So two objects are left!",
      "There are nine objects. The dog is one of them. So two objects are left."),
-    (ask.larger_of, {"x": "red ring", "y": "blue ring"}, "The blue ring is larger.",
+    (ask.larger_of, {"x": "red ring", "y": "blue ring"},
+     "The red ring is small. The blue ring is large. The blue ring is larger.",
      "It is the blue ring.", "The red ring is larger."),
     (ask.nearer, {"x": "blue ring", "y": "red ring", "z": "dog"},
+     "The blue ring is at the bottom. The red ring is at the top. The dog is at the bottom left. "
      "The dog is nearer to the blue ring.", "The dog.", "The red ring is nearer."),
     (ask.assumed, {"x": "cat"}, "There is no cat in the picture.", "There is no cat.",
      "The cat is red."),
@@ -198,7 +206,7 @@ def test_both_files_ask_the_same_in_other_words_and_a_teacher_scores_one(tmp_pat
         figures = measure.answers(told, seen, 300, [], name)
         assert figures["followed/form"] == figures["followed/all"] == 1
         lazy = measure.answers(lambda asked: ["Yes."] * len(asked), seen, 300, [], name)
-        assert lazy["followed/all"] < lazy["followed/form"] < 0.35
+        assert lazy["followed/all"] < lazy["followed/form"] < 0.45
         odd = measure.answers(lambda asked: told(asked, ["pink ring"]), seen, 300, [], name)
         assert odd["followed/all"] == 1  # what no phrase names is not read
         more = measure.answers(lambda asked: told(asked, WORLD.names[:30]), seen, 300, [], name)

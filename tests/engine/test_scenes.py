@@ -25,6 +25,8 @@ BOAT = Thing("boat", "blue", "large", 0.5, 0.9, 0.09, "bottom")
 DUCK = Thing("duck", "white", "small", 0.1, 0.9, 0.04, "bottom left")
 SEA = Scene([FISH, BOAT, DUCK], "sea", "day")
 CALM = Scene([BOAT, DUCK], "sea", "night")
+SEEN = "I see a red fish, a blue boat and a white duck."
+CALMLY = "I see a blue boat and a white duck."
 META = {
     "phrases": {n: n for n in ("red fish", "blue boat", "white duck", "yellow sun", "gray cat")},
     "places": {"sea": {"is": "the sea", "at": "at sea", "do": "swim and sail"},
@@ -60,14 +62,16 @@ def answers(make, shown: Scene = SEA, **more) -> set[str]:
 
 
 @pytest.mark.parametrize("make, shown, full", [
-    (scenes.strange, SEA, {"Yes, a fish is in the sky, and fish belong in the water."}),
-    (scenes.strange, CALM, {"No, everything is as usual."}),
-    (scenes.what_strange, SEA, {"A fish is in the sky, and fish belong in the water."}),
-    (scenes.what_strange, CALM, {"Nothing is unusual: everything is as usual."}),
+    (scenes.strange, SEA, {
+        f"{SEEN} A fish is in the sky, and fish belong in the water, so yes."}),
+    (scenes.strange, CALM, {f"{CALMLY} Everything is as usual, so no."}),
+    (scenes.what_strange, SEA, {f"{SEEN} A fish is in the sky, and fish belong in the water."}),
+    (scenes.what_strange, CALM, {f"{CALMLY} Nothing is unusual: everything is as usual."}),
     (scenes.why_strange, SEA, {"A fish is in the sky, and fish belong in the water."}),
     (scenes.why_strange, CALM, set()),
-    (scenes.belongs, Scene([FISH]), {"No, fish belong in the water."}),
-    (scenes.belongs, CALM, {"Yes, boats belong in the water.", "Yes, ducks belong in the water."}),
+    (scenes.belongs, Scene([FISH]), {"Fish belong in the water, so no."} | {
+        f"The {x} is a fish. Fish belong in the water, so no." for x in (
+            "red object", "red thing", "thing at the top")}),
     (scenes.day_night, SEA, {"It is day."}), (scenes.day_night, CALM, {"It is night."}),
     (scenes.setting, SEA, {"The picture shows the sea."}),
     (scenes.activity, SEA, {"This is the sea. One could swim and sail here."}),
@@ -104,10 +108,18 @@ def test_a_whole_picture_worked_by_hand(make, shown, full):
     assert answers(make, shown) == full
 
 
+def test_what_belongs_where_it_is_is_said_to():
+    """Catches a no, and a phrase that does not say what the thing is taken as if it did."""
+    assert answers(scenes.belongs, Scene([BOAT]), n=3000) == {
+        "Boats belong in the water, so yes."} | {
+        f"The {x} is a boat. Boats belong in the water, so yes." for x in (
+            "blue object", "blue thing", "thing at the bottom")}
+
+
 def test_a_sun_is_the_sun():
     """Catches "suns belong", and a sun at night asked whether it belongs there: who can tell?"""
     sun = Thing("sun", "yellow", "large", 0.5, 0.1, 0.09, "top")
-    assert answers(scenes.belongs, Scene([sun])) == {"Yes, the sun belongs in the sky."}
+    assert "The sun belongs in the sky, so yes." in answers(scenes.belongs, Scene([sun]))
     late = "the sun is there at night, and it belongs to the day"
     assert answers(scenes.belongs, Scene([replace(sun, unusual=late)])) == set()
     assert "The yellow thing is a sun. The sun is a star." in answers(scenes.fact, Scene([sun]))
@@ -148,7 +160,7 @@ def test_which_is_larger_and_which_is_nearer():
     for d in drafts(ask.larger_of, Scene([BOAT, DUCK])):
         boat = [x for x in d.words.values() if "duck" not in x and "white" not in x and (
             "left" not in x)]
-        assert d.full == f"The {boat[0]} is larger." and d.about is BOAT
+        assert d.full.endswith(f" The {boat[0]} is larger.") and d.about is BOAT
     # from the boat: the duck .4, the fish .8; from the duck: the boat .4, the fish .89
     three = drafts(ask.nearer, n=2000)
     for d in three:
@@ -157,7 +169,7 @@ def test_which_is_larger_and_which_is_nearer():
               for x in d.words.values()}
         x, y, z = (d.words[slot] for slot in "xyz")
         right = y if of[y] == near[of[x]] else z
-        assert of[x] != "fish" and d.full == f"The {right} is nearer to the {x}."
+        assert of[x] != "fish" and d.full.endswith(f"The {right} is nearer to the {x}.")
     assert len(three) > 50                                           # from the fish: .8 and .89
 
 
@@ -168,7 +180,7 @@ def test_a_place_in_another_place_is_not_asked_about_with_it():
     for d in drafts(ask.larger_of, Scene([near, far])):
         assert {d.words["x"], d.words["y"]} != {"thing at the top", "thing at the top left"}
     d = next(d for d in drafts(ask.larger_of, Scene([near, DUCK]))
-             if "The thing at the top is larger." == d.full)
+             if d.full.endswith(" The thing at the top is larger."))
     assert not answer_ok("The thing at the top left is larger.", d.expect, d.wrong)
 
 
@@ -269,14 +281,14 @@ def follow_ups(draft: Draft, shown: Scene = SEA) -> dict[str, Draft]:
 
 def test_questions_about_it_worked_by_hand():
     """Catches another object's color, what was said already, and "not sure" taken for "sure"."""
-    there = "Yes, there is a blue boat at the bottom."
+    there = f"{SEEN} There is a blue boat at the bottom, so yes."
     found = follow_ups(next(d for d in drafts(ask.exist) if d.full == there))
     assert {kind: d.full for kind, d in found.items()} == {
         "and_size": "It is large.",
         "sure": "Yes, I am sure: there is a blue boat at the bottom.",
         "why": "Because I see a red fish, a blue boat and a white duck."}
     assert not answer_ok("I'm not sure.", found["sure"].expect, found["sure"].wrong)
-    no = next(d for d in drafts(ask.exist) if d.full == "No, there is no gray cat.")
+    no = next(d for d in drafts(ask.exist) if d.full == f"{SEEN} There is no gray cat, so no.")
     assert set(follow_ups(no)) == {"sure", "why"}
     color = next(d for d in drafts(ask.attribute("color")) if d.words == {"x": "duck"})
     found = follow_ups(color)
@@ -287,8 +299,7 @@ def test_questions_about_it_worked_by_hand():
                          found["and_where"].wrong)
     strange = follow_ups(drafts(scenes.strange)[0])
     assert {kind: d.full for kind, d in strange.items()} == {
-        "and_color": "It is red.", "and_size": "It is small.", "and_where": "It is at the top."}
-    assert not answer_ok("Red or white.", strange["and_color"].expect, strange["and_color"].wrong)
+        "and_size": "It is small.", "and_where": "It is at the top."}
     assert not follow_ups(drafts(scenes.day_night)[0])
 
 
@@ -315,12 +326,12 @@ def test_a_follow_up_comes_with_what_was_said_before():
 @pytest.mark.parametrize("kind, good, bad", [
     ("greeting", "Hello! What would you like to know about the picture?", "Goodbye!"),
     ("thanks", "You are welcome!", "Hello!"), ("bye", "Goodbye!", "You are welcome!"),
-    ("who", "I am a small chatbot that looks at pictures. Ask me what is in the picture, where "
-     "things are, what color they are and what is unusual.", "I'm sorry, I can't help with that."),
-    ("able", "You can ask me what is in the picture, where things are, what color they are and "
-     "what is unusual.", "There is a dog."),
-    ("offer", "That is not in my book. But you can ask me what is in the picture, where things "
-     "are, what color they are and what is unusual.", "I'm sorry, I can't help with that."),
+    ("who", "I am a small chatbot that looks at pictures. Ask me what is in the picture, where it "
+     "is and what is unusual.", "I'm sorry, I can't help with that."),
+    ("able", "You can ask me what is in the picture, where it is and what is unusual.",
+     "There is a dog."),
+    ("offer", "That is not in my book. But you can ask me what is in the picture, where it is and "
+     "what is unusual.", "I'm sorry, I can't help with that."),
     ("unknowable", UNKNOWN, "It is red."), ("unsafe", REFUSE, None),
 ])
 def test_talk_worked_by_hand(kind, good, bad):
@@ -346,7 +357,7 @@ def test_greetings_mostly_come_first_and_thanks_last_but_not_always():
             last[answer, said[-1] == answer] += 1
         text = template.write("conversation", scene(i % 100), random.Random(i), WORLD_WITHOUT_FACTS)
         assert hello not in text and thanks not in text
-    assert first[hello, True] > first[hello, False] > 10
+    assert first[hello, True] > first[hello, False] > 5
     assert last[thanks, True] > last[thanks, False] > 10
 
 

@@ -83,7 +83,7 @@ def test_the_likeliest_candidate_is_the_answer(tmp_path, monkeypatch):
     tokenizer, given = data.tokenizer, []
 
     def always_red(model, images, prompts, answers, pad):
-        given.append([tokenizer.decode(a[:-1]) for a in answers])
+        given.append([tokenizer.decode(a[:-1]).strip() for a in answers])
         assert len(images) == len(prompts) and all(a[-1] == tokenizer.end for a in answers)
         return torch.tensor([[-1.0 - (a != "Red") for a in given[-1]]] * len(prompts))
 

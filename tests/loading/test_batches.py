@@ -14,9 +14,8 @@ from PIL import Image
 from minivlm.conversation import caption_rows, pack
 from minivlm.loading import images
 from minivlm.loading.batches import (
-    Batch, caption_lengths, collate, hash_seed, pick_captions, places_that_fit, render_records,
-    shuffled,
-    switch_out,
+    Batch, Reading, caption_lengths, collate, hash_seed, pick_captions, places_that_fit,
+    render_records, shuffled, switch_out,
 )
 from minivlm.loading.images import Pictures, augment, fit, open_image, to_tensor
 from minivlm.loading.prepared import load_meta, load_records
@@ -655,6 +654,22 @@ def test_words_that_are_read_are_switched_and_nothing_else():
     assert switch_out(rows[:9], 300, 0.3, torch.Generator().manual_seed(0)) == made[:9]
 
 
+def test_documents_are_read_whole_and_without_a_picture(tmp_path):
+    """Catches a document that is not learned, one longer than asked, and other draws."""
+    texts = ["a cat eats fish", "b", "a boat floats"]
+    lines = [json.dumps({"id": str(i), "text": t}) for i, t in enumerate(texts)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    reading = Reading(str(tmp_path), 40, TOKENIZER)
+    rows = reading.rows(5, torch.Generator().manual_seed(0))
+    assert rows == reading.rows(5, torch.Generator().manual_seed(0))
+    assert rows != reading.rows(5, torch.Generator().manual_seed(1))
+    # "b" is a single token, which predicts nothing
+    assert {TOKENIZER.decode(row.ids) for row in rows} == {"a cat", "a boa"}
+    assert all(all(row.is_answer) and len(row.is_answer) == 5 for row in rows)
+    assert Reading(str(tmp_path), 0, TOKENIZER).rows(5, torch.Generator()) == []
+    assert Reading(str(tmp_path / "none"), 3, TOKENIZER).rows(5, torch.Generator()) == []
+
+
 def test_every_caption_of_a_record_gets_its_turn():
     """Catches a pick that always takes the first."""
     record = {"captions": list("abcde")}
@@ -693,7 +708,7 @@ def test_a_record_in_llavas_format_is_rendered():
     [(ids, is_answer)] = render_records([LLAVA], TOKENIZER, 3)
     supervised = TOKENIZER.decode([i for i, a in zip(ids, is_answer) if a])
     assert (
-        supervised == "The bus is white and red.<|end|>Yes.<|end|>"
+        supervised == " The bus is white and red.<|end|> Yes.<|end|>"
         and ids.count(TOKENIZER.image) == 3
     )
 

@@ -102,7 +102,7 @@ def test_both_answers_of_a_pair_stand_in_one_row_behind_their_prompt(noise, vlm,
     for b, r in enumerate(records):
         assert rows.idx[b, : len(prompt)].tolist() == prompt
         for k, side in ((1, "chosen"), (2, "rejected")):
-            answer = tokenizer.encode(r[side]) + [tokenizer.end]
+            answer = tokenizer.encode(" " + r[side]) + [tokenizer.end]
             here = (rows.segments[b] == k) & (rows.targets[b] != IGNORE_INDEX)
             assert rows.targets[b][here].tolist() == answer
             # what predicts an answer: the prompt's last token, then the answer but its end

@@ -139,7 +139,7 @@ def test_scores_are_normalized_on_the_answers_it_was_measured_with(runs, folder)
     for r in load_rankings(folder, "preferences_val"):
         prompt = prompt_of(r["question"], tokenizer, model.vlm.config.vit.n_tokens)
         for a in r["responses"]:
-            idx = torch.tensor([prompt + tokenizer.encode(a) + [tokenizer.end]])
+            idx = torch.tensor([prompt + tokenizer.encode(" " + a) + [tokenizer.end]])
             scores.append(model(idx, torch.tensor([idx.shape[1]]), pictures.get([r["image"]])))
     scores = torch.cat(scores)
     assert abs(scores.mean()) < 1e-3 and abs(scores.std() - 1) < 1e-3

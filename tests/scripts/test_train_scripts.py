@@ -74,7 +74,7 @@ def test_the_first_logged_loss_is_what_theory_says(runs, folder):
     assert lm == pytest.approx(math.log(vocab_size), abs=0.1)
     # random towers are not blind: at a multiplier of 14 their chance similarities cost a little
     # more than ln B
-    assert math.log(40) - 0.1 < clip < math.log(40) + 0.7
+    assert math.log(40) - 0.1 < clip < math.log(40) + 0.9
 
 
 @pytest.mark.parametrize("stage", ("sft", "reward", "ppo", "dpo"))
@@ -136,6 +136,27 @@ def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
     assert not torch.equal(before["vit.patch.weight"], after["vit.patch.weight"])
 
 
+@pytest.mark.parametrize("stage", ("sft", "caption"))
+def test_documents_of_stage_0_are_among_what_is_learned(stage, runs, folder, tmp_path):
+    """Catches n_texts being ignored: with other documents the weights end elsewhere."""
+    texts = (folder / "text.jsonl").read_text()
+    ends = []
+    for n_texts, changed in ((0, False), (3, False), (3, True), (0, True)):
+        data = tmp_path / f"data {n_texts} {changed}"
+        shutil.copytree(folder, data)
+        if changed:
+            (data / "text.jsonl").write_text(texts.replace("the", "then"))
+        script, cfg = config_of(
+            stage, data, runs, data=str(data), out=str(tmp_path / f"{n_texts} {changed}"),
+            n_texts=n_texts, steps=1, grad_accum=2, **({"objective": "lm"} if stage == "caption" else {}),
+        )
+        script.main(cfg)
+        state = torch.load(tmp_path / f"{n_texts} {changed}" / "ckpt.pt", weights_only=True)
+        ends.append(next(w for k, w in state["model"].items() if k.endswith("gpt.wte.weight")))
+    assert not torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
+    assert torch.equal(ends[0], ends[3])
+
+
 @pytest.mark.parametrize("objective", ("lm", "prefix_lm", "blip"))
 def test_every_captioning_objective_trains_and_leads_to_a_chatbot(
     objective, runs, folder, tmp_path, capsys
@@ -144,7 +165,7 @@ def test_every_captioning_objective_trains_and_leads_to_a_chatbot(
     a prefix mask that stays in SFT."""
     script, cfg = config_of(
         "caption", folder, runs, out=str(tmp_path / "caption"), objective=objective, grad_accum=2,
-        n_texts=3, freeze_vit=objective == "lm",
+        n_texts=3, vit_rate=0.0 if objective == "lm" else 1.0,
     )
     row = script.main(cfg)
     assert 0 < row["val_loss"] < 8
