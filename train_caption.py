@@ -23,8 +23,8 @@ import torch
 from minivlm.captioner import Captioner
 from minivlm.conversation import Row, caption_rows
 from minivlm.loading.batches import (
-    Batch, Reading, caption_lengths, collate, cut_rows, hash_seed, pick_captions, places_that_fit,
-    shuffled,
+    Batch, Reading, caption_lengths, collate, cut_rows, hash_seed, pick_captions,
+    places_that_fit, shuffled,
 )
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import take_towers, tower_configs

@@ -3,7 +3,7 @@
    loss = - mean_t [t is an answer token] log p(token_t | picture, conversation before t)
 
 A few documents of stage 0 are read in every step, all of their tokens learned, or the model
-forgets what it has only read.
+forgets what it has only read. So the logged loss is of both, val_loss of answers alone.
 
 Source: LLaVA, arXiv:2304.08485, eq. 3 and section 4.2, stage 2.
 Reads: runs/caption (or runs/align, as LLaVA does).   Writes: runs/sft.
@@ -149,11 +149,11 @@ def main(cfg: Config) -> dict[str, float]:
         loss = 0.0
         for part in batch.split(cfg.grad_accum):
             # questions and pictures have no targets: of dialogues only answers are scored
-            at = part.targets != IGNORE_INDEX                        # (B, T), answers, texts
+            at = part.targets != IGNORE_INDEX                        # (B, T)
             with run.autocast():
                 logits = step_model(part.idx, part.images, at=at)    # (M, V)
             part_loss = next_token_loss(logits, part.targets[at])
-            # weighted by its answer tokens, so that all parts add up to the batch's mean
+            # weighted by its learned tokens, so that all parts add up to the batch's mean
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()
             loss += part_loss.item()

@@ -1,6 +1,6 @@
 """CapFilt: a captioner writes a caption for each web picture, a filter keeps what fits.
 
-    python train_caption.py --objective blip --no-freeze_vit --out runs/filter
+    python train_caption.py --objective blip --vit_rate 1 --out runs/filter
     python data/capfilt.py                       writes data/book/prepared/capfilt.jsonl
     python train_caption.py --split capfilt
 

@@ -25,7 +25,7 @@ for seed in ${SEEDS:-0 1 2}; do
     for objective in blip lm prefix_lm; do
         case $objective in
             blip) steps=300 vit="--vit_rate 1" ;;
-            lm) steps=800 vit= ;;
+            lm) steps=800 vit="--vit_rate 0" ;;
             *) steps=750 vit="--vit_rate 1" ;;
         esac
         $python train_caption.py $from --objective $objective $vit --steps $steps --out "$runs/caption_$objective"

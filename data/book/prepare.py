@@ -92,7 +92,8 @@ def record_of(scene: world.Scene, key: str, image: str) -> dict:
         entry = {
             "name": t.kind, "attributes": {"color": t.color, "size": t.size},
             "box": [round(v, 4) for v in t.box], "place": world.PLACES[t.cell],
-            "visibility": t.visibility, "hidden": bool(t.hidden),
+            "zone": language.ZONE[scene.zone(t.cell)], "visibility": t.visibility,
+            "hidden": bool(t.hidden),
         }
         reason = language.strange(t, scene)
         if reason:

@@ -115,13 +115,13 @@ def others(
 
 def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft | None:
     """Is there a red car?"""
-    is_there = rng.random() < 0.5
-    if is_there:
+    if rng.random() < 0.5:
         t = rng.choice(scene.things)
         name = rng.choice((t.kind, t.name))
     else:
         draw = rng.choice((absent_kind, absent))
-        name = draw(scene.things, rng, world)
+        # where every kind is shown, a name may still be absent
+        name = draw(scene.things, rng, world) or absent(scene.things, rng, world)
     if not name:
         return None
     found = named_by(name, scene.things)
@@ -374,11 +374,12 @@ def larger_of(scene: Scene, rng: Random, world: World) -> Draft | None:
     (large, phrase), (_, other) = pair
     if overlap([phrase, other]):
         return None
-    x, y = rng.sample((phrase, other), 2)
-    full = f"{what_are('size', *pair)} The {phrase} is larger."
+    first, second = rng.sample(pair, 2)  # the order must not tell which one it is
+    full = f"{what_are('size', first, second)} The {phrase} is larger."
     wrong = (f"the {other} is larger", *longer(phrase))
     return Draft(
-        "larger_of", {"x": x, "y": y}, "", full, (f"the {phrase}",), wrong, about=large
+        "larger_of", {"x": first[1], "y": second[1]}, "", full,
+        (f"the {phrase} is larger", f"it is the {phrase}"), wrong, about=large
     )
 
 
@@ -396,7 +397,8 @@ def nearer(scene: Scene, rng: Random, world: World) -> Draft | None:
     words = {"x": x, "y": y, "z": z}
     full = f"{where_are(*three)} The {near} is nearer to the {x}.".strip()
     wrong = (f"the {far} is nearer", *longer(near))
-    return Draft("nearer", words, "", full, (f"the {near}",), wrong)
+    expect = (f"the {near} is nearer", f"it is the {near}")
+    return Draft("nearer", words, "", full, expect, wrong)
 
 
 def same(scene: Scene, rng: Random, world: World) -> Draft | None:

@@ -56,8 +56,12 @@ SLOTS = {
 # and of the full answer. In braces stand SLOTS, the words of the question, and the values
 # that an answer may name. A kind that is missing may be answered in any words.
 FORMS = {
-    "exist": ("{yes}", r"(.+\. )?there is (no {x}|an? {x}( (at|in) the [^.]+)?), so {yes}"),
-    "negation": ("", r"(.+\. )?there is (no {x}|an? {x}( (at|in) the [^.]+)?)(, so {yes})?"),
+    "exist": (
+        "{yes}", r"(.+\. )?there is (no {x}|an? {x}( (at|in) the [^.]+)?), so {yes}",
+    ),
+    "negation": (
+        "", r"(.+\. )?there is (no {x}|an? {x}( (at|in) the [^.]+)?)(, so {yes})?",
+    ),
     "color": ("({color})", "the {x} is ({color})"),
     "kind": ("({kind})", "the {x} is an? ({kind})"),
     "size": ("({size})", "the {x} is ({size})"),
@@ -70,7 +74,9 @@ FORMS = {
     "compare_size": ("{yes}", r"(.+\. )?the {x} is (larger|smaller) than the {y}, so {yes}"),
     "larger_of": ("", r"(.+\. )?the ({x}|{y}) is larger"),
     "nearer": ("", r"(.+\. )?the ({y}|{z}) is nearer to the {x}"),
-    "same": ("{yes}", r"(.+\. )?the {x} and the {y} have (the same|different) {w}s?, so {yes}"),
+    "same": (
+        "{yes}", r"(.+\. )?the {x} and the {y} have (the same|different) {w}s?, so {yes}",
+    ),
     "odd_one_out": ("", r"there (is|are) .+\. the only .+ is the .+"),
     "next_to": ("", r"the (?P<it>.+) is {r} the {x}\. the (?P=it) is ({color})"),
     "without": (

@@ -9,9 +9,9 @@ from random import Random
 
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.questions import (
-    FACT, TRIES, Draft, Texts, i_see, others, yes_or_no,
+    FACT, TRIES, Draft, Texts, i_see, others, what_are, yes_or_no,
 )
-from minivlm.engine.references import absent_kind, names_of, refer
+from minivlm.engine.references import absent_kind, gives_away, names_of, refer
 from minivlm.engine.wording import Scene, World, at, named, sentence, summary
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import PLACES, Thing
@@ -24,6 +24,11 @@ UNIQUE = ("sun", "moon")  # there is one of each in the world
 def oddities(scene: Scene) -> list[Thing]:
     """The unusual objects."""
     return [t for t in scene.things if t.unusual]
+
+
+def visible(scene: Scene) -> list[Thing]:
+    """The things that can be seen: a description may use others, nobody sees them."""
+    return [t for t in scene.things if not t.hidden]
 
 
 def keep(share: float, rng: Random) -> bool:
@@ -49,14 +54,14 @@ def strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not world.facts:
         return None
     odd = oddities(scene)
-    seen = i_see(scene.things)
+    seen = i_see(visible(scene))
     if odd:
         fact = join([t.unusual for t in odd])
         draft = yes_or_no("strange", {}, True, fact, (USUAL,), odd[0], seen)
         draft = draft._replace(expect=reasons(odd))
     elif keep(0.3, rng):
         draft = yes_or_no("usual", {}, False, USUAL, seen=seen)
-        draft = draft._replace(phrasing="strange")
+        draft = draft._replace(expect=("no", USUAL), phrasing="strange")
     else:
         return None
     # whoever says yes must say why: one word is not enough
@@ -68,7 +73,7 @@ def what_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     odd = oddities(scene)
     if not world.facts or (not odd and not keep(0.2, rng)):
         return None
-    seen = i_see(scene.things)
+    seen = i_see(visible(scene))
     if not odd:
         full = f"{seen} Nothing is unusual: {USUAL}.".strip()
         return Draft("usual", {}, "", full, ("nothing", USUAL), phrasing="what_strange")
@@ -112,8 +117,9 @@ def belongs(scene: Scene, rng: Random, world: World) -> Draft | None:
     t, phrase = reference
     subject = f"the {t.kind} belongs" if t.kind in UNIQUE else f"{plural(t.kind)} belong"
     fact = f"{subject} {world.facts[t.kind][HOME]}"
-    # whoever must find out what it is says so first
-    seen = "" if t.kind in phrase.split() else f"The {phrase} is {article(t.kind)}."
+    seen = "" if gives_away(phrase, t.kind) else what_are("kind", reference)
+    if t.zone:
+        seen = f"{seen} The {phrase} is {t.zone}.".strip()
     return yes_or_no("belongs", {"x": phrase}, t in at_home, fact, about=t, seen=seen)
 
 

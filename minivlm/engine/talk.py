@@ -9,7 +9,7 @@ from random import Random
 from minivlm.engine.questions import Draft
 from minivlm.engine.wording import REFUSE, UNKNOWN
 
-ABLE = "what is in the picture, where it is and what is unusual"
+ABLE = "what is in the picture, where things are and what is unusual"
 # kind -> its answers, one of which is drawn
 ANSWERS = {
     "greeting": ("Hello! What would you like to know about the picture?",),

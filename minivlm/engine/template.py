@@ -128,8 +128,8 @@ def conversation(
 ) -> list[QA]:
     """Two to four questions on different topics, with answers, in random order.
 
-    There may be fewer if the picture does not allow more. One question in eight is
-    followed by one that refers back to it. One conversation in five contains a list or a summary;
+    There may be fewer if the picture does not allow more. One question in eight is followed
+    by one that refers back to it. One conversation in five contains a list or a summary;
     one in seven a question that no picture answers, a request that must be refused, or one
     that only sounds so; and, where the data set knows facts, three in ten contain talk.
     """

@@ -8,6 +8,7 @@ Each function returns figures by name; the formulas stand in minivlm/metrics. A 
 nothing, as CHAIR of texts that name no object, is left out; `EvalData.left_out` says so.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -402,6 +403,16 @@ def ranked(
     return figures
 
 
+def conclusion(answer: str) -> str:
+    """What an answer comes to: "no" for "I see a cup. There is no cat, so no.".
+
+    POPE reads the first sentence only; an answer that begins with what is seen says yes or
+    no at its end.
+    """
+    found = re.search(r", so (yes|no)\W*$", answer)
+    return found[1] if found else answer
+
+
 def hallucination(
     ask: Answerer, data: EvalData, n_describe: int, seed: int, log: list[dict]
 ) -> Figures:
@@ -433,7 +444,7 @@ def hallucination(
             questions.append({"image": records[i]["image"], "question": question})
         replies = ask(questions)
         truth = [is_there for _, _, is_there in asked]
-        pope = metrics.pope([metrics.says_yes(a) for a in replies], truth)
+        pope = metrics.pope([metrics.says_yes(conclusion(a)) for a in replies], truth)
         if "precision" not in pope:
             data.left_out[f"pope_{strategy}/precision"] = "the model never says yes"
         figures |= under(f"pope_{strategy}", pope)

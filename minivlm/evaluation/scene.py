@@ -54,6 +54,7 @@ class Thing:
         crowd: whether its box holds an unknown number of such objects.
         unusual: why it is unusual, "" if it is not: "a fish is in the sky, and fish belong
             in the water".
+        zone: in what part of the scene it is, "in the sky"; "" if unknown.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Thing:
     hidden: bool = False
     crowd: bool = False
     unusual: str = ""
+    zone: str = ""
 
     @property
     def name(self) -> str:
@@ -129,6 +131,7 @@ def things_of(record: dict) -> list[Thing]:
             o["name"].lower(), color.lower(), size.lower(), x, y,
             (right - left) * (bottom - top), place.lower(),
             bool(o.get("hidden")), bool(o.get("crowd")), o.get("unusual") or "",
+            o.get("zone") or "",
         ))
     return things
 
@@ -217,7 +220,7 @@ WORDS = r"[a-z][a-z' -]*?"
 N = "|".join(NUMBERS)
 SOME = rf"(?:an?|{'|'.join(NUMBERS[1:])}) {WORDS}"                   # "a ring", "two rings"
 LIST = rf"{SOME}(?:(?:, {SOME})* and {SOME})?"                       # "a ring and two dogs"
-WHERE = r"(?:at|in|on) the ([a-z ]+?)(?: corner| side)?"
+WHERE = r"(?:at|in|on) (?:the|a) ([a-z ]+?)(?: corner| side)?"
 # a sentence is read by the first pattern that fits all of it: special ones come first
 GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("more", rf"there are (more|fewer|as many) ({WORDS}) (?:than|as) ({WORDS})"),
@@ -251,9 +254,10 @@ NAMING = {
     "more": (1, 2), "count": (1,), "only": (0, 1), "beside": (0, 2), "size": (0, 2),
     "same": (0, 1), "kind": (0, 1), "there at": (0,), "at": (0,), "is": (0,),
 }
-LEAD = re.compile(r"^(so (?=yes|no))?((yes|no|so|therefore), )?(i am sure: )?")
+LEAD = re.compile(r"^((yes|no|so|therefore), )?(i am sure: )?")
 TAIL = re.compile(
-    r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all)|, so (yes|no))$"
+    r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all)"
+    r"|, so (yes|no))+$"
 )
 Claim = tuple[str, ...]  # name of the pattern, then what its groups matched
 
@@ -262,7 +266,8 @@ def claims(text: str) -> tuple[list[Claim], list[str]]:
     """Read a text: the claims of sentences that the grammar knows, and all other sentences.
 
     "Yes," or "no," before a sentence and ", so yes" or ", so no" behind it are dropped,
-    because the rest says the same. A line that begins with "- " claims that the picture shows this object.
+    because the rest says the same. A line that begins with "- " claims that the picture
+    shows this object.
 
     >>> claims("No, there is no red car. The cat is nice to see.")
     ([('count', 'no', 'red car')], ['the cat is nice to see'])
@@ -342,9 +347,11 @@ def holds(
             return False if args[0] == "no" else None
         return len(subjects) == NUMBERS.index(args[0])
     if what in ("at", "there at"):
-        if args[1] not in {*PLACES, *(t.place for t in things)}:
-            return None
-        is_there = [t.place == args[1] for t in subjects]
+        zones = [t.zone.split()[-1:] == [args[1]] for t in subjects]
+        if args[1] not in {*PLACES, *(t.place for t in things)} and not any(zones):
+            # whoever knows the zone of each thing knows that it is another one
+            return False if subjects and all(t.zone for t in subjects) else None
+        is_there = [t.place == args[1] or z for t, z in zip(subjects, zones)]
         if what == "there at":
             return any(is_there)
         return bool(subjects) and all(is_there)

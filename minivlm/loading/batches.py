@@ -334,7 +334,8 @@ class Reading:
     steps of captioning, a GPT that knew 206 of 259 facts by heart knew none.
 
     Args:
-        folder: a prepared data folder. Where it holds no text.jsonl, nothing is read.
+        folder: a prepared data folder. Where it holds no text.jsonl, nothing is read, and a
+            line on the screen says so.
         n: documents per step.
 
     Source: pretraining gradients mixed into fine-tuning, InstructGPT, arXiv:2203.02155,
@@ -347,16 +348,20 @@ class Reading:
         self.texts: list[dict] = []
         if n and (Path(folder) / "text.jsonl").is_file():
             self.texts = load_records(folder, "text", need=("text",))
+        elif n:
+            print(f"{folder} has no text.jsonl: no documents are read")
 
     def rows(self, longest: int, generator: torch.Generator) -> list[Row]:
-        """Draw documents and cut them to `longest` tokens; all tokens are learned."""
+        """Draw parts of documents, at most `longest` tokens each; all tokens are learned."""
         if not self.texts:
             return []
         rows = []
         for i in torch.randint(len(self.texts), (self.n,), generator=generator).tolist():
-            ids = self.tokenizer.encode(self.texts[i]["text"])[:longest]
-            if len(ids) > 1:  # one token predicts nothing
-                rows.append(make_row((ids, True)))
+            # as in stage 0, where <|endoftext|> stands before every document
+            ids = [self.tokenizer.endoftext, *self.tokenizer.encode(self.texts[i]["text"])]
+            n_starts = max(1, len(ids) - longest + 1)
+            start = int(torch.randint(n_starts, (1,), generator=generator))
+            rows.append(make_row((ids[start:start + longest], True)))
         return rows
 
 

@@ -140,7 +140,7 @@ def _object(entry: object) -> dict:
     if not isinstance(name, str) or not words_of(name).strip():
         raise ValueError("an object without a name")
     said = {"name": name}
-    said |= {key: entry.get(key, "") for key in ("place", "unusual")}
+    said |= {key: entry.get(key, "") for key in ("place", "unusual", "zone")}
     said |= {key: look.get(key, "") for key in ("color", "size")}
     for key, text in said.items():
         a = "an" if key == "unusual" else "a"

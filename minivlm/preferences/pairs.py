@@ -188,8 +188,9 @@ class PairMaker:
         """Encode a pair: prompt, chosen and rejected answer, each answer with its end."""
         turns, chosen, rejected = split_pair(r)
         prompt = render(turns, self.tokenizer, self.n_image_tokens).ids
-        answers = [spoken(a, self.tokenizer) + [self.tokenizer.end] for a in (chosen, rejected)]
-        return prompt, *answers
+        end = [self.tokenizer.end]
+        chosen, rejected = (spoken(text, self.tokenizer) + end for text in (chosen, rejected))
+        return prompt, chosen, rejected
 
     def lengths(self, r: dict) -> tuple[int, int]:
         """Count the tokens of a pair's row, and those that must fit the context."""

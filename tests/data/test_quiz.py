@@ -162,7 +162,7 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      "It is the blue ring.", "The red ring is larger."),
     (ask.nearer, {"x": "blue ring", "y": "red ring", "z": "dog"},
      "The blue ring is at the bottom. The red ring is at the top. The dog is at the bottom left. "
-     "The dog is nearer to the blue ring.", "The dog.", "The red ring is nearer."),
+     "The dog is nearer to the blue ring.", "The dog is nearer.", "The red ring is nearer."),
     (ask.assumed, {"x": "cat"}, "There is no cat in the picture.", "There is no cat.",
      "The cat is red."),
 ])

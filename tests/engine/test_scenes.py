@@ -326,12 +326,12 @@ def test_a_follow_up_comes_with_what_was_said_before():
 @pytest.mark.parametrize("kind, good, bad", [
     ("greeting", "Hello! What would you like to know about the picture?", "Goodbye!"),
     ("thanks", "You are welcome!", "Hello!"), ("bye", "Goodbye!", "You are welcome!"),
-    ("who", "I am a small chatbot that looks at pictures. Ask me what is in the picture, where it "
-     "is and what is unusual.", "I'm sorry, I can't help with that."),
-    ("able", "You can ask me what is in the picture, where it is and what is unusual.",
+    ("who", "I am a small chatbot that looks at pictures. Ask me what is in the picture, where "
+     "things are and what is unusual.", "I'm sorry, I can't help with that."),
+    ("able", "You can ask me what is in the picture, where things are and what is unusual.",
      "There is a dog."),
-    ("offer", "That is not in my book. But you can ask me what is in the picture, where it is and "
-     "what is unusual.", "I'm sorry, I can't help with that."),
+    ("offer", "That is not in my book. But you can ask me what is in the picture, where things are "
+     "and what is unusual.", "I'm sorry, I can't help with that."),
     ("unknowable", UNKNOWN, "It is red."), ("unsafe", REFUSE, None),
 ])
 def test_talk_worked_by_hand(kind, good, bad):

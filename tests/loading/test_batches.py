@@ -654,20 +654,22 @@ def test_words_that_are_read_are_switched_and_nothing_else():
     assert switch_out(rows[:9], 300, 0.3, torch.Generator().manual_seed(0)) == made[:9]
 
 
-def test_documents_are_read_whole_and_without_a_picture(tmp_path):
-    """Catches a document that is not learned, one longer than asked, and other draws."""
-    texts = ["a cat eats fish", "b", "a boat floats"]
+def test_parts_of_documents_are_read_without_a_picture(tmp_path, capsys):
+    """Catches a document of which only the start is read, one longer than asked, other draws."""
+    texts = ["a cat", "b"]
     lines = [json.dumps({"id": str(i), "text": t}) for i, t in enumerate(texts)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     reading = Reading(str(tmp_path), 40, TOKENIZER)
     rows = reading.rows(5, torch.Generator().manual_seed(0))
     assert rows == reading.rows(5, torch.Generator().manual_seed(0))
     assert rows != reading.rows(5, torch.Generator().manual_seed(1))
-    # "b" is a single token, which predicts nothing
-    assert {TOKENIZER.decode(row.ids) for row in rows} == {"a cat", "a boa"}
-    assert all(all(row.is_answer) and len(row.is_answer) == 5 for row in rows)
+    assert {TOKENIZER.decode(row.ids) for row in rows} == {
+        "<|endoftext|>a ca", "a cat", "<|endoftext|>b"}
+    assert all(row.is_answer == [True] * len(row.ids) for row in rows)
     assert Reading(str(tmp_path), 0, TOKENIZER).rows(5, torch.Generator()) == []
+    assert capsys.readouterr().out == ""
     assert Reading(str(tmp_path / "none"), 3, TOKENIZER).rows(5, torch.Generator()) == []
+    assert "none has no text.jsonl: no documents are read" in capsys.readouterr().out
 
 
 def test_every_caption_of_a_record_gets_its_turn():

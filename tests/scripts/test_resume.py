@@ -38,8 +38,7 @@ class Stop(BaseException):
 def interrupt(script, cfg, at: int, event) -> None:
     """Run the script's main; `event` happens in the middle of its update number `at`."""
     calls = {"n": 0}
-    several = Together  # whatever makes it: reward model and captioner call a function
-    optimizer = getattr(script, "Together", getattr(script, "Optimizer", several))
+    optimizer = getattr(script, "Together", getattr(script, "Optimizer", Together))
     whole_step = optimizer.step
 
     def step(self, *args):
