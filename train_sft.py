@@ -102,17 +102,14 @@ def main(cfg: Config) -> dict[str, float]:
     val_records, val_rows = load(cfg.val_split)
     lengths = torch.tensor([len(row.ids) for row in rows])
     pictures = Pictures(cfg.data, config.vit.image_size, load_meta(cfg.data)["fit"])
-
     reading = Reading(cfg.data, cfg.n_texts, tokenizer)
 
     def collect(records: list[dict], rows: list[Row]) -> Batch:
         files = [r["image"] for r in records if r.get("image")]
         images = pictures.get(files) if files else None
-        names = [r["id"] for r in records]
-        n_images = [1 if r.get("image") else 0 for r in records]
-        for i in range(len(rows) - len(records)):
-            names.append(f"text {i}")
-            n_images.append(0)
+        n_texts = len(rows) - len(records)
+        names = [r["id"] for r in records] + [f"text {i}" for i in range(n_texts)]
+        n_images = [1 if r.get("image") else 0 for r in records] + [0] * n_texts
         return collate(rows, tokenizer.pad, block_size, names, images, n_images)
 
     def make_batch(step: int) -> Batch:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minivlm.optim import Muon, Optimizer, lr_scale, orthogonalize
+from minivlm.optim import Muon, Optimizer, lr_scale, orthogonalize, with_slower_part
 from minivlm.projector import Projector
 from minivlm.transformer import Block
 
@@ -359,3 +359,23 @@ def test_the_rate_stays_between_floor_and_peak(steps, warmup, floor):
     top = min(warmup, steps)
     assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[:top] == pytest.approx([(s + 1) / warmup for s in range(top)])
+
+
+@pytest.mark.parametrize("rate", (0.0, 0.25))
+def test_a_slower_part_takes_its_share_of_each_step(rate):
+    """Catches a part that learns at the full rate, twice, or though it is frozen.
+
+    AdamW's first step moves each number by the learning rate, whatever the gradient.
+    """
+    torch.manual_seed(0)
+    model = Toy()
+    model.block.requires_grad_(rate == 0)  # it is set here, not before
+    optimizer = with_slower_part(model, model.block, rate, lr=0.01, muon_lr=0.02)
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    logits = model(torch.tensor([[1, 2, 3]]), torch.randn(1, 3, 6))
+    logits.logsumexp(-1).sum().backward()
+    optimizer.step(1.0, 0)
+    moved = {k: (v - before[k]).abs() for k, v in model.named_parameters()}
+    assert torch.allclose(moved["norm.bias"], torch.full((8,), 0.01), rtol=1e-3)
+    assert torch.allclose(moved["block.norm1.bias"], torch.full((8,), rate * 0.01), rtol=1e-3)
+    assert (moved["block.mlp.0.weight"].max() > 0) == (rate > 0)

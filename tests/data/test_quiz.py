@@ -113,18 +113,21 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
 
 
 @pytest.mark.parametrize("make, words, full, good, bad", [
-    (ask.negation, {"x": "red ring", "a": "a red ring"}, f"{SEEN} There is a red ring at the top, so no.",
+    (ask.negation, {"x": "red ring", "a": "a red ring"},
+     f"{SEEN} There is a red ring at the top, so no.",
      "There is a red ring.", "No, there is a blue ring."),
     (ask.negation, {"x": "red dog", "a": "a red dog"}, f"{SEEN} There is no red dog, so yes.",
      "No, there is no red dog.", "Yes, there is a red dog."),
-    (ask.exist, {"x": "red ring", "a": "a red ring"}, f"{SEEN} There is a red ring at the top, so yes.",
+    (ask.exist, {"x": "red ring", "a": "a red ring"},
+     f"{SEEN} There is a red ring at the top, so yes.",
      "Yes", "Yes, there is no red ring."),
     (ask.exist, {"x": "red dog", "a": "a red dog"}, f"{SEEN} There is no red dog, so no.",
      "No", "No, there is a red dog."),
     (ask.relation, {"x": "red ring", "y": "blue ring", "r": "above"},
      "The red ring is at the top. The blue ring is at the bottom. The red ring is above the blue "
      "ring, so yes.", "Yes.", "Yes, the red ring is below the blue ring."),
-    (ask.compare_number, {"xs": "rings", "ys": "dogs"}, f"{SEEN} There are more rings than dogs, so yes.",
+    (ask.compare_number, {"xs": "rings", "ys": "dogs"},
+     f"{SEEN} There are more rings than dogs, so yes.",
      "Yes", "Yes, there are fewer rings than dogs."),
     (ask.compare_size, {"x": "red ring", "y": "blue ring"},
      "The red ring is small. The blue ring is large. The red ring is smaller than the blue ring, "

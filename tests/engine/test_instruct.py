@@ -236,7 +236,8 @@ def test_every_way_to_ask_can_be_filled_and_yes_or_no_answers_yes_or_no():
                 for slots in {tuple(draft.words): draft.words for draft in drafts}.values():
                     text.format(**slots)
         for draft in drafts:
-            is_yes_no = draft.kind in yes_no or draft.full.endswith("Everything is as usual, so no.")
+            usual = draft.full.endswith("Everything is as usual, so no.")
+            is_yes_no = draft.kind in yes_no or usual
             assert draft.full.endswith((", so yes.", ", so no.")) == is_yes_no
             assert (draft.word in ("yes", "no")) == (
                 is_yes_no and draft.kind not in without_a_word)

@@ -250,3 +250,14 @@ def test_a_folder_of_classes_is_classified_and_drawn(clip, tmp_path):
     subprocess.run([*draw, str(tmp_path / "confusion.png")], check=True)
     assert subprocess.run(draw, capture_output=True).returncode == 1
     assert Image.open(tmp_path / "confusion.png").size[0] > 200
+
+
+@pytest.mark.parametrize("answer, says_yes", [
+    ("I see a red cup. There is no cat, so no.", False),
+    ("There is a cat at the left, so yes.", True),
+    ("I see no cup. There is a cat, so yes", True), ("No, there is no cat.", False),
+    ("Yes.", True), ("The cat is there, so yes and no matter.", False),
+])
+def test_pope_reads_what_an_answer_comes_to(answer, says_yes):
+    """Catches a no behind what is seen taken for a yes; other answers are read as POPE does."""
+    assert measure.metrics.says_yes(measure.conclusion(answer)) == says_yes

@@ -73,7 +73,8 @@ def test_a_phrase_fits_what_it_says(phrase, want):
     ("Yes, I am sure: the ring is red.", True), ("Yes, I am sure: there are no rings.", False),
     ("The ring is at the bottom left. The ring is below the red circle, so no.", True),
     ("The ring is at the bottom left. The ring is above the red circle, so yes.", False),
-    ("There is a ring in the picture, so yes.", True), ("There are three shapes in total.", True), ("There is no red shape.", False),
+    ("There is a ring in the picture, so yes.", True),
+    ("There are three shapes in total.", True), ("There is no red shape.", False),
     ("The ring is to the left of the blue circle.", True),
     ("The ring is in the bottom left corner.", True), ("- a red circle\n- red ring.", True),
 ])
