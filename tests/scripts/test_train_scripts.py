@@ -140,6 +140,7 @@ def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
 def test_documents_of_stage_0_are_among_what_is_learned(stage, runs, folder, tmp_path):
     """Catches n_texts being ignored: with other documents the weights end elsewhere."""
     texts = (folder / "text.jsonl").read_text()
+    more = {"objective": "lm"} if stage == "caption" else {}  # blip reads no documents
     ends = []
     for n_texts, changed in ((0, False), (3, False), (3, True), (0, True)):
         data = tmp_path / f"data {n_texts} {changed}"
@@ -148,7 +149,7 @@ def test_documents_of_stage_0_are_among_what_is_learned(stage, runs, folder, tmp
             (data / "text.jsonl").write_text(texts.replace("the", "then"))
         script, cfg = config_of(
             stage, data, runs, data=str(data), out=str(tmp_path / f"{n_texts} {changed}"),
-            n_texts=n_texts, steps=1, grad_accum=2, **({"objective": "lm"} if stage == "caption" else {}),
+            n_texts=n_texts, steps=1, grad_accum=2, **more,
         )
         script.main(cfg)
         state = torch.load(tmp_path / f"{n_texts} {changed}" / "ckpt.pt", weights_only=True)
