@@ -229,7 +229,8 @@ def with_slower_part(
 
     Source: LLaVA-OneVision, arXiv:2408.03326, which trains the ViT at a fifth of the rate.
     """
-    # the first Optimizer must be made while the part is frozen: it takes what can learn then
+    # an Optimizer takes the parameters that can learn when it is made, so the part is frozen
+    # until the first one has been made
     part.requires_grad_(False)
     optimizers = [Optimizer(model, lr, muon_lr, weight_decay)]
     if rate:

@@ -1,4 +1,4 @@
-"""Ask a trained run about pictures of a data folder, as evaluate.py does."""
+"""Ask a trained model questions about pictures of a data folder, as evaluate.py does."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -15,7 +15,7 @@ from minivlm.transformer import rotation
 
 @pytest.fixture(params=[0.0, 50.0], ids=["GPT-2", "rotary"])
 def gpt_config(gpt_config: GPTConfig, request) -> GPTConfig:
-    """The GPT of all tests, without and with rotary positions."""
+    """Run every test of this file twice: without and with rotary positions."""
     return replace(gpt_config, rotary_base=request.param)
 
 

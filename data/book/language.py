@@ -2,10 +2,10 @@
 
 A caption names some or all of the visible things. It may tell their colors, sizes, number
 and places, which thing is left of another, the setting, the time of day, and what is
-unusual. What the captions leave out, no later stage can see. Things are mostly named in
-reading order, because a small model learns a fixed order several times faster; but where a
-caption says what the cup is like, or what is at the left, things come in any order, because
-this teaches to look for them.
+unusual. Later stages cannot see what the captions leave out. Most captions name things in
+reading order, because a small model learns a fixed order several times faster. Captions
+that say what the cup is like, or what is at the left, name things in random order: so the
+model learns to look for a thing by its kind, color or place.
 """
 
 import random

@@ -160,10 +160,9 @@ def attribute(what: str) -> Maker:
         t, phrase = reference
         value = getattr(t, what)
         word = "" if " " in value else value
-        complement = article(value) if what == "kind" else value
         words = {"x": phrase}
         wrong = others(what, value, words, scene, world)
-        full = f"The {phrase} is {complement}."
+        full = what_are(what, reference)
         return Draft(what, words, word, full, (value,), wrong, about=t)
     return make
 

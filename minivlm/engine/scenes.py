@@ -246,7 +246,7 @@ def fact(
     phrase = rng.choice(blind or names)
     full = sentence(told(t.kind, aspect, untold or world))
     if t.kind not in phrase.split():
-        full = f"The {phrase} is {article(t.kind)}. {full}"
+        full = f"{what_are('kind', (t, phrase))} {full}"
     value = known[t.kind][aspect]
     all_values = {facts[aspect] for facts in known.values() if aspect in facts}
     # "wood" is a part of the right answer "wood and cloth", so it is not wrong; nor is

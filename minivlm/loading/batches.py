@@ -352,7 +352,7 @@ class Reading:
             print(f"{folder} has no text.jsonl: no documents are read")
 
     def rows(self, longest: int, generator: torch.Generator) -> list[Row]:
-        """Draw parts of documents, at most `longest` tokens each; all tokens are learned."""
+        """Draw one part of each drawn document, of at most `longest` tokens, all learned."""
         if not self.texts:
             return []
         rows = []

@@ -189,8 +189,9 @@ class PairMaker:
         turns, chosen, rejected = split_pair(r)
         prompt = render(turns, self.tokenizer, self.n_image_tokens).ids
         end = [self.tokenizer.end]
-        chosen, rejected = (spoken(text, self.tokenizer) + end for text in (chosen, rejected))
-        return prompt, chosen, rejected
+        chosen_ids = spoken(chosen, self.tokenizer) + end
+        rejected_ids = spoken(rejected, self.tokenizer) + end
+        return prompt, chosen_ids, rejected_ids
 
     def lengths(self, r: dict) -> tuple[int, int]:
         """Count the tokens of a pair's row, and those that must fit the context."""

@@ -344,7 +344,8 @@ def test_talk_worked_by_hand(kind, good, bad):
 
 
 def test_greetings_mostly_come_first_and_thanks_last_but_not_always():
-    """Catches a place that gives a greeting away, and talk where no facts are known."""
+    """Catches greetings that are always first, thanks that are always last, and talk in a data set
+    that knows no facts."""
     hello, thanks = (talk.ANSWERS[kind][0] for kind in ("greeting", "thanks"))
     first = Counter()
     last = Counter()

@@ -1,4 +1,4 @@
-"""minivlm/loading/prepared.py: pictures that wait on the disk come back as they were, and a
+"""minivlm/loading/prepared.py: packed pictures are read from the disk unchanged, and a
 vocabulary has room for all bytes.
 """
 
