@@ -39,6 +39,7 @@ class Config:
     n_embd: int = 128  # >= 32; width, a multiple of 32
     block_size: int = 256  # >= 2; longest text in tokens; in a VLM, image tokens count too
     rotary_base: float = 1e5  # >= 0; base of rotary positions; 0 = none, as in GPT-2
+    act: str = "gelu"  # gelu | gelu_tanh; gelu_tanh is GPT-2's, and slow on a CPU
     # optimization
     steps: int = 1200  # >= 0; optimizer steps
     batch_size: int = 6  # >= 1; windows of text per step
@@ -108,7 +109,7 @@ def main(cfg: Config) -> dict[str, float]:
     n_head = cfg.n_embd // 32
     V, T = tokenizer.vocab_size, cfg.block_size
     config = GPTConfig(
-        V, T, cfg.n_layer, n_head, cfg.n_embd, rotary_base=cfg.rotary_base
+        V, T, cfg.n_layer, n_head, cfg.n_embd, rotary_base=cfg.rotary_base, act=cfg.act
     )
     model = GPT(config).to(run.device)
     step_model = torch.compile(model) if cfg.compile else model

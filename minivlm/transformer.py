@@ -169,3 +169,42 @@ def init_weights(model: nn.Module) -> None:
             std = 0.02 / math.sqrt(2 * len(blocks))
             block.attn.proj.weight.normal_(0, std)
             block.mlp[2].weight.normal_(0, std)
+
+
+@torch.no_grad()
+def start_looking(blocks: nn.ModuleList, base: float) -> None:
+    """Let heads begin with what trained language models are found to do.
+
+    To look a word up in what was read, a head must compare words, and the heads before it
+    must have told each word what stands before it. From random weights a small model
+    finds this pair late, if at all (docs/lessons.md). Here it begins near it:
+
+        all heads        keys = queries: a position looks at positions like itself
+        heads 0 and 1 of the first two blocks: also at the position 1 or 2 places before
+
+    The second comes from biases. Where q has the angle p theta and k the angle
+    (p' + d) theta, their product is largest at p - p' = d.
+
+    Args:
+        blocks: of a GPT whose queries and keys are rotated, with initial weights.
+        base: of the rotation.
+
+    Source: mimetic initialization, Trockman and Kolter 2023, arXiv:2305.09828, section 3;
+    previous token heads, Olsson et al. 2022, arXiv:2209.11895.
+    """
+    for i, block in enumerate(blocks):
+        attn = block.attn
+        C = attn.proj.in_features
+        D = C // attn.n_head
+        queries, keys, _ = attn.qkv.weight.chunk(3)                  # (C, C) each
+        queries *= 3  # else all scores are nearly equal at first
+        keys.copy_(queries)
+        if i > 1:
+            continue
+        frequencies = base ** (-2 * torch.arange(D // 2) / D)
+        query_bias, key_bias, _ = attn.qkv.bias.view(3, attn.n_head, D)
+        for head in range(min(2, attn.n_head)):
+            angles = (head + 1) * frequencies                        # (D/2,)
+            # 6: most of the weight is then on that one position
+            query_bias[head, :D // 2] = 6
+            key_bias[head] = 6 * torch.cat([angles.cos(), angles.sin()])

@@ -13,10 +13,11 @@ from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.transformer import rotation
 
 
-@pytest.fixture(params=[0.0, 50.0], ids=["GPT-2", "rotary"])
+@pytest.fixture(params=[(0.0, "gelu_tanh"), (50.0, "gelu")], ids=["GPT-2", "rotary"])
 def gpt_config(gpt_config: GPTConfig, request) -> GPTConfig:
     """Run every test of this file twice: without and with rotary positions."""
-    return replace(gpt_config, rotary_base=request.param)
+    rotary_base, act = request.param
+    return replace(gpt_config, rotary_base=rotary_base, act=act)
 
 
 def ids(B: int, T: int) -> Tensor:
@@ -28,7 +29,7 @@ def moved(gpt: GPT, idx: Tensor, at: int, **options) -> Tensor:
     """Which positions' logits change when the token at one place does: (T,) bool."""
     other = idx.clone()
     other[:, at] = (other[:, at] + 1) % 256
-    return ((gpt(idx, **options) - gpt(other, **options)).abs() > 1e-4).any(-1).any(0)
+    return ((gpt(idx, **options) - gpt(other, **options)).abs() > 1e-6).any(-1).any(0)
 
 
 # --- what a position sees ---

@@ -10,7 +10,9 @@ from torch import nn
 
 from minivlm.cache import KVCache
 from minivlm.attention_masks import attention_mask, segment_mask
-from minivlm.transformer import Attention, Block, activation, init_weights, rotate, rotation
+from minivlm.transformer import (
+    Attention, Block, activation, init_weights, rotate, rotation, start_looking,
+)
 
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
 
@@ -69,6 +71,31 @@ def test_a_rotation_multiplies_by_a_complex_number_of_length_one():
             torch.testing.assert_close(got[..., t, i], want.real)
             torch.testing.assert_close(got[..., t, i + D // 2], want.imag)
     torch.testing.assert_close(got[..., 0, :], x[..., 0, :])  # nothing turns at position 0
+
+
+@torch.no_grad()
+def test_heads_start_at_equal_words_and_at_the_last_two_positions():
+    """Catches keys that are not the queries, a head that looks ahead, and one back too far.
+
+    Of 40 positions of noise, positions 3 and 30 are equal, and so are 4 and 31.
+    """
+    blocks = torch.nn.ModuleList([Block(128, 4) for _ in range(3)])
+    for block in blocks:
+        init_weights(block)
+    start_looking(blocks, 1e5)
+    x = torch.randn(1, 40, 128)
+    x[0, 30:32] = x[0, 3:5]
+    cos, sin = rotation(positions(1, 40), 32, 1e5)
+    for i, block in enumerate(blocks):
+        q, k, _ = block.attn.qkv(x).view(1, 40, 3, 4, 32).transpose(1, 3).unbind(2)
+        scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT / math.sqrt(32)
+        seen = torch.ones(40, 40).tril().bool()
+        weights = scores.masked_fill(~seen, -math.inf).softmax(-1)[0]  # (4, 40, 40)
+        at = [float(weights[head].diagonal(-back).mean()) for head in (0, 1) for back in (1, 2)]
+        assert (at[0] > 0.5 and at[3] > 0.5 and max(at[1:3]) < 0.3) == (i < 2), at
+        plain = (q @ k.mT)[0, 2:]                                    # without the rotation
+        torch.testing.assert_close(plain, plain.mT)
+        assert (plain[:, 30, 3] > plain[:, 30, 4:30].amax(-1)).all()
 
 
 def test_with_rotation_only_distances_count():

@@ -12,7 +12,7 @@ import random
 
 from data.book.facts import read_facts
 from data.book.things import COLORS, THINGS
-from data.book.world import PLACES, Scene, Thing
+from data.book.world import PLACES, UNSEEN_PAIRS, Scene, Thing
 from minivlm.engine.facts import HOME
 from minivlm.engine.scenes import UNIQUE
 from minivlm.engine.wording import at, named, sentence
@@ -94,6 +94,60 @@ def prompts(thing: str) -> list[str]:
 # --- captions ---
 
 
+def looked_up(things: list[Thing], rng: random.Random) -> list[str]:
+    """What is said of things that are sought: by kind, color or place, in any order.
+
+    A kind or color that several things have names none of them.
+    """
+    kinds = [t.kind for t in things]
+    colors = [t.color for t in things]
+    texts = []
+    for form in ("what kind is like", "where kind is", "what has color", "what is at"):
+        parts = []
+        for t in rng.sample(things, min(3, len(things))):
+            place = at(PLACES[t.cell])
+            if form == "what is at":
+                parts.append(f"{place} there is {sized(t)}")
+            elif form == "what has color" and colors.count(t.color) == 1:
+                parts.append(f"the {t.color} thing is a {t.size} {t.kind}")
+            elif form == "what kind is like" and kinds.count(t.kind) == 1:
+                parts.append(f"the {t.kind} is {t.size} and {t.color}")
+            elif form == "where kind is" and kinds.count(t.kind) == 1:
+                name = rng.choice((t.kind, t.name))
+                parts.append(f"the {name} is {place}")
+        if parts:
+            texts.append(join(parts))
+    rng.shuffle(texts)
+    return texts
+
+
+def retold(scene: Scene, rng: random.Random) -> str:
+    """A complete caption, and then what follows from it, in many short sentences.
+
+    Nearly every word after the first sentence can be looked up in it. So a language model
+    that reads such texts learns to look up and to compare, long before it sees a picture.
+    """
+    things = scene.clear
+    kinds = [t.kind for t in things]
+    absent = [kind for kind in THINGS if kind not in kinds]
+    texts = looked_up(things, rng)
+    for t in things:
+        name = rng.choice((t.kind, t.name))
+        texts.append(f"there is {article(name)} {at(PLACES[t.cell])}")
+        shown = {other.color for other in things if other.kind == t.kind}
+        others = [c for c in COLORS if c not in shown and (c, t.kind) not in UNSEEN_PAIRS]
+        no = rng.choice((rng.choice(absent), f"{rng.choice(others)} {t.kind}"))
+        texts.append(f"there is no {no}")
+        n = kinds.count(t.kind)
+        amount = f"is one {t.kind}" if n == 1 else f"are {NUMBERS[n]} {plural(t.kind)}"
+        texts.append(f"there {amount}")
+        for other in things:
+            if kinds.count(t.kind) == kinds.count(other.kind) == 1 and other is not t:
+                texts.append(f"the {t.kind} is {relation(t, other)} the {other.kind}")
+    rng.shuffle(texts)
+    return " ".join([captions(scene, rng)[0], *map(sentence, texts)])
+
+
 def captions(scene: Scene, rng: random.Random) -> list[str]:
     """Six different captions of the visible things; the first one is complete."""
     things = scene.clear
@@ -109,29 +163,16 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
     ]
     if len(things) > 1:
         a, b = sorted(rng.sample(things, 2), key=lambda t: t.cell)
-        pool += 2 * [f"{sized(a)} {relation(a, b)} {sized(b)}"]
+        pool += 3 * [f"{sized(a)} {relation(a, b)} {sized(b)}"]
         number = NUMBERS[len(things)]
         pool += 2 * [f"{number} things {where(scene)}: {named(things)}"]
-    # what is said of things that are looked for: by kind, by color, by place, in any order
-    some = rng.sample(things, min(3, len(things)))
-    kinds = [t.kind for t in things]
-    colors = [t.color for t in things]
-    by_kind = []
-    by_color = []
-    by_place = []
-    for t in some:
-        if kinds.count(t.kind) == 1:
-            by_kind.append(f"the {t.kind} is {t.size} and {t.color}")
-        if colors.count(t.color) == 1:
-            by_color.append(f"the {t.color} thing is a {t.size} {t.kind}")
-        by_place.append(f"{at(PLACES[t.cell])} there is {sized(t)}")
-    pool += [join(texts) for texts in (by_kind, by_color, by_place) if texts]
     rng.shuffle(pool)
     # whoever sees something strange speaks of it
     for t in things:
         if t.unusual:
             start_strange = rng.choice(("how strange: ", "look, ", "", ""))
             pool.insert(0, start_strange + strange(t, scene))
+    pool = looked_up(things, rng)[:2] + pool
     pool = list(dict.fromkeys(pool))  # some texts stand in it twice: they are likelier
     return [sentence(f"{start}{full}, {where(scene)}")] + [sentence(c) for c in pool[:5]]
 

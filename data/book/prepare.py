@@ -113,17 +113,19 @@ def document(seed: str, level: int, rng: random.Random) -> str:
     """
     if rng.random() < 0.35:
         return facts.page(rng.choice(list(THINGS)), rng)
-    scene = world.make_scene(seed, level, hide=False)
+    # where there is more to tell apart, more must be looked up
+    drawn = [world.make_scene(f"{seed}-{i}", level, hide=False) for i in range(3)]
+    scene = max(drawn, key=lambda scene: len(scene.things))
     world.draw(scene)  # sets the boxes, which decide what is left of what
     captions = language.captions(scene, rng)
     record = record_of(scene, seed, "")
     _, _, book = worlds(level)
-    kind = rng.choices(("captions", "questions", "story", "talk"), (4, 8, 1, 1))[0]
+    kind = rng.choices(("captions", "questions", "story", "talk"), (8, 6, 1, 1))[0]
     lines = [captions[0]]
     drafts = []
     if kind == "captions":
         # whoever reads the same told again must look it up in what stands before
-        return " ".join(rng.sample(captions, len(captions)))
+        return language.retold(scene, rng)
     if kind == "questions":
         makers = rng.choice((SIMPLE, SIMPLE, DEEP))
         drafts = [choose(makers, scene_of(record), rng, book) for _ in range(4)]
@@ -136,7 +138,7 @@ def document(seed: str, level: int, rng: random.Random) -> str:
     for draft in drafts:
         if draft:
             question = worded(draft, phrase_question)
-            lines.append(f"Question: {question}\nAnswer: {draft.full}")
+            lines.append(f"Question: {question}\nAnswer: {draft.answer}")
     return "\n".join(lines)
 
 

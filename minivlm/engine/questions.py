@@ -15,7 +15,9 @@ from minivlm.engine.references import (
     Reference, absent, absent_kind, gives_away, longer, names_of, overlap, refer,
     refer_to_several,
 )
-from minivlm.engine.wording import Scene, Things, World, at, capital, named, there_are
+from minivlm.engine.wording import (
+    Scene, Things, World, at, capital, one_by_one, there_are,
+)
 from minivlm.evaluation.english import article, plural
 from minivlm.evaluation.scene import (
     NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside, named_by,
@@ -30,11 +32,15 @@ class Draft(NamedTuple):
     kind: of the question; without `phrasing`, also the name of its file of phrasings.
     words: slot of the phrasing -> what is put into it.
     word: the answer in one word, or "" if one word is not enough.
-    full: the answer in sentences.
+    full: the answer in sentences, without `seen`.
     expect: a right answer contains one of these texts.
     wrong: a right answer contains none of these texts.
     phrasing: the file of phrasings, if it is not the kind's own.
     about: the object that the question is about, for follow-up questions.
+    seen: sentences that tell what was seen, from which the full answer follows.
+
+    A small model that has to answer at once stays at chance for long. What is seen it has
+    learned to say from captions, and what follows it then reads from its own text.
     """
 
     kind: str
@@ -45,6 +51,12 @@ class Draft(NamedTuple):
     wrong: Texts = ()
     phrasing: str = ""
     about: Thing | None = None
+    seen: str = ""
+
+    @property
+    def answer(self) -> str:
+        """What was seen, then the full answer."""
+        return f"{self.seen} {self.full}".strip()
 
 
 Maker = Callable[[Scene, Random, World], Draft | None]
@@ -65,24 +77,27 @@ def yes_or_no(
 ) -> Draft:
     """A question whose answer is yes or no; the full answer first tells why.
 
-    A single yes or no teaches little: a small model that has to answer at once stays at
-    chance for long. What is seen it has learned to say from captions; what follows from it,
-    and whether that is what was asked, it then reads from its own text.
-
     Args:
         fact: what is true, as a sentence before ", so yes." or ", so no.".
         wrong: texts that say something false.
-        seen: sentences that tell what was seen, from which the fact follows.
     """
     word, other = ("yes", "no") if is_yes else ("no", "yes")
-    full = f"{seen} {capital(fact)}, so {word}.".strip()
-    return Draft(kind, words, word, full, (word,), (*wrong, other), about=about)
+    full = f"{capital(fact)}, so {word}."
+    return Draft(kind, words, word, full, (word,), (*wrong, other), "", about, seen)
 
 
 def i_see(things: Things) -> str:
     """Everything that is seen, from which an answer concludes; "" if it is too much."""
-    few = len({t.name for t in things}) <= 4 and not any(t.crowd for t in things)
-    return f"I see {named(things)}." if few else ""
+    few = len(things) <= 4 and not any(t.crowd for t in things)
+    return f"I see {one_by_one(things)}." if few else ""
+
+
+def seen_for(phrase: str, things: Things) -> str:
+    """What is seen, where it helps to tell whether there is such a thing, and of what color.
+
+    Whoever is asked about the thing at the left looks there at once.
+    """
+    return "" if " at the " in phrase or " in the " in phrase else i_see(things)
 
 
 def values_of(things: Things, world: World) -> dict[str, set[str]]:
@@ -163,7 +178,8 @@ def attribute(what: str) -> Maker:
         words = {"x": phrase}
         wrong = others(what, value, words, scene, world)
         full = what_are(what, reference)
-        return Draft(what, words, word, full, (value,), wrong, about=t)
+        seen = seen_for(phrase, scene.things)
+        return Draft(what, words, word, full, (value,), wrong, about=t, seen=seen)
     return make
 
 
@@ -177,7 +193,7 @@ def position(scene: Scene, rng: Random, world: World) -> Draft | None:
     # places such as "top left" have two words, so none is asked for in one word
     return Draft(
         "position", {"x": phrase}, "", f"The {phrase} is {at(t.place)}.", (t.place,), wrong,
-        about=t,
+        about=t, seen=seen_for(phrase, scene.things),
     )
 
 
@@ -187,8 +203,15 @@ def assumed(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not x:
         return None
     phrasing = rng.choice(("color", "color", "position", "position", "size"))
-    full = f"There is no {x} in the picture."
-    return Draft("assumed", {"x": x}, "", full, (f"there is no {x}",), (), phrasing)
+    return no_such(x, phrasing, scene)
+
+
+def no_such(x: str, phrasing: str, scene: Scene) -> Draft:
+    """A question about something that is not there."""
+    fact = f"there is no {x}"
+    full = capital(f"{fact} in the picture.")
+    seen = i_see(scene.things)
+    return Draft("assumed", {"x": x}, "", full, (fact,), (), phrasing, seen=seen)
 
 
 # --- numbers ---
@@ -222,7 +245,8 @@ def count(scene: Scene, rng: Random, world: World) -> Draft | None:
     word = NUMBERS[n] if n else "zero"
     expect = (word, str(n)) if n else ("zero", "no", "0")
     wrong = tuple(other for other in (*NUMBERS, "zero") if other not in expect)
-    return Draft("count", words, word, there_are(n, phrase), expect, wrong)
+    seen = i_see(scene.things)
+    return Draft("count", words, word, there_are(n, phrase), expect, wrong, seen=seen)
 
 
 def compare_number(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -374,11 +398,11 @@ def larger_of(scene: Scene, rng: Random, world: World) -> Draft | None:
     if overlap([phrase, other]):
         return None
     first, second = rng.sample(pair, 2)  # the order must not tell which one it is
-    full = f"{what_are('size', first, second)} The {phrase} is larger."
     wrong = (f"the {other} is larger", *longer(phrase))
     return Draft(
-        "larger_of", {"x": first[1], "y": second[1]}, "", full,
-        (f"the {phrase} is larger", f"it is the {phrase}"), wrong, about=large
+        "larger_of", {"x": first[1], "y": second[1]}, "", f"The {phrase} is larger.",
+        (f"the {phrase} is larger", f"it is the {phrase}"), wrong, about=large,
+        seen=what_are("size", first, second),
     )
 
 
@@ -394,10 +418,10 @@ def nearer(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     near, far = (y, z) if gaps[0] < gaps[1] else (z, y)
     words = {"x": x, "y": y, "z": z}
-    full = f"{where_are(*three)} The {near} is nearer to the {x}.".strip()
+    full = f"The {near} is nearer to the {x}."
     wrong = (f"the {far} is nearer", *longer(near))
     expect = (f"the {near} is nearer", f"it is the {near}")
-    return Draft("nearer", words, "", full, expect, wrong)
+    return Draft("nearer", words, "", full, expect, wrong, seen=where_are(*three))
 
 
 def same(scene: Scene, rng: Random, world: World) -> Draft | None:

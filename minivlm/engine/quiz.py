@@ -112,7 +112,7 @@ def form_of(
     if word and style != "sentence":
         forms.append(word)
     if style != "word":
-        forms.append(full)
+        forms.append(rf"(i see [^.]+\. )?({full})")
     slots = dict(SLOTS)
     for slot, text in words.items():
         slots[slot] = re.escape(text)
@@ -228,7 +228,7 @@ def lines_of(
         if q.before:
             first = worded(q.before, phrase_question)
             before = [{"from": "human", "value": first},
-                      {"from": "gpt", "value": q.before.full}]
+                      {"from": "gpt", "value": q.before.answer}]
         kind = "private" if border == "private" else q.draft.kind
         line = {
             "id": f"{record['id']}-{i}", "image": record["image"], "kind": kind,

@@ -9,10 +9,12 @@ from random import Random
 
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.questions import (
-    FACT, TRIES, Draft, Texts, i_see, others, what_are, yes_or_no,
+    FACT, TRIES, Draft, Texts, i_see, no_such, others, what_are, yes_or_no,
 )
 from minivlm.engine.references import absent_kind, gives_away, names_of, refer
-from minivlm.engine.wording import Scene, World, at, named, sentence, summary
+from minivlm.engine.wording import (
+    Scene, World, at, named, one_by_one, sentence, summary,
+)
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import PLACES, Thing
 from minivlm.metrics import words_of
@@ -29,6 +31,15 @@ def oddities(scene: Scene) -> list[Thing]:
 def visible(scene: Scene) -> list[Thing]:
     """The things that can be seen: a description may use others, nobody sees them."""
     return [t for t in scene.things if not t.hidden]
+
+
+def where_all_are(scene: Scene) -> str:
+    """Say of everything that is seen where it is; "" if it is too much or not known."""
+    things = visible(scene)
+    if not all(t.zone for t in things):
+        return i_see(things)
+    sentences = [f"There is {article(t.name)} {t.zone}." for t in things]
+    return " ".join(dict.fromkeys(sentences)) if i_see(things) else ""
 
 
 def keep(share: float, rng: Random) -> bool:
@@ -54,12 +65,12 @@ def strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not world.facts:
         return None
     odd = oddities(scene)
-    seen = i_see(visible(scene))
+    seen = where_all_are(scene)
     if odd:
         fact = join([t.unusual for t in odd])
         draft = yes_or_no("strange", {}, True, fact, (USUAL,), odd[0], seen)
         draft = draft._replace(expect=reasons(odd))
-    elif keep(0.3, rng):
+    elif keep(0.7, rng):
         draft = yes_or_no("usual", {}, False, USUAL, seen=seen)
         draft = draft._replace(expect=("no", USUAL), phrasing="strange")
     else:
@@ -71,14 +82,16 @@ def strange(scene: Scene, rng: Random, world: World) -> Draft | None:
 def what_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     """What is unusual here? Where nothing is, the question is of kind "usual"."""
     odd = oddities(scene)
-    if not world.facts or (not odd and not keep(0.2, rng)):
+    if not world.facts or (not odd and not keep(0.5, rng)):
         return None
-    seen = i_see(visible(scene))
+    seen = where_all_are(scene)
     if not odd:
-        full = f"{seen} Nothing is unusual: {USUAL}.".strip()
-        return Draft("usual", {}, "", full, ("nothing", USUAL), phrasing="what_strange")
-    full = f"{seen} {sentence(join([t.unusual for t in odd]))}".strip()
-    return Draft("what_strange", {}, "", full, reasons(odd), (USUAL,), about=odd[0])
+        full = f"Nothing is unusual: {USUAL}."
+        return Draft("usual", {}, "", full, ("nothing", USUAL), (), "what_strange", seen=seen)
+    full = sentence(join([t.unusual for t in odd]))
+    return Draft(
+        "what_strange", {}, "", full, reasons(odd), (USUAL,), about=odd[0], seen=seen
+    )
 
 
 def reasons(odd: list[Thing]) -> Texts:
@@ -245,15 +258,15 @@ def fact(
     blind = [name for name in names if t.kind not in name.split()]
     phrase = rng.choice(blind or names)
     full = sentence(told(t.kind, aspect, untold or world))
-    if t.kind not in phrase.split():
-        full = f"{what_are('kind', (t, phrase))} {full}"
+    seen = "" if t.kind in phrase.split() else what_are("kind", (t, phrase))
     value = known[t.kind][aspect]
     all_values = {facts[aspect] for facts in known.values() if aspect in facts}
     # "wood" is a part of the right answer "wood and cloth", so it is not wrong; nor is
     # "fish", which a cat eats, in "A fish eats water plants."
     wrong = {v for v in all_values if words_of(v) not in words_of(full)}
     return Draft(
-        "fact", {"x": phrase}, "", full, (value,), tuple(sorted(wrong)), f"fact_{aspect}", t
+        "fact", {"x": phrase}, "", full, (value,), tuple(sorted(wrong)), f"fact_{aspect}", t,
+        seen,
     )
 
 
@@ -263,8 +276,7 @@ def assumed_fact(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not x or not world.facts:
         return None
     phrasing = rng.choice(("belongs", "why_strange", "left_without"))
-    full = f"There is no {x} in the picture."
-    return Draft("assumed", {"x": x}, "", full, (f"there is no {x}",), (), phrasing)
+    return no_such(x, phrasing, scene)
 
 
 # --- follow-ups: questions about "it" ---
@@ -284,7 +296,7 @@ def follow_up(draft: Draft, scene: Scene, rng: Random, world: World) -> Draft | 
         full = f"Yes, I am sure: {again}"
         choices.append(Draft("sure", {}, "", full, ("sure",), ("not sure",)))
     if draft.kind == "exist":
-        seen = named(scene.things)
+        seen = one_by_one(scene.things)
         choices.append(Draft("why", {}, "", f"Because I see {seen}.", (seen,)))
     return rng.choice(choices) if choices else None
 
@@ -294,7 +306,9 @@ def about_it(draft: Draft, scene: Scene, world: World) -> list[Draft]:
     t = draft.about
     if t is None:
         return []
-    said = words_of(" ".join([*draft.words.values(), draft.full]))
+    # a list of all that is seen tells nothing of "it" yet
+    rest = draft.answer.replace(i_see(scene.things), "")
+    said = words_of(" ".join([*draft.words.values(), rest]))
     found = []
     for kind, what in (("and_color", "color"), ("and_size", "size")):
         value = getattr(t, what)

@@ -29,7 +29,7 @@ SIMPLE: dict[Maker, int] = {
     ask.exist: 14, ask.attribute("color"): 7, ask.attribute("kind"): 6,
     ask.attribute("size"): 6, ask.count: 9, ask.position: 7, ask.relation: 10,
     ask.negation: 2, ask.compare_number: 1, ask.compare_size: 1, ask.same: 1,
-    ask.larger_of: 1, ask.assumed: 12, scenes.assumed_fact: 2, scenes.strange: 8,
+    ask.larger_of: 1, ask.assumed: 9, scenes.assumed_fact: 2, scenes.strange: 8,
     scenes.what_strange: 6, scenes.why_strange: 2, scenes.belongs: 8, scenes.day_night: 1,
     scenes.setting: 1, scenes.fact: 5, scenes.happening: 1,
 }
@@ -40,9 +40,9 @@ DEEP: dict[Maker, int] = {
     scenes.hear: 2, scenes.left_without: 3, scenes.story: 3, scenes.fact: 3,
 }
 TALK = ("greeting", "thanks", "thanks", "bye", "who", "able", "offer", "offer", "offer")
-# Most people ask for no style. A sentence that repeats what is asked about is learned much
-# sooner than one word.
-STYLES = ("", "", "", "word", "sentence")
+# Most people ask for no style. Answers that tell what was seen are learned much sooner than
+# one sentence, and this sooner than one word.
+STYLES = ("", "", "", "", "", "", "word", "sentence")
 FOLLOWED = 0.12  # share of the questions that are followed by one about "it"
 
 
@@ -95,8 +95,9 @@ def in_style(style: str, draft: Draft) -> tuple[str, str]:
     """The style, and the answer in it; the style becomes "" where no answer can have it."""
     if style == "word" and draft.word:
         return style, draft.word
-    # some answers take several sentences
-    return (style if style_ok(draft.full, style) else ""), draft.full
+    if style == "sentence" and style_ok(draft.full, style):
+        return style, draft.full
+    return "", draft.answer  # some answers take several sentences
 
 
 def worded(draft: Draft, phrase_question: Phraser, style: str = "") -> str:
@@ -162,7 +163,7 @@ def conversation(
         if rng.random() < FOLLOWED:
             more = scenes.follow_up(draft, scene, rng, world)
             if more:
-                blocks[-1].append((worded(more, phrase_question), more.full))
+                blocks[-1].append((worded(more, phrase_question), more.answer))
     # lists and refusals, which are made first, must not always stand first
     rng.shuffle(blocks)
     return [qa for block in first + blocks + last for qa in block]
@@ -211,7 +212,7 @@ def write(kind: str, record: dict, rng: Random, world: World) -> str:
         dialogue = conversation(visible, rng, world, phrase_question)
     else:
         draft = choose(DEEP, scene_of(record, hidden=True), rng, world)
-        dialogue = [(worded(draft, phrase_question), draft.full)] if draft else []
+        dialogue = [(worded(draft, phrase_question), draft.answer)] if draft else []
     if not dialogue:
         raise ValueError("nothing can be asked that has one answer")
     return "".join(f"Question:\n{q}\n===\nAnswer:\n{a}\n===\n" for q, a in dialogue)

@@ -108,6 +108,19 @@ def named(things: Things) -> str:
     return join(parts)
 
 
+def one_by_one(things: Things) -> str:
+    """Name every thing by itself: "a red car, another red car, a cat and a tree".
+
+    Whoever says "two red cars" must have counted before the first word; whoever names one
+    thing after the other can count them afterwards.
+    """
+    parts: list[str] = []
+    for t in things:
+        again = article(t.name) in parts
+        parts.append(f"another {t.name}" if again else article(t.name))
+    return join(parts)
+
+
 def capital(text: str) -> str:
     """Make the first letter of a text a capital one."""
     return text[:1].upper() + text[1:]

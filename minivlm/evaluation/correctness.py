@@ -16,6 +16,10 @@ UNSET = {
 }
 
 
+# an answer may first tell all that is seen; what it then says is judged
+SEEN = re.compile(r"\s*I see [^.]+\.\s+(?=\S)", re.IGNORECASE)
+
+
 def check_names(q: dict, phrases: metrics.Phrases) -> str:
     """Say which object of `names` no phrase stands for; "" if there is none.
 
@@ -60,7 +64,9 @@ def is_right(answer: str, q: dict, phrases: metrics.Phrases) -> bool | None:
         phrases: those of meta.json; without them `names` cannot be checked.
     """
     if q["expect"]:
-        return metrics.answer_ok(answer, q["expect"], q["wrong"])
+        said = SEEN.match(answer)
+        concluded = answer[said.end():] if said else answer
+        return metrics.answer_ok(concluded, q["expect"], q["wrong"])
     if q["names"] and phrases:
         named = set(metrics.mentions(answer, phrases))
         return set(q["names"]) <= named <= {*q["names"], *q["may"]}

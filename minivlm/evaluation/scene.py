@@ -218,7 +218,7 @@ def beside(a: Thing, b: Thing, relation: str) -> bool:
 
 WORDS = r"[a-z][a-z' -]*?"
 N = "|".join(NUMBERS)
-SOME = rf"(?:an?|{'|'.join(NUMBERS[1:])}) {WORDS}"                   # "a ring", "two rings"
+SOME = rf"(?:an?|another|{'|'.join(NUMBERS[1:])}) {WORDS}"           # "a ring", "two rings"
 LIST = rf"{SOME}(?:(?:, {SOME})* and {SOME})?"                       # "a ring and two dogs"
 WHERE = r"(?:at|in|on) (?:the|a) ([a-z ]+?)(?: corner| side)?"
 # a sentence is read by the first pattern that fits all of it: special ones come first
@@ -438,7 +438,7 @@ def _amounts(phrase: str) -> Counter[str]:
         first, _, rest = part.partition(" ")
         if first in NUMBERS:
             amounts[rest] += NUMBERS.index(first)
-        elif first in ("a", "an"):
+        elif first in ("a", "an", "another"):
             amounts[rest] += 1
         else:
             amounts[part] += 1

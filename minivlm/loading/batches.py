@@ -53,7 +53,7 @@ class Batch:
     def split(self, n: int) -> list["Batch"]:
         """Cut the batch into n micro-batches, for gradient accumulation.
 
-        Their numbers of rows differ by one at most. The micro-batches keep the batch's T.
+        Their numbers of rows differ by one at most. Each has the T of its own longest row.
 
         Raises:
             ValueError: if there are fewer rows than micro-batches.
@@ -71,7 +71,12 @@ class Batch:
             rows = slice(B * i // n, B * (i + 1) // n)
             stop = start + sum(self.n_images[rows])
             images = self.images[start:stop] if stop > start else None
-            parts.append(Batch(images=images, **{k: v[rows] for k, v in fields.items()}))
+            part = Batch(images=images, **{k: v[rows] for k, v in fields.items()})
+            T = int(part.lengths.max())
+            for name in ("idx", "targets", "segments"):
+                if name in fields:
+                    setattr(part, name, getattr(part, name)[:, :T])
+            parts.append(part)
             start = stop
         return parts
 
@@ -145,10 +150,9 @@ def shuffled(
 ) -> list[int]:
     """Choose the records of a step's batch. Each epoch has a new random order.
 
-    If `lengths` are given, the records of every 8 batches are sorted by length before they
-    are divided into batches. The rows of one batch then have nearly the same length, so
-    little time is spent on pads. The order of the batches stays random. (LLaVA groups rows
-    by length too, and reports about 25 % less time.)
+    If `lengths` are given, the batch's records are sorted by them. Micro-batches then hold
+    rows of nearly the same length, and little time is spent on pads. Whole batches of one
+    length would save more, but teach less (docs/lessons.md).
 
     Args:
         step: counts from 0 over all epochs.
@@ -173,14 +177,11 @@ def shuffled(
     n_batches = n // batch_size
     epoch, i = divmod(step, n_batches)
     generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
-    order = torch.randperm(n, generator=generator)[: n_batches * batch_size]
+    order = torch.randperm(n, generator=generator)
+    chosen = order[i * batch_size:(i + 1) * batch_size]
     if lengths is not None:
-        groups = order.split(8 * batch_size)
-        order = torch.cat([group[lengths[group].argsort(stable=True)] for group in groups])
-    batches = order.view(n_batches, batch_size)
-    if lengths is not None:  # otherwise every 8 batches would go from short to long rows
-        batches = batches[torch.randperm(n_batches, generator=generator)]
-    return batches[i].tolist()
+        chosen = chosen[lengths[chosen].argsort(stable=True)]
+    return chosen.tolist()
 
 
 def hash_seed(*numbers: int) -> int:

@@ -26,7 +26,9 @@ from minivlm.gpt import GPTConfig
 from minivlm.loading.images import MEAN, STD
 from minivlm.loading.models import fit_of, vlm_from
 from minivlm.pretrained.tokenizers import pre_tokenizer
-from minivlm.pretrained.weight_names import clip_names, gpt2_names, llava_names, to_theirs
+from minivlm.pretrained.weight_names import (
+    GPT2_ACTS, clip_names, gpt2_names, llava_names, to_theirs,
+)
 from minivlm.pretrained.weights import safetensors
 from minivlm.running import checkpoint
 from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
@@ -143,7 +145,7 @@ def gpt2_config(c: GPTConfig) -> dict:
     return {
         "model_type": "gpt2", "vocab_size": c.vocab_size, "n_positions": c.block_size,
         "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": None,
-        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "activation_function": GPT2_ACTS[c.act], "layer_norm_epsilon": 1e-5,
         "embd_pdrop": c.dropout, "attn_pdrop": c.dropout, "resid_pdrop": c.dropout,
         # generation_config.json tells which token ends a text
         "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True,

@@ -18,6 +18,9 @@ Names = list[tuple[str, tuple[str, ...], bool]]
 # old files hold these as well; they are constants, not weights
 BUFFERS = re.compile(r"(position_ids|h\.\d+\.attn\.(masked_)?bias)$")
 
+# our activation -> GPT2Config's activation_function
+GPT2_ACTS = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
+
 # --- one module ---
 
 

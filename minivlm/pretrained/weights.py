@@ -22,7 +22,7 @@ from minivlm.gpt import GPT, GPTConfig
 from minivlm.loading.images import MEAN, STD
 from minivlm.loading.models import check_fit
 from minivlm.pretrained.tokenizers import read_tokenizer
-from minivlm.pretrained.weight_names import clip_names, gpt2_names, to_ours
+from minivlm.pretrained.weight_names import GPT2_ACTS, clip_names, gpt2_names, to_ours
 from minivlm.running.files import brief, expect, first_line, read_json
 from minivlm.vit import ViTConfig
 
@@ -112,10 +112,16 @@ def read_gpt2(folder: str | Path) -> dict:
     folder = Path(folder)
     config = read_json(folder / "config.json")
     expect(
-        config, folder, model_type="gpt2", activation_function="gelu_new",
-        layer_norm_epsilon=1e-5, scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
+        config, folder, model_type="gpt2", layer_norm_epsilon=1e-5,
+        scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+        add_cross_attention=False,
     )
+    acts = {theirs: ours for ours, theirs in GPT2_ACTS.items()}
+    act = config.get("activation_function", "gelu_new")
+    if act not in list(acts):  # it may be of any type
+        raise ValueError(
+            f"{folder}: activation_function is {brief(act)}, minivlm has {', '.join(acts)}"
+        )
     C, n_layer, n_head, T, V = sizes(
         config, folder, n_embd=768, n_layer=12, n_head=12, n_positions=1024,
         vocab_size=50257,
@@ -139,7 +145,7 @@ def read_gpt2(folder: str | Path) -> dict:
         raise ValueError(f"{folder}: {known} tokens do not fit {V} embeddings")
     new = wte[:known].mean(0, keepdim=True).expand(tokenizer.vocab_size - known, -1)
     ours["wte.weight"] = ours["head.weight"] = torch.cat([wte[:known], new])
-    c = GPTConfig(tokenizer.vocab_size, T, n_layer, n_head, C)
+    c = GPTConfig(tokenizer.vocab_size, T, n_layer, n_head, C, act=acts[act])
     return {
         "stage": "lm", "configs": {"model": asdict(c)}, "model": ours,
         "tokenizer": tokenizer.to_text(),

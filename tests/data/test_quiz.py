@@ -11,18 +11,26 @@ from data import quiz
 from data.book.language import phrases
 from data.book.prepare import worlds
 from minivlm.engine import questions as ask
+from minivlm.engine.questions import Draft
 from minivlm.engine.quiz import Question, form_of, questions_of
 from minivlm.engine.template import scene_of
 from minivlm.engine.wording import World, world_of
 from minivlm.evaluation import measure
+from minivlm.evaluation.correctness import UNSET, is_right
 from minivlm.evaluation.english import article, join
 from minivlm.evaluation.scene import claims, holds, things_of
-from minivlm.metrics import answer_ok, style_ok
+from minivlm.metrics import style_ok
 from test_instruct import WORLD, book_scene, folder, read, scene
 
 NAMES = frozenset(WORLD.names)
 FOLLOW_UPS = ("and_color", "and_size", "and_where", "sure", "why")
 UNREAD = ("unknowable", "unsafe", "and_color", "and_size", "and_where")  # "it is red"
+
+
+def right(answer: str, draft: Draft) -> bool:
+    """Whether an answer to a question with an expected answer is right."""
+    expected = {"kind": draft.kind, "expect": draft.expect, "wrong": draft.wrong}
+    return is_right(answer, UNSET | expected, {})
 
 
 def kind_of(q: Question) -> str:
@@ -44,7 +52,7 @@ def test_the_right_answer_is_taken_and_that_of_another_picture_is_not():
             if not q.draft.expect:
                 continue
             kinds[kind_of(q)] += 1
-            assert answer_ok(q.answer, q.draft.expect, q.draft.wrong), q
+            assert right(q.answer, q.draft), q
             assert style_ok(q.answer, q.style), q
             if q.style != "word" and kind_of(q) not in UNREAD:
                 read_, _ = claims(q.answer)
@@ -54,7 +62,7 @@ def test_the_right_answer_is_taken_and_that_of_another_picture_is_not():
             last[kind_of(q)] = q
             if set(q.draft.expect) == set(other.draft.expect):
                 continue
-            if answer_ok(other.answer, q.draft.expect, q.draft.wrong):
+            if right(other.answer, q.draft):
                 taken.append((q, other))
             else:
                 refused[kind_of(q)] += 1
@@ -80,7 +88,7 @@ def test_the_right_answer_about_a_picture_of_the_book_is_taken():
             kinds[kind_of(q)] += 1
             if not q.draft.expect:
                 continue
-            assert answer_ok(q.answer, q.draft.expect, q.draft.wrong), q
+            assert right(q.answer, q.draft), q
             assert style_ok(q.answer, q.style), q
             if q.form:
                 line = {"kind": kind_of(q), "style": q.style, "form": q.form}
@@ -90,8 +98,8 @@ def test_the_right_answer_about_a_picture_of_the_book_is_taken():
                 assert bool(untold.facts.get(q.draft.about.kind, {}).get(
                     q.draft.phrasing.removeprefix("fact_"))) == (kind_of(q) == "untold")
             if kind_of(q) in ("strange", "what_strange") and q.draft.about:
-                assert not answer_ok("No, everything is as usual.", q.draft.expect, q.draft.wrong)
-                assert not answer_ok("Yes.", q.draft.expect, q.draft.wrong)
+                assert not right("No, everything is as usual.", q.draft)
+                assert not right("Yes.", q.draft)
     assert set(kinds) >= {"strange", "what_strange", "why_strange", "belongs", "day_night",
                           "setting", "activity", "hear", "happening", "story", "fact", "untold",
                           "greeting", "thanks", "bye", "who", "able", "offer", "unsafe", "harmless"}
@@ -101,7 +109,7 @@ def test_the_right_answer_about_a_picture_of_the_book_is_taken():
             # "The red thing is a cloud. A cloud ..." holds "a cloud", whatever it goes on to say
             seen = other.answer.partition(". ")[0]
             if q.draft.expect != other.draft.expect and q.draft.expect[0] not in seen:
-                assert not answer_ok(other.answer, q.draft.expect, q.draft.wrong), (q, other)
+                assert not right(other.answer, q.draft), (q, other)
 
 
 RINGS = {"objects": [
@@ -141,18 +149,18 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      "The red object is a ring. The green object is a dog. The red object and the green object "
      "have different kinds, so no.", "No",
      "No, the red object and the green object have the same kind."),
-    (ask.attribute("size"), {"x": "red ring"}, "The red ring is small.", "Small",
+    (ask.attribute("size"), {"x": "red ring"}, f"{SEEN} The red ring is small.", "Small",
      "Large or small."),
-    (ask.attribute("color"), {"x": "dog"}, "The dog is green.", "green!", "blue"),
+    (ask.attribute("color"), {"x": "dog"}, f"{SEEN} The dog is green.", "green!", "blue"),
     (ask.one_more, {"a": "a ring", "x": "ring", "xs": "rings"},
      "There are two rings. With one more there would be three.",
      "there are two rings; with one more there would be three",
      "There are five rings. With one more there would be three."),
-    (ask.count, {"x": "cat", "xs": "cats"}, "There are no cats.", "There are no cats.", "One"),
-    (ask.count, {"x": "ring", "xs": "rings"}, "There are two rings.", "2", "There are no rings."),
-    (ask.position, {"x": "red ring"}, "The red ring is at the top.", "At the top.",
+    (ask.count, {"x": "cat", "xs": "cats"}, f"{SEEN} There are no cats.", "There are no cats.", "One"),
+    (ask.count, {"x": "ring", "xs": "rings"}, f"{SEEN} There are two rings.", "2", "There are no rings."),
+    (ask.position, {"x": "red ring"}, f"{SEEN} The red ring is at the top.", "At the top.",
      "At the top left."),
-    (ask.attribute("kind"), {"x": "red object"}, "The red object is a ring.", "Ring", "A dog."),
+    (ask.attribute("kind"), {"x": "red object"}, f"{SEEN} The red object is a ring.", "Ring", "A dog."),
     (ask.next_to, {"x": "blue ring", "r": "above"},
      "The thing at the top is above the blue ring. The thing at the top is red.",
      "What is above the blue ring is red.", "Green"),
@@ -166,18 +174,16 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
     (ask.nearer, {"x": "blue ring", "y": "red ring", "z": "dog"},
      "The blue ring is at the bottom. The red ring is at the top. The dog is at the bottom left. "
      "The dog is nearer to the blue ring.", "The dog is nearer.", "The red ring is nearer."),
-    (ask.assumed, {"x": "cat"}, "There is no cat in the picture.", "There is no cat.",
+    (ask.assumed, {"x": "cat"}, f"{SEEN} There is no cat in the picture.", "There is no cat.",
      "The cat is red."),
 ])
 def test_what_is_right_worked_by_hand(make, words, full, good, bad):
     """Catches words of the question held against the answer, and halves of other answers taken."""
     shown = scene_of(RINGS)
     drafts = [make(shown, random.Random(i), World(names=NOUNS)) for i in range(3000)]
-    found = [d for d in drafts if d and (d.words, d.full) == (words, full)]
-    assert found, {d.full for d in drafts if d and d.words == words}
-    expect, wrong = found[0].expect, found[0].wrong
-    assert answer_ok(full, expect, wrong) and answer_ok(good, expect, wrong)
-    assert not answer_ok(bad, expect, wrong)
+    found = [d for d in drafts if d and (d.words, d.answer) == (words, full)]
+    assert found, {d.answer for d in drafts if d and d.words == words}
+    assert right(full, found[0]) and right(good, found[0]) and not right(bad, found[0])
 
 
 def test_both_files_ask_the_same_in_other_words_and_a_teacher_scores_one(tmp_path):
@@ -262,7 +268,7 @@ def test_pictures_without_colors_and_with_places_of_their_own_are_asked_about():
         for record, names in ((photo, kinds), (tiles, ("yellow circle", "black square"))):
             for q in questions_of(record, rng, World(names=names)):
                 if q.draft.expect:
-                    assert answer_ok(q.answer, q.draft.expect, q.draft.wrong), q
+                    assert right(q.answer, q.draft), q
                 if q.form and q.answer:
                     assert measure.follows(q.answer, {"kind": "", "style": q.style,
                                                       "form": q.form}), q

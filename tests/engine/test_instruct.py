@@ -87,10 +87,10 @@ def test_every_sentence_of_the_offline_teacher_is_understood_and_true():
                 if draft is None:
                     continue
                 kinds[draft.kind] += 1
-                known, other = claims(draft.full)
+                known, other = claims(draft.answer)
                 steps = ("is one of them", "are left", "with one more")
                 extra = [s for s in other if not any(step in s for step in steps)]
-                assert known and not extra, draft.full
+                assert known and not extra, draft.answer
                 assert all(holds(c, shown.things, NAMES) for c in known), (draft, shown)
                 if draft.word in ("yes", "no"):
                     assert draft.full.endswith(f", so {draft.word}.")

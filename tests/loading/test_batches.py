@@ -123,6 +123,16 @@ def test_a_batch_splits_into_parts_that_hold_their_own_pictures():
     assert torch.equal(torch.cat([p.lengths for p in parts]), batch.lengths)
 
 
+def test_a_part_is_as_wide_as_its_longest_row():
+    """Catches parts that keep the pads of the whole batch, and a row that is cut."""
+    rows = [([1] * n, [False] + [True] * (n - 1)) for n in (2, 3, 5, 9)]
+    segments = [[0] + [1] * (len(tokens) - 1) for tokens, _ in rows]
+    short, long = collate(rows, 0, 9, segments=segments).split(2)
+    assert short.idx.shape == short.targets.shape == short.segments.shape == (2, 2)
+    assert long.idx.shape == long.targets.shape == long.segments.shape == (2, 8)
+    assert short.n_supervised + long.n_supervised == 1 + 2 + 4 + 8
+
+
 def test_a_part_without_pictures_has_none():
     """Catches an empty picture tensor, which a ViT would still be called with."""
     rows = [([1, 2], [False, True])] * 4
@@ -566,35 +576,13 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert len({hash_seed(a, b) for a in range(20) for b in range(20)}) == 400
 
 
-@pytest.mark.parametrize("n, batch_size", [(200, 5), (83, 4), (16, 16)])
-def test_batches_of_equal_length_still_show_every_record_once(n, batch_size):
-    """Catches grouping by length that repeats or loses records or depends on more than the step."""
-    lengths = torch.randint(5, 60, (n,))
-    per_epoch = n // batch_size
-    for epoch in range(2):
-        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        made = [shuffled(step, batch_size, n, 3, lengths) for step in steps]
-        assert made == [shuffled(step, batch_size, n, 3, lengths) for step in steps]
-        plain = sum((shuffled(step, batch_size, n, 3) for step in steps), [])
-        assert sorted(sum(made, [])) == sorted(plain) and len(set(plain)) == per_epoch * batch_size
-
-
-def test_grouping_by_length_saves_padding_and_keeps_the_order_random():
-    """Catches groups that are not sorted, and batches that run from short to long.
-
-    Rows of 1 .. 400 tokens: a batch of 5 out of a sorted group of 40 spans about 50, a random one
-    about 270.
-    """
-    lengths = torch.arange(1, 401)
-
-    def spans(given) -> int:
-        made = [lengths[shuffled(s, 5, 400, 0, given)] for s in range(80)]
-        return sum(int(rows.max() - rows.min()) for rows in made)
-
-    assert spans(lengths) < 0.35 * spans(None)
-    longest = [int(lengths[shuffled(s, 5, 400, 0, lengths)].max()) for s in range(80)]
-    rises = sum(a < b for a, b in zip(longest, longest[1:]))
-    assert 25 < rises < 55
+def test_a_batch_is_sorted_by_length_and_holds_what_it_holds_unsorted():
+    """Catches whole batches of one length, rows lost in sorting, and the longest first."""
+    lengths = torch.randint(5, 60, (83,))
+    for step in range(40):
+        made = shuffled(step, 4, 83, 3, lengths)
+        assert sorted(made) == sorted(shuffled(step, 4, 83, 3))
+        assert lengths[made].tolist() == sorted(lengths[made].tolist())
 
 
 def test_a_batch_larger_than_the_data_is_refused():
