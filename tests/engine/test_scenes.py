@@ -151,6 +151,21 @@ def test_the_answer_of_an_oddity_says_which():
         "red fish", "fish", "red object", "red thing", "small red fish", "thing at the top"}
 
 
+def test_what_is_seen_is_said_first_and_one_thing_at_a_time():
+    """Catches "two white ducks", which had to be counted first, and a list where none is needed."""
+    ducks = Scene([DUCK, DUCK, FISH])
+    seen = "I see a white duck, another white duck and a red fish."
+    assert {d.seen for make in (ask.exist, ask.count, ask.assumed, scenes.strange)
+            for d in drafts(make, ducks)} == {seen}
+    assert {d.seen for d in drafts(ask.exist, Scene([DUCK] * 5))} == {""}
+    for d in drafts(ask.attribute("color")) + drafts(ask.position):
+        assert d.seen == ("" if " at the " in d.words["x"] else SEEN)
+    flying = replace(FISH, zone="in the sky")
+    assert answers(scenes.strange, Scene([flying, replace(DUCK, zone="in the water")])) == {
+        "There is a red fish in the sky. There is a white duck in the water. A fish is in the sky, "
+        "and fish belong in the water, so yes."}
+
+
 # --- two and three objects ---
 
 
