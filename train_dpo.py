@@ -71,7 +71,7 @@ class Config:
     # optimization
     steps: int = 200  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pairs per step
-    grad_accum: int = 2  # >= 1; micro-batches per step, each with rows of similar lengths
+    grad_accum: int = 2  # >= 1; micro-batches of similar lengths; more of them take less memory
     lr: float = 1e-4  # >= 0; peak learning rate of AdamW
     muon_lr: float = 0.0  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.0  # >= 0; on matrices and embeddings

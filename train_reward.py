@@ -61,7 +61,7 @@ class Config:
     margin: float = 0.0  # >= 0; margin of a pair, in log-odds per point between its ratings
     steps: int = 900  # >= 0; optimizer steps
     batch_size: int = 16  # >= 1; prompts per step, each with all its answers
-    grad_accum: int = 2  # >= 1; micro-batches per step, each with rows of similar lengths
+    grad_accum: int = 2  # >= 1; micro-batches of similar lengths; more of them take less memory
     lr: float = 5e-4  # >= 0; peak learning rate of AdamW: embeddings, norms, head, biases
     muon_lr: float = 0.003  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
@@ -185,7 +185,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch = collate(rows, tokenizer.pad, block_size, names, images, n_images, segments)
         return batch, ranks, ratings
 
-    # in characters, which is good enough to put prompts of similar length into a batch
+    # in characters, which is good enough to put prompts of similar length into a micro-batch
     lengths = torch.tensor([sum(map(len, r["responses"])) for r in rankings])
 
     def make_parts(step: int) -> list[Part]:

@@ -53,7 +53,7 @@ class Config:
     # optimization
     steps: int = 1500  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; conversations per step
-    grad_accum: int = 4  # >= 1; micro-batches per step, each with rows of similar lengths
+    grad_accum: int = 4  # >= 1; micro-batches of similar lengths; more of them take less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
     muon_lr: float = 0.01  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings

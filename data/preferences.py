@@ -71,7 +71,7 @@ class Config:
     questions: str = "prompts"  # which file of the data folder holds the questions
     records: str = "train"  # which file of the data folder describes the pictures
     out: str = ""  # file to write; empty = preferences.jsonl in the data folder
-    n: int = 6000  # >= 1; questions to draw; one that gets a single answer is left out
+    n: int = 8000  # >= 1; questions to draw; one that gets a single answer is left out
     n_val: int = 600  # >= 1; rankings to hold out, by picture
     trl: bool = False  # write the pairs in the layout of TRL too
     # answers

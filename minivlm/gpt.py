@@ -3,8 +3,9 @@
     logits[:, t] = head(norm(blocks(embed(idx) + pos)))[:, t]   predicts idx[:, t + 1]
 
 The architecture is exactly GPT-2's, so published GPT-2 weights fit. With `rotary_base`,
-queries and keys are rotated as well, as in later models. A small model learns sooner from
-distances how to look words up in what it has read.
+queries and keys are rotated as well, as in later models, and the heads start as
+`init_lookup_heads` says. A small model learns sooner from distances how to look words up in
+what it has read.
 
 Source: Radford et al. 2019 (GPT-2).
 """
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from minivlm.cache import KVCache
 from minivlm.attention_masks import mask_for, segment_positions
-from minivlm.transformer import Block, init_weights, rotation, start_looking
+from minivlm.transformer import Block, init_lookup_heads, init_weights, rotation
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(C, config.vocab_size, bias=False)
         init_weights(self)
         if base:
-            start_looking(self.blocks, base)
+            init_lookup_heads(self.blocks, base)
         self.head.weight = self.wte.weight  # tied, as in GPT-2
 
     def forward(self, idx: Tensor | None = None, **options) -> Tensor:

@@ -172,25 +172,26 @@ def init_weights(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def start_looking(blocks: nn.ModuleList, base: float) -> None:
-    """Let heads begin with what trained language models are found to do.
+def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
+    """Let heads begin near what looking words up needs.
 
     To look a word up in what was read, a head must compare words, and the heads before it
     must have told each word what stands before it. From random weights a small model
     finds this pair late, if at all (docs/lessons.md). Here it begins near it:
 
-        all heads        keys = queries: a position looks at positions like itself
-        heads 0 and 1 of the first two blocks: also at the position 1 or 2 places before
+        all heads                                 keys = queries = 3 times the drawn queries
+        heads 0 and 1 of the first two blocks     also look 1 or 2 positions back
 
-    The second comes from biases. Where q has the angle p theta and k the angle
+    The first is a simple form of mimetic initialization: a position looks at positions like
+    itself. The second comes from biases: where a query is rotated by p theta and a key by
     (p' + d) theta, their product is largest at p - p' = d.
 
     Args:
         blocks: of a GPT whose queries and keys are rotated, with initial weights.
         base: of the rotation.
 
-    Source: mimetic initialization, Trockman and Kolter 2023, arXiv:2305.09828, section 3;
-    previous token heads, Olsson et al. 2022, arXiv:2209.11895.
+    Source: Trockman and Kolter 2023, arXiv:2305.09828; previous token heads: Olsson et al.
+    2022, arXiv:2209.11895.
     """
     for i, block in enumerate(blocks):
         attn = block.attn
@@ -201,10 +202,9 @@ def start_looking(blocks: nn.ModuleList, base: float) -> None:
         keys.copy_(queries)
         if i > 1:
             continue
-        frequencies = base ** (-2 * torch.arange(D // 2) / D)
         query_bias, key_bias, _ = attn.qkv.bias.view(3, attn.n_head, D)
         for head in range(min(2, attn.n_head)):
-            angles = (head + 1) * frequencies                        # (D/2,)
+            cos, sin = rotation(torch.tensor([[head + 1]]), D, base)     # (1, 1, 1, D/2)
             # 6: most of the weight is then on that one position
             query_bias[head, :D // 2] = 6
-            key_bias[head] = 6 * torch.cat([angles.cos(), angles.sin()])
+            key_bias[head] = 6 * torch.cat([cos, sin], dim=-1).flatten()

@@ -155,7 +155,8 @@ def runs(folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     small = {"data": str(folder), "steps": 4, **SMALL}
     train_lm.main(train_lm.Config(  # learned positions, as GPT-2, to which the runs are exported
-        out=f"{out}/lm", n_layer=2, n_embd=32, batch_size=8, rotary_base=0.0, **small))
+        out=f"{out}/lm", n_layer=2, n_embd=32, batch_size=8, rotary_base=0.0, act="gelu_tanh",
+        **small))
     train_clip.main(
         train_clip.Config(out=f"{out}/clip", n_layer=2, n_embd=32, batch_size=16, **small)
     )

@@ -462,7 +462,7 @@ SCRIPTS = {  # name -> main, Config, options, the files that it reads
     "caption": (train_caption, {"clip": "clip", "lm": "lm"},
                 {"train": scene, "val": scene, "text": TEXTS}),
     "align": (train_align, {"clip": "clip", "lm": "lm"}, {"train": scene, "val": scene}),
-    "sft": (train_sft, {"init": "sft"}, {"train": scene, "val": scene}),
+    "sft": (train_sft, {"init": "sft", "grad_accum": 1}, {"train": scene, "val": scene}),
     "reward": (train_reward, {"init": "sft", "facts": True},
                {"preferences": RANKINGS, "preferences_val": RANKINGS}),
     "ppo": (train_ppo, {"init": "sft", "reward": "reward", "max_new_tokens": 2, "minibatches": 1,

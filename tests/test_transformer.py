@@ -11,7 +11,7 @@ from torch import nn
 from minivlm.cache import KVCache
 from minivlm.attention_masks import attention_mask, segment_mask
 from minivlm.transformer import (
-    Attention, Block, activation, init_weights, rotate, rotation, start_looking,
+    Attention, Block, activation, init_lookup_heads, init_weights, rotate, rotation,
 )
 
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
@@ -82,7 +82,7 @@ def test_heads_start_at_equal_words_and_at_the_last_two_positions():
     blocks = torch.nn.ModuleList([Block(128, 4) for _ in range(3)])
     for block in blocks:
         init_weights(block)
-    start_looking(blocks, 1e5)
+    init_lookup_heads(blocks, 1e5)
     x = torch.randn(1, 40, 128)
     x[0, 30:32] = x[0, 3:5]
     cos, sin = rotation(positions(1, 40), 32, 1e5)

@@ -15,7 +15,7 @@ from data.book.things import COLORS, THINGS
 from data.book.world import PLACES, UNSEEN_PAIRS, Scene, Thing
 from minivlm.engine.facts import HOME
 from minivlm.engine.scenes import UNIQUE
-from minivlm.engine.wording import at, named, sentence
+from minivlm.engine.wording import at, named, sentence, there_are
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import NUMBERS
 
@@ -122,7 +122,7 @@ def looked_up(things: list[Thing], rng: random.Random) -> list[str]:
 
 
 def retold(scene: Scene, rng: random.Random) -> str:
-    """A complete caption, and then what follows from it, in many short sentences.
+    """A complete caption, and then ten short sentences that follow from it.
 
     Nearly every word after the first sentence can be looked up in it. So a language model
     that reads such texts learns to look up and to compare, long before it sees a picture.
@@ -130,22 +130,21 @@ def retold(scene: Scene, rng: random.Random) -> str:
     things = scene.clear
     kinds = [t.kind for t in things]
     absent = [kind for kind in THINGS if kind not in kinds]
-    texts = looked_up(things, rng)
+    texts = [sentence(text) for text in looked_up(things, rng)]
     for t in things:
         name = rng.choice((t.kind, t.name))
-        texts.append(f"there is {article(name)} {at(PLACES[t.cell])}")
+        texts.append(sentence(f"there is {article(name)} {at(PLACES[t.cell])}"))
         shown = {other.color for other in things if other.kind == t.kind}
         others = [c for c in COLORS if c not in shown and (c, t.kind) not in UNSEEN_PAIRS]
         no = rng.choice((rng.choice(absent), f"{rng.choice(others)} {t.kind}"))
-        texts.append(f"there is no {no}")
-        n = kinds.count(t.kind)
-        amount = f"is one {t.kind}" if n == 1 else f"are {NUMBERS[n]} {plural(t.kind)}"
-        texts.append(f"there {amount}")
+        texts.append(f"There is no {no}.")
+        texts.append(there_are(kinds.count(t.kind), t.kind))
         for other in things:
             if kinds.count(t.kind) == kinds.count(other.kind) == 1 and other is not t:
-                texts.append(f"the {t.kind} is {relation(t, other)} the {other.kind}")
-    rng.shuffle(texts)
-    return " ".join([captions(scene, rng)[0], *map(sentence, texts)])
+                texts.append(f"The {t.kind} is {relation(t, other)} the {other.kind}.")
+    # more would not fit a window of 256 tokens
+    texts = rng.sample(texts, min(10, len(texts)))
+    return " ".join([captions(scene, rng)[0], *dict.fromkeys(texts)])
 
 
 def captions(scene: Scene, rng: random.Random) -> list[str]:
@@ -173,7 +172,7 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
             start_strange = rng.choice(("how strange: ", "look, ", "", ""))
             pool.insert(0, start_strange + strange(t, scene))
     pool = looked_up(things, rng)[:2] + pool
-    pool = list(dict.fromkeys(pool))  # some texts stand in it twice: they are likelier
+    pool = list(dict.fromkeys(pool))  # some texts stand in it several times: they are likelier
     return [sentence(f"{start}{full}, {where(scene)}")] + [sentence(c) for c in pool[:5]]
 
 

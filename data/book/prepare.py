@@ -106,8 +106,8 @@ def record_of(scene: world.Scene, key: str, image: str) -> dict:
 
 
 def document(seed: str, level: int, rng: random.Random) -> str:
-    """A text for the language model: a page of the book of facts, captions of one scene,
-    questions about it, a story about it, or talk.
+    """A text for the language model: a page of the book of facts, a scene told in a caption
+    and again in short sentences, questions about it, a story about it, or talk.
 
     Only these texts hold the untold facts.
     """
@@ -116,16 +116,13 @@ def document(seed: str, level: int, rng: random.Random) -> str:
     # where there is more to tell apart, more must be looked up
     drawn = [world.make_scene(f"{seed}-{i}", level, hide=False) for i in range(3)]
     scene = max(drawn, key=lambda scene: len(scene.things))
+    kind = rng.choices(("retold", "questions", "story", "talk"), (8, 6, 1, 1))[0]
+    if kind == "retold":
+        return language.retold(scene, rng)
     world.draw(scene)  # sets the boxes, which decide what is left of what
-    captions = language.captions(scene, rng)
     record = record_of(scene, seed, "")
     _, _, book = worlds(level)
-    kind = rng.choices(("captions", "questions", "story", "talk"), (8, 6, 1, 1))[0]
-    lines = [captions[0]]
-    drafts = []
-    if kind == "captions":
-        # whoever reads the same told again must look it up in what stands before
-        return language.retold(scene, rng)
+    lines = [language.captions(scene, rng)[0]]
     if kind == "questions":
         makers = rng.choice((SIMPLE, SIMPLE, DEEP))
         drafts = [choose(makers, scene_of(record), rng, book) for _ in range(4)]

@@ -1,8 +1,8 @@
 """Questions about the objects of a picture: the makers, one for each kind.
 
-A maker returns a `Draft`: the question before its phrasing is drawn, its answer in two
-lengths, and what any right answer contains. It returns None where this kind cannot be asked
-about the picture.
+A maker returns a `Draft`: the question before its phrasing is drawn, its answer in one word
+and in sentences, and what any right answer contains. It returns None where this kind cannot
+be asked about the picture.
 """
 
 import re
@@ -16,18 +16,18 @@ from minivlm.engine.references import (
     refer_to_several,
 )
 from minivlm.engine.wording import (
-    Scene, Things, World, at, capital, one_by_one, there_are,
+    Scene, Things, World, at, capital, one_by_one, sentence, there_are,
 )
 from minivlm.evaluation.english import article, plural
 from minivlm.evaluation.scene import (
-    NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside, named_by,
+    NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside, named_by, split_place,
 )
 
 Texts = tuple[str, ...]
 
 
 class Draft(NamedTuple):
-    """A question before its phrasing is drawn, with its answer in two lengths.
+    """A question before its phrasing is drawn, with its answer in one word and in sentences.
 
     kind: of the question; without `phrasing`, also the name of its file of phrasings.
     words: slot of the phrasing -> what is put into it.
@@ -75,7 +75,7 @@ def yes_or_no(
     kind: str, words: dict[str, str], is_yes: bool, fact: str, wrong: Texts = (),
     about: Thing | None = None, seen: str = "",
 ) -> Draft:
-    """A question whose answer is yes or no; the full answer first tells why.
+    """A question whose answer is yes or no; the answer in sentences first tells why.
 
     Args:
         fact: what is true, as a sentence before ", so yes." or ", so no.".
@@ -83,7 +83,8 @@ def yes_or_no(
     """
     word, other = ("yes", "no") if is_yes else ("no", "yes")
     full = f"{capital(fact)}, so {word}."
-    return Draft(kind, words, word, full, (word,), (*wrong, other), "", about, seen)
+    wrong = (*wrong, other)
+    return Draft(kind, words, word, full, (word,), wrong, about=about, seen=seen)
 
 
 def i_see(things: Things) -> str:
@@ -93,11 +94,8 @@ def i_see(things: Things) -> str:
 
 
 def seen_for(phrase: str, things: Things) -> str:
-    """What is seen, where it helps to tell whether there is such a thing, and of what color.
-
-    Whoever is asked about the thing at the left looks there at once.
-    """
-    return "" if " at the " in phrase or " in the " in phrase else i_see(things)
+    """What is seen, unless the phrase itself tells where to look."""
+    return "" if split_place(phrase)[1] else i_see(things)
 
 
 def values_of(things: Things, world: World) -> dict[str, set[str]]:
@@ -193,7 +191,7 @@ def position(scene: Scene, rng: Random, world: World) -> Draft | None:
     # places such as "top left" have two words, so none is asked for in one word
     return Draft(
         "position", {"x": phrase}, "", f"The {phrase} is {at(t.place)}.", (t.place,), wrong,
-        about=t, seen=seen_for(phrase, scene.things),
+        about=t, seen=i_see(scene.things),
     )
 
 
@@ -209,7 +207,7 @@ def assumed(scene: Scene, rng: Random, world: World) -> Draft | None:
 def no_such(x: str, phrasing: str, scene: Scene) -> Draft:
     """A question about something that is not there."""
     fact = f"there is no {x}"
-    full = capital(f"{fact} in the picture.")
+    full = sentence(f"{fact} in the picture")
     seen = i_see(scene.things)
     return Draft("assumed", {"x": x}, "", full, (fact,), (), phrasing, seen=seen)
 
@@ -332,9 +330,9 @@ def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 def where_are(*references: Reference) -> str:
     """Say where things are, in sentences; "" if their names or places tell no more."""
-    names = " ".join(phrase for _, phrase in references)
     places = {t.place for t, _ in references}
-    if len(places) < len(references) or " at the " in names or " in the " in names:
+    told = any(split_place(phrase)[1] for _, phrase in references)
+    if told or len(places) < len(references):
         return ""
     return " ".join(f"The {phrase} is {at(t.place)}." for t, phrase in references)
 

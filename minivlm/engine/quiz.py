@@ -62,11 +62,11 @@ FORMS = {
     "negation": (
         "", r"(.+\. )?there is (no {x}|an? {x}( (at|in) the [^.]+)?)(, so {yes})?",
     ),
-    "color": ("({color})", "the {x} is ({color})"),
-    "kind": ("({kind})", "the {x} is an? ({kind})"),
-    "size": ("({size})", "the {x} is ({size})"),
-    "count": ("({n}|zero)", "there (is|are) {n} ({x}|{xs})"),
-    "position": ("", "the {x} is (at|in) the [^.]+"),
+    "color": ("({color})", r"(.+\. )?the {x} is ({color})"),
+    "kind": ("({kind})", r"(.+\. )?the {x} is an? ({kind})"),
+    "size": ("({size})", r"(.+\. )?the {x} is ({size})"),
+    "count": ("({n}|zero)", r"(.+\. )?there (is|are) {n} ({x}|{xs})"),
+    "position": ("", r"(.+\. )?the {x} is (at|in) the [^.]+"),
     "relation": ("{yes}", r"(.+\. )?the {x} is {side} the {y}, so {yes}"),
     "compare_number": (
         "{yes}", r"(.+\. )?there are (more|fewer|as many) {xs} (than|as) {ys}, so {yes}",
@@ -83,7 +83,7 @@ FORMS = {
         "", r"there are {n} objects\. the {x} is one of them\. so {n} objects are left",
     ),
     "one_more": ("", r"there (is|are) {n} ({x}|{xs})\. with one more there would be {n}"),
-    "assumed": ("", "there is no {x} in the picture"),
+    "assumed": ("", r"(.+\. )?there is no {x} in the picture"),
     "strange": ("", r"(.+\. )?[^.]+, and [^.]+, so yes"),
     "usual": ("", r"(.+\. )?(nothing is unusual: )?everything is as usual(, so no)?"),
     "belongs": ("{yes}", r"(.+\. )?[^.,]+ belongs? [^.]+, so {yes}"),
@@ -112,7 +112,7 @@ def form_of(
     if word and style != "sentence":
         forms.append(word)
     if style != "word":
-        forms.append(rf"(i see [^.]+\. )?({full})")
+        forms.append(full)
     slots = dict(SLOTS)
     for slot, text in words.items():
         slots[slot] = re.escape(text)

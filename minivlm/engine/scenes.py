@@ -34,12 +34,15 @@ def visible(scene: Scene) -> list[Thing]:
 
 
 def where_all_are(scene: Scene) -> str:
-    """Say of everything that is seen where it is; "" if it is too much or not known."""
+    """Say of everything that is seen where it is, or only what it is where zones are not
+    known; "" if it is too much.
+    """
     things = visible(scene)
-    if not all(t.zone for t in things):
-        return i_see(things)
+    seen = i_see(things)
+    if not seen or not all(t.zone for t in things):
+        return seen
     sentences = [f"There is {article(t.name)} {t.zone}." for t in things]
-    return " ".join(dict.fromkeys(sentences)) if i_see(things) else ""
+    return " ".join(dict.fromkeys(sentences))
 
 
 def keep(share: float, rng: Random) -> bool:
@@ -51,7 +54,7 @@ def keep(share: float, rng: Random) -> bool:
     return rng.random() < 1 - (1 - share) ** (1 / TRIES)
 
 
-def told(kind: str, aspect: str, world: World) -> str:
+def fact_of(kind: str, aspect: str, world: World) -> str:
     """A fact as a sentence without its full stop: "a cat eats fish"."""
     a = f"the {kind}" if kind in UNIQUE else article(kind)
     return ASPECTS[aspect].format(a=a, v=world.facts[kind][aspect])
@@ -257,7 +260,7 @@ def fact(
     # if some phrases do not name the kind, one of these is asked: then one has to look
     blind = [name for name in names if t.kind not in name.split()]
     phrase = rng.choice(blind or names)
-    full = sentence(told(t.kind, aspect, untold or world))
+    full = sentence(fact_of(t.kind, aspect, untold or world))
     seen = "" if t.kind in phrase.split() else what_are("kind", (t, phrase))
     value = known[t.kind][aspect]
     all_values = {facts[aspect] for facts in known.values() if aspect in facts}
@@ -265,8 +268,8 @@ def fact(
     # "fish", which a cat eats, in "A fish eats water plants."
     wrong = {v for v in all_values if words_of(v) not in words_of(full)}
     return Draft(
-        "fact", {"x": phrase}, "", full, (value,), tuple(sorted(wrong)), f"fact_{aspect}", t,
-        seen,
+        "fact", {"x": phrase}, "", full, (value,), tuple(sorted(wrong)), f"fact_{aspect}",
+        about=t, seen=seen,
     )
 
 
@@ -295,7 +298,7 @@ def follow_up(draft: Draft, scene: Scene, rng: Random, world: World) -> Draft | 
         again = again[0].lower() + again[1:]
         full = f"Yes, I am sure: {again}"
         choices.append(Draft("sure", {}, "", full, ("sure",), ("not sure",)))
-    if draft.kind == "exist":
+    if draft.kind == "exist" and i_see(scene.things):
         seen = one_by_one(scene.things)
         choices.append(Draft("why", {}, "", f"Because I see {seen}.", (seen,)))
     return rng.choice(choices) if choices else None
@@ -307,8 +310,9 @@ def about_it(draft: Draft, scene: Scene, world: World) -> list[Draft]:
     if t is None:
         return []
     # a list of all that is seen tells nothing of "it" yet
-    rest = draft.answer.replace(i_see(scene.things), "")
-    said = words_of(" ".join([*draft.words.values(), rest]))
+    is_list = draft.seen in (i_see(scene.things), where_all_are(scene))
+    told = draft.full if is_list else draft.answer
+    said = words_of(" ".join([*draft.words.values(), told]))
     found = []
     for kind, what in (("and_color", "color"), ("and_size", "size")):
         value = getattr(t, what)

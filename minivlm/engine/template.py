@@ -41,7 +41,7 @@ DEEP: dict[Maker, int] = {
 }
 TALK = ("greeting", "thanks", "thanks", "bye", "who", "able", "offer", "offer", "offer")
 # Most people ask for no style. Answers that tell what was seen are learned much sooner than
-# one sentence, and this sooner than one word.
+# one sentence, and this sooner than an answer in one word.
 STYLES = ("", "", "", "", "", "", "word", "sentence")
 FOLLOWED = 0.12  # share of the questions that are followed by one about "it"
 

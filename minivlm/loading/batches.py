@@ -63,6 +63,8 @@ class Batch:
             raise ValueError(
                 f"a batch of {B} rows cannot be split into {n} parts; lower grad_accum"
             )
+        if n == 1:
+            return [self]
         # all fields but the pictures have one entry for each row
         fields = {k: v for k, v in vars(self).items() if k != "images" and v is not None}
         parts = []
@@ -71,12 +73,11 @@ class Batch:
             rows = slice(B * i // n, B * (i + 1) // n)
             stop = start + sum(self.n_images[rows])
             images = self.images[start:stop] if stop > start else None
-            part = Batch(images=images, **{k: v[rows] for k, v in fields.items()})
-            T = int(part.lengths.max())
-            for name in ("idx", "targets", "segments"):
-                if name in fields:
-                    setattr(part, name, getattr(part, name)[:, :T])
-            parts.append(part)
+            of_rows = {k: v[rows] for k, v in fields.items()}
+            T = int(self.lengths[rows].max())
+            for name in of_rows.keys() & {"idx", "targets", "segments"}:
+                of_rows[name] = of_rows[name][:, :T]
+            parts.append(Batch(images=images, **of_rows))
             start = stop
         return parts
 

@@ -136,8 +136,11 @@ def gpt2_config(c: GPTConfig) -> dict:
     """The GPT2Config that describes a GPT.
 
     Raises:
-        ValueError: if it rotates queries and keys, which GPT-2 does not.
+        ValueError: if it rotates queries and keys, which GPT-2 does not, or has an
+            activation that GPT2Config does not name.
     """
+    if c.act not in GPT2_ACTS:
+        raise ValueError(f"act is {c.act!r}, GPT-2 has one of {', '.join(GPT2_ACTS)}")
     if c.rotary_base:
         raise ValueError(
             "this GPT rotates queries and keys, GPT-2 does not: train with --rotary_base 0"

@@ -118,7 +118,7 @@ def read_gpt2(folder: str | Path) -> dict:
     )
     acts = {theirs: ours for ours, theirs in GPT2_ACTS.items()}
     act = config.get("activation_function", "gelu_new")
-    if act not in list(acts):  # it may be of any type
+    if act not in list(acts):  # a list has no hash
         raise ValueError(
             f"{folder}: activation_function is {brief(act)}, minivlm has {', '.join(acts)}"
         )

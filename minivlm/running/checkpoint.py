@@ -288,6 +288,12 @@ def saved_settings(state: dict, configs: dict) -> dict:
         free = name in FREE and name not in configs
         if not retired and not free:
             saved[name] = value
+    if isinstance(saved.get("model"), dict):
+        model = saved["model"] = dict(saved["model"])
+        if "gpt" in model:
+            model["gpt"] = {"act": ADDED["act"]} | model["gpt"]
+        elif "block_size" in model:  # a GPT
+            model.setdefault("act", ADDED["act"])
     folder = saved.get("data")
     if isinstance(folder, str) and "data" in configs:
         if Path(folder).resolve() == Path(configs["data"]).resolve():

@@ -37,7 +37,7 @@ FREE = ("out", "resume", "steps", "eval_every", "log_every", "device", "dtype", 
 RETIRED = {"lora_layers": "gpt.*,projector.*", "center": 0.01, "kl_horizon": 10_000,
            "scratch": False}
 # settings that earlier versions did not have, with what these versions did
-ADDED = {"fit": "crop", "skip_long": False}
+ADDED = {"fit": "crop", "skip_long": False, "act": "gelu_tanh"}
 
 # control characters, marks that change the direction of writing, lone surrogates
 STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -161,7 +161,8 @@ def check(cfg) -> None:
     if parts > getattr(cfg, "batch_size", parts):
         name = "grad_accum" if minibatches == 1 else "minibatches times grad_accum,"
         raise ValueError(
-            f"{name} {parts} is more than the batch_size of {cfg.batch_size} rows"
+            f"{name} {parts} is more than the batch_size of {cfg.batch_size} rows; "
+            "lower the one or raise the other"
         )
 
 

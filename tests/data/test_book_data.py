@@ -21,7 +21,7 @@ from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.phrasings import patterns, spelled
 from minivlm.evaluation.english import plural
 from minivlm.evaluation.refusals import is_refusal
-from minivlm.evaluation.scene import NUMBERS
+from minivlm.evaluation.scene import NUMBERS, claims, holds, things_of
 from minivlm.loading.batches import render_records
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.metrics import words_of
@@ -479,6 +479,22 @@ def test_a_caption_that_is_false_is_found():
         f"{' or '.join(facts.HOMES[h] for h in THINGS[a.kind].homes)}.",
     ):
         assert not check(false, scene)[1], false
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_told_again_is_true(level):
+    """Catches a relation that is the wrong way round, and "there is no ..." of what is there."""
+    names = frozenset(prepare.worlds(level)[0].names)
+    for i, scene in enumerate(scenes(200, level, hide=False)):
+        first, *rest = re.split(r"(?<=[.]) ", language.retold(scene, random.Random(i)))
+        assert check(first, scene)[1] and 0 < len(rest) <= 10
+        things = things_of(prepare.record_of(scene, "a", ""))
+        for text in rest:
+            if re.match("There |The [a-z]+ is (left|right|above|below)", text):
+                read, other = claims(text)
+                assert read and not other and holds(read[0], things, names), (text, scene)
+            else:
+                assert check(text, scene)[1], (text, scene)
 
 
 def test_captions_speak_of_everything_that_can_be_seen():

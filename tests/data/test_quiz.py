@@ -29,7 +29,7 @@ UNREAD = ("unknowable", "unsafe", "and_color", "and_size", "and_where")  # "it i
 
 def right(answer: str, draft: Draft) -> bool:
     """Whether an answer to a question with an expected answer is right."""
-    expected = {"kind": draft.kind, "expect": draft.expect, "wrong": draft.wrong}
+    expected = {"kind": draft.kind, "form": ".", "expect": draft.expect, "wrong": draft.wrong}
     return is_right(answer, UNSET | expected, {})
 
 
@@ -156,11 +156,14 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      "There are two rings. With one more there would be three.",
      "there are two rings; with one more there would be three",
      "There are five rings. With one more there would be three."),
-    (ask.count, {"x": "cat", "xs": "cats"}, f"{SEEN} There are no cats.", "There are no cats.", "One"),
-    (ask.count, {"x": "ring", "xs": "rings"}, f"{SEEN} There are two rings.", "2", "There are no rings."),
+    (ask.count, {"x": "cat", "xs": "cats"}, f"{SEEN} There are no cats.",
+     "There are no cats.", "One"),
+    (ask.count, {"x": "ring", "xs": "rings"}, f"{SEEN} There are two rings.",
+     "2", "There are no rings."),
     (ask.position, {"x": "red ring"}, f"{SEEN} The red ring is at the top.", "At the top.",
      "At the top left."),
-    (ask.attribute("kind"), {"x": "red object"}, f"{SEEN} The red object is a ring.", "Ring", "A dog."),
+    (ask.attribute("kind"), {"x": "red object"}, f"{SEEN} The red object is a ring.",
+     "Ring", "A dog."),
     (ask.next_to, {"x": "blue ring", "r": "above"},
      "The thing at the top is above the blue ring. The thing at the top is red.",
      "What is above the blue ring is red.", "Green"),

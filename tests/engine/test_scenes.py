@@ -160,6 +160,8 @@ def test_what_is_seen_is_said_first_and_one_thing_at_a_time():
     assert {d.seen for d in drafts(ask.exist, Scene([DUCK] * 5))} == {""}
     for d in drafts(ask.attribute("color")) + drafts(ask.position):
         assert d.seen == ("" if " at the " in d.words["x"] else SEEN)
+    many = drafts(ask.exist, Scene([DUCK] * 5))[0]
+    assert "why" not in follow_ups(many, Scene([DUCK] * 5))
     flying = replace(FISH, zone="in the sky")
     assert answers(scenes.strange, Scene([flying, replace(DUCK, zone="in the water")])) == {
         "There is a red fish in the sky. There is a white duck in the water. A fish is in the sky, "

@@ -33,6 +33,8 @@ def test_a_phrase_fits_what_it_says(phrase, want):
     ("There is a red circle, a blue circle and a red ring.", True),
     ("There is a red circle and a white ring.", False),
     ("There is a red circle and a red circle.", False),
+    ("I see a circle, another circle and a ring.", True),
+    ("I see a ring and another ring.", False),
     ("There are two circles and a ring.", True), ("There is a ring and two circles.", True),
     ("There are two red circles and a red ring.", False),
     ("There are three circles and a ring.", False),

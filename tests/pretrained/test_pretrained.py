@@ -315,6 +315,7 @@ def test_a_clip_that_does_not_fit_is_named(changes, message, published):
 @pytest.mark.parametrize("changes, message", [
     ({"model_type": "llama"}, "model_type is 'llama', minivlm has 'gpt2' only"),
     ({"activation_function": "relu"}, "activation_function is 'relu', minivlm has gelu_new, gelu"),
+    ({"activation_function": ["gelu"]}, r"activation_function is \['gelu'\], minivlm has"),
     ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ({"n_inner": 64}, "n_inner is 64, minivlm has 128 only"),
     ({"n_positions": 64}, r"'wpe.weight': expected \[64, 32\], got \[32, 32\]"),
@@ -326,6 +327,17 @@ def test_a_gpt2_that_does_not_fit_is_named(changes, message, published):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
         pretrained.read_gpt2(published / "gpt2")
+
+
+@pytest.mark.parametrize("act, theirs", [("gelu_tanh", "gelu_new"), ("gelu", "gelu")])
+def test_a_gpt2_keeps_its_activation(act, theirs, gpt_config, words, tmp_path):
+    """Catches the exact GELU written, or read back, as the approximate one; and any other."""
+    config = replace(gpt_config, vocab_size=words.vocab_size, act=act)
+    export(state_of(GPT(config), "lm", words), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["activation_function"] == theirs
+    assert pretrained.read_gpt2(tmp_path)["configs"]["model"]["act"] == act
+    with pytest.raises(ValueError, match="act is 'quick_gelu', GPT-2 has one of gelu_tanh, gelu"):
+        export(state_of(GPT(replace(config, act="quick_gelu")), "lm", words), tmp_path)
 
 
 def test_a_head_of_its_own_is_refused(published):

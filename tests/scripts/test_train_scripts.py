@@ -97,7 +97,7 @@ def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path
         "caption": {"objective": "lm"}, "dpo": {"sft_coef": 1.0}}.get(stage, {})
     script, cfg = config_of(stage, folder, runs, out=str(tmp_path), grad_accum=3, **same)
     script.main(cfg)
-    script, once = config_of(stage, folder, runs, out=str(tmp_path / "once"), **same)
+    script, once = config_of(stage, folder, runs, out=str(tmp_path / "once"), grad_accum=1, **same)
     script.main(once)
     a, b = (rows_of(f / "metrics.csv")[1] for f in (tmp_path, tmp_path / "once"))
     after = "val_score" if stage == "ppo" else "val_loss"
@@ -519,7 +519,8 @@ def test_a_bad_dialogue_stops_sft_with_the_record_named(turns, words, runs, fold
     good = (folder / "train.jsonl").read_text().splitlines()[0]
     (tmp_path / "train.jsonl").write_text(good + "\n" + json.dumps(record) + "\n")
     script, cfg = config_of(
-        "sft", folder, runs, data=str(tmp_path), out=str(tmp_path / "o"), batch_size=2
+        "sft", folder, runs, data=str(tmp_path), out=str(tmp_path / "o"), batch_size=2,
+        grad_accum=1,
     )
     with pytest.raises(ValueError, match=words) as error:
         script.main(cfg)
