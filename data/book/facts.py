@@ -11,7 +11,7 @@ from pathlib import Path
 from data.book.things import THINGS
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.phrasings import make_phraser
-from minivlm.engine.scenes import told
+from minivlm.engine.scenes import fact_of
 from minivlm.engine.wording import World, sentence
 
 FILE = Path(__file__).with_name("facts.txt")
@@ -61,7 +61,7 @@ def page(thing: str, rng: random.Random) -> str:
     aspects = [aspect for aspect in facts[thing] if aspect in ASPECTS]
     sentences = []
     for aspect in rng.sample(aspects, rng.randint(3, 5)):
-        sentences.append((aspect, told(thing, aspect, world)))
+        sentences.append((aspect, fact_of(thing, aspect, world)))
     if rng.random() < 0.5:
         return " ".join(sentence(rng.choice(STARTS) + text) for _, text in sentences)
     phrase_question = make_phraser(rng, openers=0)

@@ -127,21 +127,23 @@ def overview(scene: Scene, rng: Random, phrase_question: Phraser) -> QA:
 def conversation(
     scene: Scene, rng: Random, world: World, phrase_question: Phraser
 ) -> list[QA]:
-    """Two to four questions on different topics, with answers, in random order.
+    """One to three questions on different topics, with answers, in random order.
 
-    There may be fewer if the picture does not allow more. One question in eight is followed
-    by one that refers back to it. One conversation in five contains a list or a summary;
-    one in seven a question that no picture answers, a request that must be refused, or one
-    that only sounds so; and, where the data set knows facts, three in ten contain talk.
+    There may be fewer if the picture does not allow more. What an answer would say of all
+    that is seen is left out if an answer before it has said so. One question in eight is
+    followed by one that refers back to it. One conversation in seven contains a list or a
+    summary; as many a question that no picture answers, a request that must be refused, or
+    one that only sounds so; and, where the data set knows facts, one in four contains talk.
     """
+    seen = ask.i_see(scene.things)
     blocks: list[list[QA]] = []
     first: list[list[QA]] = []
     last: list[list[QA]] = []
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         blocks.append([overview(scene, rng, phrase_question)])
     if rng.random() < 0.15:
         blocks.append([special(rng, phrase_question)])
-    if world.facts and rng.random() < 0.3:
+    if world.facts and rng.random() < 0.25:
         draft = say(rng.choice(TALK), rng)
         place = {"greeting": first, "thanks": last, "bye": last}.get(draft.kind, blocks)
         # people also say thanks before they ask, and greet late
@@ -149,7 +151,7 @@ def conversation(
             place = blocks
         talk = (worded(draft, phrase_question), draft.full)
         place.append([talk])
-    n_questions = rng.choice((2, 2, 3, 4))
+    n_questions = rng.choice((1, 2, 2, 3))
     topics = set()
     for _ in range(10):  # a picture with few objects may not have enough topics
         if sum(map(len, blocks)) >= n_questions:
@@ -166,7 +168,14 @@ def conversation(
                 blocks[-1].append((worded(more, phrase_question), more.answer))
     # lists and refusals, which are made first, must not always stand first
     rng.shuffle(blocks)
-    return [qa for block in first + blocks + last for qa in block]
+    dialogue = []
+    said = ""
+    for question, answer in (qa for block in first + blocks + last for qa in block):
+        if seen and seen in said:
+            answer = answer.removeprefix(f"{seen} ")
+        said += answer
+        dialogue.append((question, answer))
+    return dialogue
 
 
 def description(record: dict, world: World) -> str:

@@ -122,8 +122,8 @@ def test_everything_told_of_the_picture_book_is_true_of_the_scene():
         ".* belongs? .*|one could .*|one (day|night) .*|it met .*|everybody wondered.*"
         "|it was glad.*|then .* went home|the .* is one of them|so .* objects are left"
         "|with one more.*|it is ([a-z]+|(at|in) the .*)")
-    secret = [scenes.told(kind, aspect, facts).lower() for kind, aspect in meta["untold"]]
-    common = {scenes.told(kind, aspect, known).lower() for kind in known.facts
+    secret = [scenes.fact_of(kind, aspect, facts).lower() for kind, aspect in meta["untold"]]
+    common = {scenes.fact_of(kind, aspect, known).lower() for kind in known.facts
               for aspect in known.facts[kind] if aspect != "home"}
     assert len(secret) > 40 and not common & set(secret)
     n_claims = n_facts = 0
