@@ -21,7 +21,7 @@ from data.book.language import captions, phrases
 from data.book.prepare import dialogue_of, document, make_meta, record_of, worlds
 from data.book.things import COLORS
 from minivlm.engine import checks, questions, scenes, talk, teachers, template
-from minivlm.engine.phrasings import KINDS, STYLES, patterns, spelled
+from minivlm.engine.phrasings import KINDS, STYLES, make_phraser, patterns, spelled
 from minivlm.engine.questions import Draft
 from minivlm.engine.references import names_of
 from minivlm.engine.teachers import Reply, Request
@@ -171,6 +171,17 @@ def test_a_yes_answers_the_question_that_was_asked():
         draft = questions.negation(shown, random.Random(i), WORLD)
         is_true = holds(("count", "no", draft.words["x"]), things, NAMES)
         assert is_true == draft.full.endswith(", so yes.")
+
+
+def test_what_is_seen_is_said_once_in_a_dialogue():
+    """Catches answers that list the whole picture again and again, or never."""
+    counts = Counter()
+    for i in range(300):
+        shown = template.scene_of(book_scene(i))
+        rng = random.Random(i)
+        dialogue = template.conversation(shown, rng, worlds(1)[0], make_phraser(rng))
+        counts[sum(a.startswith(f"{questions.i_see(shown.things)} ") for _, a in dialogue)] += 1
+    assert set(counts) == {0, 1} and counts[1] > 100, counts
 
 
 def test_there_are_enough_kinds_and_phrasings_and_none_of_the_kept_is_ever_asked():
