@@ -87,15 +87,25 @@ def yes_or_no(
     return Draft(kind, words, word, full, (word,), wrong, about=about, seen=seen)
 
 
-def i_see(things: Things) -> str:
-    """Everything that is seen, from which an answer concludes; "" if it is too much."""
-    few = len(things) <= 4 and not any(t.crowd for t in things)
-    return f"I see {one_by_one(things)}." if few else ""
+def i_see(things: Things, more: str = "") -> str:
+    """Everything that is seen, from which an answer concludes; "" if it is too much.
+
+    Args:
+        more: what is said of each thing beside its name: "size", "place" or "zone".
+    """
+    if len(things) > 4 or any(t.crowd for t in things):
+        return ""
+    names = []
+    for t in things:
+        size = t.size if more == "size" else ""
+        where = {"place": at(t.place), "zone": t.zone}.get(more, "")
+        names.append(f"{size} {t.name} {where}".strip())
+    return f"I see {one_by_one(names)}."
 
 
-def seen_for(phrase: str, things: Things) -> str:
-    """What is seen, unless the phrase itself tells where to look."""
-    return "" if split_place(phrase)[1] else i_see(things)
+def seen_for(things: Things, more: str, *phrases: str) -> str:
+    """What is seen, unless one of the phrases itself tells where to look."""
+    return "" if any(split_place(p)[1] for p in phrases) else i_see(things, more)
 
 
 def values_of(things: Things, world: World) -> dict[str, set[str]]:
@@ -141,7 +151,7 @@ def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft
     fact = f"there is no {name}"
     denials: Texts = ("there is a", "there is an")
     if found:
-        fact = f"there is {article(name)} {at(found[0].place)}"
+        fact = f"there is {article(name)}"
         denials = ("there is no",)
     # kind "negation" asks the opposite: yes means that there is no such object
     is_yes = bool(found) == (kind == "exist")
@@ -176,7 +186,7 @@ def attribute(what: str) -> Maker:
         words = {"x": phrase}
         wrong = others(what, value, words, scene, world)
         full = what_are(what, reference)
-        seen = seen_for(phrase, scene.things)
+        seen = seen_for(scene.things, "size" if what == "size" else "", phrase)
         return Draft(what, words, word, full, (value,), wrong, about=t, seen=seen)
     return make
 
@@ -191,7 +201,7 @@ def position(scene: Scene, rng: Random, world: World) -> Draft | None:
     # places such as "top left" have two words, so none is asked for in one word
     return Draft(
         "position", {"x": phrase}, "", f"The {phrase} is {at(t.place)}.", (t.place,), wrong,
-        about=t, seen=i_see(scene.things),
+        about=t, seen=i_see(scene.things, "place"),
     )
 
 
@@ -322,19 +332,10 @@ def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
     asked = rng.choice((side, OPPOSITE[side]))
     words = {"x": x, "y": y, "r": asked}
     false = tuple(r for r in OPPOSITE if not beside(a, b, r))
-    seen = where_are((a, x), (b, y))
+    seen = seen_for(scene.things, "place", x, y)
     return yes_or_no(
         "relation", words, asked == side, f"the {x} is {side} the {y}", false, a, seen
     )
-
-
-def where_are(*references: Reference) -> str:
-    """Say where things are, in sentences; "" if their names or places tell no more."""
-    places = {t.place for t, _ in references}
-    told = any(split_place(phrase)[1] for _, phrase in references)
-    if told or len(places) < len(references):
-        return ""
-    return " ".join(f"The {phrase} is {at(t.place)}." for t, phrase in references)
 
 
 def what_are(what: str, *references: Reference) -> str:
@@ -382,7 +383,7 @@ def compare_size(scene: Scene, rng: Random, world: World) -> Draft | None:
     (a, x), (b, y) = pair if is_larger else pair[::-1]
     how, other = ("larger", "smaller") if is_larger else ("smaller", "larger")
     fact = f"the {x} is {how} than the {y}"
-    seen = what_are("size", (a, x), (b, y))
+    seen = seen_for(scene.things, "size", x, y)
     words = {"x": x, "y": y}
     return yes_or_no("compare_size", words, is_larger, fact, (other,), a, seen)
 
@@ -400,7 +401,7 @@ def larger_of(scene: Scene, rng: Random, world: World) -> Draft | None:
     return Draft(
         "larger_of", {"x": first[1], "y": second[1]}, "", f"The {phrase} is larger.",
         (f"the {phrase} is larger", f"it is the {phrase}"), wrong, about=large,
-        seen=what_are("size", first, second),
+        seen=seen_for(scene.things, "size", phrase, other),
     )
 
 
@@ -419,7 +420,7 @@ def nearer(scene: Scene, rng: Random, world: World) -> Draft | None:
     full = f"The {near} is nearer to the {x}."
     wrong = (f"the {far} is nearer", *longer(near))
     expect = (f"the {near} is nearer", f"it is the {near}")
-    return Draft("nearer", words, "", full, expect, wrong, seen=where_are(*three))
+    return Draft("nearer", words, "", full, expect, wrong, seen=seen_for(scene.things, "place", x, y, z))
 
 
 def same(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -437,7 +438,8 @@ def same(scene: Scene, rng: Random, world: World) -> Draft | None:
     words = {"x": x, "y": y, "w": what}
     wrong = ("different",) if is_same else ("the same",)
     fact = f"the {x} and the {y} have {have}"
-    return yes_or_no("same", words, is_same, fact, wrong, seen=what_are(what, *pair))
+    seen = seen_for(scene.things, "size" if what == "size" else "", x, y)
+    return yes_or_no("same", words, is_same, fact, wrong, seen=seen)
 
 
 # --- steps ---

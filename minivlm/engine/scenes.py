@@ -9,12 +9,10 @@ from random import Random
 
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.questions import (
-    FACT, TRIES, Draft, Texts, i_see, no_such, others, what_are, yes_or_no,
+    FACT, TRIES, Draft, Texts, i_see, no_such, others, seen_for, what_are, yes_or_no,
 )
 from minivlm.engine.references import absent_kind, gives_away, names_of, refer
-from minivlm.engine.wording import (
-    Scene, World, at, named, one_by_one, sentence, summary,
-)
+from minivlm.engine.wording import Scene, World, at, named, sentence, summary
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import PLACES, Thing
 from minivlm.metrics import words_of
@@ -31,18 +29,6 @@ def oddities(scene: Scene) -> list[Thing]:
 def visible(scene: Scene) -> list[Thing]:
     """The things that can be seen: a description may use others, nobody sees them."""
     return [t for t in scene.things if not t.hidden]
-
-
-def where_all_are(scene: Scene) -> str:
-    """Say of everything that is seen where it is, or only what it is where zones are not
-    known; "" if it is too much.
-    """
-    things = visible(scene)
-    seen = i_see(things)
-    if not seen or not all(t.zone for t in things):
-        return seen
-    sentences = [f"There is {article(t.name)} {t.zone}." for t in things]
-    return " ".join(dict.fromkeys(sentences))
 
 
 def keep(share: float, rng: Random) -> bool:
@@ -68,7 +54,7 @@ def strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not world.facts:
         return None
     odd = oddities(scene)
-    seen = where_all_are(scene)
+    seen = i_see(visible(scene), "zone")
     if odd:
         fact = join([t.unusual for t in odd])
         draft = yes_or_no("strange", {}, True, fact, (USUAL,), odd[0], seen)
@@ -87,7 +73,7 @@ def what_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     odd = oddities(scene)
     if not world.facts or (not odd and not keep(0.5, rng)):
         return None
-    seen = where_all_are(scene)
+    seen = i_see(visible(scene), "zone")
     if not odd:
         full = f"Nothing is unusual: {USUAL}."
         return Draft("usual", {}, "", full, ("nothing", USUAL), (), "what_strange", seen=seen)
@@ -133,8 +119,10 @@ def belongs(scene: Scene, rng: Random, world: World) -> Draft | None:
     t, phrase = reference
     subject = f"the {t.kind} belongs" if t.kind in UNIQUE else f"{plural(t.kind)} belong"
     fact = f"{subject} {world.facts[t.kind][HOME]}"
-    seen = "" if gives_away(phrase, t.kind) else what_are("kind", reference)
-    if t.zone:
+    seen = seen_for(scene.things, "zone", phrase)
+    if not seen and not gives_away(phrase, t.kind):
+        seen = what_are("kind", reference)
+    if not seen.startswith("I see ") and t.zone:
         seen = f"{seen} The {phrase} is {t.zone}.".strip()
     return yes_or_no("belongs", {"x": phrase}, t in at_home, fact, about=t, seen=seen)
 
@@ -299,7 +287,7 @@ def follow_up(draft: Draft, scene: Scene, rng: Random, world: World) -> Draft | 
         full = f"Yes, I am sure: {again}"
         choices.append(Draft("sure", {}, "", full, ("sure",), ("not sure",)))
     if draft.kind == "exist" and i_see(scene.things):
-        seen = one_by_one(scene.things)
+        seen = i_see(scene.things).removeprefix("I see ").rstrip(".")
         choices.append(Draft("why", {}, "", f"Because I see {seen}.", (seen,)))
     return rng.choice(choices) if choices else None
 
@@ -310,8 +298,7 @@ def about_it(draft: Draft, scene: Scene, world: World) -> list[Draft]:
     if t is None:
         return []
     # a list of all that is seen tells nothing of "it" yet
-    is_list = draft.seen in (i_see(scene.things), where_all_are(scene))
-    told = draft.full if is_list else draft.answer
+    told = draft.full if draft.seen.startswith("I see ") else draft.answer
     said = words_of(" ".join([*draft.words.values(), told]))
     found = []
     for kind, what in (("and_color", "color"), ("and_size", "size")):

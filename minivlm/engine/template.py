@@ -18,6 +18,7 @@ from minivlm.engine.phrasings import Phraser, harmless, make_phraser
 from minivlm.engine.questions import Draft, Maker
 from minivlm.engine.talk import say
 from minivlm.engine.wording import PRIVATE, Scene, World, at, sentence, summary
+from minivlm.evaluation.correctness import LISTING
 from minivlm.evaluation.english import article
 from minivlm.evaluation.scene import things_of
 from minivlm.metrics import style_ok
@@ -135,7 +136,6 @@ def conversation(
     summary; as many a question that no picture answers, a request that must be refused, or
     one that only sounds so; and, where the data set knows facts, one in four contains talk.
     """
-    seen = ask.i_see(scene.things)
     blocks: list[list[QA]] = []
     first: list[list[QA]] = []
     last: list[list[QA]] = []
@@ -171,8 +171,9 @@ def conversation(
     dialogue = []
     said = ""
     for question, answer in (qa for block in first + blocks + last for qa in block):
-        if seen and seen in said:
-            answer = answer.removeprefix(f"{seen} ")
+        listing = LISTING.match(answer)
+        if listing and listing[0].strip() in said:
+            answer = answer[listing.end():]
         said += answer
         dialogue.append((question, answer))
     return dialogue

@@ -108,16 +108,16 @@ def named(things: Things) -> str:
     return join(parts)
 
 
-def one_by_one(things: Things) -> str:
+def one_by_one(names: list[str]) -> str:
     """Name every thing by itself: "a red car, another red car, a cat and a tree".
 
     Whoever says "two red cars" must have counted before the first word; whoever names one
     thing after the other can count them afterwards.
     """
     parts: list[str] = []
-    for t in things:
-        again = article(t.name) in parts
-        parts.append(f"another {t.name}" if again else article(t.name))
+    for name in names:
+        again = article(name) in parts
+        parts.append(f"another {name}" if again else article(name))
     return join(parts)
 
 

@@ -153,11 +153,11 @@ def split(phrase: str) -> tuple[str, str]:
 def split_place(phrase: str) -> tuple[str, str]:
     """Split a phrase from the place that stands behind it, or "".
 
-    >>> split_place("thing at the top left"), split_place("red car")
-    (('thing', 'top left'), ('red car', ''))
+    >>> split_place("thing at the top left"), split_place("cat in a room"), split_place("car")
+    (('thing', 'top left'), ('cat', 'room'), ('car', ''))
     """
-    start, _, place = re.sub(r" (?:at|in) (?=the )", "|", phrase).partition("|the ")
-    return start, place
+    start, *rest = re.split(r" (?:at|in|on) (?:the|a) ", phrase, maxsplit=1)
+    return start, "".join(rest)
 
 
 def named_by(phrase: str, things: list[Thing]) -> list[Thing]:
@@ -169,7 +169,8 @@ def named_by(phrase: str, things: list[Thing]) -> list[Thing]:
         nouns = [*ANY, t.kind]
         if t.color:  # a red car is named by "car" and by "red car"
             nouns += [f"{t.color} {n}" for n in nouns]
-        fits = size in ("", t.size) and place in ("", t.place)
+        places = ("", t.place, t.zone.rpartition(" ")[2])
+        fits = size in ("", t.size) and place in places
         if fits and (noun in nouns or noun in map(plural, nouns)):
             found.append(t)
     return found

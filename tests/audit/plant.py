@@ -100,7 +100,7 @@ BUGS = [
      "lengths[chosen].argsort(stable=True)", "lengths[chosen].argsort(descending=True)",
      "tests/loading/test_batches.py"),
     ("two things alike named as one", "minivlm/engine/wording.py",
-     'f"another {t.name}" if again else article(t.name)', "article(t.name)",
+     'f"another {name}" if again else article(name)', "article(name)",
      "tests/engine/test_scenes.py"),
     ("all that is seen is judged", "minivlm/evaluation/correctness.py",
      "concluded = answer[listing.end():] if listing else answer", "concluded = answer",

@@ -117,39 +117,37 @@ RINGS = {"objects": [
     for n, c, s, x, y in (("ring", "red", "small", 0.35, 0.0), ("ring", "blue", "large", 0.35, 0.6),
                           ("dog", "green", "small", 0.0, 0.6))]}
 SEEN = "I see a red ring, a blue ring and a green dog."
+SIZES = "I see a small red ring, a large blue ring and a small green dog."
+PLACES = "I see a red ring at the top, a blue ring at the bottom and a green dog at the bottom left."
 NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
 
 
 @pytest.mark.parametrize("make, words, full, good, bad", [
     (ask.negation, {"x": "red ring", "a": "a red ring"},
-     f"{SEEN} There is a red ring at the top, so no.",
+     f"{SEEN} There is a red ring, so no.",
      "There is a red ring.", "No, there is a blue ring."),
     (ask.negation, {"x": "red dog", "a": "a red dog"}, f"{SEEN} There is no red dog, so yes.",
      "No, there is no red dog.", "Yes, there is a red dog."),
     (ask.exist, {"x": "red ring", "a": "a red ring"},
-     f"{SEEN} There is a red ring at the top, so yes.",
+     f"{SEEN} There is a red ring, so yes.",
      "Yes", "Yes, there is no red ring."),
     (ask.exist, {"x": "red dog", "a": "a red dog"}, f"{SEEN} There is no red dog, so no.",
      "No", "No, there is a red dog."),
     (ask.relation, {"x": "red ring", "y": "blue ring", "r": "above"},
-     "The red ring is at the top. The blue ring is at the bottom. The red ring is above the blue "
-     "ring, so yes.", "Yes.", "Yes, the red ring is below the blue ring."),
+     f"{PLACES} The red ring is above the blue ring, so yes.", "Yes.", "Yes, the red ring is below the blue ring."),
     (ask.compare_number, {"xs": "rings", "ys": "dogs"},
      f"{SEEN} There are more rings than dogs, so yes.",
      "Yes", "Yes, there are fewer rings than dogs."),
     (ask.compare_size, {"x": "red ring", "y": "blue ring"},
-     "The red ring is small. The blue ring is large. The red ring is smaller than the blue ring, "
-     "so no.", "No",
+     f"{SIZES} The red ring is smaller than the blue ring, so no.", "No",
      "No, the red ring is larger than the blue ring."),
     (ask.same, {"x": "red ring", "y": "dog", "w": "size"},
-     "The red ring is small. The dog is small. The red ring and the dog have the same size, so "
-     "yes.", "Yes",
+     f"{SIZES} The red ring and the dog have the same size, so yes.", "Yes",
      "Yes, the red ring and the dog have different sizes."),
     (ask.same, {"x": "red object", "y": "green object", "w": "kind"},
-     "The red object is a ring. The green object is a dog. The red object and the green object "
-     "have different kinds, so no.", "No",
+     f"{SEEN} The red object and the green object have different kinds, so no.", "No",
      "No, the red object and the green object have the same kind."),
-    (ask.attribute("size"), {"x": "red ring"}, f"{SEEN} The red ring is small.", "Small",
+    (ask.attribute("size"), {"x": "red ring"}, f"{SIZES} The red ring is small.", "Small",
      "Large or small."),
     (ask.attribute("color"), {"x": "dog"}, f"{SEEN} The dog is green.", "green!", "blue"),
     (ask.one_more, {"a": "a ring", "x": "ring", "xs": "rings"},
@@ -160,7 +158,7 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      "There are no cats.", "One"),
     (ask.count, {"x": "ring", "xs": "rings"}, f"{SEEN} There are two rings.",
      "2", "There are no rings."),
-    (ask.position, {"x": "red ring"}, f"{SEEN} The red ring is at the top.", "At the top.",
+    (ask.position, {"x": "red ring"}, f"{PLACES} The red ring is at the top.", "At the top.",
      "At the top left."),
     (ask.attribute("kind"), {"x": "red object"}, f"{SEEN} The red object is a ring.",
      "Ring", "A dog."),
@@ -172,11 +170,10 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      "There are three objects. The dog is one of them. So two objects are left!",
      "There are nine objects. The dog is one of them. So two objects are left."),
     (ask.larger_of, {"x": "red ring", "y": "blue ring"},
-     "The red ring is small. The blue ring is large. The blue ring is larger.",
+     f"{SIZES} The blue ring is larger.",
      "It is the blue ring.", "The red ring is larger."),
     (ask.nearer, {"x": "blue ring", "y": "red ring", "z": "dog"},
-     "The blue ring is at the bottom. The red ring is at the top. The dog is at the bottom left. "
-     "The dog is nearer to the blue ring.", "The dog is nearer.", "The red ring is nearer."),
+     f"{PLACES} The dog is nearer to the blue ring.", "The dog is nearer.", "The red ring is nearer."),
     (ask.assumed, {"x": "cat"}, f"{SEEN} There is no cat in the picture.", "There is no cat.",
      "The cat is red."),
 ])

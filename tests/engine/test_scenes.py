@@ -69,9 +69,9 @@ def answers(make, shown: Scene = SEA, **more) -> set[str]:
     (scenes.what_strange, CALM, {f"{CALMLY} Nothing is unusual: everything is as usual."}),
     (scenes.why_strange, SEA, {"A fish is in the sky, and fish belong in the water."}),
     (scenes.why_strange, CALM, set()),
-    (scenes.belongs, Scene([FISH]), {"Fish belong in the water, so no."} | {
-        f"The {x} is a fish. Fish belong in the water, so no." for x in (
-            "red object", "red thing", "thing at the top")}),
+    (scenes.belongs, Scene([FISH]), {
+        f"{seen} Fish belong in the water, so no." for seen in (
+            "I see a red fish.", "The thing at the top is a fish.")}),
     (scenes.day_night, SEA, {"It is day."}), (scenes.day_night, CALM, {"It is night."}),
     (scenes.setting, SEA, {"The picture shows the sea."}),
     (scenes.activity, SEA, {"This is the sea. One could swim and sail here."}),
@@ -111,15 +111,15 @@ def test_a_whole_picture_worked_by_hand(make, shown, full):
 def test_what_belongs_where_it_is_is_said_to():
     """Catches a no, and a phrase that does not say what the thing is taken as if it did."""
     assert answers(scenes.belongs, Scene([BOAT]), n=3000) == {
-        "Boats belong in the water, so yes."} | {
-        f"The {x} is a boat. Boats belong in the water, so yes." for x in (
-            "blue object", "blue thing", "thing at the bottom")}
+        f"{seen} Boats belong in the water, so yes." for seen in (
+            "I see a blue boat.", "The thing at the bottom is a boat.")}
 
 
 def test_a_sun_is_the_sun():
     """Catches "suns belong", and a sun at night asked whether it belongs there: who can tell?"""
     sun = Thing("sun", "yellow", "large", 0.5, 0.1, 0.09, "top")
-    assert "The sun belongs in the sky, so yes." in answers(scenes.belongs, Scene([sun]))
+    assert "I see a yellow sun. The sun belongs in the sky, so yes." in answers(
+        scenes.belongs, Scene([sun]))
     late = "the sun is there at night, and it belongs to the day"
     assert answers(scenes.belongs, Scene([replace(sun, unusual=late)])) == set()
     assert "The yellow thing is a sun. The sun is a star." in answers(scenes.fact, Scene([sun]))
@@ -158,14 +158,19 @@ def test_what_is_seen_is_said_first_and_one_thing_at_a_time():
     assert {d.seen for make in (ask.exist, ask.count, ask.assumed, scenes.strange)
             for d in drafts(make, ducks)} == {seen}
     assert {d.seen for d in drafts(ask.exist, Scene([DUCK] * 5))} == {""}
-    for d in drafts(ask.attribute("color")) + drafts(ask.position):
-        assert d.seen == ("" if " at the " in d.words["x"] else SEEN)
+    more = {
+        "color": SEEN, "size": "I see a small red fish, a large blue boat and a small white duck.",
+        "position": "I see a red fish at the top, a blue boat at the bottom and a white duck at "
+        "the bottom left."}
+    for make in (ask.attribute("color"), ask.attribute("size"), ask.position):
+        for d in drafts(make):
+            assert d.seen == ("" if " at the " in d.words["x"] else more[d.kind])
     many = drafts(ask.exist, Scene([DUCK] * 5))[0]
     assert "why" not in follow_ups(many, Scene([DUCK] * 5))
     flying = replace(FISH, zone="in the sky")
     assert answers(scenes.strange, Scene([flying, replace(DUCK, zone="in the water")])) == {
-        "There is a red fish in the sky. There is a white duck in the water. A fish is in the sky, "
-        "and fish belong in the water, so yes."}
+        "I see a red fish in the sky and a white duck in the water. A fish is in the sky, and fish "
+        "belong in the water, so yes."}
 
 
 # --- two and three objects ---
@@ -298,11 +303,11 @@ def follow_ups(draft: Draft, shown: Scene = SEA) -> dict[str, Draft]:
 
 def test_questions_about_it_worked_by_hand():
     """Catches another object's color, what was said already, and "not sure" taken for "sure"."""
-    there = f"{SEEN} There is a blue boat at the bottom, so yes."
+    there = f"{SEEN} There is a blue boat, so yes."
     found = follow_ups(next(d for d in drafts(ask.exist) if d.answer == there))
     assert {kind: d.answer for kind, d in found.items()} == {
-        "and_size": "It is large.",
-        "sure": "Yes, I am sure: there is a blue boat at the bottom.",
+        "and_size": "It is large.", "and_where": "It is at the bottom.",
+        "sure": "Yes, I am sure: there is a blue boat.",
         "why": "Because I see a red fish, a blue boat and a white duck."}
     assert not answer_ok("I'm not sure.", found["sure"].expect, found["sure"].wrong)
     no = next(d for d in drafts(ask.exist) if d.answer == f"{SEEN} There is no gray cat, so no.")
