@@ -27,7 +27,7 @@ Texts = tuple[str, ...]
 
 
 class Draft(NamedTuple):
-    """A question before its phrasing is drawn, with its answer in one word and in sentences.
+    """A question before its phrasing is drawn, with its answer, short and full.
 
     kind: of the question; without `phrasing`, also the name of its file of phrasings.
     words: slot of the phrasing -> what is put into it.
@@ -420,7 +420,8 @@ def nearer(scene: Scene, rng: Random, world: World) -> Draft | None:
     full = f"The {near} is nearer to the {x}."
     wrong = (f"the {far} is nearer", *longer(near))
     expect = (f"the {near} is nearer", f"it is the {near}")
-    return Draft("nearer", words, "", full, expect, wrong, seen=seen_for(scene.things, "place", x, y, z))
+    seen = seen_for(scene.things, "place", x, y, z)
+    return Draft("nearer", words, "", full, expect, wrong, seen=seen)
 
 
 def same(scene: Scene, rng: Random, world: World) -> Draft | None:
