@@ -6,7 +6,7 @@ Only the projector learns; ViT and GPT are frozen.
 
 Source: LLaVA, arXiv:2304.08485, section 4.2, stage 1.
 Reads: runs/clip, runs/lm, or published weights.   Writes: runs/align.
-Expect (2 CPU cores): 0.6 min, loss 1.7 -> 0.7
+Expect (2 CPU cores): .5 min, loss 2.7 -> 1.6
 Run: python train_align.py [--vision DIR --llm DIR]
 """
 
