@@ -180,7 +180,8 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
     finds this pair late, if at all (docs/lessons.md). Here it begins near it:
 
         all heads                                 keys = queries = 3 times the drawn queries
-        heads 0 and 1 of the first two blocks     also look 1 or 2 positions back
+        heads 0 and 1 of the first two blocks     also look 1 or 2 positions back; of two
+                                                  heads one, of one none
 
     The first is a simple form of mimetic initialization: a position looks at positions like
     itself. The second comes from biases: where a query is rotated by p theta and a key by
@@ -203,7 +204,7 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
         if i > 1:
             continue
         query_bias, key_bias, _ = attn.qkv.bias.view(3, attn.n_head, D)
-        for head in range(min(2, attn.n_head)):
+        for head in range(min(2, attn.n_head // 2)):
             cos, sin = rotation(torch.tensor([[head + 1]]), D, base)     # (1, 1, 1, D/2)
             # 6: most of the weight is then on that one position
             query_bias[head, :D // 2] = 6

@@ -23,7 +23,7 @@ from minivlm.engine import talk
 from minivlm.engine.checks import faults
 from minivlm.engine.facts import ASPECTS
 from minivlm.engine.phrasings import KINDS, patterns, spelled
-from minivlm.engine.scenes import told
+from minivlm.engine.scenes import fact_of
 from minivlm.engine.wording import PRIVATE, world_of
 from minivlm.evaluation.scene import claims, holds, setting_of, things_of
 from minivlm.loading.prepared import load_meta, load_records
@@ -56,7 +56,7 @@ def facts_of(meta: dict) -> set[str]:
     world = world_of(meta)
     sentences = set()
     for kind, known in world.facts.items():
-        sentences.update(told(kind, a, world).lower() for a in known if a in ASPECTS)
+        sentences.update(fact_of(kind, a, world).lower() for a in known if a in ASPECTS)
     return sentences
 
 

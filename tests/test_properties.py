@@ -226,7 +226,8 @@ def test_micro_batches_weighed_by_their_targets_make_the_whole_batchs_loss(made,
     logits = torch.randn(*batch.idx.shape, 10, generator=torch.Generator().manual_seed(len(made)))
     at, total, loss, pictures = 0, (batch.targets >= 0).sum(), 0.0, []
     for part in parts:
-        own = next_token_loss(logits[at:at + len(part.idx)], part.targets)
+        T = part.idx.shape[1]
+        own = next_token_loss(logits[at:at + len(part.idx), :T], part.targets)
         loss += own * (part.targets >= 0).sum() / total
         at += len(part.idx)
         shown = [] if part.images is None else part.images[:, 0, 0, 0].tolist()

@@ -118,7 +118,9 @@ RINGS = {"objects": [
                           ("dog", "green", "small", 0.0, 0.6))]}
 SEEN = "I see a red ring, a blue ring and a green dog."
 SIZES = "I see a small red ring, a large blue ring and a small green dog."
-PLACES = "I see a red ring at the top, a blue ring at the bottom and a green dog at the bottom left."
+PLACES = (
+    "I see a red ring at the top, a blue ring at the bottom and a green dog at the bottom left."
+)
 NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
 
 
@@ -134,7 +136,8 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
     (ask.exist, {"x": "red dog", "a": "a red dog"}, f"{SEEN} There is no red dog, so no.",
      "No", "No, there is a red dog."),
     (ask.relation, {"x": "red ring", "y": "blue ring", "r": "above"},
-     f"{PLACES} The red ring is above the blue ring, so yes.", "Yes.", "Yes, the red ring is below the blue ring."),
+     f"{PLACES} The red ring is above the blue ring, so yes.", "Yes.",
+     "Yes, the red ring is below the blue ring."),
     (ask.compare_number, {"xs": "rings", "ys": "dogs"},
      f"{SEEN} There are more rings than dogs, so yes.",
      "Yes", "Yes, there are fewer rings than dogs."),
@@ -173,7 +176,8 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      f"{SIZES} The blue ring is larger.",
      "It is the blue ring.", "The red ring is larger."),
     (ask.nearer, {"x": "blue ring", "y": "red ring", "z": "dog"},
-     f"{PLACES} The dog is nearer to the blue ring.", "The dog is nearer.", "The red ring is nearer."),
+     f"{PLACES} The dog is nearer to the blue ring.", "The dog is nearer.",
+     "The red ring is nearer."),
     (ask.assumed, {"x": "cat"}, f"{SEEN} There is no cat in the picture.", "There is no cat.",
      "The cat is red."),
 ])

@@ -277,7 +277,7 @@ def test_a_gradient_that_is_no_number_is_not_applied(runs, folder, tmp_path, mon
         loss = original(logits, targets)
         if torch.is_grad_enabled():
             seen["calls"] = seen.get("calls", 0) + 1
-            if seen["calls"] == 3:
+            if seen["calls"] == 2 * cfg.grad_accum + 1:
                 return loss + (logits.sum() * 0).sqrt() * 0  # 0 * inf in the backward pass
         return loss
 
