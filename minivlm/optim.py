@@ -229,8 +229,8 @@ def with_slower_part(
 
     Source: LLaVA-OneVision, arXiv:2408.03326, which trains the ViT at a fifth of the rate.
     """
-    # an Optimizer takes the parameters that can learn when it is made, so the part is frozen
-    # until the first one has been made
+    # an Optimizer takes every parameter that can learn at that moment: the part is frozen, so
+    # that the first Optimizer does not take it
     part.requires_grad_(False)
     optimizers = [Optimizer(model, lr, muon_lr, weight_decay)]
     if rate:

@@ -95,9 +95,9 @@ def prompts(thing: str) -> list[str]:
 
 
 def looked_up(things: list[Thing], rng: random.Random) -> list[str]:
-    """What is said of things that are sought: by kind, color or place, in any order.
+    """Sentences about things, found by their kind, color or place, in random order.
 
-    A kind or color that several things have names none of them.
+    If several things have the same kind or color, no sentence calls them by it.
     """
     kinds = [t.kind for t in things]
     colors = [t.color for t in things]
@@ -124,8 +124,8 @@ def looked_up(things: list[Thing], rng: random.Random) -> list[str]:
 def retold(scene: Scene, rng: random.Random) -> str:
     """A complete caption, and then ten short sentences that follow from it.
 
-    Nearly every word after the first sentence can be looked up in it. So a language model
-    that reads such texts learns to look up and to compare, long before it sees a picture.
+    The first sentence contains nearly every word that follows. From such texts a language
+    model learns to look words up and to compare them, before it sees any picture.
     """
     things = scene.clear
     kinds = [t.kind for t in things]
@@ -172,7 +172,8 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
             start_strange = rng.choice(("how strange: ", "look, ", "", ""))
             pool.insert(0, start_strange + strange(t, scene))
     pool = looked_up(things, rng)[:2] + pool
-    pool = list(dict.fromkeys(pool))  # some texts stand in it several times: they are likelier
+    # a text that stands in the pool several times is chosen more often
+    pool = list(dict.fromkeys(pool))
     return [sentence(f"{start}{full}, {where(scene)}")] + [sentence(c) for c in pool[:5]]
 
 

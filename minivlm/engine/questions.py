@@ -91,7 +91,8 @@ def i_see(things: Things, more: str = "") -> str:
     """Everything that is seen, from which an answer concludes; "" if it is too much.
 
     Args:
-        more: what is said of each thing beside its name: "size", "place" or "zone".
+        more: what is said of each thing beside its name: "size", "place" or "zone". Color
+            and kind are in the name already, so "color" and "kind" add nothing.
     """
     if len(things) > 4 or any(t.crowd for t in things):
         return ""
@@ -185,8 +186,8 @@ def attribute(what: str) -> Maker:
         word = "" if " " in value else value
         words = {"x": phrase}
         wrong = others(what, value, words, scene, world)
-        full = what_are(what, reference)
-        seen = seen_for(scene.things, "size" if what == "size" else "", phrase)
+        full = what_is(what, reference)
+        seen = seen_for(scene.things, what, phrase)
         return Draft(what, words, word, full, (value,), wrong, about=t, seen=seen)
     return make
 
@@ -338,13 +339,11 @@ def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
     )
 
 
-def what_are(what: str, *references: Reference) -> str:
-    """Say which color, kind or size things have, in sentences."""
-    sentences = []
-    for t, phrase in references:
-        value = getattr(t, what)
-        sentences.append(f"The {phrase} is {article(value) if what == 'kind' else value}.")
-    return " ".join(sentences)
+def what_is(what: str, reference: Reference) -> str:
+    """Say which color, kind or size a thing has, in a sentence."""
+    t, phrase = reference
+    value = getattr(t, what)
+    return f"The {phrase} is {article(value) if what == 'kind' else value}."
 
 
 def side_of(a: Thing, b: Thing) -> str:
@@ -439,7 +438,7 @@ def same(scene: Scene, rng: Random, world: World) -> Draft | None:
     words = {"x": x, "y": y, "w": what}
     wrong = ("different",) if is_same else ("the same",)
     fact = f"the {x} and the {y} have {have}"
-    seen = seen_for(scene.things, "size" if what == "size" else "", x, y)
+    seen = seen_for(scene.things, what, x, y)
     return yes_or_no("same", words, is_same, fact, wrong, seen=seen)
 
 

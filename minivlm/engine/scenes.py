@@ -9,7 +9,7 @@ from random import Random
 
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.questions import (
-    FACT, TRIES, Draft, Texts, i_see, no_such, others, seen_for, what_are, yes_or_no,
+    FACT, TRIES, Draft, Texts, i_see, no_such, others, seen_for, what_is, yes_or_no,
 )
 from minivlm.engine.references import absent_kind, gives_away, names_of, refer
 from minivlm.engine.wording import Scene, World, at, named, sentence, summary
@@ -76,7 +76,9 @@ def what_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     seen = i_see(visible(scene), "zone")
     if not odd:
         full = f"Nothing is unusual: {USUAL}."
-        return Draft("usual", {}, "", full, ("nothing", USUAL), (), "what_strange", seen=seen)
+        return Draft(
+            "usual", {}, "", full, ("nothing", USUAL), phrasing="what_strange", seen=seen
+        )
     full = sentence(join([t.unusual for t in odd]))
     return Draft(
         "what_strange", {}, "", full, reasons(odd), (USUAL,), about=odd[0], seen=seen
@@ -121,7 +123,7 @@ def belongs(scene: Scene, rng: Random, world: World) -> Draft | None:
     fact = f"{subject} {world.facts[t.kind][HOME]}"
     seen = seen_for(scene.things, "zone", phrase)
     if not seen and not gives_away(phrase, t.kind):
-        seen = what_are("kind", reference)
+        seen = what_is("kind", reference)
     if not seen.startswith("I see ") and t.zone:
         seen = f"{seen} The {phrase} is {t.zone}.".strip()
     return yes_or_no("belongs", {"x": phrase}, t in at_home, fact, about=t, seen=seen)
@@ -249,7 +251,7 @@ def fact(
     blind = [name for name in names if t.kind not in name.split()]
     phrase = rng.choice(blind or names)
     full = sentence(fact_of(t.kind, aspect, untold or world))
-    seen = "" if t.kind in phrase.split() else what_are("kind", (t, phrase))
+    seen = "" if t.kind in phrase.split() else what_is("kind", (t, phrase))
     value = known[t.kind][aspect]
     all_values = {facts[aspect] for facts in known.values() if aspect in facts}
     # "wood" is a part of the right answer "wood and cloth", so it is not wrong; nor is
@@ -286,9 +288,10 @@ def follow_up(draft: Draft, scene: Scene, rng: Random, world: World) -> Draft | 
         again = again[0].lower() + again[1:]
         full = f"Yes, I am sure: {again}"
         choices.append(Draft("sure", {}, "", full, ("sure",), ("not sure",)))
-    if draft.kind == "exist" and i_see(scene.things):
-        seen = i_see(scene.things).removeprefix("I see ").rstrip(".")
-        choices.append(Draft("why", {}, "", f"Because I see {seen}.", (seen,)))
+    seen = i_see(scene.things)
+    if draft.kind == "exist" and seen:
+        things = seen.removeprefix("I see ").rstrip(".")
+        choices.append(Draft("why", {}, "", f"Because {seen}", (things,)))
     return rng.choice(choices) if choices else None
 
 

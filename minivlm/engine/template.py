@@ -41,8 +41,8 @@ DEEP: dict[Maker, int] = {
     scenes.hear: 2, scenes.left_without: 3, scenes.story: 3, scenes.fact: 3,
 }
 TALK = ("greeting", "thanks", "thanks", "bye", "who", "able", "offer", "offer", "offer")
-# Most people ask for no style. Answers that tell what was seen are learned much sooner than
-# one sentence, and this sooner than an answer in one word.
+# Most people ask for no style. A model learns answers that first tell what was seen soonest,
+# answers in one sentence later, and answers in one word last.
 STYLES = ("", "", "", "", "", "", "word", "sentence")
 FOLLOWED = 0.12  # share of the questions that are followed by one about "it"
 
@@ -130,8 +130,8 @@ def conversation(
 ) -> list[QA]:
     """One to three questions on different topics, with answers, in random order.
 
-    There may be fewer if the picture does not allow more. What an answer would say of all
-    that is seen is left out if an answer before it has said so. One question in eight is
+    A picture with few objects may allow fewer questions. If an earlier answer has listed
+    what is seen, a later answer does not repeat this list. One question in eight is
     followed by one that refers back to it. One conversation in seven contains a list or a
     summary; as many a question that no picture answers, a request that must be refused, or
     one that only sounds so; and, where the data set knows facts, one in four contains talk.

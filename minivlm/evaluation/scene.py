@@ -153,8 +153,8 @@ def split(phrase: str) -> tuple[str, str]:
 def split_place(phrase: str) -> tuple[str, str]:
     """Split a phrase from the place that stands behind it, or "".
 
-    >>> split_place("thing at the top left"), split_place("cat in a room"), split_place("car")
-    (('thing', 'top left'), ('cat', 'room'), ('car', ''))
+    >>> [split_place(text) for text in ("thing at the top left", "cat in a room", "car")]
+    [('thing', 'top left'), ('cat', 'room'), ('car', '')]
     """
     start, *rest = re.split(r" (?:at|in|on) (?:the|a) ", phrase, maxsplit=1)
     return start, "".join(rest)
