@@ -22,6 +22,9 @@ from minivlm.attention_masks import mask_for, segment_positions
 from minivlm.transformer import Block, init_lookup_heads, init_weights, rotation
 
 
+EMBEDDING_SCALE = 25  # of a GPT with rotary positions, against GPT-2's initial weights
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Sizes of a GPT: V = vocab_size, C = n_embd; no text is longer than block_size."""
@@ -69,6 +72,11 @@ class GPT(nn.Module):
         init_weights(self)
         if base:
             init_lookup_heads(self.blocks, base)
+            # At GPT-2's 0.02, the first steps make words alike that occur in the same
+            # places. Larger embeddings stay apart; the logits start as small as before.
+            with torch.no_grad():
+                self.wte.weight *= EMBEDDING_SCALE
+                self.norm.weight /= EMBEDDING_SCALE
         self.head.weight = self.wte.weight  # tied, as in GPT-2
 
     def forward(self, idx: Tensor | None = None, **options) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from minivlm.transformer import init_weights
 
-# standard deviation of image tokens at the start. Token embeddings have about 0.4 after
+# standard deviation of image tokens at the start. Token embeddings have about 0.5 after
 # train_lm.py; larger image tokens are read sooner (docs/lessons.md).
 IMAGE_SCALE = 1.0
 

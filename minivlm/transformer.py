@@ -180,12 +180,13 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
     finds this pair late, if at all (docs/lessons.md). Here it begins near it:
 
         all heads                                 keys = queries = 3 times the drawn queries
+        all heads                                 proj v = identity / 4, a part a head
         heads 0 and 1 of the first two blocks     also look 1 or 2 positions back; of two
                                                   heads one, of one none
 
-    The first is a simple form of mimetic initialization: a position looks at positions like
-    itself. The second comes from biases: where a query is rotated by p theta and a key by
-    (p' + d) theta, their product is largest at p - p' = d.
+    The first two are a simple form of mimetic initialization: a position looks at positions
+    like itself, and takes over what it finds. The third comes from biases: where a query is
+    rotated by p theta and a key by (p' + d) theta, their product is largest at p - p' = d.
 
     Args:
         blocks: of a GPT whose queries and keys are rotated, with initial weights.
@@ -201,6 +202,10 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
         queries, keys, _ = attn.qkv.weight.chunk(3)                  # (C, C) each
         queries *= 3  # else all scores are nearly equal at first
         keys.copy_(queries)
+        # rotated anew in each block, else all heads of one number would share their part
+        rotated = torch.linalg.qr(torch.randn(C, C))[0]
+        attn.qkv.weight[2 * C:] = rotated / 2
+        attn.proj.weight.copy_(rotated.T / 2)
         if i > 1:
             continue
         query_bias, key_bias, _ = attn.qkv.bias.view(3, attn.n_head, D)

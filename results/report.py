@@ -215,8 +215,8 @@ def compare_captioner(
     texts = []
     n_right = {"captioner": 0, "SFT": 0}
     for odd, caption, reply in zip(unusual.values(), by_captioner, by_chatbot):
-        # "a fish is in the sky, and fish belong in the water": the first half is seen
-        seen = [text.partition(", and ")[0] for text in odd]
+        # "the fish is in the sky, and fish belong in the water": the first half is seen
+        seen = [text.partition(", and ")[0].partition(" ")[2] for text in odd]
         n_right["captioner"] += int(answer_ok(caption, seen, ()))
         n_right["SFT"] += int(answer_ok(reply, seen, ()))
         truth = f"({'; '.join(seen)})"

@@ -131,10 +131,13 @@ def test_embeddings_in_place_of_ids_give_the_same_logits(gpt):
     assert torch.equal(gpt(emb=gpt.wte(idx)), gpt(idx))
 
 
-def test_a_fresh_model_costs_ln_V(gpt_config):
+@pytest.mark.parametrize("rotary_base, std", [(0.0, 0.02), (1e5, 0.5)])
+def test_a_fresh_model_costs_ln_V(gpt_config, rotary_base, std):
     """Catches: initial weights so large that training starts from confident nonsense."""
-    loss = next_token_loss(GPT(gpt_config)(ids(8, 32)), ids(8, 32))
+    gpt = GPT(replace(gpt_config, rotary_base=rotary_base))
+    loss = next_token_loss(gpt(ids(8, 32)), ids(8, 32))
     assert loss.item() == pytest.approx(math.log(gpt_config.vocab_size), abs=0.05)
+    assert gpt.wte.weight.std().item() == pytest.approx(std, rel=0.1)
 
 
 def test_at_changes_neither_loss_nor_gradients(gpt):

@@ -96,6 +96,16 @@ def test_heads_start_at_equal_words_and_at_the_last_two_positions():
         plain = (q @ k.mT)[0, 2:]                                    # without the rotation
         torch.testing.assert_close(plain, plain.mT)
         assert (plain[:, 30, 3] > plain[:, 30, 4:30].amax(-1)).all()
+        copied = block.attn.proj.weight @ block.attn.qkv.weight[256:]
+        torch.testing.assert_close(copied, torch.eye(128) / 4, rtol=0, atol=1e-5)
+
+
+def test_one_head_looks_nowhere_by_itself():
+    """Catches: the only head of a small model tied to the word before."""
+    blocks = torch.nn.ModuleList([Block(32, 1)])
+    init_weights(blocks[0])
+    init_lookup_heads(blocks, 1e5)
+    assert blocks[0].attn.qkv.bias.abs().max() == 0
 
 
 def test_with_rotation_only_distances_count():

@@ -11,8 +11,9 @@ from pathlib import Path
 from data.book.things import THINGS
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.phrasings import make_phraser
-from minivlm.engine.scenes import fact_of
+from minivlm.engine.scenes import UNIQUE, fact_of
 from minivlm.engine.wording import World, sentence
+from minivlm.evaluation.english import article
 
 FILE = Path(__file__).with_name("facts.txt")
 HOMES = {"sky": "in the sky", "ground": "on land", "water": "in the water",
@@ -22,6 +23,10 @@ STARTS = (
     "", "", "", "Everybody knows that ", "It is true that ", "In this book, ",
     "Children learn that ", "Remember: ",
 )
+
+
+# things that are larger than all others, outside of the picture book
+LARGE = ("sun", "moon", "cloud", "plane", "tree", "house", "boat", "whale", "car")
 
 
 @lru_cache(maxsize=None)
@@ -54,6 +59,20 @@ def read_facts() -> tuple[dict[str, dict[str, str]], tuple[tuple[str, str], ...]
     return facts, tuple(untold)
 
 
+def usual_size(thing: str, rng: random.Random) -> str:
+    """How large a thing is: "a whale is large", "a cup is smaller than a whale".
+
+    In a picture every thing may be large or small. Without such sentences, both words would
+    stand in the same places of all texts, and a language model would take them for one.
+    """
+    is_large = thing in LARGE
+    size = "large" if is_large else "small"
+    other = rng.choice([t for t in THINGS if (t in LARGE) != is_large])
+    a, b = (f"the {t}" if t in UNIQUE else article(t) for t in (thing, other))
+    than = f"{'larger' if is_large else 'smaller'} than {b}"
+    return f"{a} is {rng.choice((size, than))}"
+
+
 def page(thing: str, rng: random.Random) -> str:
     """A page about a thing: some of its facts, told or asked, in any order."""
     facts, _ = read_facts()
@@ -63,7 +82,9 @@ def page(thing: str, rng: random.Random) -> str:
     for aspect in rng.sample(aspects, rng.randint(3, 5)):
         sentences.append((aspect, fact_of(thing, aspect, world)))
     if rng.random() < 0.5:
-        return " ".join(sentence(rng.choice(STARTS) + text) for _, text in sentences)
+        texts = [text for _, text in sentences]
+        texts.insert(rng.randrange(len(texts) + 1), usual_size(thing, rng))
+        return " ".join(sentence(rng.choice(STARTS) + text) for text in texts)
     phrase_question = make_phraser(rng, openers=0)
     lines = []
     for aspect, text in sentences:

@@ -15,9 +15,9 @@ from data.book.things import COLORS, THINGS
 from data.book.world import PLACES, UNSEEN_PAIRS, Scene, Thing
 from minivlm.engine.facts import HOME
 from minivlm.engine.scenes import UNIQUE
-from minivlm.engine.wording import at, named, sentence, there_are
+from minivlm.engine.wording import at, capital, named, not_there, sentence, there_are
 from minivlm.evaluation.english import article, join, plural
-from minivlm.evaluation.scene import NUMBERS
+from minivlm.evaluation.scene import NUMBERS, OPPOSITE
 
 WHERE = {"meadow": "in a meadow", "street": "on a street", "sea": "at sea",
          "room": "in a room"}
@@ -57,24 +57,26 @@ def relation(a: Thing, b: Thing) -> str:
 def strange(t: Thing, scene: Scene) -> str:
     """What is unusual about a thing, and what would be usual; "" if nothing is.
 
-    For instance "a fish is in the sky, and fish belong in the water".
+    For instance "the fish is in the sky, and fish belong in the water".
     """
+    n = sum(other.kind == t.kind for other in scene.clear)
+    the = f"the {t.kind}" if n == 1 else article(t.kind)
     kinds = plural(t.kind)
     if t.unusual == "home":
         home = read_facts()[0][t.kind][HOME]
         there = ZONE[scene.zone(t.cell)]
         if t.kind in UNIQUE:
-            return f"the {t.kind} is {there}, and the {t.kind} belongs {home}"
-        return f"{article(t.kind)} is {there}, and {kinds} belong {home}"
+            return f"{the} is {there}, and the {t.kind} belongs {home}"
+        return f"{the} is {there}, and {kinds} belong {home}"
     if t.unusual == "color":
         *first, last = THINGS[t.kind].colors
         colors = f"{', '.join(first)} or {last}"
-        return f"{article(t.kind)} is {t.color}, and {kinds} are {colors}"
+        return f"{the} is {t.color}, and {kinds} are {colors}"
     if t.unusual == "time":
         usual = "night" if scene.time == "day" else "day"
-        return f"the {t.kind} is there {WHEN[scene.time]}, and it belongs to the {usual}"
+        return f"{the} is there {WHEN[scene.time]}, and it belongs to the {usual}"
     if t.unusual == "upright":
-        return f"{article(t.kind)} stands on two legs, and {kinds} walk on four"
+        return f"{the} stands on two legs, and {kinds} walk on four"
     return ""
 
 
@@ -94,31 +96,67 @@ def prompts(thing: str) -> list[str]:
 # --- captions ---
 
 
-def looked_up(things: list[Thing], rng: random.Random) -> list[str]:
-    """Sentences about things, found by their kind, color or place, in random order.
+# what captions tell of the things that they look for; sizes, which are hard to see, twice
+FORMS = ("color", "size", "size", "where", "zone", "odd", "is there", "of color", "at place")
 
-    If several things have the same kind or color, no sentence calls them by it.
+
+def looked_up(scene: Scene, rng: random.Random) -> list[str]:
+    """Texts about things, found by their kind, color or place, in random order.
+
+    Some also name what somebody may look for in vain: "the cup is red, the dog is not in
+    the picture". If several things have the same kind or color, no text calls them by it.
     """
+    things = scene.clear
     kinds = [t.kind for t in things]
     colors = [t.color for t in things]
     texts = []
-    for form in ("what kind is like", "where kind is", "what has color", "what is at"):
+    for form in FORMS:
         parts = []
         for t in rng.sample(things, min(3, len(things))):
             place = at(PLACES[t.cell])
-            if form == "what is at":
+            name = rng.choice((t.kind, t.name))
+            if form == "at place":
                 parts.append(f"{place} there is {sized(t)}")
-            elif form == "what has color" and colors.count(t.color) == 1:
-                parts.append(f"the {t.color} thing is a {t.size} {t.kind}")
-            elif form == "what kind is like" and kinds.count(t.kind) == 1:
-                parts.append(f"the {t.kind} is {t.size} and {t.color}")
-            elif form == "where kind is" and kinds.count(t.kind) == 1:
-                name = rng.choice((t.kind, t.name))
-                parts.append(f"the {name} is {place}")
-        if parts:
-            texts.append(join(parts))
+            elif form == "is there":
+                # the first one, if there are several of a kind
+                first = next(other for other in things if name in (other.kind, other.name))
+                parts.append(f"{article(name)} is {at(PLACES[first.cell])}")
+            elif form == "of color":
+                if colors.count(t.color) == 1:
+                    parts.append(f"the {t.color} thing is a {t.size} {t.kind}")
+            elif kinds.count(t.kind) == 1:
+                parts.append({
+                    "color": f"the {t.kind} is {t.color}",
+                    "size": f"the {name} is {t.size}",
+                    "where": f"the {name} is {place}",
+                    "zone": f"the {name} is {ZONE[scene.zone(t.cell)]}",
+                    "odd": strange(t, scene) or f"the {t.kind} is as usual",
+                }[form])
+        parts = list(dict.fromkeys(parts))
+        if parts and form not in ("of color", "at place", "odd"):
+            n = len(parts) if form == "is there" else 1
+            for absent in absentees(things, n, rng):
+                the = article(absent) if form == "is there" else f"the {absent}"
+                parts.insert(rng.randrange(len(parts) + 1), not_there(the))
+        if form == "odd" and parts:
+            texts.append(". ".join([parts[0], *map(capital, parts[1:])]))
+        elif parts:
+            texts.append(join(parts[:4]))
     rng.shuffle(texts)
     return texts
+
+
+def absentees(things: list[Thing], n: int, rng: random.Random) -> list[str]:
+    """Kinds and names of which a scene shows nothing; a third are another color's."""
+    kinds = {t.kind for t in things}
+    names = []
+    for _ in range(n):
+        t = rng.choice(things)
+        kind = rng.choice([kind for kind in THINGS if kind not in kinds])
+        shown = {other.color for other in things if other.kind == t.kind}
+        colors = [c for c in COLORS if c not in shown and (c, t.kind) not in UNSEEN_PAIRS]
+        names.append(rng.choice((kind, kind, f"{rng.choice(colors)} {t.kind}")))
+    return list(dict.fromkeys(names))
 
 
 def retold(scene: Scene, rng: random.Random) -> str:
@@ -129,19 +167,22 @@ def retold(scene: Scene, rng: random.Random) -> str:
     """
     things = scene.clear
     kinds = [t.kind for t in things]
-    absent = [kind for kind in THINGS if kind not in kinds]
-    texts = [sentence(text) for text in looked_up(things, rng)]
+    texts = [sentence(text) for text in looked_up(scene, rng)]
     for t in things:
-        name = rng.choice((t.kind, t.name))
-        texts.append(sentence(f"there is {article(name)} {at(PLACES[t.cell])}"))
-        shown = {other.color for other in things if other.kind == t.kind}
-        others = [c for c in COLORS if c not in shown and (c, t.kind) not in UNSEEN_PAIRS]
-        no = rng.choice((rng.choice(absent), f"{rng.choice(others)} {t.kind}"))
-        texts.append(f"There is no {no}.")
         texts.append(there_are(kinds.count(t.kind), t.kind))
         for other in things:
-            if kinds.count(t.kind) == kinds.count(other.kind) == 1 and other is not t:
-                texts.append(f"The {t.kind} is {relation(t, other)} the {other.kind}.")
+            if not kinds.count(t.kind) == kinds.count(other.kind) == 1 or other is t:
+                continue
+            pairs = [(relation(t, other), OPPOSITE[relation(t, other)])]
+            if t.size != other.size:
+                than = ("larger than", "smaller than")
+                pairs.append(than if t.size == "large" else than[::-1])
+            for true, false in pairs:
+                fact = f"The {t.kind} is {true} the {other.kind}"
+                asked = rng.choice((true, false, ""))
+                question = f"Is the {t.kind} {asked} the {other.kind}? "
+                so = ", so yes." if asked == true else ", so no."
+                texts.append(question + fact + so if asked else f"{fact}.")
     # more would not fit a window of 256 tokens
     texts = rng.sample(texts, min(10, len(texts)))
     return " ".join([captions(scene, rng)[0], *dict.fromkeys(texts)])
@@ -171,7 +212,7 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
         if t.unusual:
             start_strange = rng.choice(("how strange: ", "look, ", "", ""))
             pool.insert(0, start_strange + strange(t, scene))
-    pool = looked_up(things, rng)[:2] + pool
+    pool = looked_up(scene, rng)[:4] + pool
     # a text that stands in the pool several times is chosen more often
     pool = list(dict.fromkeys(pool))
     return [sentence(f"{start}{full}, {where(scene)}")] + [sentence(c) for c in pool[:5]]

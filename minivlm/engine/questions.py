@@ -16,11 +16,11 @@ from minivlm.engine.references import (
     refer_to_several,
 )
 from minivlm.engine.wording import (
-    Scene, Things, World, at, capital, one_by_one, sentence, there_are,
+    Scene, Things, World, at, capital, is_at, not_there, sentence, there_are,
 )
 from minivlm.evaluation.english import article, plural
 from minivlm.evaluation.scene import (
-    NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside, named_by, split_place,
+    NUMBERS, OPPOSITE, PLACES, SIZES, Thing, beside, named_by,
 )
 
 Texts = tuple[str, ...]
@@ -39,8 +39,9 @@ class Draft(NamedTuple):
     about: the object that the question is about, for follow-up questions.
     seen: sentences that tell what was seen, from which the full answer follows.
 
-    A small model that has to answer at once stays at chance for long. What is seen it has
-    learned to say from captions, and what follows it then reads from its own text.
+    A small model that has to answer at once stays at chance for long. So an answer first
+    names what it is about ("A red cup is"), as captions do that look things up, then says
+    what is seen ("at the left", "not in the picture"), and only then concludes ("so yes").
     """
 
     kind: str
@@ -57,6 +58,14 @@ class Draft(NamedTuple):
     def answer(self) -> str:
         """What was seen, then the full answer."""
         return f"{self.seen} {self.full}".strip()
+
+    @property
+    def sentence(self) -> str:
+        """The answer, with what was seen in one sentence with what follows from it."""
+        if not self.seen:
+            return self.full
+        first, *more = [*self.seen.removesuffix(".").split(". "), self.full]
+        return ", ".join([first, *(text[0].lower() + text[1:] for text in more)])
 
 
 Maker = Callable[[Scene, Random, World], Draft | None]
@@ -87,26 +96,21 @@ def yes_or_no(
     return Draft(kind, words, word, full, (word,), wrong, about=about, seen=seen)
 
 
-def i_see(things: Things, more: str = "") -> str:
-    """Everything that is seen, from which an answer concludes; "" if it is too much.
+def tell(what: str, *references: Reference) -> str:
+    """Say what each object is like, in a sentence each: "The cup is red. The car is blue."
+
+    Nothing is said of an object whose phrase tells it already.
 
     Args:
-        more: what is said of each thing beside its name: "size", "place" or "zone". Color
-            and kind are in the name already, so "color" and "kind" add nothing.
+        what: "color", "kind", "size", "place" or "zone".
     """
-    if len(things) > 4 or any(t.crowd for t in things):
-        return ""
-    names = []
-    for t in things:
-        size = t.size if more == "size" else ""
-        where = {"place": at(t.place), "zone": t.zone}.get(more, "")
-        names.append(f"{size} {t.name} {where}".strip())
-    return f"I see {one_by_one(names)}."
-
-
-def seen_for(things: Things, more: str, *phrases: str) -> str:
-    """What is seen, unless one of the phrases itself tells where to look."""
-    return "" if any(split_place(p)[1] for p in phrases) else i_see(things, more)
+    texts = []
+    for t, phrase in references:
+        value = getattr(t, what)
+        if value and not gives_away(phrase, value):
+            said = {"kind": article, "place": at}.get(what, str)(value)
+            texts.append(f"The {phrase} is {said}.")
+    return " ".join(texts)
 
 
 def values_of(things: Things, world: World) -> dict[str, set[str]]:
@@ -149,17 +153,18 @@ def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft
     if not name:
         return None
     found = named_by(name, scene.things)
-    fact = f"there is no {name}"
-    denials: Texts = ("there is a", "there is an")
     if found:
-        fact = f"there is {article(name)}"
-        denials = ("there is no",)
+        # of a crowd nobody knows where its center is
+        fact = is_at(name, sorted(found, key=lambda t: t.crowd)[:1])
+        denials: Texts = ("there is no", "not in the picture")
+    else:
+        fact = not_there(article(name))
+        denials = ("there is a", "there is an", f"{name} is at", f"{name} is in")
     # kind "negation" asks the opposite: yes means that there is no such object
     is_yes = bool(found) == (kind == "exist")
     words = {"a": article(name), "x": name}
     about = found[0] if len(found) == 1 else None
-    seen = i_see(scene.things)
-    return yes_or_no(kind, words, is_yes, fact, denials, about, seen)
+    return yes_or_no(kind, words, is_yes, fact, denials, about)
 
 
 def negation(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -169,9 +174,11 @@ def negation(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     # a bare yes may mean either here: one word is not enough, and only the rest counts
     x = draft.words["x"]
-    is_there = "there is no" in draft.wrong
-    fact = f"there is {draft.words['a'] if is_there else f'no {x}'}"
-    return draft._replace(word="", expect=(fact,), wrong=draft.wrong[:-1])
+    expect = denials_of(x)
+    if draft.full.endswith(", so no."):
+        expect = (f"there is {draft.words['a']}", f"{x} is at", f"{x} is in")
+    full = draft.full.rpartition(",")[0] + "."
+    return draft._replace(word="", full=full, expect=expect, wrong=draft.wrong[:-1])
 
 
 def attribute(what: str) -> Maker:
@@ -186,9 +193,8 @@ def attribute(what: str) -> Maker:
         word = "" if " " in value else value
         words = {"x": phrase}
         wrong = others(what, value, words, scene, world)
-        full = what_is(what, reference)
-        seen = seen_for(scene.things, what, phrase)
-        return Draft(what, words, word, full, (value,), wrong, about=t, seen=seen)
+        full = tell(what, reference)
+        return Draft(what, words, word, full, (value,), wrong, about=t)
     return make
 
 
@@ -201,8 +207,7 @@ def position(scene: Scene, rng: Random, world: World) -> Draft | None:
     wrong = tuple(p for p in PLACES if p not in t.place)
     # places such as "top left" have two words, so none is asked for in one word
     return Draft(
-        "position", {"x": phrase}, "", f"The {phrase} is {at(t.place)}.", (t.place,), wrong,
-        about=t, seen=i_see(scene.things, "place"),
+        "position", {"x": phrase}, "", tell("place", reference), (t.place,), wrong, about=t
     )
 
 
@@ -212,15 +217,18 @@ def assumed(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not x:
         return None
     phrasing = rng.choice(("color", "color", "position", "position", "size"))
-    return no_such(x, phrasing, scene)
+    return no_such(x, phrasing)
 
 
-def no_such(x: str, phrasing: str, scene: Scene) -> Draft:
+def no_such(x: str, phrasing: str) -> Draft:
     """A question about something that is not there."""
-    fact = f"there is no {x}"
-    full = sentence(f"{fact} in the picture")
-    seen = i_see(scene.things)
-    return Draft("assumed", {"x": x}, "", full, (fact,), (), phrasing, seen=seen)
+    full = sentence(not_there(f"the {x}"))
+    return Draft("assumed", {"x": x}, "", full, denials_of(x), (), phrasing)
+
+
+def denials_of(x: str) -> Texts:
+    """What says that something is not there."""
+    return f"there is no {x}", not_there(x)
 
 
 # --- numbers ---
@@ -251,11 +259,13 @@ def count(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     phrase, n = amount
     words = {"x": phrase, "xs": plural(phrase)}
+    found = named_by(phrase, scene.things)
+    seen = is_at(phrase, found) if found else not_there(article(phrase))
     word = NUMBERS[n] if n else "zero"
-    expect = (word, str(n)) if n else ("zero", "no", "0")
+    expect = (word, str(n)) if n else ("zero", "no", "0", "not in the picture")
     wrong = tuple(other for other in (*NUMBERS, "zero") if other not in expect)
-    seen = i_see(scene.things)
-    return Draft("count", words, word, there_are(n, phrase), expect, wrong, seen=seen)
+    full = there_are(n, phrase)
+    return Draft("count", words, word, full, expect, wrong, seen=sentence(seen))
 
 
 def compare_number(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -272,14 +282,19 @@ def compare_number(scene: Scene, rng: Random, world: World) -> Draft | None:
     if key == "color":
         x = f"{x} object"
         y = f"{y} object"
-    n_x = len(named_by(x, things))
-    n_y = len(named_by(y, things))
+    n_x, n_y = (len(named_by(phrase, things)) for phrase in (x, y))
+    if max(n_x, n_y) >= len(NUMBERS):
+        return None
     how = "as many" if n_x == n_y else "more" if n_x > n_y else "fewer"
     than = "as" if n_x == n_y else "than"
     fact = f"there are {how} {plural(x)} {than} {plural(y)}"
     words = {"xs": plural(x), "ys": plural(y)}
     wrong = tuple(o for o in OUTCOMES["compare_number"] if o != how)
-    return yes_or_no("compare_number", words, n_x > n_y, fact, wrong, seen=i_see(things))
+    seen = " ".join(
+        there_are(n, phrase) if n else sentence(not_there(article(phrase)))
+        for n, phrase in ((n_x, x), (n_y, y))
+    )
+    return yes_or_no("compare_number", words, n_x > n_y, fact, wrong, seen=seen)
 
 
 def countable(things: Things) -> bool:
@@ -333,17 +348,10 @@ def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
     asked = rng.choice((side, OPPOSITE[side]))
     words = {"x": x, "y": y, "r": asked}
     false = tuple(r for r in OPPOSITE if not beside(a, b, r))
-    seen = seen_for(scene.things, "place", x, y)
+    seen = tell("place", *pair)
     return yes_or_no(
         "relation", words, asked == side, f"the {x} is {side} the {y}", false, a, seen
     )
-
-
-def what_is(what: str, reference: Reference) -> str:
-    """Say which color, kind or size a thing has, in a sentence."""
-    t, phrase = reference
-    value = getattr(t, what)
-    return f"The {phrase} is {article(value) if what == 'kind' else value}."
 
 
 def side_of(a: Thing, b: Thing) -> str:
@@ -382,7 +390,7 @@ def compare_size(scene: Scene, rng: Random, world: World) -> Draft | None:
     (a, x), (b, y) = pair if is_larger else pair[::-1]
     how, other = ("larger", "smaller") if is_larger else ("smaller", "larger")
     fact = f"the {x} is {how} than the {y}"
-    seen = seen_for(scene.things, "size", x, y)
+    seen = tell("size", (a, x), (b, y))
     words = {"x": x, "y": y}
     return yes_or_no("compare_size", words, is_larger, fact, (other,), a, seen)
 
@@ -400,7 +408,7 @@ def larger_of(scene: Scene, rng: Random, world: World) -> Draft | None:
     return Draft(
         "larger_of", {"x": first[1], "y": second[1]}, "", f"The {phrase} is larger.",
         (f"the {phrase} is larger", f"it is the {phrase}"), wrong, about=large,
-        seen=seen_for(scene.things, "size", phrase, other),
+        seen=tell("size", first, second),
     )
 
 
@@ -419,7 +427,7 @@ def nearer(scene: Scene, rng: Random, world: World) -> Draft | None:
     full = f"The {near} is nearer to the {x}."
     wrong = (f"the {far} is nearer", *longer(near))
     expect = (f"the {near} is nearer", f"it is the {near}")
-    seen = seen_for(scene.things, "place", x, y, z)
+    seen = tell("place", *three)
     return Draft("nearer", words, "", full, expect, wrong, seen=seen)
 
 
@@ -438,7 +446,7 @@ def same(scene: Scene, rng: Random, world: World) -> Draft | None:
     words = {"x": x, "y": y, "w": what}
     wrong = ("different",) if is_same else ("the same",)
     fact = f"the {x} and the {y} have {have}"
-    seen = seen_for(scene.things, what, x, y)
+    seen = tell(what, *pair)
     return yes_or_no("same", words, is_same, fact, wrong, seen=seen)
 
 

@@ -9,12 +9,12 @@ from random import Random
 
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.questions import (
-    FACT, TRIES, Draft, Texts, i_see, no_such, others, seen_for, what_is, yes_or_no,
+    FACT, TRIES, Draft, Texts, denials_of, no_such, others, tell, yes_or_no,
 )
-from minivlm.engine.references import absent_kind, gives_away, names_of, refer
-from minivlm.engine.wording import Scene, World, at, named, sentence, summary
+from minivlm.engine.references import absent_kind, names_of, refer
+from minivlm.engine.wording import Scene, World, at, is_at, named, sentence, summary
 from minivlm.evaluation.english import article, join, plural
-from minivlm.evaluation.scene import PLACES, Thing
+from minivlm.evaluation.scene import PLACES, Thing, named_by
 from minivlm.metrics import words_of
 
 USUAL = "everything is as usual"
@@ -54,10 +54,9 @@ def strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not world.facts:
         return None
     odd = oddities(scene)
-    seen = i_see(visible(scene), "zone")
+    seen = looked_over(scene)
     if odd:
-        fact = join([t.unusual for t in odd])
-        draft = yes_or_no("strange", {}, True, fact, (USUAL,), odd[0], seen)
+        draft = yes_or_no("strange", {}, True, odd[0].unusual, (USUAL,), odd[0], seen)
         draft = draft._replace(expect=reasons(odd))
     elif keep(0.7, rng):
         draft = yes_or_no("usual", {}, False, USUAL, seen=seen)
@@ -73,21 +72,33 @@ def what_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
     odd = oddities(scene)
     if not world.facts or (not odd and not keep(0.5, rng)):
         return None
-    seen = i_see(visible(scene), "zone")
+    seen = looked_over(scene)
     if not odd:
         full = f"Nothing is unusual: {USUAL}."
         return Draft(
             "usual", {}, "", full, ("nothing", USUAL), phrasing="what_strange", seen=seen
         )
-    full = sentence(join([t.unusual for t in odd]))
+    full = sentence(odd[0].unusual)
     return Draft(
         "what_strange", {}, "", full, reasons(odd), (USUAL,), about=odd[0], seen=seen
     )
 
 
+def looked_over(scene: Scene) -> str:
+    """Say of one thing after the other that it is as usual, up to the first unusual one."""
+    kinds = [t.kind for t in visible(scene)]
+    texts = []
+    for t in visible(scene):
+        if t.unusual:
+            break
+        the = f"the {t.kind}" if kinds.count(t.kind) == 1 else article(t.kind)
+        texts.append(sentence(f"{the} is as usual"))
+    return " ".join(dict.fromkeys(texts))
+
+
 def reasons(odd: list[Thing]) -> Texts:
-    """The part of each reason that names what is seen: "a fish is in the sky"."""
-    return tuple(t.unusual.partition(", ")[0] for t in odd)
+    """The part of each reason that names what is seen: "fish is in the sky"."""
+    return tuple(t.unusual.partition(", ")[0].partition(" ")[2] for t in odd)
 
 
 def why_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -121,11 +132,7 @@ def belongs(scene: Scene, rng: Random, world: World) -> Draft | None:
     t, phrase = reference
     subject = f"the {t.kind} belongs" if t.kind in UNIQUE else f"{plural(t.kind)} belong"
     fact = f"{subject} {world.facts[t.kind][HOME]}"
-    seen = seen_for(scene.things, "zone", phrase)
-    if not seen and not gives_away(phrase, t.kind):
-        seen = what_is("kind", reference)
-    if not seen.startswith("I see ") and t.zone:
-        seen = f"{seen} The {phrase} is {t.zone}.".strip()
+    seen = f"{tell('kind', reference)} {tell('zone', reference)}".strip()
     return yes_or_no("belongs", {"x": phrase}, t in at_home, fact, about=t, seen=seen)
 
 
@@ -251,7 +258,7 @@ def fact(
     blind = [name for name in names if t.kind not in name.split()]
     phrase = rng.choice(blind or names)
     full = sentence(fact_of(t.kind, aspect, untold or world))
-    seen = "" if t.kind in phrase.split() else what_is("kind", (t, phrase))
+    seen = tell("kind", (t, phrase))
     value = known[t.kind][aspect]
     all_values = {facts[aspect] for facts in known.values() if aspect in facts}
     # "wood" is a part of the right answer "wood and cloth", so it is not wrong; nor is
@@ -269,7 +276,7 @@ def assumed_fact(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not x or not world.facts:
         return None
     phrasing = rng.choice(("belongs", "why_strange", "left_without"))
-    return no_such(x, phrasing, scene)
+    return no_such(x, phrasing)
 
 
 # --- follow-ups: questions about "it" ---
@@ -288,10 +295,11 @@ def follow_up(draft: Draft, scene: Scene, rng: Random, world: World) -> Draft | 
         again = again[0].lower() + again[1:]
         full = f"Yes, I am sure: {again}"
         choices.append(Draft("sure", {}, "", full, ("sure",), ("not sure",)))
-    seen = i_see(scene.things)
-    if draft.kind == "exist" and seen:
-        things = seen.removeprefix("I see ").rstrip(".")
-        choices.append(Draft("why", {}, "", f"Because {seen}", (things,)))
+        if draft.kind == "exist":
+            x = draft.words["x"]
+            there = [is_at(x, [t]) for t in named_by(x, scene.things)]
+            expect = tuple(there) or denials_of(x)
+            choices.append(Draft("why", {}, "", f"Because {again}", expect))
     return rng.choice(choices) if choices else None
 
 
@@ -300,16 +308,19 @@ def about_it(draft: Draft, scene: Scene, world: World) -> list[Draft]:
     t = draft.about
     if t is None:
         return []
-    # a list of all that is seen tells nothing of "it" yet
-    told = draft.full if draft.seen.startswith("I see ") else draft.answer
-    said = words_of(" ".join([*draft.words.values(), told]))
+    # an answer that names "it" has found out first what is meant
+    names = names_of(t, scene.things)
+    it = next((f"The {n}" for n in (draft.words.get("x"), t.kind) if n in names), "It")
+    said = words_of(" ".join([*draft.words.values(), draft.answer]))
     found = []
     for kind, what in (("and_color", "color"), ("and_size", "size")):
         value = getattr(t, what)
         if value and words_of(value) not in said:
             wrong = others(what, value, {}, scene, world)
-            found.append(Draft(kind, {}, value, f"It is {value}.", (value,), wrong))
+            found.append(Draft(kind, {}, value, f"{it} is {value}.", (value,), wrong))
     if words_of(t.place) not in said:
         wrong = tuple(p for p in PLACES if p not in t.place)
-        found.append(Draft("and_where", {}, "", f"It is {at(t.place)}.", (t.place,), wrong))
+        found.append(
+            Draft("and_where", {}, "", f"{it} is {at(t.place)}.", (t.place,), wrong)
+        )
     return found

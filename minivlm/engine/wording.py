@@ -108,17 +108,19 @@ def named(things: Things) -> str:
     return join(parts)
 
 
-def one_by_one(names: list[str]) -> str:
-    """Name every thing by itself: "a red car, another red car, a cat and a tree".
+def is_at(phrase: str, found: Things) -> str:
+    """Say where each thing of a phrase is: "a car is at the left, another at the right".
 
-    Whoever says "two red cars" must have counted before the first word; whoever names one
-    thing after the other can count them afterwards.
+    Whoever says "two cars" must have counted before the first word; whoever names one
+    after the other can count them afterwards.
     """
-    parts: list[str] = []
-    for name in names:
-        again = article(name) in parts
-        parts.append(f"another {name}" if again else article(name))
-    return join(parts)
+    first, *rest = [at(t.place) for t in found]
+    return ", another ".join([f"{article(phrase)} is {first}", *rest])
+
+
+def not_there(the: str) -> str:
+    """Say that something is not there: "the car is not in the picture"."""
+    return f"{the} is not in the picture"
 
 
 def capital(text: str) -> str:

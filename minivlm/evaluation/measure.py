@@ -404,10 +404,10 @@ def ranked(
 
 
 def conclusion(answer: str) -> str:
-    """What an answer comes to: "no" for "I see a cup. There is no cat, so no.".
+    """What an answer comes to: "no" for "A cat is not in the picture, so no.".
 
-    POPE reads the first sentence only; an answer that begins with what is seen says yes or
-    no at its end.
+    POPE reads the first sentence only, and takes a "not" in it for a no; an answer that
+    begins with what is seen says yes or no at its end.
     """
     found = re.search(r", so (yes|no)\W*$", answer)
     return found[1] if found else answer

@@ -52,7 +52,7 @@ class Thing:
         place: one of PLACES, or the record's own word.
         hidden: whether it is barely visible.
         crowd: whether its box holds an unknown number of such objects.
-        unusual: why it is unusual, "" if it is not: "a fish is in the sky, and fish belong
+        unusual: why it is unusual, "" if it is not: "the fish is in the sky, and fish belong
             in the water".
         zone: in what part of the scene it is, "in the sky"; "" if unknown.
     """
@@ -222,14 +222,18 @@ N = "|".join(NUMBERS)
 SOME = rf"(?:an?|another|{'|'.join(NUMBERS[1:])}) {WORDS}"           # "a ring", "two rings"
 LIST = rf"{SOME}(?:(?:, {SOME})* and {SOME})?"                       # "a ring and two dogs"
 WHERE = r"(?:at|in|on) (?:the|a) ([a-z ]+?)(?: corner| side)?"
+AT = WHERE.replace("([a-z ]+?)", "[a-z ]+?")
 # a sentence is read by the first pattern that fits all of it: special ones come first
 GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("more", rf"there are (more|fewer|as many) ({WORDS}) (?:than|as) ({WORDS})"),
     ("there at", rf"there is an? ({WORDS}) {WHERE}"),
+    ("none", rf"(?:an?|the) ({WORDS}) is not"),
+    ("as usual", rf"(?:an?|the) ({WORDS}) is as usual"),
+    ("several", rf"an? ({WORDS}) is ({AT}(?:, another {AT})*)"),
     ("there", rf"there (?:is|are) ({SOME}(?:, {SOME})* and {SOME})"),
     ("count", rf"there (?:is|are) ({N}) ({WORDS})"),
     ("there", rf"there is (an? {WORDS})"),
-    ("there", rf"(?:because )?i see ({LIST})"),
+    ("there", rf"i see ({LIST})"),
     ("without", rf"without the ({WORDS}), (nothing|{LIST}) would be left"),
     ("unusual",
      rf"((?:an?|the) {WORDS} (?:is|stands) {WORDS}, and {WORDS} (?:belongs?|are|walk) .+)"),
@@ -254,8 +258,9 @@ NAMING = {
     "larger": (0,), "nearer": (0, 2), "without": (0,),
     "more": (1, 2), "count": (1,), "only": (0, 1), "beside": (0, 2), "size": (0, 2),
     "same": (0, 1), "kind": (0, 1), "there at": (0,), "at": (0,), "is": (0,),
+    "none": (0,), "as usual": (0,), "several": (0,),
 }
-LEAD = re.compile(r"^((yes|no|so|therefore), )?(i am sure: )?")
+LEAD = re.compile(r"^((yes|no|so|therefore), |because )?(i am sure: )?")
 TAIL = re.compile(
     r"(,? (in|on) (the|this) (picture|image|photo)|,? here|,? in (total|all)"
     r"|, so (yes|no))+$"
@@ -267,8 +272,8 @@ def claims(text: str) -> tuple[list[Claim], list[str]]:
     """Read a text: the claims of sentences that the grammar knows, and all other sentences.
 
     "Yes," or "no," before a sentence and ", so yes" or ", so no" behind it are dropped,
-    because the rest says the same. A line that begins with "- " claims that the picture
-    shows this object.
+    because the rest says the same. A sentence may make several claims: "the cup is red, the
+    car is blue". A line that begins with "- " claims that the picture shows this object.
 
     >>> claims("No, there is no red car. The cat is nice to see.")
     ([('count', 'no', 'red car')], ['the cat is nice to see'])
@@ -281,12 +286,27 @@ def claims(text: str) -> tuple[list[Claim], list[str]]:
             item = re.sub(r"^(an?|the) ", "", line[2:].strip().rstrip("."))
             read.append(("there", "a " + item))
         elif sentence not in ("", "yes", "no"):
-            claim = _claim(sentence)
-            if claim:
+            claim, rest = _first_claim(sentence)
+            while claim:
                 read.append(claim)
-            else:
-                other.append(sentence)
+                claim, rest = _first_claim(rest)
+            if rest:
+                other.append(rest)
     return read, other
+
+
+def _first_claim(sentence: str) -> tuple[Claim | None, str]:
+    """Read the longest claim that a sentence begins with, up to a comma or its end.
+
+    Returns:
+        the claim, or None if the grammar does not know any; and the rest of the sentence.
+    """
+    ends = [match.start() for match in re.finditer(", ", sentence)]
+    for end in (len(sentence), *reversed(ends)):
+        claim = _claim(TAIL.sub("", sentence[:end]))
+        if claim:
+            return claim, sentence[end + 2:]
+    return None, sentence
 
 
 def _claim(sentence: str) -> Claim | None:
@@ -347,6 +367,17 @@ def holds(
             # a crowd holds an unknown number of things, but not 0
             return False if args[0] == "no" else None
         return len(subjects) == NUMBERS.index(args[0])
+    if what == "none":
+        return not subjects
+    if what == "as usual":
+        return any(not t.unusual for t in subjects) if setting.place else None
+    if what == "several":
+        places = Counter(re.findall(f"{WHERE}(?=, another|$)", args[1]))
+        each = [holds(("there at", args[0], place), things, names) for place in places]
+        if None in each or (places.total() > 1 and any(t.crowd for t in subjects)):
+            return None
+        where = [{t.place, t.zone.rpartition(" ")[2]} for t in subjects]
+        return all(sum(place in w for w in where) >= n for place, n in places.items())
     if what in ("at", "there at"):
         zones = [t.zone.split()[-1:] == [args[1]] for t in subjects]
         if args[1] not in {*PLACES, *(t.place for t in things)} and not any(zones):
@@ -416,8 +447,9 @@ def _holds_of_setting(
         return _is_place(args[1], setting) if args[1] else True
     if not setting.place:
         return None
-    reasons = [t.unusual.lower() for t in things if t.unusual]
-    return not reasons if what == "usual" else args[0] in reasons
+    # "a fish is in the sky" and "the fish is in the sky" are one reason
+    reasons = [t.unusual.lower().partition(" ")[2] for t in things if t.unusual]
+    return not reasons if what == "usual" else args[0].partition(" ")[2] in reasons
 
 
 def _is_place(word: str, setting: Setting) -> bool | None:

@@ -116,54 +116,53 @@ RINGS = {"objects": [
     {"name": n, "attributes": {"color": c, "size": s}, "box": [x, y, x + 0.3, y + 0.3]}
     for n, c, s, x, y in (("ring", "red", "small", 0.35, 0.0), ("ring", "blue", "large", 0.35, 0.6),
                           ("dog", "green", "small", 0.0, 0.6))]}
-SEEN = "I see a red ring, a blue ring and a green dog."
-SIZES = "I see a small red ring, a large blue ring and a small green dog."
-PLACES = (
-    "I see a red ring at the top, a blue ring at the bottom and a green dog at the bottom left."
-)
 NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
 
 
 @pytest.mark.parametrize("make, words, full, good, bad", [
     (ask.negation, {"x": "red ring", "a": "a red ring"},
-     f"{SEEN} There is a red ring, so no.",
-     "There is a red ring.", "No, there is a blue ring."),
-    (ask.negation, {"x": "red dog", "a": "a red dog"}, f"{SEEN} There is no red dog, so yes.",
+     "A red ring is at the top.", "There is a red ring.", "No, there is a blue ring."),
+    (ask.negation, {"x": "red dog", "a": "a red dog"}, "A red dog is not in the picture.",
      "No, there is no red dog.", "Yes, there is a red dog."),
     (ask.exist, {"x": "red ring", "a": "a red ring"},
-     f"{SEEN} There is a red ring, so yes.",
+     "A red ring is at the top, so yes.",
      "Yes", "Yes, there is no red ring."),
-    (ask.exist, {"x": "red dog", "a": "a red dog"}, f"{SEEN} There is no red dog, so no.",
+    (ask.exist, {"x": "red dog", "a": "a red dog"}, "A red dog is not in the picture, so no.",
      "No", "No, there is a red dog."),
     (ask.relation, {"x": "red ring", "y": "blue ring", "r": "above"},
-     f"{PLACES} The red ring is above the blue ring, so yes.", "Yes.",
+     "The red ring is at the top. The blue ring is at the bottom. The red ring is above the blue "
+     "ring, so yes.", "Yes.",
      "Yes, the red ring is below the blue ring."),
     (ask.compare_number, {"xs": "rings", "ys": "dogs"},
-     f"{SEEN} There are more rings than dogs, so yes.",
+     "There are two rings. There is one dog. There are more rings than dogs, so yes.",
      "Yes", "Yes, there are fewer rings than dogs."),
     (ask.compare_size, {"x": "red ring", "y": "blue ring"},
-     f"{SIZES} The red ring is smaller than the blue ring, so no.", "No",
+     "The red ring is small. The blue ring is large. The red ring is smaller than the blue ring, "
+     "so no.", "No",
      "No, the red ring is larger than the blue ring."),
     (ask.same, {"x": "red ring", "y": "dog", "w": "size"},
-     f"{SIZES} The red ring and the dog have the same size, so yes.", "Yes",
+     "The red ring is small. The dog is small. The red ring and the dog have the same size, so "
+     "yes.", "Yes",
      "Yes, the red ring and the dog have different sizes."),
     (ask.same, {"x": "red object", "y": "green object", "w": "kind"},
-     f"{SEEN} The red object and the green object have different kinds, so no.", "No",
+     "The red object is a ring. The green object is a dog. The red object and the green object "
+     "have different kinds, so no.", "No",
      "No, the red object and the green object have the same kind."),
-    (ask.attribute("size"), {"x": "red ring"}, f"{SIZES} The red ring is small.", "Small",
+    (ask.attribute("size"), {"x": "red ring"}, "The red ring is small.", "Small",
      "Large or small."),
-    (ask.attribute("color"), {"x": "dog"}, f"{SEEN} The dog is green.", "green!", "blue"),
+    (ask.attribute("color"), {"x": "dog"}, "The dog is green.", "green!", "blue"),
     (ask.one_more, {"a": "a ring", "x": "ring", "xs": "rings"},
      "There are two rings. With one more there would be three.",
      "there are two rings; with one more there would be three",
      "There are five rings. With one more there would be three."),
-    (ask.count, {"x": "cat", "xs": "cats"}, f"{SEEN} There are no cats.",
+    (ask.count, {"x": "cat", "xs": "cats"}, "A cat is not in the picture. There are no cats.",
      "There are no cats.", "One"),
-    (ask.count, {"x": "ring", "xs": "rings"}, f"{SEEN} There are two rings.",
-     "2", "There are no rings."),
-    (ask.position, {"x": "red ring"}, f"{PLACES} The red ring is at the top.", "At the top.",
+    (ask.count, {"x": "ring", "xs": "rings"},
+     "A ring is at the top, another at the bottom. There are two rings.", "2",
+     "There are no rings."),
+    (ask.position, {"x": "red ring"}, "The red ring is at the top.", "At the top.",
      "At the top left."),
-    (ask.attribute("kind"), {"x": "red object"}, f"{SEEN} The red object is a ring.",
+    (ask.attribute("kind"), {"x": "red object"}, "The red object is a ring.",
      "Ring", "A dog."),
     (ask.next_to, {"x": "blue ring", "r": "above"},
      "The thing at the top is above the blue ring. The thing at the top is red.",
@@ -173,12 +172,13 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      "There are three objects. The dog is one of them. So two objects are left!",
      "There are nine objects. The dog is one of them. So two objects are left."),
     (ask.larger_of, {"x": "red ring", "y": "blue ring"},
-     f"{SIZES} The blue ring is larger.",
+     "The red ring is small. The blue ring is large. The blue ring is larger.",
      "It is the blue ring.", "The red ring is larger."),
     (ask.nearer, {"x": "blue ring", "y": "red ring", "z": "dog"},
-     f"{PLACES} The dog is nearer to the blue ring.", "The dog is nearer.",
+     "The blue ring is at the bottom. The red ring is at the top. The dog is at the bottom left. "
+     "The dog is nearer to the blue ring.", "The dog is nearer.",
      "The red ring is nearer."),
-    (ask.assumed, {"x": "cat"}, f"{SEEN} There is no cat in the picture.", "There is no cat.",
+    (ask.assumed, {"x": "cat"}, "The cat is not in the picture.", "There is no cat.",
      "The cat is red."),
 ])
 def test_what_is_right_worked_by_hand(make, words, full, good, bad):

@@ -170,18 +170,7 @@ def test_a_yes_answers_the_question_that_was_asked():
         assert holds(("there", draft.words["a"]), things, NAMES) == (draft.word == "yes")
         draft = questions.negation(shown, random.Random(i), WORLD)
         is_true = holds(("count", "no", draft.words["x"]), things, NAMES)
-        assert is_true == draft.full.endswith(", so yes.")
-
-
-def test_what_is_seen_is_said_once_in_a_dialogue():
-    """Catches answers that list the whole picture again and again, or never."""
-    counts = Counter()
-    for i in range(300):
-        shown = template.scene_of(book_scene(i))
-        rng = random.Random(i)
-        dialogue = template.conversation(shown, rng, worlds(1)[0], make_phraser(rng))
-        counts[sum(a.startswith(f"{questions.i_see(shown.things)} ") for _, a in dialogue)] += 1
-    assert set(counts) == {0, 1} and counts[1] > 100, counts
+        assert is_true == draft.full.endswith("is not in the picture.")
 
 
 def test_there_are_enough_kinds_and_phrasings_and_none_of_the_kept_is_ever_asked():
@@ -229,9 +218,9 @@ def texts_read(i: int) -> list[str]:
 
 def test_every_way_to_ask_can_be_filled_and_yes_or_no_answers_yes_or_no():
     """Catches a slot that a kind has no word for, and an answer of another kind."""
-    yes_no = {"exist", "negation", "relation", "compare_number", "compare_size", "same",
+    yes_no = {"exist", "relation", "compare_number", "compare_size", "same",
               "strange", "belongs"}
-    without_a_word = {"negation", "strange", "usual"}
+    without_a_word = {"strange", "usual"}
     made: dict[str, list] = {}
     for i in range(200):
         shown = template.scene_of(book_scene(i))

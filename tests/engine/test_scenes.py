@@ -19,14 +19,13 @@ from minivlm.evaluation.scene import Thing
 from minivlm.metrics import answer_ok
 from test_instruct import book_scene, scene, worlds
 
-ODD = "a fish is in the sky, and fish belong in the water"
-FISH = Thing("fish", "red", "small", 0.5, 0.1, 0.04, "top", unusual=ODD)
-BOAT = Thing("boat", "blue", "large", 0.5, 0.9, 0.09, "bottom")
-DUCK = Thing("duck", "white", "small", 0.1, 0.9, 0.04, "bottom left")
+ODD = "the fish is in the sky, and fish belong in the water"
+FISH = Thing("fish", "red", "small", 0.5, 0.1, 0.04, "top", unusual=ODD, zone="in the sky")
+BOAT = Thing("boat", "blue", "large", 0.5, 0.9, 0.09, "bottom", zone="in the water")
+DUCK = Thing("duck", "white", "small", 0.1, 0.9, 0.04, "bottom left", zone="in the water")
 SEA = Scene([FISH, BOAT, DUCK], "sea", "day")
 CALM = Scene([BOAT, DUCK], "sea", "night")
-SEEN = "I see a red fish, a blue boat and a white duck."
-CALMLY = "I see a blue boat and a white duck."
+CALMLY = "The boat is as usual. The duck is as usual."
 META = {
     "phrases": {n: n for n in ("red fish", "blue boat", "white duck", "yellow sun", "gray cat")},
     "places": {"sea": {"is": "the sea", "at": "at sea", "do": "swim and sail"},
@@ -63,15 +62,20 @@ def answers(make, shown: Scene = SEA, **more) -> set[str]:
 
 @pytest.mark.parametrize("make, shown, full", [
     (scenes.strange, SEA, {
-        f"{SEEN} A fish is in the sky, and fish belong in the water, so yes."}),
+        "The fish is in the sky, and fish belong in the water, so yes."}),
+    (scenes.strange, Scene([DUCK, FISH, BOAT], "sea"), {
+        "The duck is as usual. The fish is in the sky, and fish belong in the water, so yes."}),
     (scenes.strange, CALM, {f"{CALMLY} Everything is as usual, so no."}),
-    (scenes.what_strange, SEA, {f"{SEEN} A fish is in the sky, and fish belong in the water."}),
+    (scenes.what_strange, SEA, {"The fish is in the sky, and fish belong in the water."}),
     (scenes.what_strange, CALM, {f"{CALMLY} Nothing is unusual: everything is as usual."}),
-    (scenes.why_strange, SEA, {"A fish is in the sky, and fish belong in the water."}),
+    (scenes.why_strange, SEA, {"The fish is in the sky, and fish belong in the water."}),
     (scenes.why_strange, CALM, set()),
     (scenes.belongs, Scene([FISH]), {
-        f"{seen} Fish belong in the water, so no." for seen in (
-            "I see a red fish.", "The thing at the top is a fish.")}),
+        f"{seen}The {x} is in the sky. Fish belong in the water, so no." for x, seen in (
+            ("fish", ""), ("red fish", ""), ("small red fish", ""),
+            ("red thing", "The red thing is a fish. "),
+            ("red object", "The red object is a fish. "),
+            ("thing at the top", "The thing at the top is a fish. "))}),
     (scenes.day_night, SEA, {"It is day."}), (scenes.day_night, CALM, {"It is night."}),
     (scenes.setting, SEA, {"The picture shows the sea."}),
     (scenes.activity, SEA, {"This is the sea. One could swim and sail here."}),
@@ -110,15 +114,17 @@ def test_a_whole_picture_worked_by_hand(make, shown, full):
 
 def test_what_belongs_where_it_is_is_said_to():
     """Catches a no, and a phrase that does not say what the thing is taken as if it did."""
-    assert answers(scenes.belongs, Scene([BOAT]), n=3000) == {
-        f"{seen} Boats belong in the water, so yes." for seen in (
-            "I see a blue boat.", "The thing at the bottom is a boat.")}
+    found = answers(scenes.belongs, Scene([BOAT]), n=3000)
+    assert {text.rpartition(". ")[2] for text in found} == {"Boats belong in the water, so yes."}
+    assert {"The boat is in the water. Boats belong in the water, so yes.",
+            "The blue thing is a boat. The blue thing is in the water. Boats belong in the water, "
+            "so yes."} <= found
 
 
 def test_a_sun_is_the_sun():
     """Catches "suns belong", and a sun at night asked whether it belongs there: who can tell?"""
     sun = Thing("sun", "yellow", "large", 0.5, 0.1, 0.09, "top")
-    assert "I see a yellow sun. The sun belongs in the sky, so yes." in answers(
+    assert "The thing at the top is a sun. The sun belongs in the sky, so yes." in answers(
         scenes.belongs, Scene([sun]))
     late = "the sun is there at night, and it belongs to the day"
     assert answers(scenes.belongs, Scene([replace(sun, unusual=late)])) == set()
@@ -140,7 +146,7 @@ def test_the_answer_of_an_oddity_says_which():
     [strange] = drafts(scenes.strange)
     assert strange.word == "" and strange.about is FISH
     for said, is_right in (
-        ("Yes, a fish is in the sky.", True), ("A fish is in the sky!", True), ("Yes.", False),
+        ("Yes, a fish is in the sky.", True), ("The fish is in the sky!", True), ("Yes.", False),
         ("No, everything is as usual.", False), ("Yes, a boat is in the sky.", False),
     ):
         assert answer_ok(said, strange.expect, strange.wrong) == is_right, said
@@ -151,26 +157,26 @@ def test_the_answer_of_an_oddity_says_which():
         "red fish", "fish", "red object", "red thing", "small red fish", "thing at the top"}
 
 
-def test_what_is_seen_is_said_first_and_one_thing_at_a_time():
-    """Catches "two white ducks", which had to be counted first, and a list where none is needed."""
-    ducks = Scene([DUCK, DUCK, FISH])
-    seen = "I see a white duck, another white duck and a red fish."
-    assert {d.seen for make in (ask.exist, ask.count, ask.assumed, scenes.strange)
-            for d in drafts(make, ducks)} == {seen}
-    assert {d.seen for d in drafts(ask.exist, Scene([DUCK] * 5))} == {""}
-    more = {
-        "color": SEEN, "size": "I see a small red fish, a large blue boat and a small white duck.",
-        "position": "I see a red fish at the top, a blue boat at the bottom and a white duck at "
-        "the bottom left."}
-    for make in (ask.attribute("color"), ask.attribute("size"), ask.position):
-        for d in drafts(make):
-            assert d.seen == ("" if " at the " in d.words["x"] else more[d.kind])
-    many = drafts(ask.exist, Scene([DUCK] * 5))[0]
-    assert "why" not in follow_ups(many, Scene([DUCK] * 5))
-    flying = replace(FISH, zone="in the sky")
-    assert answers(scenes.strange, Scene([flying, replace(DUCK, zone="in the water")])) == {
-        "I see a red fish in the sky and a white duck in the water. A fish is in the sky, and fish "
-        "belong in the water, so yes."}
+def test_what_is_seen_is_said_before_what_follows():
+    """Catches "two ducks", which must be counted first, and an answer that only concludes."""
+    ducks = Scene([DUCK, replace(DUCK, place="bottom right"), FISH])
+    there = "A duck is at the bottom left"
+    two = next(d for d in drafts(ask.count, ducks) if d.full == "There are two ducks.")
+    assert two.answer == f"{there}, another at the bottom right. There are two ducks."
+    assert two.sentence == f"{there}, another at the bottom right, there are two ducks."
+    assert "A cat is not in the picture. There are no cats." in answers(ask.count, ducks, n=1000)
+    assert {f"{there}, so yes.", "A cat is not in the picture, so no."} <= answers(ask.exist, ducks)
+    assert {f"{there}.", "A cat is not in the picture."} <= answers(ask.negation, ducks)
+    boat, duck = "The boat is at the bottom.", "The duck is at the bottom left."
+    assert f"{boat} {duck} The boat is right of the duck, so no." in answers(ask.relation, CALM)
+    assert "The boat is large. The duck is small. The boat is larger than the duck, so yes." in (
+        answers(ask.compare_size, CALM))
+    usual = "A duck is as usual. The fish is in the sky, and fish belong in the water, so yes."
+    assert answers(scenes.strange, ducks) == {usual}
+    # what the question says itself is not said again
+    assert "The thing at the top is small." in answers(ask.attribute("size"))
+    for d in drafts(ask.relation, CALM, n=2000):
+        assert d.seen.count(".") == sum(" at the " not in d.words[slot] for slot in "xy")
 
 
 # --- two and three objects ---
@@ -238,8 +244,9 @@ def test_what_is_absent_is_never_answered_as_if_it_were_there():
         found = drafts(make)
         assert {d.words["x"] for d in found} == {"cat", "sun"}
         for d in found:
-            assert d.full == f"There is no {d.words['x']} in the picture."
+            assert d.full == f"The {d.words['x']} is not in the picture."
             assert answer_ok(d.full, d.expect, d.wrong)
+            assert answer_ok(f"There is no {d.words['x']}.", d.expect, d.wrong)
             assert not answer_ok(f"The {d.words['x']} is gray.", d.expect, d.wrong)
     assert {d.phrasing for d in drafts(ask.assumed)} == {"color", "position", "size"}
     assert {d.phrasing for d in drafts(scenes.assumed_fact)} == {
@@ -253,7 +260,7 @@ def test_what_is_absent_is_never_answered_as_if_it_were_there():
                 for slot in {"x", "y", "z"} & set(d.words):
                     there = [t for t in shown.things
                              if d.words[slot] in scenes.names_of(t, shown.things)]
-                    is_absent = f"There is no {d.words[slot]} in the picture." == d.full
+                    is_absent = f"The {d.words[slot]} is not in the picture." == d.full
                     assert bool(there) != is_absent, d
 
 
@@ -274,7 +281,7 @@ def test_facts_that_are_not_told_stand_in_no_dialogue():
     for i in range(400):
         for kind in ("conversation", "detail", "reasoning"):
             text = template.write(kind, record, random.Random(i), WORLD)
-            assert "grass" not in text and "crew" not in text
+            assert "eats grass" not in text and "crew" not in text
     kinds = [q.draft.kind for q in questions_of(record, random.Random(0), WORLD, untold=UNTOLD)]
     assert kinds.count("untold") == 1
     assert "untold" not in [q.draft.kind for q in questions_of(record, random.Random(0), WORLD)]
@@ -303,25 +310,30 @@ def follow_ups(draft: Draft, shown: Scene = SEA) -> dict[str, Draft]:
 
 def test_questions_about_it_worked_by_hand():
     """Catches another object's color, what was said already, and "not sure" taken for "sure"."""
-    there = f"{SEEN} There is a blue boat, so yes."
+    there = "A blue boat is at the bottom, so yes."
     found = follow_ups(next(d for d in drafts(ask.exist) if d.answer == there))
     assert {kind: d.answer for kind, d in found.items()} == {
-        "and_size": "It is large.", "and_where": "It is at the bottom.",
-        "sure": "Yes, I am sure: there is a blue boat.",
-        "why": "Because I see a red fish, a blue boat and a white duck."}
+        "and_size": "The blue boat is large.",
+        "sure": "Yes, I am sure: a blue boat is at the bottom.",
+        "why": "Because a blue boat is at the bottom."}
     assert not answer_ok("I'm not sure.", found["sure"].expect, found["sure"].wrong)
-    no = next(d for d in drafts(ask.exist) if d.answer == f"{SEEN} There is no gray cat, so no.")
+    gone = "A gray cat is not in the picture, so no."
+    no = next(d for d in drafts(ask.exist) if d.answer == gone)
     assert set(follow_ups(no)) == {"sure", "why"}
     color = next(d for d in drafts(ask.attribute("color")) if d.words == {"x": "duck"})
     found = follow_ups(color)
     assert {kind: d.full for kind, d in found.items()} == {
-        "and_size": "It is small.", "and_where": "It is at the bottom left.",
+        "and_size": "The duck is small.", "and_where": "The duck is at the bottom left.",
         "sure": "Yes, I am sure: the duck is white."}
+    assert answer_ok("It is at the bottom left.", found["and_where"].expect, ())
     assert not answer_ok("It is at the bottom.", found["and_where"].expect,
                          found["and_where"].wrong)
+    smaller = next(d for d in drafts(ask.larger_of, CALM) if d.words == {"x": "duck", "y": "boat"})
+    assert follow_ups(smaller)["and_color"].full == "The boat is blue."
     strange = follow_ups(drafts(scenes.strange)[0])
     assert {kind: d.full for kind, d in strange.items()} == {
-        "and_color": "It is red.", "and_size": "It is small.", "and_where": "It is at the top."}
+        "and_color": "The fish is red.", "and_size": "The fish is small.",
+        "and_where": "The fish is at the top."}
     assert not follow_ups(drafts(scenes.day_night)[0])
 
 
