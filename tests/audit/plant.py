@@ -248,7 +248,7 @@ BUGS = [
     ("wood and cloth is no wood", "minivlm/engine/scenes.py",
      "if words_of(v) not in words_of(full)}", "if v != value}", "tests/engine/test_scenes.py"),
     ("several sentences called one", "minivlm/engine/template.py",
-     'if style == "sentence" and style_ok(draft.full, style):', 'if style == "sentence":',
+     'if style == "sentence" and style_ok(draft.sentence, style):', 'if style == "sentence":',
      "tests/data/test_quiz.py"),
     ("night called day", "minivlm/evaluation/scene.py", "if args[0] != setting.time:",
      "if False:", "tests/evaluation/test_scene.py"),
