@@ -24,8 +24,9 @@ def talker(vlm) -> nn.Module:
     """A stirred VLM that scores the placeholder far below all other tokens."""
     with torch.no_grad():
         vlm.gpt.norm.bias += 0.25
+        vlm.gpt.wte.weight *= 0.4  # so that a greedy text does not repeat one token
         vlm.gpt.wte.weight[IMAGE] = -1.0
-        for block in vlm.gpt.blocks:  # so that a greedy text does not repeat one token
+        for block in vlm.gpt.blocks:
             block.attn.proj.weight *= 4.0
     return vlm
 

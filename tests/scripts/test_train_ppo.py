@@ -161,7 +161,7 @@ def test_every_choice_reaches_the_reward_model(changes, runs, folder, tmp_path):
     vit, sft = "vlm.vit.patch.weight", weights(runs / "sft")["vit.patch.weight"]
     assert torch.equal(a[vit], sft) == (changes != {"vit_rate": 1.0})
     if "facts" in changes:  # and it is shown them in PPO too
-        script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "p"), max_new_tokens=40,
+        script, cfg = config_of("ppo", folder, runs, out=str(tmp_path / "p"), max_new_tokens=20,
                                 reward=str(tmp_path / "a"), steps=1, eval_every=1)
         script.main(cfg)
 
