@@ -229,8 +229,8 @@ def with_slower_part(
 
     Source: LLaVA-OneVision, arXiv:2408.03326, which trains the ViT at a fifth of the rate.
     """
-    # an Optimizer takes every parameter that can learn at that moment: the part is frozen, so
-    # that the first Optimizer does not take it
+    # The first Optimizer must not take the part. It takes every parameter that can learn at
+    # that moment, so the part is frozen for that moment.
     part.requires_grad_(False)
     optimizers = [Optimizer(model, lr, muon_lr, weight_decay)]
     if rate:

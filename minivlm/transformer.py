@@ -202,10 +202,11 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
         queries, keys, _ = attn.qkv.weight.chunk(3)                  # (C, C) each
         queries *= 3  # else all scores are nearly equal at first
         keys.copy_(queries)
-        # rotated anew in each block, else all heads of one number would share their part
-        rotated = torch.linalg.qr(torch.randn(C, C))[0]
-        attn.qkv.weight[2 * C:] = rotated / 2
-        attn.proj.weight.copy_(rotated.T / 2)
+        # each block draws its own rotation; with one rotation for all blocks, head 0 would
+        # copy the same part of the residual stream in every block
+        rotation_v = torch.linalg.qr(torch.randn(C, C))[0]
+        attn.qkv.weight[2 * C:] = rotation_v / 2
+        attn.proj.weight.copy_(rotation_v.T / 2)
         if i > 1:
             continue
         query_bias, key_bias, _ = attn.qkv.bias.view(3, attn.n_head, D)

@@ -11,9 +11,8 @@ from pathlib import Path
 from data.book.things import THINGS
 from minivlm.engine.facts import ASPECTS, HOME
 from minivlm.engine.phrasings import make_phraser
-from minivlm.engine.scenes import UNIQUE, fact_of
+from minivlm.engine.scenes import fact_of, in_general
 from minivlm.engine.wording import World, sentence
-from minivlm.evaluation.english import article
 
 FILE = Path(__file__).with_name("facts.txt")
 HOMES = {"sky": "in the sky", "ground": "on land", "water": "in the water",
@@ -23,8 +22,6 @@ STARTS = (
     "", "", "", "Everybody knows that ", "It is true that ", "In this book, ",
     "Children learn that ", "Remember: ",
 )
-
-
 # things that are larger than all others, outside of the picture book
 LARGE = ("sun", "moon", "cloud", "plane", "tree", "house", "boat", "whale", "car")
 
@@ -68,9 +65,8 @@ def usual_size(thing: str, rng: random.Random) -> str:
     is_large = thing in LARGE
     size = "large" if is_large else "small"
     other = rng.choice([t for t in THINGS if (t in LARGE) != is_large])
-    a, b = (f"the {t}" if t in UNIQUE else article(t) for t in (thing, other))
-    than = f"{'larger' if is_large else 'smaller'} than {b}"
-    return f"{a} is {rng.choice((size, than))}"
+    than = f"{'larger' if is_large else 'smaller'} than {in_general(other)}"
+    return f"{in_general(thing)} is {rng.choice((size, than))}"
 
 
 def page(thing: str, rng: random.Random) -> str:

@@ -15,7 +15,9 @@ from data.book.things import COLORS, THINGS
 from data.book.world import PLACES, UNSEEN_PAIRS, Scene, Thing
 from minivlm.engine.facts import HOME
 from minivlm.engine.scenes import UNIQUE
-from minivlm.engine.wording import at, capital, named, not_there, sentence, there_are
+from minivlm.engine.wording import (
+    at, capital, named, not_there, sentence, the_or_a, there_are,
+)
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import NUMBERS, OPPOSITE
 
@@ -59,8 +61,7 @@ def strange(t: Thing, scene: Scene) -> str:
 
     For instance "the fish is in the sky, and fish belong in the water".
     """
-    n = sum(other.kind == t.kind for other in scene.clear)
-    the = f"the {t.kind}" if n == 1 else article(t.kind)
+    the = the_or_a(t.kind, [other.kind for other in scene.clear])
     kinds = plural(t.kind)
     if t.unusual == "home":
         home = read_facts()[0][t.kind][HOME]
@@ -97,7 +98,9 @@ def prompts(thing: str) -> list[str]:
 
 
 # what captions tell of the things that they look for; sizes, which are hard to see, twice
-FORMS = ("color", "size", "size", "where", "zone", "odd", "is there", "of color", "at place")
+FORMS = (
+    "color", "size", "size", "where", "zone", "odd", "is there", "of color", "at place",
+)
 
 
 def looked_up(scene: Scene, rng: random.Random) -> list[str]:
@@ -124,14 +127,16 @@ def looked_up(scene: Scene, rng: random.Random) -> list[str]:
             elif form == "of color":
                 if colors.count(t.color) == 1:
                     parts.append(f"the {t.color} thing is a {t.size} {t.kind}")
-            elif kinds.count(t.kind) == 1:
-                parts.append({
-                    "color": f"the {t.kind} is {t.color}",
-                    "size": f"the {name} is {t.size}",
-                    "where": f"the {name} is {place}",
-                    "zone": f"the {name} is {ZONE[scene.zone(t.cell)]}",
-                    "odd": strange(t, scene) or f"the {t.kind} is as usual",
-                }[form])
+            elif kinds.count(t.kind) > 1:
+                continue  # "the cup" would not say which
+            elif form == "color":
+                parts.append(f"the {t.kind} is {t.color}")
+            elif form == "odd":
+                parts.append(strange(t, scene) or f"the {t.kind} is as usual")
+            else:
+                zone = ZONE[scene.zone(t.cell)]
+                said = {"size": t.size, "where": place, "zone": zone}[form]
+                parts.append(f"the {name} is {said}")
         parts = list(dict.fromkeys(parts))
         if parts and form not in ("of color", "at place", "odd"):
             n = len(parts) if form == "is there" else 1
@@ -173,7 +178,8 @@ def retold(scene: Scene, rng: random.Random) -> str:
         for other in things:
             if not kinds.count(t.kind) == kinds.count(other.kind) == 1 or other is t:
                 continue
-            pairs = [(relation(t, other), OPPOSITE[relation(t, other)])]
+            side = relation(t, other)
+            pairs = [(side, OPPOSITE[side])]
             if t.size != other.size:
                 than = ("larger than", "smaller than")
                 pairs.append(than if t.size == "large" else than[::-1])

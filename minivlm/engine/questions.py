@@ -16,7 +16,7 @@ from minivlm.engine.references import (
     refer_to_several,
 )
 from minivlm.engine.wording import (
-    Scene, Things, World, at, capital, is_at, not_there, sentence, there_are,
+    Scene, Things, World, at, capital, is_at, not_there, sentence, small, there_are,
 )
 from minivlm.evaluation.english import article, plural
 from minivlm.evaluation.scene import (
@@ -61,11 +61,11 @@ class Draft(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The answer, with what was seen in one sentence with what follows from it."""
+        """The answer; the sentences of `seen` and the first of `full` are joined to one."""
         if not self.seen:
             return self.full
         first, *more = [*self.seen.removesuffix(".").split(". "), self.full]
-        return ", ".join([first, *(text[0].lower() + text[1:] for text in more)])
+        return ", ".join([first, *map(small, more)])
 
 
 Maker = Callable[[Scene, Random, World], Draft | None]
@@ -153,13 +153,11 @@ def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft
     if not name:
         return None
     found = named_by(name, scene.things)
+    # a crowd comes last: its box does not tell where anyone is
+    fact = is_at(name, sorted(found, key=lambda t: t.crowd)[:1])
+    denials: Texts = ("there is a", "there is an", f"{name} is at", f"{name} is in")
     if found:
-        # of a crowd nobody knows where its center is
-        fact = is_at(name, sorted(found, key=lambda t: t.crowd)[:1])
-        denials: Texts = ("there is no", "not in the picture")
-    else:
-        fact = not_there(article(name))
-        denials = ("there is a", "there is an", f"{name} is at", f"{name} is in")
+        denials = ("there is no", "not in the picture")
     # kind "negation" asks the opposite: yes means that there is no such object
     is_yes = bool(found) == (kind == "exist")
     words = {"a": article(name), "x": name}
@@ -259,8 +257,7 @@ def count(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     phrase, n = amount
     words = {"x": phrase, "xs": plural(phrase)}
-    found = named_by(phrase, scene.things)
-    seen = is_at(phrase, found) if found else not_there(article(phrase))
+    seen = is_at(phrase, named_by(phrase, scene.things))
     word = NUMBERS[n] if n else "zero"
     expect = (word, str(n)) if n else ("zero", "no", "0", "not in the picture")
     wrong = tuple(other for other in (*NUMBERS, "zero") if other not in expect)
@@ -291,7 +288,7 @@ def compare_number(scene: Scene, rng: Random, world: World) -> Draft | None:
     words = {"xs": plural(x), "ys": plural(y)}
     wrong = tuple(o for o in OUTCOMES["compare_number"] if o != how)
     seen = " ".join(
-        there_are(n, phrase) if n else sentence(not_there(article(phrase)))
+        there_are(n, phrase) if n else sentence(is_at(phrase, []))
         for n, phrase in ((n_x, x), (n_y, y))
     )
     return yes_or_no("compare_number", words, n_x > n_y, fact, wrong, seen=seen)

@@ -51,29 +51,33 @@ SLOTS = {
     "yes": "(yes|no)",
     "n": f"({'|'.join(NUMBERS)})",
     "side": f"({'|'.join(OPPOSITE)})",
+    "seen": "(.+[.,] )?",  # what was seen, before what follows from it
+    "there": "((at|in) [^.,]+|not in the picture)",
 }
 # kind -> two regular expressions: of the answer in one word ("" if one word is not enough),
 # and of the full answer. In braces stand SLOTS, the words of the question, and the values
 # that an answer may name. A kind that is missing may be answered in any words.
 FORMS = {
-    "exist": ("{yes}", r"an? {x} is ((at|in) [^.,]+|not in the picture), so {yes}"),
-    "negation": ("", "an? {x} is ((at|in) [^.,]+|not in the picture)"),
+    "exist": ("{yes}", "an? {x} is {there}, so {yes}"),
+    "negation": ("", "an? {x} is {there}"),
     "color": ("({color})", "the {x} is ({color})"),
     "kind": ("({kind})", "the {x} is an? ({kind})"),
     "size": ("({size})", "the {x} is ({size})"),
     "count": (
-        "({n}|zero)", r"(an? {x} is [^.]+[.,] )?there (is|are) {n} ({x}|{xs})",
+        "({n}|zero)", "(an? {x} is [^.]+[.,] )?there (is|are) {n} ({x}|{xs})",
     ),
     "position": ("", "the {x} is (at|in) the [^.,]+"),
-    "relation": ("{yes}", r"(.+[.,] )?the {x} is {side} the {y}, so {yes}"),
+    "relation": ("{yes}", "{seen}the {x} is {side} the {y}, so {yes}"),
     "compare_number": (
-        "{yes}", r"(.+[.,] )?there are (more|fewer|as many) {xs} (than|as) {ys}, so {yes}",
+        "{yes}", "{seen}there are (more|fewer|as many) {xs} (than|as) {ys}, so {yes}",
     ),
-    "compare_size": ("{yes}", r"(.+[.,] )?the {x} is (larger|smaller) than the {y}, so {yes}"),
-    "larger_of": ("", r"(.+[.,] )?the ({x}|{y}) is larger"),
-    "nearer": ("", r"(.+[.,] )?the ({y}|{z}) is nearer to the {x}"),
+    "compare_size": (
+        "{yes}", "{seen}the {x} is (larger|smaller) than the {y}, so {yes}",
+    ),
+    "larger_of": ("", "{seen}the ({x}|{y}) is larger"),
+    "nearer": ("", "{seen}the ({y}|{z}) is nearer to the {x}"),
     "same": (
-        "{yes}", r"(.+[.,] )?the {x} and the {y} have (the same|different) {w}s?, so {yes}",
+        "{yes}", "{seen}the {x} and the {y} have (the same|different) {w}s?, so {yes}",
     ),
     "odd_one_out": ("", r"there (is|are) .+\. the only .+ is the .+"),
     "next_to": ("", r"the (?P<it>.+) is {r} the {x}\. the (?P=it) is ({color})"),
@@ -82,9 +86,9 @@ FORMS = {
     ),
     "one_more": ("", r"there (is|are) {n} ({x}|{xs})\. with one more there would be {n}"),
     "assumed": ("", "the {x} is not in the picture"),
-    "strange": ("", r"(.+[.,] )?[^.]+, and [^.]+, so yes"),
-    "usual": ("", r"(.+[.,] )?(nothing is unusual: )?everything is as usual(, so no)?"),
-    "belongs": ("{yes}", r"(.+[.,] )?(?!and )[^.,]+ belongs? [^.]+, so {yes}"),
+    "strange": ("", "{seen}[^.]+, and [^.]+, so yes"),
+    "usual": ("", "{seen}(nothing is unusual: )?everything is as usual(, so no)?"),
+    "belongs": ("{yes}", "{seen}(?!and )[^.,]+ belongs? [^.]+, so {yes}"),
     "day_night": ("(day|night)", "it is (day|night)"),
     "setting": ("({place})", "the picture shows [^.]+"),
     "unknowable": ("", ".*not sure.*"),

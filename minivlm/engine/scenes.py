@@ -12,7 +12,9 @@ from minivlm.engine.questions import (
     FACT, TRIES, Draft, Texts, denials_of, no_such, others, tell, yes_or_no,
 )
 from minivlm.engine.references import absent_kind, names_of, refer
-from minivlm.engine.wording import Scene, World, at, is_at, named, sentence, summary
+from minivlm.engine.wording import (
+    Scene, World, at, is_at, named, sentence, small, summary, the_or_a,
+)
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import PLACES, Thing, named_by
 from minivlm.metrics import words_of
@@ -40,10 +42,14 @@ def keep(share: float, rng: Random) -> bool:
     return rng.random() < 1 - (1 - share) ** (1 / TRIES)
 
 
+def in_general(kind: str) -> str:
+    """Name a kind in a fact: "a cat", but "the sun"."""
+    return f"the {kind}" if kind in UNIQUE else article(kind)
+
+
 def fact_of(kind: str, aspect: str, world: World) -> str:
     """A fact as a sentence without its full stop: "a cat eats fish"."""
-    a = f"the {kind}" if kind in UNIQUE else article(kind)
-    return ASPECTS[aspect].format(a=a, v=world.facts[kind][aspect])
+    return ASPECTS[aspect].format(a=in_general(kind), v=world.facts[kind][aspect])
 
 
 # --- what is unusual ---
@@ -86,13 +92,13 @@ def what_strange(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 def looked_over(scene: Scene) -> str:
     """Say of one thing after the other that it is as usual, up to the first unusual one."""
-    kinds = [t.kind for t in visible(scene)]
+    things = visible(scene)
+    kinds = [t.kind for t in things]
     texts = []
-    for t in visible(scene):
+    for t in things:
         if t.unusual:
             break
-        the = f"the {t.kind}" if kinds.count(t.kind) == 1 else article(t.kind)
-        texts.append(sentence(f"{the} is as usual"))
+        texts.append(sentence(f"{the_or_a(t.kind, kinds)} is as usual"))
     return " ".join(dict.fromkeys(texts))
 
 
@@ -292,7 +298,7 @@ def follow_up(draft: Draft, scene: Scene, rng: Random, world: World) -> Draft | 
     if draft.kind in ("exist", "color", "position", "count", "size"):
         reason = FACT.search(draft.full)
         again = f"{reason[1].strip()}." if reason else draft.full
-        again = again[0].lower() + again[1:]
+        again = small(again)
         full = f"Yes, I am sure: {again}"
         choices.append(Draft("sure", {}, "", full, ("sure",), ("not sure",)))
         if draft.kind == "exist":

@@ -129,9 +129,12 @@ def conversation(
     """One to three questions on different topics, with answers, in random order.
 
     A picture with few objects may allow fewer questions. One question in eight is
-    followed by one that refers back to it. One conversation in seven contains a list or a
-    summary; one in five a question that no picture answers, a request that must be refused,
-    or one that only sounds so; and, where the data set knows facts, one in four talk.
+    followed by one that refers back to it. Some conversations contain more:
+
+        1 in 7    a list or a summary
+        1 in 5    a question that no picture answers, a request that must be refused, or a
+                  request that only sounds unsafe
+        1 in 4    talk, if the data set knows facts
     """
     blocks: list[list[QA]] = []
     first: list[list[QA]] = []

@@ -111,9 +111,11 @@ def named(things: Things) -> str:
 def is_at(phrase: str, found: Things) -> str:
     """Say where each thing of a phrase is: "a car is at the left, another at the right".
 
-    Whoever says "two cars" must have counted before the first word; whoever names one
-    after the other can count them afterwards.
+    If there is none: "a car is not in the picture". To say "two cars", a model must count
+    before its first word; if it names one car after the other, it can count them afterwards.
     """
+    if not found:
+        return not_there(article(phrase))
     first, *rest = [at(t.place) for t in found]
     return ", another ".join([f"{article(phrase)} is {first}", *rest])
 
@@ -123,9 +125,23 @@ def not_there(the: str) -> str:
     return f"{the} is not in the picture"
 
 
+def the_or_a(kind: str, kinds: list[str]) -> str:
+    """Name a thing by its kind: "the car", or "a car" if several things are cars.
+
+    Args:
+        kinds: the kinds of all things, also of this one.
+    """
+    return f"the {kind}" if kinds.count(kind) == 1 else article(kind)
+
+
 def capital(text: str) -> str:
     """Make the first letter of a text a capital one."""
     return text[:1].upper() + text[1:]
+
+
+def small(text: str) -> str:
+    """Make the first letter of a text a small one."""
+    return text[:1].lower() + text[1:]
 
 
 def sentence(words: str) -> str:

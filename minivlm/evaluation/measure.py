@@ -406,8 +406,8 @@ def ranked(
 def conclusion(answer: str) -> str:
     """What an answer comes to: "no" for "A cat is not in the picture, so no.".
 
-    POPE reads the first sentence only, and takes a "not" in it for a no; an answer that
-    begins with what is seen says yes or no at its end.
+    POPE's rule reads only the first sentence, and "not" in this sentence means no. But our
+    answers say yes or no at the end, behind ", so".
     """
     found = re.search(r", so (yes|no)\W*$", answer)
     return found[1] if found else answer

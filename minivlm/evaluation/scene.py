@@ -52,8 +52,8 @@ class Thing:
         place: one of PLACES, or the record's own word.
         hidden: whether it is barely visible.
         crowd: whether its box holds an unknown number of such objects.
-        unusual: why it is unusual, "" if it is not: "the fish is in the sky, and fish belong
-            in the water".
+        unusual: why it is unusual: "the fish is in the sky, and fish belong in the water".
+            "" if it is not.
         zone: in what part of the scene it is, "in the sky"; "" if unknown.
     """
 
@@ -73,6 +73,11 @@ class Thing:
     def name(self) -> str:
         """Color and kind: "red car"; the kind alone if the color is unknown."""
         return f"{self.color} {self.kind}".strip()
+
+    @property
+    def places(self) -> set[str]:
+        """The words that say where it is: its place, and the last word of its zone."""
+        return {self.place, self.zone.rpartition(" ")[2]}
 
 
 class Setting(NamedTuple):
@@ -169,8 +174,7 @@ def named_by(phrase: str, things: list[Thing]) -> list[Thing]:
         nouns = [*ANY, t.kind]
         if t.color:  # a red car is named by "car" and by "red car"
             nouns += [f"{t.color} {n}" for n in nouns]
-        places = ("", t.place, t.zone.rpartition(" ")[2])
-        fits = size in ("", t.size) and place in places
+        fits = size in ("", t.size) and (not place or place in t.places)
         if fits and (noun in nouns or noun in map(plural, nouns)):
             found.append(t)
     return found
@@ -376,14 +380,14 @@ def holds(
         each = [holds(("there at", args[0], place), things, names) for place in places]
         if None in each or (places.total() > 1 and any(t.crowd for t in subjects)):
             return None
-        where = [{t.place, t.zone.rpartition(" ")[2]} for t in subjects]
-        return all(sum(place in w for w in where) >= n for place, n in places.items())
+        return all(
+            sum(place in t.places for t in subjects) >= n for place, n in places.items()
+        )
     if what in ("at", "there at"):
-        zones = [t.zone.split()[-1:] == [args[1]] for t in subjects]
-        if args[1] not in {*PLACES, *(t.place for t in things)} and not any(zones):
+        is_there = [args[1] in t.places for t in subjects]
+        if args[1] not in {*PLACES, *(t.place for t in things)} and not any(is_there):
             # whoever knows the zone of each thing knows that it is another one
             return False if subjects and all(t.zone for t in subjects) else None
-        is_there = [t.place == args[1] or z for t, z in zip(subjects, zones)]
         if what == "there at":
             return any(is_there)
         return bool(subjects) and all(is_there)
