@@ -48,6 +48,7 @@ class Config:
     data: str = "data/book/prepared"  # data folder made by a prepare.py
     split: str = "train"  # file of the data folder to learn from: train or web
     n_texts: int = 6  # >= 0; documents of stage 0 read per step; none for blip
+    text_weight: float = 0.25  # >= 0; of a document's token in the loss; a caption's has 1
     prompt: str = "a picture of"  # text before every caption; it is read, not learned
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/caption"  # run folder to write
@@ -57,11 +58,11 @@ class Config:
     vit_rate: float = 0.1  # >= 0; the ViT's share of the other learning rates; 0 = frozen
     # optimization
     objective: str = "lm"  # lm | prefix_lm | blip; prefix_lm is SimVLM's
-    label_smoothing: float = 0.1  # for lm and blip, 0 <= x < 1; 0.1 as in BLIP's decoder
+    label_smoothing: float = 0.0  # for lm and blip, 0 <= x < 1; BLIP's decoder has 0.1
     steps: int = 1000  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pictures per step, each with one caption
     grad_accum: int = 1  # >= 1; micro-batches per step; blip compares pairs within one
-    lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, heads, biases
+    lr: float = 6e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, heads, biases
     muon_lr: float = 0.03  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
@@ -174,7 +175,10 @@ def main(cfg: Config) -> dict[str, float]:
         names = [r["id"] for r in chosen] + [f"text {i}" for i in range(n_texts)]
         images = pictures.get([r["image"] for r in chosen])
         n_images = [1] * len(chosen) + [0] * n_texts
-        return collate(rows, tokenizer.pad, gpt.block_size, names, images, n_images)
+        weights = [1.0] * len(chosen) + [cfg.text_weight] * n_texts
+        return collate(
+            rows, tokenizer.pad, gpt.block_size, names, images, n_images, weights=weights
+        )
 
     def make_batch(step: int) -> Batch:
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1))
@@ -236,7 +240,9 @@ def main(cfg: Config) -> dict[str, float]:
                     prefix = model.prefix_of(part)                   # (B,) or None
                     logits = model.vlm(part.idx, part.images, at=at, prefix=prefix)
                 smoothing = 0.0 if prefix_lm else cfg.label_smoothing
-                part_loss = next_token_loss(logits, part.targets[at], smoothing) * share
+                part_loss = next_token_loss(
+                    logits, part.targets[at], smoothing, part.weights_at(at)
+                ) * share
             part_loss.backward()
             loss += part_loss.item()
         scale = lr_scale(step, cfg.steps, cfg.warmup)

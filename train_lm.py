@@ -41,10 +41,10 @@ class Config:
     rotary_base: float = 1e5  # >= 0; base of rotary positions; 0 = none, as in GPT-2
     act: str = "gelu"  # gelu | gelu_tanh; gelu_tanh is GPT-2's, and slow on a CPU
     # optimization
-    steps: int = 1200  # >= 0; optimizer steps
+    steps: int = 1100  # >= 0; optimizer steps
     batch_size: int = 6  # >= 1; windows of text per step
     grad_accum: int = 1  # >= 1; micro-batches per step; more of them take less memory
-    lr: float = 0.01  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
+    lr: float = 0.02  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
     muon_lr: float = 0.03  # >= 0; peak learning rate of Muon: blocks' matrices; 0 = AdamW
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 30  # >= 0; steps until the peak learning rate

@@ -3,7 +3,8 @@
    loss = - mean_t [t is an answer token] log p(token_t | picture, conversation before t)
 
 A few documents of stage 0 are read in every step, all of their tokens learned, or the model
-forgets what it has only read. So the logged loss is of both, val_loss of answers alone.
+forgets what it has only read. They count little: nobody can foresee most of a text, and what
+cannot be foreseen drowns what can be learned. The logged loss is of both, val_loss of answers.
 
 Source: LLaVA, arXiv:2304.08485, eq. 3 and section 4.2, stage 2.
 Reads: runs/caption (or runs/align, as LLaVA does).   Writes: runs/sft.
@@ -43,6 +44,7 @@ class Config:
     split: str = "train"  # file of the data folder to learn from
     val_split: str = "val"  # file of the data folder to measure the loss on
     n_texts: int = 4  # >= 0; documents of stage 0 read per step, so that none is forgotten
+    text_weight: float = 0.25  # >= 0; of a document's token in the loss; an answer's has 1
     noise: float = 0.0  # 0 .. 1; share of the questions' tokens replaced at random
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/sft"  # run folder to write
@@ -55,7 +57,7 @@ class Config:
     batch_size: int = 64  # >= 1; conversations per step
     grad_accum: int = 4  # >= 1; micro-batches of similar lengths; more of them take less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
-    muon_lr: float = 0.01  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
+    muon_lr: float = 0.02  # >= 0; peak learning rate of Muon: matrices; 0 = AdamW for all
     weight_decay: float = 0.05  # >= 0; on matrices and embeddings
     warmup: int = 50  # >= 0; steps until the peak learning rate
     grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
@@ -110,7 +112,10 @@ def main(cfg: Config) -> dict[str, float]:
         n_texts = len(rows) - len(records)
         names = [r["id"] for r in records] + [f"text {i}" for i in range(n_texts)]
         n_images = [1 if r.get("image") else 0 for r in records] + [0] * n_texts
-        return collate(rows, tokenizer.pad, block_size, names, images, n_images)
+        weights = [1.0] * len(records) + [cfg.text_weight] * n_texts
+        return collate(
+            rows, tokenizer.pad, block_size, names, images, n_images, weights=weights
+        )
 
     def make_batch(step: int) -> Batch:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed, lengths)
@@ -149,7 +154,8 @@ def main(cfg: Config) -> dict[str, float]:
             at = part.targets != IGNORE_INDEX                        # (B, T)
             with run.autocast():
                 logits = step_model(part.idx, part.images, at=at)    # (M, V)
-            part_loss = next_token_loss(logits, part.targets[at])
+            weights = part.weights_at(at)                            # (M,)
+            part_loss = next_token_loss(logits, part.targets[at], weights=weights)
             # weighted by its learned tokens, so that all parts add up to the batch's mean
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()

@@ -22,7 +22,7 @@ from minivlm.attention_masks import mask_for, segment_positions
 from minivlm.transformer import Block, init_lookup_heads, init_weights, rotation
 
 
-EMBEDDING_SCALE = 25  # of a GPT with rotary positions, against GPT-2's initial weights
+EMBEDDING_SCALE = 5  # of a GPT with rotary positions, against GPT-2's initial weights
 
 
 @dataclass(frozen=True)

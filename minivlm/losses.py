@@ -27,11 +27,12 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def next_token_loss(
-    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Average the negative log-likelihood over the supervised tokens of the whole batch.
 
-        loss = - sum_t [targets_t != -100] log p(targets_t) / count
+        loss = - sum_t w_t log p(targets_t) / sum_t w_t,    w_t = 0 where targets_t = -100
 
     The mean runs over tokens, not over rows, so a long row weighs more than a short one.
 
@@ -41,6 +42,7 @@ def next_token_loss(
         targets: (...) ids, or -100 where the token does not count.
         label_smoothing: 0 .. 1; the share of a target's probability that is spread evenly
             over the vocabulary.
+        weights: (...) of the tokens, at least 0; None: 1 for each.
 
     Returns:
         () loss in nats per token; ln V for a model that has learned nothing.
@@ -59,10 +61,15 @@ def next_token_loss(
         )
     if not (targets != IGNORE_INDEX).any():
         raise ValueError("no token is supervised: every target is -100")
-    return F.cross_entropy(
+    losses = F.cross_entropy(
         at_least_float32(logits.flatten(0, -2)), targets.flatten(),
         ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing,
+        reduction="mean" if weights is None else "none",
     )
+    if weights is None:
+        return losses                                                # ()
+    weights = weights.flatten() * (targets.flatten() != IGNORE_INDEX)
+    return (losses * weights).sum() / weights.sum()
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from data.book.world import PLACES, UNSEEN_PAIRS, Scene, Thing
 from minivlm.engine.facts import HOME
 from minivlm.engine.scenes import UNIQUE
 from minivlm.engine.wording import (
-    at, capital, named, not_there, sentence, the_or_a, there_are,
+    at, capital, is_at, named, not_there, sentence, the_or_a, there_are,
 )
 from minivlm.evaluation.english import article, join, plural
 from minivlm.evaluation.scene import NUMBERS, OPPOSITE
@@ -121,9 +121,10 @@ def looked_up(scene: Scene, rng: random.Random) -> list[str]:
             if form == "at place":
                 parts.append(f"{place} there is {sized(t)}")
             elif form == "is there":
-                # the first one, if there are several of a kind
-                first = next(other for other in things if name in (other.kind, other.name))
-                parts.append(f"{article(name)} is {at(PLACES[first.cell])}")
+                name = rng.choice((name, name, f"{t.color} thing"))
+                names = [(o.kind, o.name, f"{o.color} thing") for o in things]
+                cells = [o.cell for o, ways in zip(things, names) if name in ways]
+                parts.append(is_at(name, [PLACES[cell] for cell in cells]))
             elif form == "of color":
                 if colors.count(t.color) == 1:
                     parts.append(f"the {t.color} thing is a {t.size} {t.kind}")
@@ -187,8 +188,13 @@ def retold(scene: Scene, rng: random.Random) -> str:
                 fact = f"The {t.kind} is {true} the {other.kind}"
                 asked = rng.choice((true, false, ""))
                 question = f"Is the {t.kind} {asked} the {other.kind}? "
-                so = ", so yes." if asked == true else ", so no."
-                texts.append(question + fact + so if asked else f"{fact}.")
+                if asked == true:
+                    texts.append(f"{question}{fact}, so yes.")
+                elif asked:
+                    negated = f"The {t.kind} is not {asked} the {other.kind}"
+                    texts.append(f"{question}{negated}, so no.")
+                else:
+                    texts.append(f"{fact}.")
     # more would not fit a window of 256 tokens
     texts = rng.sample(texts, min(10, len(texts)))
     return " ".join([captions(scene, rng)[0], *dict.fromkeys(texts)])

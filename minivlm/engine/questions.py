@@ -154,7 +154,7 @@ def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft
         return None
     found = named_by(name, scene.things)
     # a crowd comes last: its box does not tell where anyone is
-    fact = is_at(name, sorted(found, key=lambda t: t.crowd)[:1])
+    fact = is_at(name, [t.place for t in sorted(found, key=lambda t: t.crowd)[:1]])
     denials: Texts = ("there is a", "there is an", f"{name} is at", f"{name} is in")
     if found:
         denials = ("there is no", "not in the picture")
@@ -257,7 +257,7 @@ def count(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     phrase, n = amount
     words = {"x": phrase, "xs": plural(phrase)}
-    seen = is_at(phrase, named_by(phrase, scene.things))
+    seen = is_at(phrase, [t.place for t in named_by(phrase, scene.things)])
     word = NUMBERS[n] if n else "zero"
     expect = (word, str(n)) if n else ("zero", "no", "0", "not in the picture")
     wrong = tuple(other for other in (*NUMBERS, "zero") if other not in expect)
@@ -334,7 +334,7 @@ def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
     Where habits tell which of both is above the other (a sun and a boat), nobody has to
     look, and nothing is asked.
     """
-    pair = refer_to_several(scene.things, rng, 2)
+    pair = refer_to_several(scene.things, rng, 2, secret="place")
     if not pair:
         return None
     (a, x), (b, y) = pair
@@ -344,11 +344,13 @@ def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     asked = rng.choice((side, OPPOSITE[side]))
     words = {"x": x, "y": y, "r": asked}
-    false = tuple(r for r in OPPOSITE if not beside(a, b, r))
+    # the fact repeats the side that was asked about: a small model that has said another one
+    # must compare both before it can say yes or no
+    is_not = "" if asked == side else "not "
+    fact = f"the {x} is {is_not}{asked} the {y}"
+    wrong = tuple(f"is {'not ' if beside(a, b, r) else ''}{r}" for r in OPPOSITE)
     seen = tell("place", *pair)
-    return yes_or_no(
-        "relation", words, asked == side, f"the {x} is {side} the {y}", false, a, seen
-    )
+    return yes_or_no("relation", words, asked == side, fact, wrong, a, seen)
 
 
 def side_of(a: Thing, b: Thing) -> str:
@@ -411,7 +413,7 @@ def larger_of(scene: Scene, rng: Random, world: World) -> Draft | None:
 
 def nearer(scene: Scene, rng: Random, world: World) -> Draft | None:
     """Which is nearer to the car: the tree or the dog?"""
-    three = refer_to_several(scene.things, rng, 3)
+    three = refer_to_several(scene.things, rng, 3, secret="place")
     if not three:
         return None
     (a, x), (b, y), (c, z) = three

@@ -67,7 +67,7 @@ FORMS = {
         "({n}|zero)", "(an? {x} is [^.]+[.,] )?there (is|are) {n} ({x}|{xs})",
     ),
     "position": ("", "the {x} is (at|in) the [^.,]+"),
-    "relation": ("{yes}", "{seen}the {x} is {side} the {y}, so {yes}"),
+    "relation": ("{yes}", "{seen}the {x} is (not )?{side} the {y}, so {yes}"),
     "compare_number": (
         "{yes}", "{seen}there are (more|fewer|as many) {xs} (than|as) {ys}, so {yes}",
     ),

@@ -303,7 +303,7 @@ def follow_up(draft: Draft, scene: Scene, rng: Random, world: World) -> Draft | 
         choices.append(Draft("sure", {}, "", full, ("sure",), ("not sure",)))
         if draft.kind == "exist":
             x = draft.words["x"]
-            there = [is_at(x, [t]) for t in named_by(x, scene.things)]
+            there = [is_at(x, [t.place]) for t in named_by(x, scene.things)]
             expect = tuple(there) or denials_of(x)
             choices.append(Draft("why", {}, "", f"Because {again}", expect))
     return rng.choice(choices) if choices else None

@@ -108,15 +108,15 @@ def named(things: Things) -> str:
     return join(parts)
 
 
-def is_at(phrase: str, found: Things) -> str:
+def is_at(phrase: str, places: list[str]) -> str:
     """Say where each thing of a phrase is: "a car is at the left, another at the right".
 
     If there is none: "a car is not in the picture". To say "two cars", a model must count
     before its first word; if it names one car after the other, it can count them afterwards.
     """
-    if not found:
+    if not places:
         return not_there(article(phrase))
-    first, *rest = [at(t.place) for t in found]
+    first, *rest = map(at, places)
     return ", another ".join([f"{article(phrase)} is {first}", *rest])
 
 

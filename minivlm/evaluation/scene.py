@@ -247,6 +247,8 @@ GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
     ("only", rf"the only ({WORDS}) is the ({WORDS})"),
     ("beside",
      rf"the ({WORDS}) is (?:to the )?(left of|right of|above|below) the ({WORDS})"),
+    ("not beside",
+     rf"the ({WORDS}) is not (?:to the )?(left of|right of|above|below) the ({WORDS})"),
     ("size", rf"the ({WORDS}) is (larger|smaller) than the ({WORDS})"),
     ("larger", rf"the ({WORDS}) is (larger|smaller)"),
     ("nearer", rf"the ({WORDS}) is (nearer|closer) to the ({WORDS})"),
@@ -261,6 +263,7 @@ GRAMMAR = [(name, re.compile(pattern)) for name, pattern in (
 NAMING = {
     "larger": (0,), "nearer": (0, 2), "without": (0,),
     "more": (1, 2), "count": (1,), "only": (0, 1), "beside": (0, 2), "size": (0, 2),
+    "not beside": (0, 2),
     "same": (0, 1), "kind": (0, 1), "there at": (0,), "at": (0,), "is": (0,),
     "none": (0,), "as usual": (0,), "several": (0,),
 }
@@ -432,6 +435,8 @@ def holds(
         return all(any(_gap(a, b) < _gap(c, b) for c in rest) for a, b in pairs)
     if what == "beside":
         return all(beside(a, b, args[1]) for a, b in pairs)
+    if what == "not beside":
+        return not any(beside(a, b, args[1]) for a, b in pairs)
     if len({t.size in SIZES for t in subjects + others}) > 1:
         return None  # a size in words and the area of a box cannot be compared
     if args[1] == "larger":

@@ -31,6 +31,7 @@ class Batch:
         ids: the ids of the records, for error messages.
         segments: (B, T) the segments of packed rows, see `conversation.pack`, and -1 at
             pads; None if the rows are not packed.
+        weights: (B,) what each target of a row counts in the loss; None: 1 in every row.
     """
 
     idx: Tensor
@@ -40,15 +41,23 @@ class Batch:
     n_images: list[int]
     ids: list[str] = field(default_factory=list)
     segments: Tensor | None = None
+    weights: Tensor | None = None
 
     @property
     def n_supervised(self) -> Tensor:
-        """Count the targets that are not ignored: a tensor of shape ().
+        """Count the targets that are not ignored, with their weights: a tensor of shape ().
 
         The loss of a whole batch is the mean of its micro-batches' mean losses, each
         weighted by this count.
         """
-        return (self.targets != IGNORE_INDEX).sum()
+        counts = (self.targets != IGNORE_INDEX).sum(1)               # (B,)
+        return counts.sum() if self.weights is None else counts @ self.weights
+
+    def weights_at(self, at: Tensor) -> Tensor | None:
+        """The weights of the tokens where `at`, (B, T) bool, is True: (M,); None: all 1."""
+        if self.weights is None:
+            return None
+        return self.weights[:, None].expand_as(at)[at]
 
     def split(self, n: int) -> list["Batch"]:
         """Cut the batch into n micro-batches, for gradient accumulation.
@@ -95,6 +104,7 @@ def collate(
     images: Tensor | None = None,
     n_images: list[int] | None = None,
     segments: list[list[int]] | None = None,
+    weights: list[float] | None = None,
 ) -> Batch:
     """Pad rows on the right and shift the targets, here and nowhere else (contracts 1-3).
 
@@ -110,6 +120,7 @@ def collate(
         n_images: how many pictures each row has; by default none.
         segments: the segments of packed rows (`conversation.pack`). Only the prompt and one
             answer at a time must then fit the context.
+        weights: what each target of a row counts in the loss; by default 1 in every row.
 
     Raises:
         ValueError: if a row is too long, too short, or has no answer.
@@ -142,7 +153,8 @@ def collate(
         if segments:
             segment[b, :n] = torch.tensor(segments[b][:-1])
     return Batch(
-        idx, targets, torch.tensor(lengths), images, n_images or [0] * B, names, segment
+        idx, targets, torch.tensor(lengths), images, n_images or [0] * B, names, segment,
+        None if weights is None else torch.tensor(weights),
     )
 
 
