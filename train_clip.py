@@ -51,7 +51,7 @@ class Config:
     n_layer: int = 4  # >= 1; blocks of the ViT; the text tower has one less
     n_embd: int = 128  # >= 32; width of both towers, a multiple of 32
     patch_size: int = 20  # >= 1; side of a patch in pixels
-    block_size: int = 64  # >= 2; longest caption in tokens
+    block_size: int = 80  # >= 2; longest caption in tokens
     # optimization
     steps: int = 550  # >= 0; optimizer steps
     batch_size: int = 192  # >= 2; pairs per step; for each pair, all others are negatives

@@ -24,7 +24,7 @@ def talker(vlm) -> nn.Module:
     """A stirred VLM that scores the placeholder far below all other tokens."""
     with torch.no_grad():
         vlm.gpt.norm.bias += 0.25
-        vlm.gpt.wte.weight *= 0.4  # so that a greedy text does not repeat one token
+        vlm.gpt.wte.weight *= 2  # so that a greedy text does not repeat one token
         vlm.gpt.wte.weight[IMAGE] = -1.0
         for block in vlm.gpt.blocks:
             block.attn.proj.weight *= 4.0

@@ -66,6 +66,29 @@ def test_label_smoothing_mixes_the_target_with_the_even_distribution(smoothing: 
     )
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_make_a_weighted_mean_and_0_is_no_target(smoothing: float):
+    """Catches: weights not in the divisor, of ignored tokens counted, given to the wrong tokens.
+
+        (1 * 2 + 3 * 0.5) / (2 + 0.5) = 1.4, for losses of 1 and 3 nats
+    """
+    scores = torch.tensor([[0.0, math.log(math.e - 1)], [0.0, math.log(math.e ** 3 - 1)]])
+    loss = next_token_loss(scores, torch.tensor([0, 0]), weights=torch.tensor([2.0, 0.5]))
+    assert loss.item() == pytest.approx(1.4, rel=1e-6)
+    logits, targets = text()
+    plain = next_token_loss(logits, targets, smoothing)
+    same = next_token_loss(logits, targets, smoothing, torch.full(targets.shape, 0.3))
+    torch.testing.assert_close(same, plain)
+    weights = torch.ones(targets.shape)
+    weights[0] = 0
+    fewer = targets.clone()
+    fewer[0] = IGNORE_INDEX
+    torch.testing.assert_close(
+        next_token_loss(logits, targets, smoothing, weights),
+        next_token_loss(logits, fewer, smoothing),
+    )
+
+
 def test_a_model_that_knows_nothing_pays_ln_V():
     """Catches: a loss in bits, a sum for the mean; smoothing cannot change an even guess."""
     _, targets = text(V=7)

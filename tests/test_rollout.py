@@ -103,7 +103,7 @@ def test_scores_values_and_ends_belong_to_their_answers(models, tokenizer):
     """Catches a score read before the end token, values one place off, an end that is not told."""
     policy, _, reward_model, value_model = models
     with torch.no_grad():  # make the end likely, so that both kinds of row occur
-        policy.gpt.norm.bias += 1.5 * F.normalize(policy.gpt.wte.weight[tokenizer.end], dim=0)
+        policy.gpt.norm.bias += 7.5 * F.normalize(policy.gpt.wte.weight[tokenizer.end], dim=0)
     judged = [prompt_of("Other?", tokenizer, policy.config.vit.n_tokens)] * 8
     images, prompts, r = roll(models, tokenizer, 1.6, n=8, max_new_tokens=5, judged=judged)
     assert 0 < r.ended.sum() < 8

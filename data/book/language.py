@@ -115,6 +115,7 @@ def looked_up(scene: Scene, rng: random.Random) -> list[str]:
     texts = []
     for form in FORMS:
         parts = []
+        told = set()  # places that "is there" has named
         for t in rng.sample(things, min(3, len(things))):
             place = at(PLACES[t.cell])
             name = rng.choice((t.kind, t.name))
@@ -123,8 +124,10 @@ def looked_up(scene: Scene, rng: random.Random) -> list[str]:
             elif form == "is there":
                 name = rng.choice((name, name, f"{t.color} thing"))
                 names = [(o.kind, o.name, f"{o.color} thing") for o in things]
-                cells = [o.cell for o, ways in zip(things, names) if name in ways]
-                parts.append(is_at(name, [PLACES[cell] for cell in cells]))
+                found = [PLACES[o.cell] for o, own in zip(things, names) if name in own]
+                if told.isdisjoint(found):
+                    parts.append(is_at(name, found))
+                    told.update(found)
             elif form == "of color":
                 if colors.count(t.color) == 1:
                     parts.append(f"the {t.color} thing is a {t.size} {t.kind}")
@@ -185,16 +188,13 @@ def retold(scene: Scene, rng: random.Random) -> str:
                 than = ("larger than", "smaller than")
                 pairs.append(than if t.size == "large" else than[::-1])
             for true, false in pairs:
-                fact = f"The {t.kind} is {true} the {other.kind}"
                 asked = rng.choice((true, false, ""))
                 question = f"Is the {t.kind} {asked} the {other.kind}? "
-                if asked == true:
-                    texts.append(f"{question}{fact}, so yes.")
-                elif asked:
-                    negated = f"The {t.kind} is not {asked} the {other.kind}"
-                    texts.append(f"{question}{negated}, so no.")
-                else:
-                    texts.append(f"{fact}.")
+                # as answers of the chatbot say it
+                is_not = asked == false and false in OPPOSITE
+                fact = f"The {t.kind} is {f'not {false}' if is_not else true} the {other.kind}"
+                so = ", so yes." if asked == true else ", so no."
+                texts.append(question + fact + so if asked else f"{fact}.")
     # more would not fit a window of 256 tokens
     texts = rng.sample(texts, min(10, len(texts)))
     return " ".join([captions(scene, rng)[0], *dict.fromkeys(texts)])

@@ -5,7 +5,7 @@ pattern contains alternatives, as in "Is there {a}(| here| in the picture)?", an
 them is drawn. A model that reads few phrasings learns them by heart. A model that reads
 many must find out which words of a question matter.
 
-The patterns in data/phrasings/kept, seven or more of most kinds, are the unseen ones: no
+The patterns in data/phrasings/kept, twenty or more of most kinds, are the unseen ones: no
 training dialogue uses them, and no text of the training data contains their words in the
 same order. data/quiz.py uses them to measure whether a model follows an instruction that it
 has never read.

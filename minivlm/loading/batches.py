@@ -51,7 +51,7 @@ class Batch:
         weighted by this count.
         """
         counts = (self.targets != IGNORE_INDEX).sum(1)               # (B,)
-        return counts.sum() if self.weights is None else counts @ self.weights
+        return counts.sum() if self.weights is None else (counts * self.weights).sum()
 
     def weights_at(self, at: Tensor) -> Tensor | None:
         """The weights of the tokens where `at`, (B, T) bool, is True: (M,); None: all 1."""

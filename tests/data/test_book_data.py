@@ -403,7 +403,7 @@ def check(caption: str, scene: world.Scene) -> tuple[set[str], bool]:
             is_strange(part, scene) if ", and " in part else is_true(part, scene)
             for part in text.lower().split(". "))
     if LOOKED_UP.fullmatch(text):
-        parts = re.split(", | and ", text)
+        parts = re.split(", (?!another )| and ", text)
         said = {"color": COLORS, "size": ("large", "small"), "place": world.PLACES}
         about = {key for key, words in said.items() for word in words
                  if f" {word} " in f" {text} ".replace(",", " ")}
@@ -498,7 +498,8 @@ def test_what_is_told_again_is_true(level):
         things = things_of(prepare.record_of(scene, "a", ""))
         for text in rest:
             asked, question, text = text.rpartition("? ")
-            if re.match("There |The [a-z]+ is (left|right|above|below|larger|smaller)", text):
+            if re.match("There |The [a-z]+ is (not )?(left|right|above|below|larger|smaller)",
+                        text):
                 [claim], other = claims(text)
                 assert not other and holds(claim, things, NAMES), (text, scene)
                 if question:

@@ -19,6 +19,7 @@ from minivlm.loading.batches import (
 )
 from minivlm.loading.images import Pictures, augment, fit, open_image, to_tensor
 from minivlm.loading.prepared import load_meta, load_records
+from minivlm.losses import next_token_loss
 from minivlm.running.workers import batches
 from minivlm.tokenizer import Tokenizer
 
@@ -131,6 +132,25 @@ def test_a_part_is_as_wide_as_its_longest_row():
     assert short.idx.shape == short.targets.shape == short.segments.shape == (2, 2)
     assert long.idx.shape == long.targets.shape == long.segments.shape == (2, 8)
     assert short.n_supervised + long.n_supervised == 1 + 2 + 4 + 8
+
+
+def test_parts_of_weighted_rows_add_up_to_the_batch():
+    """Catches a weight that stays with another row, or that only one of loss and count knows."""
+    rows = [([1, 2, 3, 4][:n], [False] + [True] * (n - 1)) for n in (2, 4, 3, 2)]
+    batch = collate(rows, 0, 4, weights=[1.0, 0.25, 1.0, 0.5])
+    assert batch.n_supervised.item() == 1 + 0.25 * 3 + 2 + 0.5
+    at = batch.targets != -100
+    assert batch.weights_at(at).tolist() == [1, 0.25, 0.25, 0.25, 1, 1, 0.5]
+    logits = torch.randn(4, 3, 7)
+    whole = next_token_loss(logits[at], batch.targets[at], weights=batch.weights_at(at))
+    total = 0
+    for part, part_logits in zip(batch.split(2), logits.split(2)):
+        at = part.targets != -100
+        part_logits = part_logits[:, :at.shape[1]][at]
+        loss = next_token_loss(part_logits, part.targets[at], weights=part.weights_at(at))
+        total += loss * part.n_supervised / batch.n_supervised
+    torch.testing.assert_close(total, whole)
+    assert collate(rows, 0, 4).weights_at(at) is None
 
 
 def test_a_part_without_pictures_has_none():

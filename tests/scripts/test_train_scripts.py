@@ -138,24 +138,28 @@ def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
 
 @pytest.mark.parametrize("stage", ("sft", "caption"))
 def test_documents_of_stage_0_are_among_what_is_learned(stage, runs, folder, tmp_path):
-    """Catches n_texts being ignored: with other documents the weights end elsewhere."""
+    """Catches n_texts or text_weight being ignored: other documents, or others' weight, lead
+    elsewhere."""
     texts = (folder / "text.jsonl").read_text()
     more = {"objective": "lm"} if stage == "caption" else {}  # blip reads no documents
     ends = []
-    for n_texts, changed in ((0, False), (3, False), (3, True), (0, True)):
-        data = tmp_path / f"data {n_texts} {changed}"
+    for n_texts, changed, weight in (
+        (0, False, 1.0), (3, False, 1.0), (3, True, 1.0), (3, True, 0.1), (0, True, 1.0),
+    ):
+        name = f"{n_texts} {changed} {weight}"
+        data = tmp_path / f"data {name}"
         shutil.copytree(folder, data)
         if changed:
             (data / "text.jsonl").write_text(texts.replace("the", "then"))
         script, cfg = config_of(
-            stage, data, runs, data=str(data), out=str(tmp_path / f"{n_texts} {changed}"),
-            n_texts=n_texts, steps=1, grad_accum=2, **more,
+            stage, data, runs, data=str(data), out=str(tmp_path / name), n_texts=n_texts,
+            text_weight=weight, steps=1, grad_accum=2, **more,
         )
         script.main(cfg)
-        state = torch.load(tmp_path / f"{n_texts} {changed}" / "ckpt.pt", weights_only=True)
+        state = torch.load(tmp_path / name / "ckpt.pt", weights_only=True)
         ends.append(next(w for k, w in state["model"].items() if k.endswith("gpt.wte.weight")))
-    assert not torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
-    assert torch.equal(ends[0], ends[3])
+    assert all(not torch.equal(one, other) for one, other in zip(ends, ends[1:]))
+    assert torch.equal(ends[0], ends[-1])
 
 
 @pytest.mark.parametrize("objective", ("lm", "prefix_lm", "blip"))
