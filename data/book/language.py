@@ -224,7 +224,7 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
         if t.unusual:
             start_strange = rng.choice(("how strange: ", "look, ", "", ""))
             pool.insert(0, start_strange + strange(t, scene))
-    pool = looked_up(scene, rng)[:4] + pool
+    pool = looked_up(scene, rng)[:3] + pool
     # a text that stands in the pool several times is chosen more often
     pool = list(dict.fromkeys(pool))
     return [sentence(f"{start}{full}, {where(scene)}")] + [sentence(c) for c in pool[:5]]
