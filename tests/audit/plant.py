@@ -214,7 +214,7 @@ BUGS = [
      "part_loss * part.n_supervised / batch.n_supervised", "part_loss / cfg.grad_accum",
      "tests/scripts/test_train_scripts.py"),
     ("captions' micro-batches weigh alike", "train_caption.py",
-     "part.targets[at], smoothing) * share", "part.targets[at], smoothing) / cfg.grad_accum",
+     "                ) * share", "                ) / cfg.grad_accum",
      "tests/scripts/test_train_scripts.py"),
     ("top-p before the temperature", "minivlm/generate.py", "ordered.softmax(dim=-1)",
      "(ordered * temperature).softmax(dim=-1)", "tests/test_generate.py"),

@@ -273,8 +273,8 @@ def test_a_gradient_that_is_no_number_is_not_applied(runs, folder, tmp_path, mon
     script, cfg = config_of("sft", folder, runs, out=str(tmp_path))
     seen = {}
 
-    def poisoned(logits, targets, original=script.next_token_loss):
-        loss = original(logits, targets)
+    def poisoned(logits, targets, original=script.next_token_loss, **options):
+        loss = original(logits, targets, **options)
         if torch.is_grad_enabled():
             seen["calls"] = seen.get("calls", 0) + 1
             if seen["calls"] == 2 * cfg.grad_accum + 1:
