@@ -1,12 +1,12 @@
 """Captioning: a model learns to write what a picture shows, by one of three objectives.
 
-   lm         - mean_t log p(caption_t | picture, prompt, caption before t), with label
-              smoothing
-   prefix_lm  only tokens behind a random cut are learned, without smoothing; the tokens
-              before it see each other both ways (SimVLM)
+   lm         - mean_t log p(caption_t | picture, prompt, caption before t)
+   prefix_lm  only tokens behind a random cut are learned; the tokens before it see each
+              other both ways (SimVLM)
    blip       contrast + match + lm: InfoNCE, yes or no on hard negatives, writing (BLIP)
 
-Some rows of lm and prefix_lm are documents of stage 0 and have no picture, as in SimVLM.
+Some rows of lm and prefix_lm are documents of stage 0 and have no picture, as in SimVLM. Their
+tokens count a fourth, see train_sft.py.
 
 Source: BLIP, arXiv:2201.12086, section 3; SimVLM, arXiv:2108.10904, section 3.
 Reads: runs/clip, runs/lm.   Writes: runs/caption.
@@ -48,7 +48,7 @@ class Config:
     data: str = "data/book/prepared"  # data folder made by a prepare.py
     split: str = "train"  # file of the data folder to learn from: train or web
     n_texts: int = 6  # >= 0; documents of stage 0 read per step; none for blip
-    text_weight: float = 0.25  # >= 0; of a document's token in the loss; a caption's has 1
+    text_weight: float = 0.25  # > 0; of a document's token in the loss; a caption's has 1
     prompt: str = "a picture of"  # text before every caption; it is read, not learned
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/caption"  # run folder to write

@@ -3,8 +3,9 @@
    loss = - mean_t [t is an answer token] log p(token_t | picture, conversation before t)
 
 A few documents of stage 0 are read in every step, all of their tokens learned, or the model
-forgets what it has only read. They count little: nobody can foresee most of a text, and what
-cannot be foreseen drowns what can be learned. The logged loss is of both, val_loss of answers.
+forgets what it has only read. Their tokens count a fourth: they cost ten times as much as answers,
+because most of a text cannot be foreseen, and that noise would leave little of each update to
+answers. The logged loss is of both, val_loss of answers alone.
 
 Source: LLaVA, arXiv:2304.08485, eq. 3 and section 4.2, stage 2.
 Reads: runs/caption (or runs/align, as LLaVA does).   Writes: runs/sft.
@@ -44,7 +45,7 @@ class Config:
     split: str = "train"  # file of the data folder to learn from
     val_split: str = "val"  # file of the data folder to measure the loss on
     n_texts: int = 4  # >= 0; documents of stage 0 read per step, so that none is forgotten
-    text_weight: float = 0.25  # >= 0; of a document's token in the loss; an answer's has 1
+    text_weight: float = 0.25  # > 0; of a document's token in the loss; an answer's has 1
     noise: float = 0.0  # 0 .. 1; share of the questions' tokens replaced at random
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/sft"  # run folder to write

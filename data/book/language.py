@@ -107,11 +107,13 @@ def looked_up(scene: Scene, rng: random.Random) -> list[str]:
     """Texts about things, found by their kind, color or place, in random order.
 
     Some also name what somebody may look for in vain: "the cup is red, the dog is not in
-    the picture". If several things have the same kind or color, no text calls them by it.
+    the picture". If several things have the same kind or color, only "is there" calls them by
+    it, and then says where each of them is.
     """
     things = scene.clear
     kinds = [t.kind for t in things]
     colors = [t.color for t in things]
+    names = [(t.kind, t.name, f"{t.color} thing") for t in things]
     texts = []
     for form in FORMS:
         parts = []
@@ -122,8 +124,7 @@ def looked_up(scene: Scene, rng: random.Random) -> list[str]:
             if form == "at place":
                 parts.append(f"{place} there is {sized(t)}")
             elif form == "is there":
-                name = rng.choice((name, name, f"{t.color} thing"))
-                names = [(o.kind, o.name, f"{o.color} thing") for o in things]
+                name = rng.choice((t.kind, t.name, f"{t.color} thing"))
                 found = [PLACES[o.cell] for o, own in zip(things, names) if name in own]
                 if told.isdisjoint(found):
                     parts.append(is_at(name, found))

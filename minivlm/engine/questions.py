@@ -16,7 +16,7 @@ from minivlm.engine.references import (
     refer_to_several,
 )
 from minivlm.engine.wording import (
-    Scene, Things, World, at, capital, is_at, not_there, sentence, small, there_are,
+    Scene, Things, World, at, capital, is_at, not_there, sentence, small, summary, there_are,
 )
 from minivlm.evaluation.english import article, plural
 from minivlm.evaluation.scene import (
@@ -250,6 +250,11 @@ def amount_of(scene: Scene, rng: Random, world: World) -> tuple[str, int] | None
     return phrase, len(found)
 
 
+def found_at(phrase: str, scene: Scene) -> str:
+    """Say where each object of a phrase is, in a sentence from which they can be counted."""
+    return sentence(is_at(phrase, [t.place for t in named_by(phrase, scene.things)]))
+
+
 def count(scene: Scene, rng: Random, world: World) -> Draft | None:
     """How many cars, red objects or objects are there?"""
     amount = amount_of(scene, rng, world)
@@ -257,12 +262,12 @@ def count(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     phrase, n = amount
     words = {"x": phrase, "xs": plural(phrase)}
-    seen = is_at(phrase, [t.place for t in named_by(phrase, scene.things)])
+    seen = found_at(phrase, scene)
     word = NUMBERS[n] if n else "zero"
     expect = (word, str(n)) if n else ("zero", "no", "0", "not in the picture")
     wrong = tuple(other for other in (*NUMBERS, "zero") if other not in expect)
     full = there_are(n, phrase)
-    return Draft("count", words, word, full, expect, wrong, seen=sentence(seen))
+    return Draft("count", words, word, full, expect, wrong, seen=seen)
 
 
 def compare_number(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -287,10 +292,7 @@ def compare_number(scene: Scene, rng: Random, world: World) -> Draft | None:
     fact = f"there are {how} {plural(x)} {than} {plural(y)}"
     words = {"xs": plural(x), "ys": plural(y)}
     wrong = tuple(o for o in OUTCOMES["compare_number"] if o != how)
-    seen = " ".join(
-        there_are(n, phrase) if n else sentence(is_at(phrase, []))
-        for n, phrase in ((n_x, x), (n_y, y))
-    )
+    seen = f"{found_at(x, scene)} {found_at(y, scene)}"
     return yes_or_no("compare_number", words, n_x > n_y, fact, wrong, seen=seen)
 
 
@@ -311,7 +313,8 @@ def without(scene: Scene, rng: Random, world: World) -> Draft | None:
         f"{there_are(len(things), 'object')} The {phrase} is one of them. "
         f"So {left} objects are left."
     )
-    return Draft("without", {"x": phrase}, left, full, (full,), about=t)
+    words = {"x": phrase}
+    return Draft("without", words, left, full, (full,), about=t, seen=summary(things))
 
 
 def one_more(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -322,7 +325,8 @@ def one_more(scene: Scene, rng: Random, world: World) -> Draft | None:
     phrase, n = amount
     words = {"a": article(phrase), "x": phrase, "xs": plural(phrase)}
     full = f"{there_are(n, phrase)} With one more there would be {NUMBERS[n + 1]}."
-    return Draft("one_more", words, NUMBERS[n + 1], full, (full,))
+    seen = found_at(phrase, scene)
+    return Draft("one_more", words, NUMBERS[n + 1], full, (full,), seen=seen)
 
 
 # --- two objects ---
@@ -344,13 +348,16 @@ def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     asked = rng.choice((side, OPPOSITE[side]))
     words = {"x": x, "y": y, "r": asked}
-    # the fact repeats the side that was asked about: a small model that has said another one
-    # must compare both before it can say yes or no
+    # the fact repeats the side that was asked about; had it said the other one, a small model
+    # would have to compare both before its yes or no
     is_not = "" if asked == side else "not "
     fact = f"the {x} is {is_not}{asked} the {y}"
-    wrong = tuple(f"is {'not ' if beside(a, b, r) else ''}{r}" for r in OPPOSITE)
+    wrong = []
+    for r in OPPOSITE:
+        denied = "not " if beside(a, b, r) else ""
+        wrong += [f"is {denied}{to}{r}" for to in ("", "to the ")]
     seen = tell("place", *pair)
-    return yes_or_no("relation", words, asked == side, fact, wrong, a, seen)
+    return yes_or_no("relation", words, asked == side, fact, tuple(wrong), a, seen)
 
 
 def side_of(a: Thing, b: Thing) -> str:
@@ -467,19 +474,24 @@ def odd_one_out(scene: Scene, rng: Random, world: World) -> Draft | None:
     # one object may differ in two attributes
     key, t = rng.choice(list(odd.items()))
     value = getattr(t, key)
-    names = [name for name in names_of(t, things) if not gives_away(name, value)]
-    if not names:
-        return None
+    references = []  # of each object, a phrase that does not tell what is compared
+    for other in things:
+        names = names_of(other, things)
+        names = [name for name in names if not gives_away(name, getattr(other, key))]
+        if not names:
+            return None
+        references.append((other, names[0]))
     usual = next(getattr(other, key) for other in things if other is not t)
     if key != "kind":
         value = f"{value} object"
         usual = f"{usual} object"
     n = len(things) - 1
-    full = f"{there_are(n, usual)} The only {value} is the {names[0]}."
+    full = f"{there_are(n, usual)} The only {value} is the {dict(references)[t]}."
     # any phrase for the odd object is right, not only the one in our answer
     expect = tuple(f"is the {name}" for name in names_of(t, things))
     wrong = tuple(f"there are {number}" for number in NUMBERS if number != NUMBERS[n])
-    return Draft("odd_one_out", {}, "", full, expect, wrong, about=t)
+    seen = tell(key, *references)
+    return Draft("odd_one_out", {}, "", full, expect, wrong, about=t, seen=seen)
 
 
 def next_to(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -503,4 +515,5 @@ def next_to(scene: Scene, rng: Random, world: World) -> Draft | None:
     full = f"The {name} is {side} the {phrase}. The {name} is {t.color}."
     words = {"x": phrase, "r": side}
     wrong = others("color", t.color, words, scene, world)
-    return Draft("next_to", words, t.color, full, (t.color,), wrong, about=t)
+    seen = tell("place", (start, phrase))
+    return Draft("next_to", words, t.color, full, (t.color,), wrong, about=t, seen=seen)

@@ -79,12 +79,15 @@ FORMS = {
     "same": (
         "{yes}", "{seen}the {x} and the {y} have (the same|different) {w}s?, so {yes}",
     ),
-    "odd_one_out": ("", r"there (is|are) .+\. the only .+ is the .+"),
-    "next_to": ("", r"the (?P<it>.+) is {r} the {x}\. the (?P=it) is ({color})"),
+    "odd_one_out": ("", r"{seen}there (is|are) .+\. the only .+ is the .+"),
+    "next_to": ("", r"{seen}the (?P<it>.+) is {r} the {x}\. the (?P=it) is ({color})"),
     "without": (
-        "", r"there are {n} objects\. the {x} is one of them\. so {n} objects are left",
+        "",
+        r"{seen}there are {n} objects\. the {x} is one of them\. so {n} objects are left",
     ),
-    "one_more": ("", r"there (is|are) {n} ({x}|{xs})\. with one more there would be {n}"),
+    "one_more": (
+        "", r"{seen}there (is|are) {n} ({x}|{xs})\. with one more there would be {n}",
+    ),
     "assumed": ("", "the {x} is not in the picture"),
     "strange": ("", "{seen}[^.]+, and [^.]+, so yes"),
     "usual": ("", "{seen}(nothing is unusual: )?everything is as usual(, so no)?"),

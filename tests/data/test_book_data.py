@@ -408,6 +408,15 @@ def check(caption: str, scene: world.Scene) -> tuple[set[str], bool]:
         about = {key for key, words in said.items() for word in words
                  if f" {word} " in f" {text} ".replace(",", " ")}
         about |= {"absent"} if "is not in the picture" in text else set()
+        told = []  # places of "a cup is at the left, another at the top": all cups, each once
+        for name, places in re.findall(
+            r"\ban? ([a-z ]+?) is ((?:at|in) the .+?)(?=, an? | and an? |$)", text
+        ):
+            told += re.findall(r"(?:at|in) the ([a-z ]+)", places)
+            n = places.count(" another ") + 1
+            assert n == sum(name in (t.kind, f"{t.color} {t.kind}", f"{t.color} thing")
+                            for t in scene.clear), text
+        assert len(set(told)) == len(told), text
         return about, all(is_true(part, scene) for part in parts)
     about, true = {"color"}, True
     setting = re.search(SETTING, text)
@@ -506,6 +515,7 @@ def test_what_is_told_again_is_true(level):
                     parts = re.fullmatch("Is the ([a-z]+) (.+?)( than)? the ([a-z]+)", asked)
                     x, how, than, y = parts.groups()
                     what = ("size" if than else "beside", x, how, y)
+                    assert than or f"{how} the {y}" in text
                     assert text.endswith(", so yes.") == holds(what, things, NAMES)
             else:
                 assert check(text, scene)[1], (text, scene)

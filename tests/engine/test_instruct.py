@@ -27,7 +27,8 @@ from minivlm.engine.references import names_of
 from minivlm.engine.teachers import Reply, Request
 from minivlm.engine.wording import PRIVATE, World, summary
 from minivlm.evaluation.english import plural
-from minivlm.evaluation.scene import claims, holds, setting_of, things_of
+from minivlm.evaluation.scene import OPPOSITE, claims, holds, setting_of, things_of
+from minivlm.metrics import answer_ok
 from minivlm.loading.prepared import start_folder
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,11 @@ def test_a_yes_answers_the_question_that_was_asked():
             assert holds(("beside", words["x"], words["r"], words["y"]), things) == (
                 draft.word == "yes")
             assert f"{words['r']} the {words['y']}, so" in draft.full
+            for r in OPPOSITE:
+                is_so = holds(("beside", words["x"], r, words["y"]), things)
+                for fact, true in ((r, is_so), (f"not {r}", not is_so), (f"to the {r}", is_so)):
+                    said = f"The {words['x']} is {fact} the {words['y']}, so {draft.word}."
+                    assert answer_ok(said, draft.expect, draft.wrong) == true, said
             assert " the " not in words["x"] + words["y"], "the question tells where they are"
         draft = questions.exist(shown, random.Random(i), WORLD)
         assert holds(("there", draft.words["a"]), things, NAMES) == (draft.word == "yes")
@@ -194,6 +200,10 @@ def test_there_are_enough_kinds_and_phrasings_and_none_of_the_kept_is_ever_asked
         spoken = [words_of(t) for t in taught[n] | taught["openers"]]
         for k in patterns(n, unseen=True):
             assert not [t for t in spoken if words_of(k.split(" => ")[0]) in t], k
+    kind_of = {}  # words -> the only kind whose question they may be
+    for n in names:
+        for t in taught[n] | set(patterns(n, unseen=True)):
+            assert kind_of.setdefault(words_of(t.split(" => ")[0]), n) == n, t
     for n, texts in taught.items():
         slots = {s for t in (*texts, *patterns(n)) for s in re.findall(r"{(\w*)}", t)}
         assert slots <= {"a", "x", "y", "z", "xs", "ys", "r", "w"}

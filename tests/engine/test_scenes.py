@@ -177,6 +177,7 @@ def test_what_is_seen_is_said_before_what_follows():
     assert answers(scenes.strange, ducks) == {usual}
     # what the question says itself is not said again
     assert "The thing at the top is small." in answers(ask.attribute("size"))
+    # no question about a relation tells a place, so the answer tells both
     for d in drafts(ask.relation, CALM, n=2000):
         assert d.seen.count(".") == 2 and "thing at" not in d.words["x"] + d.words["y"]
 
@@ -220,6 +221,7 @@ def test_the_one_that_is_unlike_the_others():
             for x, p in ((0.1, "left"), (0.5, "center"))]
     blue = Thing("cup", "blue", "small", 0.9, 0.5, 0.04, "right")
     assert answers(ask.odd_one_out, Scene([*cups, blue])) == {
+        "The thing at the left is red. The thing in the center is red. The thing at the right is blue. "
         "There are two red objects. The only blue object is the thing at the right."}
     ball = Thing("ball", "red", "small", 0.9, 0.5, 0.04, "right")
     big = replace(cups[0], size="large")
