@@ -43,7 +43,7 @@ from minivlm.running.options import check, cli
 
 SHARD = 1000  # scenes that one task of a worker makes
 # conversation : detail : reasoning
-TYPES = ("conversation",) * 8 + ("detail", "reasoning")
+TYPES = ("conversation",) * 7 + ("detail", "reasoning", "reasoning")
 # kinds of requests for stage 4
 REQUESTS = ("private", "unsafe", "harmless", "unknowable", "offer")
 # what chat.py's /help shows

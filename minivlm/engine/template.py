@@ -27,7 +27,7 @@ QA = tuple[str, str]  # a question and its answer
 # kinds of questions with their weights in the draw: for conversations, and for reasoning
 SIMPLE: dict[Maker, int] = {
     ask.exist: 12, ask.attribute("color"): 7, ask.attribute("kind"): 7,
-    ask.attribute("size"): 8, ask.count: 10, ask.position: 7, ask.relation: 16,
+    ask.attribute("size"): 8, ask.count: 12, ask.position: 7, ask.relation: 10,
     ask.negation: 2, ask.compare_number: 1, ask.compare_size: 2, ask.same: 1,
     ask.larger_of: 3, ask.assumed: 6, scenes.assumed_fact: 2, scenes.strange: 9,
     scenes.what_strange: 8, scenes.why_strange: 2, scenes.belongs: 12, scenes.day_night: 2,

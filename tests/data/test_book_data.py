@@ -409,13 +409,14 @@ def check(caption: str, scene: world.Scene) -> tuple[set[str], bool]:
                  if f" {word} " in f" {text} ".replace(",", " ")}
         about |= {"absent"} if "is not in the picture" in text else set()
         told = []  # places of "a cup is at the left, another at the top": all cups, each once
-        for name, places in re.findall(
-            r"\ban? ([a-z ]+?) is ((?:at|in) the .+?)(?=, an? | and an? |$)", text
-        ):
-            told += re.findall(r"(?:at|in) the ([a-z ]+)", places)
-            n = places.count(" another ") + 1
-            assert n == sum(name in (t.kind, f"{t.color} {t.kind}", f"{t.color} thing")
-                            for t in scene.clear), text
+        for part in parts:
+            seen = re.fullmatch("an? ([a-z ]+) is ((?:at|in) the .+)", part)
+            if seen:
+                places = re.findall("(?:at|in) the ([a-z ]+)", seen[2])
+                fits = [t for t in scene.clear
+                        if seen[1] in (t.kind, f"{t.color} {t.kind}", f"{t.color} thing")]
+                assert len(places) == len(fits), text
+                told += places
         assert len(set(told)) == len(told), text
         return about, all(is_true(part, scene) for part in parts)
     about, true = {"color"}, True

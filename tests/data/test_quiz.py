@@ -134,8 +134,8 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      "ring, so yes.", "Yes.",
      "Yes, the red ring is below the blue ring."),
     (ask.compare_number, {"xs": "rings", "ys": "dogs"},
-     "A ring is at the top, another at the bottom. A dog is at the bottom left. There are more rings "
-     "than dogs, so yes.",
+     "A ring is at the top, another at the bottom. A dog is at the bottom left. "
+     "There are more rings than dogs, so yes.",
      "Yes", "Yes, there are fewer rings than dogs."),
     (ask.compare_size, {"x": "red ring", "y": "blue ring"},
      "The red ring is small. The blue ring is large. The red ring is smaller than the blue ring, "
@@ -153,8 +153,8 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
      "Large or small."),
     (ask.attribute("color"), {"x": "dog"}, "The dog is green.", "green!", "blue"),
     (ask.one_more, {"a": "a ring", "x": "ring", "xs": "rings"},
-     "A ring is at the top, another at the bottom. There are two rings. With one more there would be "
-     "three.",
+     "A ring is at the top, another at the bottom. There are two rings. "
+     "With one more there would be three.",
      "there are two rings; with one more there would be three",
      "There are five rings. With one more there would be three."),
     (ask.count, {"x": "cat", "xs": "cats"}, "A cat is not in the picture. There are no cats.",
@@ -167,12 +167,12 @@ NOUNS = ("red ring", "blue ring", "green dog", "red dog", "red cat")
     (ask.attribute("kind"), {"x": "red object"}, "The red object is a ring.",
      "Ring", "A dog."),
     (ask.next_to, {"x": "blue ring", "r": "above"},
-     "The blue ring is at the bottom. The thing at the top is above the blue ring. The thing at the "
-     "top is red.",
+     "The blue ring is at the bottom. The thing at the top is above the blue ring. "
+     "The thing at the top is red.",
      "What is above the blue ring is red.", "Green"),
     (ask.without, {"x": "dog"},
-     "There is a red ring, a blue ring and a green dog. There are three objects. The dog is one of "
-     "them. So two objects are left.",
+     "There is a red ring, a blue ring and a green dog. There are three objects. "
+     "The dog is one of them. So two objects are left.",
      "There are three objects. The dog is one of them. So two objects are left!",
      "There are nine objects. The dog is one of them. So two objects are left."),
     (ask.larger_of, {"x": "red ring", "y": "blue ring"},

@@ -221,8 +221,9 @@ def test_the_one_that_is_unlike_the_others():
             for x, p in ((0.1, "left"), (0.5, "center"))]
     blue = Thing("cup", "blue", "small", 0.9, 0.5, 0.04, "right")
     assert answers(ask.odd_one_out, Scene([*cups, blue])) == {
-        "The thing at the left is red. The thing in the center is red. The thing at the right is blue. "
-        "There are two red objects. The only blue object is the thing at the right."}
+        "The thing at the left is red. The thing in the center is red. "
+        "The thing at the right is blue. There are two red objects. "
+        "The only blue object is the thing at the right."}
     ball = Thing("ball", "red", "small", 0.9, 0.5, 0.04, "right")
     big = replace(cups[0], size="large")
     assert answers(ask.odd_one_out, Scene([*cups, ball])) != set()
