@@ -155,14 +155,17 @@ def exist(scene: Scene, rng: Random, world: World, kind: str = "exist") -> Draft
     found = named_by(name, scene.things)
     # a crowd comes last: its box does not tell where anyone is
     fact = is_at(name, [t.place for t in sorted(found, key=lambda t: t.crowd)[:1]])
-    denials: Texts = ("there is a", "there is an", f"{name} is at", f"{name} is in")
+    affirmed = (f"there is {article(name)}", f"{name} is at", f"{name} is in")
+    expect, wrong = denials_of(name), ("there is a", "there is an", *affirmed)
     if found:
-        denials = ("there is no", "not in the picture")
+        expect, wrong = affirmed, ("there is no", "not in the picture")
     # kind "negation" asks the opposite: yes means that there is no such object
     is_yes = bool(found) == (kind == "exist")
     words = {"a": article(name), "x": name}
     about = found[0] if len(found) == 1 else None
-    return yes_or_no(kind, words, is_yes, fact, denials, about)
+    draft = yes_or_no(kind, words, is_yes, fact, wrong, about)
+    # "A red car is at the left." answers it, too
+    return draft._replace(expect=draft.expect + expect)
 
 
 def negation(scene: Scene, rng: Random, world: World) -> Draft | None:
@@ -171,12 +174,10 @@ def negation(scene: Scene, rng: Random, world: World) -> Draft | None:
     if not draft:
         return None
     # a bare yes may mean either here: one word is not enough, and only the rest counts
-    x = draft.words["x"]
-    expect = denials_of(x)
-    if draft.full.endswith(", so no."):
-        expect = (f"there is {draft.words['a']}", f"{x} is at", f"{x} is in")
     full = draft.full.rpartition(",")[0] + "."
-    return draft._replace(word="", full=full, expect=expect, wrong=draft.wrong[:-1])
+    return draft._replace(
+        word="", full=full, expect=draft.expect[1:], wrong=draft.wrong[:-1]
+    )
 
 
 def attribute(what: str) -> Maker:

@@ -40,8 +40,9 @@ DEEP: dict[Maker, int] = {
     scenes.hear: 2, scenes.left_without: 3, scenes.story: 3, scenes.fact: 3,
 }
 TALK = ("greeting", "thanks", "thanks", "bye", "who", "able", "offer", "offer", "offer")
-# Most people ask for no style. A model learns answers in one word last.
-STYLES = ("", "", "", "", "", "word", "sentence")
+# Most people ask for no style. A model learns answers in one word last: the loss is a mean over
+# tokens, and such an answer has two.
+STYLES = ("", "", "", "", "word", "word", "sentence")
 FOLLOWED = 0.12  # share of the questions that are followed by one about "it"
 
 
