@@ -4,7 +4,7 @@
 
 Source: GPT-2, Radford et al. 2019.
 Reads: text records of a prepared data folder.   Writes: runs/lm.
-Expect (2 CPU cores): 3 min, loss near ln V = 7.34 -> 1.0
+Expect (2 CPU cores): 2.6 min, loss near ln V = 7.34 -> 1.0
 Run: python train_lm.py [--n_layer 6 --n_embd 192]
 """
 
