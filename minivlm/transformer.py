@@ -202,8 +202,8 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
         queries, keys, _ = attn.qkv.weight.chunk(3)                  # (C, C) each
         queries *= 3  # else all scores are nearly equal at first
         keys.copy_(queries)
-        # each block draws its own rotation; with one rotation for all blocks, head 0 would
-        # copy the same part of the residual stream in every block
+        # Each block draws its own rotation. If all blocks had the same one, head 0 of every
+        # block would copy the same directions of the residual stream.
         rotation_v = torch.linalg.qr(torch.randn(C, C))[0]
         attn.qkv.weight[2 * C:] = rotation_v / 2
         attn.proj.weight.copy_(rotation_v.T / 2)

@@ -104,11 +104,12 @@ FORMS = (
 
 
 def looked_up(scene: Scene, rng: random.Random) -> list[str]:
-    """Texts about things, found by their kind, color or place, in random order.
+    """Return texts that tell one property of some things, in random order.
 
-    Some also name what somebody may look for in vain: "the cup is red, the dog is not in
-    the picture". If several things have the same kind or color, only "is there" calls them by
-    it, and then says where each of them is.
+    A text names each thing by its kind, its color or its place. Some texts also name a thing
+    that is absent: "the cup is red, the dog is not in the picture". If several things have
+    the same kind or color, only the form "is there" uses it as their name. That form tells
+    the place of each of them.
     """
     things = scene.clear
     kinds = [t.kind for t in things]
@@ -193,7 +194,8 @@ def retold(scene: Scene, rng: random.Random) -> str:
                 question = f"Is the {t.kind} {asked} the {other.kind}? "
                 # as answers of the chatbot say it
                 is_not = asked == false and false in OPPOSITE
-                fact = f"The {t.kind} is {f'not {false}' if is_not else true} the {other.kind}"
+                how = f"not {false}" if is_not else true
+                fact = f"The {t.kind} is {how} the {other.kind}"
                 so = ", so yes." if asked == true else ", so no."
                 texts.append(question + fact + so if asked else f"{fact}.")
     # more would not fit a window of 256 tokens

@@ -16,7 +16,8 @@ from minivlm.engine.references import (
     refer_to_several,
 )
 from minivlm.engine.wording import (
-    Scene, Things, World, at, capital, is_at, not_there, sentence, small, summary, there_are,
+    Scene, Things, World, at, capital, is_at, not_there, sentence, small, summary,
+    there_are,
 )
 from minivlm.evaluation.english import article, plural
 from minivlm.evaluation.scene import (
@@ -252,7 +253,7 @@ def amount_of(scene: Scene, rng: Random, world: World) -> tuple[str, int] | None
 
 
 def found_at(phrase: str, scene: Scene) -> str:
-    """Say where each object of a phrase is, in a sentence from which they can be counted."""
+    """Return a sentence that tells the place of every object that fits the phrase."""
     return sentence(is_at(phrase, [t.place for t in named_by(phrase, scene.things)]))
 
 
@@ -349,8 +350,8 @@ def relation(scene: Scene, rng: Random, world: World) -> Draft | None:
         return None
     asked = rng.choice((side, OPPOSITE[side]))
     words = {"x": x, "y": y, "r": asked}
-    # the fact repeats the side that was asked about; had it said the other one, a small model
-    # would have to compare both before its yes or no
+    # The fact repeats the side that the question names. If the fact named the other side,
+    # a small model would have to compare two sides before it says yes or no.
     is_not = "" if asked == side else "not "
     fact = f"the {x} is {is_not}{asked} the {y}"
     wrong = []

@@ -40,8 +40,8 @@ DEEP: dict[Maker, int] = {
     scenes.hear: 2, scenes.left_without: 3, scenes.story: 3, scenes.fact: 3,
 }
 TALK = ("greeting", "thanks", "thanks", "bye", "who", "able", "offer", "offer", "offer")
-# Most people ask for no style. A model learns answers in one word last: the loss is a mean over
-# tokens, and such an answer has two.
+# Most people ask for no style. A model learns answers in one word last. The loss is a mean
+# over tokens, and an answer in one word has only two tokens.
 STYLES = ("", "", "", "", "word", "word", "sentence")
 FOLLOWED = 0.12  # share of the questions that are followed by one about "it"
 

@@ -404,10 +404,10 @@ def ranked(
 
 
 def conclusion(answer: str) -> str:
-    """What an answer comes to: "no" for "A cat is not in the picture, so no.".
+    """Return the final yes or no: "no" for "A cat is not in the picture, so no.".
 
-    POPE's rule reads only the first sentence, and "not" in this sentence means no. But our
-    answers say yes or no at the end, behind ", so".
+    POPE's rule reads only the first sentence and takes the word "not" for a no. Our answers
+    end with ", so yes" or ", so no", and this ending decides.
     """
     found = re.search(r", so (yes|no)\W*$", answer)
     return found[1] if found else answer

@@ -177,7 +177,7 @@ def test_what_is_seen_is_said_before_what_follows():
     assert answers(scenes.strange, ducks) == {usual}
     # what the question says itself is not said again
     assert "The thing at the top is small." in answers(ask.attribute("size"))
-    # no question about a relation tells a place, so the answer tells both
+    # a question about a relation names no place, so the answer tells both places
     for d in drafts(ask.relation, CALM, n=2000):
         assert d.seen.count(".") == 2 and "thing at" not in d.words["x"] + d.words["y"]
 

@@ -135,7 +135,7 @@ def test_a_part_is_as_wide_as_its_longest_row():
 
 
 def test_parts_of_weighted_rows_add_up_to_the_batch():
-    """Catches a weight that stays with another row, or that only one of loss and count knows."""
+    """Catches weights of the wrong rows, and weights that the loss or n_supervised ignores."""
     rows = [([1, 2, 3, 4][:n], [False] + [True] * (n - 1)) for n in (2, 4, 3, 2)]
     batch = collate(rows, 0, 4, weights=[1.0, 0.25, 1.0, 0.5])
     assert batch.n_supervised.item() == 1 + 0.25 * 3 + 2 + 0.5
