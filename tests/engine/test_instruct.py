@@ -28,8 +28,8 @@ from minivlm.engine.teachers import Reply, Request
 from minivlm.engine.wording import PRIVATE, World, summary
 from minivlm.evaluation.english import plural
 from minivlm.evaluation.scene import OPPOSITE, claims, holds, setting_of, things_of
-from minivlm.metrics import answer_ok
 from minivlm.loading.prepared import start_folder
+from minivlm.metrics import answer_ok
 
 ROOT = Path(__file__).parents[2]
 WORLD = World(names=tuple(sorted(set(phrases().values()))))
