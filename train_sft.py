@@ -54,7 +54,7 @@ class Config:
     freeze_vit: bool = True  # do not train the ViT, as in LLaVA
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
     # optimization
-    steps: int = 2000  # >= 0; optimizer steps
+    steps: int = 3000  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; conversations per step
     grad_accum: int = 4  # >= 1; micro-batches of similar lengths; more of them take less memory
     lr: float = 2e-3  # >= 0; peak learning rate of AdamW: embeddings, norms, biases
