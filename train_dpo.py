@@ -10,7 +10,7 @@ sum over the tokens, as DPO was first published.
 Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; dense DPO: RLHF-V, arXiv:2312.00849,
 section 3.2; DPO with pictures: Silkie, arXiv:2312.10665, section 4.
 Reads: runs/sft, preferences_pairs.jsonl (data/preferences.py).   Writes: runs/dpo.
-Expect (2 CPU cores): 1.3 min, loss from .69; the true score rises, fewer objects are
+Expect (2 CPU cores): 2.5 min, loss from .69; the true score rises, fewer objects are
 invented
 Run: python train_dpo.py [--kind ipo]
 """

@@ -9,7 +9,7 @@ The loss is the mean over prompts.
 Source: InstructGPT, arXiv:2203.02155, eq. 1; true captions in the input (--facts):
 factually augmented RLHF of LLaVA-RLHF, arXiv:2309.14525, section 3.2.
 Reads: runs/sft, preferences.jsonl (data/preferences.py).   Writes: runs/reward.
-Expect (2 CPU cores): 1.8 min, pair accuracy from .5 (people's noise allows .8)
+Expect (2 CPU cores): 4 min, pair accuracy from .5 (people's noise allows .8)
 Run: python train_reward.py [--facts]
 """
 

@@ -9,7 +9,7 @@ answers. The logged loss is of both, val_loss of answers alone.
 
 Source: LLaVA, arXiv:2304.08485, eq. 3 and section 4.2, stage 2.
 Reads: runs/caption (or runs/align, as LLaVA does).   Writes: runs/sft.
-Expect (2 CPU cores): 13 min, loss 3 -> .07
+Expect (2 CPU cores): 20 min, loss 3 -> .06
 Run: python train_sft.py [--no-freeze_vit]
 """
 

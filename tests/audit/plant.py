@@ -182,6 +182,8 @@ BUGS = [
     ("a best checkpoint that a worse model overwrites", "minivlm/running/run.py",
      "is_best = last_is_best or loss < self.best_loss", "is_best = True",
      "tests/running/test_run.py"),
+    ("the chatbot before PPO taken for the one behind it", "train_ppo.py",
+     '- worth, last_is_best=True)', "- worth)", "tests/scripts/test_train_ppo.py"),
     ("a best loss that forgets", "minivlm/running/run.py",
      "loss if last_is_best else min(self.best_loss, loss)", "loss",
      "tests/running/test_run.py"),

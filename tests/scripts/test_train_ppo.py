@@ -18,6 +18,7 @@ from minivlm.loading.images import Pictures
 from minivlm.loading.models import reward_model_from
 from minivlm.preferences.rankings import load_rankings
 from minivlm.running import checkpoint
+from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
 from test_train_scripts import config_of, rows_of
 
@@ -54,6 +55,24 @@ def test_the_models_that_judge_are_bit_identical_after_training(
     moved = [k for k in sft if not k.startswith("vit.")]
     assert moved and not any(torch.equal(after[f"vlm.{k}"], sft[k]) for k in moved if sft[k].any())
     assert after["value_model.head.weight"].any()  # it began at 0
+
+
+@pytest.mark.parametrize("stage", ["ppo", "dpo"])
+def test_the_latest_policy_counts_as_best(stage, runs, folder, tmp_path, monkeypatch):
+    """Catches: the chatbot before its preference training taken for the one behind it, because a
+    noisy figure was best at step 0. Here every evaluation is worse than the one before.
+    """
+    record = Run.record
+
+    def worse(self, figures, loss, **options):
+        record(self, figures, loss=float(self.step), **options)
+
+    monkeypatch.setattr(Run, "record", worse)
+    script, cfg = config_of(stage, folder, runs, out=str(tmp_path / stage))
+    script.main(cfg)
+    steps = [checkpoint.load(tmp_path / stage / name, (stage,))["step"]
+             for name in ("best.pt", "ckpt.pt")]
+    assert steps == [cfg.steps, cfg.steps]
 
 
 def test_step_0_and_every_first_update_are_where_theory_says(runs):
