@@ -28,6 +28,7 @@ from minivlm.generate import stream
 from minivlm.loading.images import Pictures, fit, open_image, to_tensor
 from minivlm.loading.models import fit_of, vlm_from
 from minivlm.loading.prepared import load_meta
+from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint, machine, options
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
@@ -47,7 +48,7 @@ class Config:
     """Options of the conversation; the comments are the help texts."""
 
     # conversation
-    run: str = "runs/sft"  # run folder of the model
+    run: str = "runs/sft"  # run folder of the model, or folder of a published LLaVA
     image: str = ""  # picture to talk about: a file, or a number, see data; empty = none
     ask: str = ""  # a question to ask once, then exit; empty = a conversation
     fit: str = "auto"  # auto | crop | pad | stretch; to make it square; auto = as trained
@@ -146,7 +147,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     machine.seed_everything(cfg.seed, cfg.threads)
     device = machine.pick_device(cfg.device)
-    state = checkpoint.load(cfg.run, ("sft", "dpo", "ppo", "align", "caption"), device)
+    state = load_state(cfg.run, ("sft", "dpo", "ppo", "align", "caption"))
     tokenizer = checkpoint.tokenizer_of(state)
     model = vlm_from(state).to(device).eval()
     size = model.config.vit.image_size

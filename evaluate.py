@@ -32,6 +32,7 @@ from minivlm.evaluation.raters import SimulatedJudge
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import clip_from, fit_of, vlm_from
 from minivlm.loading.prepared import load_meta, load_records
+from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint, machine, options
 from minivlm.running.files import read_lines, read_text
 from minivlm.tokenizer import Tokenizer
@@ -45,7 +46,7 @@ class Config:
     """Options of the measurement; the comments are the help texts."""
 
     # files
-    run: str = "runs/sft"  # run folder to measure: clip, align, caption, sft, ppo or dpo
+    run: str = "runs/sft"  # run to measure: clip, align, caption, sft, ppo, dpo; or a LLaVA
     data: str = "data/book/prepared"  # data folder made by a prepare.py
     out: str = ""  # file for the figures; empty = <questions>.json in the run folder
     # how much is asked
@@ -250,7 +251,7 @@ def main(cfg: Config) -> Figures:
     machine.seed_everything(cfg.seed, cfg.threads)
     device = machine.pick_device(cfg.device)
     meta = load_meta(cfg.data)
-    state = checkpoint.load(cfg.run, ("clip", "align", "caption", "sft", "ppo", "dpo"))
+    state = load_state(cfg.run, ("clip", "align", "caption", "sft", "ppo", "dpo"))
     tokenizer = checkpoint.tokenizer_of(state)
     build = clip_from if state["stage"] == "clip" else vlm_from
     model = build(state).to(device).eval()
@@ -264,7 +265,8 @@ def main(cfg: Config) -> Figures:
         their_log = read_answers(cfg)
         records = load_records(cfg.data, "val")
         check_axes(asked, records, their_log)
-    folder = Path(state["file"]).parent
+    file = Path(state["file"])
+    folder = file if file.is_dir() else file.parent  # a published model is a folder
     out = Path(cfg.out or folder / f"{cfg.questions}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     training = last_row(folder / "metrics.csv")

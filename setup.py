@@ -10,10 +10,11 @@ setup(
     packages=find_packages(include=["minivlm", "minivlm.*"]),
     package_dir={"": "."},  # an editable install puts the checkout on the path, data/ included
     python_requires=">=3.10",
-    install_requires=["torch>=2.4", "numpy>=1.26", "pillow>=10.0", "tqdm>=4.66", "tiktoken>=0.7"],
+    install_requires=["torch>=2.5", "numpy>=1.26", "pillow>=10.0", "tqdm>=4.66", "tiktoken>=0.7"],
     extras_require={
         "test": ["pytest>=8.0", "hypothesis>=6.100", "safetensors>=0.4", "regex"],
-        "pretrained": ["safetensors>=0.4", "regex"],  # published weights: pretrained.py, export.py
+        # published weights: minivlm/pretrained; tokenizers for Llama 2's vocabulary alone
+        "pretrained": ["safetensors>=0.4", "regex", "tokenizers>=0.20"],
         "parity": ["transformers>=5.0"],  # and tests/parity/peers.txt, see there
         "openai": ["openai>=1.40"],
     },

@@ -24,7 +24,7 @@ from minivlm.loading.models import take_towers, tower_configs
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
-from minivlm.pretrained.weights import read_clip, read_gpt2
+from minivlm.pretrained.weights import read_lm, read_vision
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
@@ -45,8 +45,8 @@ class Config:
     # model
     clip: str = "runs/clip"  # run folder that the ViT comes from
     lm: str = "runs/lm"  # run folder that the GPT comes from
-    vision: str = ""  # folder of a published CLIP, to take its ViT instead
-    llm: str = ""  # folder of a published GPT-2, to take it and its tokenizer instead
+    vision: str = ""  # folder of a published CLIP or SigLIP, to take its ViT instead
+    llm: str = ""  # folder of a published GPT-2, Llama or Qwen, to take it instead
     image_size: int = 0  # >= 0; side in pixels to adapt a published ViT to; 0 = its own
     projector: str = "placed"  # placed | mlp | linear | llava; see minivlm/projector.py
     # optimization
@@ -65,6 +65,7 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
+    checkpoint_blocks: bool = False  # compute activations again: less memory, more time
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
@@ -81,16 +82,17 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- model ---
     if cfg.vision:
-        clip = read_clip(cfg.vision, cfg.image_size)
+        clip = read_vision(cfg.vision, cfg.image_size)
     else:
         clip = checkpoint.load(cfg.clip, ("clip",))
-    lm = read_gpt2(cfg.llm) if cfg.llm else checkpoint.load(cfg.lm, ("lm",))
+    lm = read_lm(cfg.llm) if cfg.llm else checkpoint.load(cfg.lm, ("lm",))
     tokenizer = checkpoint.tokenizer_of(lm)
     vit, gpt = tower_configs(clip, lm)
     config = VLMConfig(tokenizer.image, vit, gpt, cfg.projector)
     model = VLM(config)
     take_towers(model, clip, lm)
     model.requires_grad_(False)
+    model.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     model.projector.requires_grad_(True)
     model.to(run.device)
     step_model = torch.compile(model) if cfg.compile else model

@@ -3,7 +3,9 @@
    loss = (cross_entropy(s * img_z @ txt_z.T, diagonal)
            + cross_entropy(s * txt_z @ img_z.T, diagonal)) / 2,    s: learned multiplier
 
-Source: CLIP, Radford et al. 2021, arXiv:2103.00020, figure 3.
+With --loss siglip, every pair by itself: do picture and caption belong together?
+
+Source: CLIP, Radford et al. 2021, arXiv:2103.00020, figure 3; SigLIP, arXiv:2303.15343.
 Reads: a prepared data folder.   Writes: runs/clip.
 Expect (2 CPU cores): 3 min; on 1,000 held-out pairs, loss ln 1000 = 6.9 -> 1.55,
 recall@1 0 -> .64
@@ -25,13 +27,15 @@ from minivlm.loading.batches import (
 )
 from minivlm.loading.images import Pictures, augment
 from minivlm.loading.prepared import load_meta, load_records
-from minivlm.losses import clip_loss, equal_rows
+from minivlm.losses import clip_loss, equal_rows, siglip_loss
 from minivlm.metrics import recall_at_k
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.running.options import cli
 from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
 from minivlm.vit import ViTConfig
+
+LOSSES = {"infonce": clip_loss, "siglip": siglip_loss}
 
 # --- config ---
 
@@ -53,6 +57,7 @@ class Config:
     patch_size: int = 20  # >= 1; side of a patch in pixels
     block_size: int = 80  # >= 2; longest caption in tokens
     # optimization
+    loss: str = "infonce"  # infonce | siglip; siglip suits small batches
     steps: int = 550  # >= 0; optimizer steps
     batch_size: int = 192  # >= 2; pairs per step; for each pair, all others are negatives
     grad_accum: int = 1  # >= 1; micro-batches per step; more of them take less memory
@@ -73,6 +78,8 @@ class Config:
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss {self.loss!r} is not one of {', '.join(LOSSES)}")
         if self.n_embd % 32:
             raise ValueError(
                 f"n_embd {self.n_embd} is not a multiple of 32, the width of a head"
@@ -87,7 +94,9 @@ class Config:
 
 
 @torch.no_grad()
-def evaluate(model: CLIP, batch: Batch, device: torch.device) -> dict[str, float]:
+def evaluate(
+    model: CLIP, batch: Batch, loss_of: Callable[..., Tensor], device: torch.device
+) -> dict[str, float]:
     """Compute the loss of one held-out batch, and its recall@1.
 
     recall@1 is the share of pictures that are more similar to their own caption than to all
@@ -95,11 +104,11 @@ def evaluate(model: CLIP, batch: Batch, device: torch.device) -> dict[str, float
     """
     batch = batch.to(device)
     model.eval()
-    img_z, txt_z, scale = model(batch.images, batch.idx, batch.lengths)
+    img_z, txt_z, *learned = model(batch.images, batch.idx, batch.lengths)
     model.train()
     same = equal_rows(batch.idx)                                     # (B, B)
     return {
-        "val_loss": float(clip_loss(img_z, txt_z, scale)),
+        "val_loss": float(loss_of(img_z, txt_z, *learned)),
         "val_r1": recall_at_k(img_z @ txt_z.T, same, 1),
     }
 
@@ -111,8 +120,9 @@ def contrastive_backward(
     model: nn.Module,
     parts: list[Batch],
     autocast: Callable[[], ContextManager] = nullcontext,
+    loss_of: Callable[..., Tensor] = clip_loss,
 ) -> float:
-    """Compute the gradients of InfoNCE over all parts together, one part's graph at a time.
+    """Compute the gradients of a loss over all parts together, one part's graph at a time.
 
     Plain accumulation would compare a pair only with the pairs of its own part. Here the
     vectors of all parts are computed first, without graphs. The loss over all of them gives
@@ -121,37 +131,40 @@ def contrastive_backward(
     because the towers have no dropout: both passes give the same vectors.
 
     Args:
-        model: maps (images, idx, lengths) to (img_z, txt_z, logit_scale).
+        model: maps (images, idx, lengths) to (img_z, txt_z, logit_scale), or to these and
+            SigLIP's bias.
         parts: micro-batches. A single one needs no second pass.
         autocast: makes the context in which the model computes. The loss is computed
             outside of it, in float32: near 100, bfloat16 rounds to steps of 0.5.
+        loss_of: takes what the model returns.
 
     Returns:
         the loss in nats.
 
     Source: Gao et al. 2021 (GradCache), arXiv:2101.06983, section 3.
     """
-    def features(part: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def features(part: Batch) -> tuple[Tensor, ...]:
         with autocast():
             return model(part.images, part.idx, part.lengths)
 
     if len(parts) == 1:
-        loss = clip_loss(*features(parts[0]))
+        loss = loss_of(*features(parts[0]))
         loss.backward()
         return loss.item()
     with torch.no_grad():
         stored = [features(part) for part in parts]
-    img_z = torch.cat([z for z, _, _ in stored]).requires_grad_()    # (B, C)
-    txt_z = torch.cat([z for _, z, _ in stored]).requires_grad_()    # (B, C)
-    scale = stored[0][2].clone().requires_grad_()                    # ()
-    loss = clip_loss(img_z, txt_z, scale)
+    img_z = torch.cat([z for z, *_ in stored]).requires_grad_()      # (B, C)
+    txt_z = torch.cat([z for _, z, *_ in stored]).requires_grad_()   # (B, C)
+    # the multiplier, and SigLIP's bias: () each
+    learned = [x.detach().clone().requires_grad_() for x in stored[0][2:]]
+    loss = loss_of(img_z, txt_z, *learned)
     loss.backward()
-    sizes = [len(z) for z, _, _ in stored]
+    sizes = [len(z) for z, *_ in stored]
     img_grads, txt_grads = img_z.grad.split(sizes), txt_z.grad.split(sizes)
     for part, img_grad, txt_grad in zip(parts, img_grads, txt_grads):
-        # the parts' shares of the multiplier's gradient add up to the whole gradient
-        scale_grad = scale.grad * len(part.idx) / sum(sizes)
-        torch.autograd.backward(list(features(part)), [img_grad, txt_grad, scale_grad])
+        # the parts' shares of these numbers' gradients add up to the whole gradients
+        shares = [x.grad * len(part.idx) / sum(sizes) for x in learned]
+        torch.autograd.backward(list(features(part)), [img_grad, txt_grad, *shares])
     return loss.item()
 
 
@@ -199,8 +212,9 @@ def main(cfg: Config) -> dict[str, float]:
     vit = ViTConfig(meta["image_size"], cfg.patch_size, cfg.n_layer, n_head, C, "gelu")
     config = CLIPConfig(
         vit, tokenizer.vocab_size, cfg.block_size, cfg.n_layer - 1, n_head, C, n_embd=C,
-        act="gelu",
+        act="gelu", logit_bias=cfg.loss == "siglip",
     )
+    loss_of = LOSSES[cfg.loss]
     model = CLIP(config).to(run.device)
     step_model = torch.compile(model) if cfg.compile else model
 
@@ -214,15 +228,16 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- loop ---
     for step in run.steps():
-        # step 0 is measured before any update: the loss of B held-out pairs is near ln B
+        # step 0 is measured before any update: InfoNCE of B held-out pairs is near ln B
         if run.is_due(step):
-            figures = evaluate(model, val_batch, run.device)
+            figures = evaluate(model, val_batch, loss_of, run.device)
             run.record(figures, loss=figures["val_loss"])
         if step == cfg.steps:
             break
 
         batch = run.next_batch().to(run.device)
-        loss = contrastive_backward(step_model, batch.split(cfg.grad_accum), run.autocast)
+        parts = batch.split(cfg.grad_accum)
+        loss = contrastive_backward(step_model, parts, run.autocast, loss_of)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
         model.clamp_scale()

@@ -34,6 +34,7 @@ from minivlm.preferences.pairs import (
 )
 from minivlm.preferences.prompts import Prompts
 from minivlm.rollout import describe, roll_out
+from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
 from minivlm.running.machine import is_bfloat16
 from minivlm.running.options import cli
@@ -57,7 +58,7 @@ class Config:
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/dpo"  # run folder to write
     # model
-    init: str = "runs/sft"  # run folder of policy and reference: sft, dpo or ppo
+    init: str = "runs/sft"  # policy and reference: a run of sft, dpo, ppo; or a published LLaVA
     ref_logps: str = ""  # file to keep the reference's log-probabilities; empty = in `out`
     freeze_vit: bool = True  # do not train the ViT
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
@@ -87,6 +88,7 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
+    checkpoint_blocks: bool = False  # compute activations again: less memory, more time
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
@@ -161,12 +163,13 @@ def main(cfg: Config) -> dict[str, float]:
     run = Run(cfg, __file__)
 
     # --- model ---
-    before = checkpoint.load(cfg.init, ("sft", "dpo", "ppo"))
+    before = load_state(cfg.init, ("sft", "dpo", "ppo"))
     tokenizer = checkpoint.tokenizer_of(before)
     model = vlm_from(before)
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)
+    model.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     if cfg.lora:  # the reference is the same model with its adapters off
         add_lora(model, LAYERS, cfg.lora, frozen=model.vit if cfg.freeze_vit else None)
         ref = model

@@ -27,6 +27,7 @@ from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
 from minivlm.optim import Optimizer, Together, lr_scale
 from minivlm.preferences.prompts import Prompts
+from minivlm.pretrained.weights import load_state
 from minivlm.rl import (
     adapted_kl_coef, explained_variance, gae, kl_rewards, minibatches, whiten,
 )
@@ -52,7 +53,7 @@ class Config:
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/ppo"  # run folder to write
     # model
-    init: str = "runs/sft"  # run folder of policy and reference: sft, or caption
+    init: str = "runs/sft"  # policy and reference: a run of sft, caption; or a published LLaVA
     reward: str = "runs/reward"  # run folder of the reward model
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, the policy learns only them
     # rollout
@@ -90,6 +91,7 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
+    checkpoint_blocks: bool = False  # compute activations again: less memory, more time
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that load pictures ahead; 0 = none
     resume: bool = False  # continue the run in `out`
@@ -178,7 +180,7 @@ def main(cfg: Config) -> dict[str, float]:
     run = Run(cfg, __file__)
 
     # --- model ---
-    before = checkpoint.load(cfg.init, ("sft", "caption"))
+    before = load_state(cfg.init, ("sft", "caption"))
     scorer = checkpoint.load(cfg.reward, ("reward",))
     tokenizer = checkpoint.tokenizer_of(before)
     if scorer["configs"]["tokenizer"] != tokenizer.identity:
@@ -193,6 +195,8 @@ def main(cfg: Config) -> dict[str, float]:
         ref = copy.deepcopy(policy).requires_grad_(False)
     reward_model = reward_model_from(scorer)
     value_model = ValueModel.from_reward_model(reward_model)
+    for trained in (policy, value_model.vlm):
+        trained.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     share_vit([policy, ref, reward_model.vlm, value_model.vlm])
     for frozen in (policy.vit, value_model.vlm.vit, reward_model):
         frozen.requires_grad_(False)

@@ -30,6 +30,7 @@ from minivlm.losses import ranking_loss
 from minivlm.optim import lr_scale, with_slower_part
 from minivlm.preferences.agreement import agreement
 from minivlm.preferences.rankings import load_rankings
+from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
@@ -54,7 +55,7 @@ class Config:
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/reward"  # run folder to write
     # model
-    init: str = "runs/sft"  # run folder that the VLM comes from: sft
+    init: str = "runs/sft"  # where the VLM comes from: a run of sft; or a published LLaVA
     vit_rate: float = 0.0  # >= 0; the ViT's share of the other learning rates; 0 = frozen
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, only they and the head learn
     # optimization
@@ -74,6 +75,7 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
+    checkpoint_blocks: bool = False  # compute activations again: less memory, more time
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
@@ -129,10 +131,11 @@ def main(cfg: Config) -> dict[str, float]:
     run = Run(cfg, __file__)
 
     # --- model ---
-    before = checkpoint.load(cfg.init, ("sft",))
+    before = load_state(cfg.init, ("sft",))
     tokenizer = checkpoint.tokenizer_of(before)
     model = RewardModel(vlm_from(before))
     config = model.vlm.config
+    model.vlm.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     if cfg.lora:
         add_lora(model.vlm, LAYERS, cfg.lora, frozen=model.vlm.vit)
     model.to(run.device)

@@ -29,6 +29,7 @@ from minivlm.loading.prepared import load_meta, load_records
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
+from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.run import Run
@@ -50,7 +51,7 @@ class Config:
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/sft"  # run folder to write
     # model
-    init: str = "runs/caption"  # run folder that the VLM comes from: caption, align or sft
+    init: str = "runs/caption"  # where the VLM comes from: a run of caption, align, sft; or a LLaVA
     freeze_vit: bool = True  # do not train the ViT, as in LLaVA
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
     # optimization
@@ -69,6 +70,7 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     compile: bool = False  # use torch.compile: slow to start, then faster
+    checkpoint_blocks: bool = False  # compute activations again: less memory, more time
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
@@ -80,12 +82,13 @@ def main(cfg: Config) -> dict[str, float]:
     run = Run(cfg, __file__)
 
     # --- model ---
-    before = checkpoint.load(cfg.init, ("align", "caption", "sft"))
+    before = load_state(cfg.init, ("align", "caption", "sft"))
     tokenizer = checkpoint.tokenizer_of(before)
     model = vlm_from(before)
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)
+    model.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     if cfg.lora:
         add_lora(model, LAYERS, cfg.lora, frozen=model.vit if cfg.freeze_vit else None)
     model.to(run.device)
@@ -106,6 +109,7 @@ def main(cfg: Config) -> dict[str, float]:
     lengths = torch.tensor([len(row.ids) for row in rows])
     pictures = Pictures(cfg.data, config.vit.image_size, load_meta(cfg.data)["fit"])
     reading = Reading(cfg.data, cfg.n_texts, tokenizer)
+    words = sorted(tokenizer.ranks.values())
 
     def collect(records: list[dict], rows: list[Row]) -> Batch:
         files = [r["image"] for r in records if r.get("image")]
@@ -122,7 +126,7 @@ def main(cfg: Config) -> dict[str, float]:
         chosen = shuffled(step, cfg.batch_size, len(records), cfg.seed, lengths)
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1))
         clean = [rows[i] for i in chosen]
-        noisy = switch_out(clean, len(tokenizer.ranks), cfg.noise, generator)
+        noisy = switch_out(clean, words, cfg.noise, generator)
         longest = max(len(row.ids) for row in clean)
         documents = reading.rows(longest, generator)
         return collect([records[i] for i in chosen], noisy + documents)

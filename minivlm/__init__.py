@@ -3,10 +3,12 @@
 The rooms. The files at the top of this folder are the recipe. The rooms below serve it.
 
     losses rl optim                     the mathematics; no model is called here
-    transformer attention_masks cache   the networks
+    transformer rotary cache            the networks
+    attention_masks
     vit gpt clip projector vlm
     captioner heads lora
-    tokenizer conversation              words in, words out
+    tokenizer sentencepiece             words in, words out
+    templates conversation
     generate rollout
     export                              a command; pretrained/export.py does its work
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class KVCache:
-    """Holds the keys and the values of every layer, each (L, B, T_max, H, D).
+    """Holds the keys and the values of every layer, each (L, B, T_max, G, D).
 
     Each row's new tokens are written at that row's own positions. So rows of different
     lengths can share a batch without padding on the left.
 
     Args:
-        n_layer, batch, max_len, n_head, head_dim: sizes L, B, T_max, H, D.
+        n_layer, batch, max_len, n_head, head_dim: sizes L, B, T_max, G, D.
         like: a tensor whose device and dtype the cache takes.
     """
 
@@ -42,16 +42,16 @@ class KVCache:
         """Store one layer's new keys and values; return all that the layer has so far.
 
         Args:
-            k, v: (B, H, T, D) of the new tokens.
+            k, v: (B, G, T, D) of the new tokens.
             positions: (B, T), where each new token stands in its row.
 
         Returns:
-            keys and values, (B, H, n_keys, D). Behind the end of a short row they are those
+            keys and values, (B, G, n_keys, D). Behind the end of a short row they are those
             of pads, or zeros, so the attention mask must hide them.
         """
         # autocast may compute in a narrower type than the cache has
         self.k[layer][self.rows, positions] = k.transpose(1, 2).to(self.k.dtype)
         self.v[layer][self.rows, positions] = v.transpose(1, 2).to(self.v.dtype)
-        keys = self.k[layer][:, :self.n_keys].transpose(1, 2)        # (B, H, n_keys, D)
+        keys = self.k[layer][:, :self.n_keys].transpose(1, 2)        # (B, G, n_keys, D)
         values = self.v[layer][:, :self.n_keys].transpose(1, 2)
         return keys.to(k.dtype), values.to(v.dtype)

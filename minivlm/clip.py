@@ -6,6 +6,10 @@
 Source: Radford et al. 2021, arXiv:2103.00020, figure 3. One change: the text feature is the
 output at the caption's last token, which is found by the caption's length. CLIP's code
 looks for the largest id instead.
+
+With a ViT of kind "siglip", both towers are those of SigLIP (arXiv:2303.15343): the text
+tower reads both ways and always all its positions, pads too, and the last position's output
+is the feature; the ViT's vector is in the shared space as it is.
 """
 
 import math
@@ -15,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.transformer import Block, init_weights
+from minivlm.transformer import Block, BlockConfig, init_weights
 from minivlm.vit import ViT, ViTConfig
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5: the multiplier is at most 100
@@ -33,6 +37,23 @@ class CLIPConfig:
     text_n_embd: int = 128
     n_embd: int = 128  # width of the shared space
     act: str = "quick_gelu"
+    logit_bias: bool = False  # learn a bias of the logits, as SigLIP does
+    text_n_inner: int = 0  # width of the text tower's MLPs; 0 = 4 C
+    pad_id: int = 0  # only SigLIP's text tower reads pads
+
+    def __post_init__(self):
+        if self.is_siglip and not self.logit_bias:
+            raise ValueError("SigLIP's towers come with a bias of the logits")
+        if self.is_siglip and self.n_embd != self.vit.n_embd:
+            raise ValueError(
+                f"n_embd {self.n_embd} is not the ViT's {self.vit.n_embd}: SigLIP has no map "
+                "between them"
+            )
+
+    @property
+    def is_siglip(self) -> bool:
+        """Whether the towers are SigLIP's."""
+        return self.vit.kind == "siglip"
 
     @classmethod
     def from_dict(cls, d: dict) -> "CLIPConfig":
@@ -41,18 +62,25 @@ class CLIPConfig:
 
 
 class TextTower(nn.Module):
-    """A causal Transformer that reads a caption; the last token's output is its feature."""
+    """A Transformer that reads a caption; the last token's output is its feature.
+
+    CLIP's is causal. SigLIP's sees both ways, and its last token is always a pad or the end
+    of a caption that fills the context.
+    """
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
-        C = config.text_n_embd
+        C, eps = config.text_n_embd, config.vit.norm_eps
         self.block_size = config.text_block_size
+        self.is_siglip = config.is_siglip
+        self.pad_id = config.pad_id
         self.wte = nn.Embedding(config.vocab_size, C)
         self.wpe = nn.Embedding(config.text_block_size, C)
-        self.blocks = nn.ModuleList([
-            Block(C, config.text_n_head, act=config.act) for _ in range(config.text_n_layer)
-        ])
-        self.norm = nn.LayerNorm(C)
+        block = BlockConfig(
+            C, config.text_n_head, act=config.act, n_inner=config.text_n_inner, norm_eps=eps
+        )
+        self.blocks = nn.ModuleList([Block(block) for _ in range(config.text_n_layer)])
+        self.norm = nn.LayerNorm(C, eps=eps)
         init_weights(self)
 
     def forward(self, idx: Tensor, lengths: Tensor) -> Tensor:
@@ -61,10 +89,16 @@ class TextTower(nn.Module):
         Raises:
             ValueError: if a caption is longer than the tower's context.
         """
-        if idx.shape[1] > self.block_size:
+        B, T = idx.shape
+        if T > self.block_size:
             raise ValueError(
-                f"caption has {idx.shape[1]} tokens, the text tower holds {self.block_size}"
+                f"caption has {T} tokens, the text tower holds {self.block_size}"
             )
+        if self.is_siglip:
+            is_pad = torch.arange(T, device=idx.device) >= lengths[:, None]
+            full = idx.new_full((B, self.block_size), self.pad_id)
+            full[:, :T] = idx.masked_fill(is_pad, self.pad_id)
+            return self._read(full, torch.full_like(lengths, self.block_size))
         # read in four groups by length, each cut to its longest caption: fewer pads
         order = lengths.argsort()
         groups = [self._read(idx[rows], lengths[rows]) for rows in order.chunk(4)]
@@ -74,25 +108,33 @@ class TextTower(nn.Module):
         T = int(lengths.max())
         x = self.wte(idx[:, :T]) + self.wpe.weight[:T]               # (B, T, C)
         for block in self.blocks:
-            x = block(x, causal=True)
+            x = block(x, causal=not self.is_siglip)
         rows = torch.arange(len(x), device=x.device)
         return self.norm(x[rows, lengths - 1])                       # (B, C)
 
 
 class CLIP(nn.Module):
-    """Two towers, a map from each into the shared space, and a learned temperature."""
+    """Two towers, a map from each into the shared space, and a learned temperature.
+
+    For SigLIP's loss there is a learned bias as well.
+    """
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
         self.config = config
         self.vit = ViT(config.vit)
         self.text = TextTower(config)
-        self.img_proj = nn.Linear(config.vit.n_embd, config.n_embd, bias=False)
-        self.txt_proj = nn.Linear(config.text_n_embd, config.n_embd, bias=False)
-        # the temperature starts at 0.07: CLIP, section 2.5
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.img_proj = nn.Identity()
+        if not config.is_siglip:
+            self.img_proj = nn.Linear(config.vit.n_embd, config.n_embd, bias=False)
+        self.txt_proj = nn.Linear(config.text_n_embd, config.n_embd, bias=config.is_siglip)
+        # the temperature starts at 0.07: CLIP, section 2.5; SigLIP, section 3.2: 1/10, -10
+        scale = 10.0 if config.logit_bias else 1 / 0.07
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.bias = nn.Parameter(torch.tensor(-10.0)) if config.logit_bias else None
         # std 1 / sqrt(width), as in CLIP's code: features of variance 1 keep that variance
-        nn.init.normal_(self.img_proj.weight, std=config.vit.n_embd ** -0.5)
+        if not config.is_siglip:
+            nn.init.normal_(self.img_proj.weight, std=config.vit.n_embd ** -0.5)
         nn.init.normal_(self.txt_proj.weight, std=config.text_n_embd ** -0.5)
 
     @property
@@ -108,13 +150,20 @@ class CLIP(nn.Module):
         """Captions, ids (B, T) and lengths (B,) -> txt_z (B, C) of unit length."""
         return F.normalize(self.txt_proj(self.text(idx, lengths)).float(), dim=-1)
 
-    def forward(
-        self, images: Tensor, idx: Tensor, lengths: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return img_z (B, C), txt_z (B, C) and the multiplier, for `clip_loss`."""
-        return self.encode_image(images), self.encode_text(idx, lengths), self.logit_scale
+    def forward(self, images: Tensor, idx: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        """Return what the loss takes.
+
+        That is img_z (B, C), txt_z (B, C) and the multiplier for `clip_loss`, and for
+        `siglip_loss` the bias as well.
+        """
+        out = self.encode_image(images), self.encode_text(idx, lengths), self.logit_scale
+        return out if self.bias is None else (*out, self.bias)
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Keep the multiplier in [1, 100]; call after every optimizer step."""
-        self.log_scale.clamp_(0, MAX_LOGIT_SCALE)
+        """Keep InfoNCE's multiplier in [1, 100]; call after every optimizer step.
+
+        SigLIP has no such limit: its published multipliers are about 117.
+        """
+        if self.bias is None:
+            self.log_scale.clamp_(0, MAX_LOGIT_SCALE)

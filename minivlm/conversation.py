@@ -11,7 +11,7 @@ A turn is as in LLaVA: {"from": "human" | "gpt" | "system", "value": text}, with
 where the picture belongs. Source: haotian-liu/LLaVA, docs/Finetune_Custom_Data.md.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from minivlm.tokenizer import Tokenizer
@@ -92,15 +92,20 @@ def pack(prompt: list[int], answers: list[list[int]]) -> tuple[Row, list[int]]:
     return make_row(*pieces), segments
 
 
-def spoken(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of what a speaker says, with one space before it, as in "USER: yes".
+def spoken(text: str, tokenizer: Tokenizer, role: str = "assistant") -> list[int]:
+    """Return the ids of what a speaker says.
 
-    So its first word has the same id as in the middle of a text: what a model has learned
-    of " red" holds for an answer of this one word, too.
+    White space around it is dropped, but in LLaVA's template ("vicuna"). There and in our
+    template, one space is put before it, as in "USER: yes". So its first word has the same
+    id as in the middle of a text: what a model has learned of " red" holds for an answer of
+    this one word, too.
 
     Source: haotian-liu/LLaVA, llava/conversation.py, whose templates have the same space.
     """
-    return tokenizer.encode(" " + text.strip())
+    space = " " if role in tokenizer.template.spaced else ""
+    if not tokenizer.template.keeps_space:
+        text = text.strip()
+    return tokenizer.encode(space + text)
 
 
 def caption_rows(
@@ -121,7 +126,8 @@ def caption_rows(
 
     Source: haotian-liu/LLaVA, llava/train/train.py, preprocess_plain; BLIP, models/blip.py.
     """
-    before = [tokenizer.image] * n_image_tokens + (prompt or [])
+    begin = tokenizer.marks[tokenizer.template.begin]  # Llama's; ours has none
+    before = [*begin, *[tokenizer.image] * n_image_tokens, *(prompt or [])]
     rows = []
     for caption in captions:
         row = answer_row(before, tokenizer.encode(caption) + [tokenizer.endoftext])
@@ -164,14 +170,19 @@ def checked(turns: list[Turn]) -> Iterator[tuple[str, str]]:
 
 
 def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
-    """Render a conversation as a row; each answer's <|end|> is part of the answer.
+    """Render a conversation as a row, in the tokenizer's chat template.
 
-    White space around a text is dropped, and one space is put before it.
+    The token that ends an answer is part of the answer. White space around a text is
+    dropped, but in LLaVA's template ("vicuna").
+
+    LLaVA's code renders one string and then finds the answers in it by counting tokens. If
+    the count is wrong, it leaves the whole dialogue out of the loss. Here each piece is
+    marked as answer or not when it is appended.
 
     Args:
         turns: an optional system turn, then human and gpt turns in alternation. After a
-            last human turn the row ends with <|assistant|>, where an answer would begin.
-        tokenizer: gives the ids.
+            last human turn the row ends where an answer would begin.
+        tokenizer: gives the ids and the template.
         n_image_tokens: N, placeholders for each <image>.
 
     Returns:
@@ -180,21 +191,31 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
     Raises:
         ValueError: as `checked`.
 
-    Source: LLaVA, arXiv:2304.08485, table 2: only the answers' tokens are in the loss.
+    Source: LLaVA, arXiv:2304.08485, table 2: only the answers' tokens are in the loss;
+    haotian-liu/LLaVA, llava/conversation.py (conv_vicuna_v1) and preprocess_v1.
     """
-    pieces: list[tuple[list[int], bool]] = []
+    template, marks = tokenizer.template, tokenizer.marks
+    pieces = [(marks[template.begin], False)]
+    if template.default_system and turns and turns[0].get("from") != "system":
+        turns = [{"from": "system", "value": template.default_system}, *turns]
     for role, value in checked(turns):
         if role == "gpt":
             pieces.append((spoken(value, tokenizer) + [tokenizer.end], True))
+            pieces.append((marks[template.assistant[1]], False))
             continue
-        pieces.append(([tokenizer.user if role == "human" else tokenizer.system], False))
-        for k, text in enumerate(value.split(IMAGE_MARK)):
+        name = "user" if role == "human" else "system"
+        before, behind = getattr(template, name)
+        pieces.append((marks[before], False))
+        texts = value.split(IMAGE_MARK)
+        for k, text in enumerate(texts):
             if k > 0:  # a picture stands between two pieces of text
                 pieces.append(([tokenizer.image] * n_image_tokens, False))
-            if text.strip():
-                pieces.append((spoken(text, tokenizer), False))
+            is_end = template.keeps_space and k in (0, len(texts) - 1)
+            if text.strip() or is_end:  # where space counts, one stands at both ends
+                pieces.append((spoken(text, tokenizer, name), False))
+        pieces.append((marks[behind], False))
         if role == "human":
-            pieces.append(([tokenizer.assistant], False))
+            pieces.append((marks[template.assistant[0]], False))
     return make_row(*pieces)
 
 
@@ -217,63 +238,6 @@ def prompt_of(
     first, *others = [*before, {"from": "human", "value": text}]
     first = first | {"value": f"{IMAGE_MARK}\n{first['value']}"}
     return render([first, *others], tokenizer, n_image_tokens).ids
-
-
-def render_v1(
-    turns: list[Turn], encode: Callable[[str], list[int]], bos: int, eos: int, image_id: int,
-    n_image_tokens: int = 1,
-) -> Row:
-    """Render a conversation in LLaVA-1.5's template, for people who use its weights.
-
-        <s>SYSTEM USER: question ASSISTANT: answer</s>USER: question ASSISTANT: answer</s>
-        learned:                           -----------                         -----------
-
-    LLaVA's code renders one string and then finds the answers in it by counting tokens. If
-    the count is wrong, it leaves the whole dialogue out of the loss. Here each piece is
-    marked as answer or not when it is appended.
-
-    Args:
-        turns: as for `render`, but white space is kept. The system turn holds the words
-            before the first USER. Each <image> must stand where the picture belongs:
-            LLaVA's trainer first moves it to the start of its turn and adds a line break,
-            and so does data/llava/prepare.py.
-        encode: maps a text to ids, without special ones. It gets an answer with one space
-            before it. If a SentencePiece tokenizer adds that space by itself, pass
-            `lambda text: encode(text.removeprefix(" "))`.
-        bos, eos: ids of <s> and </s>.
-        image_id: the id of one image token; LLaVA's is -200.
-        n_image_tokens: how many of them stand for each <image>; LLaVA has 1.
-
-    Returns:
-        ids and is_answer, of equal length.
-
-    Raises:
-        ValueError: as `checked`.
-
-    Source: haotian-liu/LLaVA, llava/conversation.py (conv_vicuna_v1) and preprocess_v1.
-    """
-    pieces: list[tuple[list[int], bool]] = [([bos], False)]
-    asked = ""
-
-    def close_question() -> None:
-        for k, text in enumerate(asked.split(IMAGE_MARK)):
-            if k > 0:
-                pieces.append(([image_id] * n_image_tokens, False))
-            if text:
-                pieces.append((encode(text), False))
-
-    for role, value in checked(turns):
-        if role == "gpt":
-            close_question()
-            pieces.append(([*encode(" " + value), eos], True))
-            asked = ""
-        elif role == "human":
-            asked += f"USER: {value} ASSISTANT:"
-        else:
-            asked += f"{value} "
-    if asked:  # ready for the answer
-        close_question()
-    return make_row(*pieces)
 
 
 def check_turns(turns: list[Turn], n_images: int) -> None:

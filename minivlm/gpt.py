@@ -1,83 +1,122 @@
-"""GPT-2's decoder: token and position embeddings, causal blocks, a tied head.
+"""The language models: GPT-2's decoder, and the parts that make it Llama, Qwen or our own.
 
     logits[:, t] = head(norm(blocks(embed(idx) + pos)))[:, t]   predicts idx[:, t + 1]
 
-The architecture is exactly GPT-2's, so published GPT-2 weights fit. With `rotary_base`,
-queries and keys are rotated as well, as in later models, and the heads start as
-`init_lookup_heads` says. A small model learns sooner from distances how to look words up in
-what it has read.
+    GPT-2          learned positions, tied head; the blocks of transformer.py as they are
+    Llama, Qwen    rotary positions instead, other parts in the blocks: see BlockConfig
+    ours           GPT-2 with rotary positions as well; its heads start as
+                   `init_lookup_heads` says
 
-Source: Radford et al. 2019 (GPT-2).
+Published weights of all of them fit. A small model learns sooner from distances how to look
+words up in what it has read.
+
+Source: Radford et al. 2019 (GPT-2); Touvron et al. 2023, arXiv:2302.13971 (Llama).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minivlm.cache import KVCache
 from minivlm.attention_masks import mask_for, segment_positions
-from minivlm.transformer import Block, init_lookup_heads, init_weights, rotation
+from minivlm.rotary import Llama3Scaling, frequencies, rotation
+from minivlm.transformer import NORMS, Block, BlockConfig, init_lookup_heads, init_weights
 
 
-EMBEDDING_SCALE = 5  # of a GPT with rotary positions, against GPT-2's initial weights
+EMBEDDING_SCALE = 5  # of our own GPT, against GPT-2's initial weights
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of a GPT: V = vocab_size, C = n_embd; no text is longer than block_size."""
+    """Sizes and parts of a language model; no text is longer than block_size.
 
-    vocab_size: int = 1024
+    The fields from `dropout` on, but the last four, are those of BlockConfig.
+
+    Raises:
+        ValueError: as BlockConfig; if rotary_base is neither 0 nor a finite number above 1;
+            if a head that is rotated has an odd width; if nothing tells positions.
+    """
+
+    vocab_size: int = 1024  # V
     block_size: int = 256
     n_layer: int = 4
     n_head: int = 4
-    n_embd: int = 128
+    n_embd: int = 128  # C
     dropout: float = 0.0
-    rotary_base: float = 0.0  # above 0: queries and keys are also rotated; GPT-2 has 0
     act: str = "gelu_tanh"  # GPT-2's; "gelu" takes a fourth of its time on a CPU
+    n_inner: int = 0
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    bias: str = "all"
+    n_kv_head: int = 0
+    head_dim: int = 0
+    qk_norm: bool = False
+    learned_positions: bool = True
+    rotary_base: float = 0.0  # above 0: queries and keys are rotated; GPT-2 has 0
+    rotary_scaling: dict | None = None  # the fields of Llama3Scaling
+    tied: bool = True  # the head is the embedding, transposed
+
+    def __post_init__(self):
+        _, _, D = self.block.heads
+        base = self.rotary_base
+        # not isinstance: True is an int too
+        if type(base) not in (int, float) or not (base == 0 or 1 < base < math.inf):
+            raise ValueError(f"rotary_base is {base!r}, expected 0 or a number above 1")
+        if base and D % 2:
+            raise ValueError(f"heads of width {D}: rotation needs an even width")
+        for name in ("learned_positions", "tied"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
+        if not base and not self.learned_positions:
+            raise ValueError("neither learned nor rotary positions: no order of words")
+        self.scaling  # raises if its fields are wrong
+
+    @property
+    def block(self) -> BlockConfig:
+        """What the blocks are made of."""
+        return BlockConfig(**{f.name: getattr(self, f.name) for f in fields(BlockConfig)})
+
+    @property
+    def scaling(self) -> Llama3Scaling | None:
+        """How the rotary positions are stretched."""
+        return None if self.rotary_scaling is None else Llama3Scaling(**self.rotary_scaling)
 
 
 class GPT(nn.Module):
-    """A causal language model that reads token ids, or embeddings in their place.
-
-    Raises:
-        ValueError: if rotary_base is neither 0 nor a finite number above 1; if a head that
-            is rotated has an odd width.
-    """
+    """A causal language model that reads token ids, or embeddings in their place."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        base = config.rotary_base
-        # not isinstance: True is an int too
-        if type(base) not in (int, float) or not (base == 0 or 1 < base < math.inf):
-            raise ValueError(f"rotary_base is {base!r}, expected 0 or a number above 1")
+        # True: a block's activations are computed again when the gradients need them. That
+        # takes the memory of one block instead of all, and a third more time.
+        self.checkpoint_blocks = False
         C = config.n_embd
         self.wte = nn.Embedding(config.vocab_size, C)
-        self.wpe = nn.Embedding(config.block_size, C)
+        self.wpe = None
+        if config.learned_positions:
+            self.wpe = nn.Embedding(config.block_size, C)
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList([
-            Block(C, config.n_head, config.dropout, config.act)
-            for _ in range(config.n_layer)
-        ])
-        # the blocks have checked that the heads divide C
-        if base and C // config.n_head % 2:
-            raise ValueError(
-                f"n_embd {C} in {config.n_head} heads: rotation needs an even width"
-            )
-        self.norm = nn.LayerNorm(C)
+        self.blocks = nn.ModuleList([Block(config.block) for _ in range(config.n_layer)])
+        self.norm = NORMS[config.norm](C, eps=config.norm_eps)
         self.head = nn.Linear(C, config.vocab_size, bias=False)
         init_weights(self)
-        if base:
-            init_lookup_heads(self.blocks, base)
+        self.heads = H, G, D = config.block.heads
+        self.scaling = config.scaling
+        is_plain = G == H and H * D == C and config.bias != "none" and config.tied
+        if config.rotary_base and config.learned_positions and is_plain:  # ours
+            init_lookup_heads(self.blocks, config.rotary_base)
             # At GPT-2's 0.02, the first steps make words alike that occur in the same
             # places. Larger embeddings stay apart; the logits start as small as before.
             with torch.no_grad():
                 self.wte.weight *= EMBEDDING_SCALE
                 self.norm.weight /= EMBEDDING_SCALE
-        self.head.weight = self.wte.weight  # tied, as in GPT-2
+        if config.tied:
+            self.head.weight = self.wte.weight
 
     def forward(self, idx: Tensor | None = None, **options) -> Tensor:
         """Return the logits of each position's next token; arguments as for `hidden`.
@@ -130,20 +169,28 @@ class GPT(nn.Module):
         n_keys = None if cache is None else cache.extend(positions)
         mask = mask_for(positions, prefix, segments, n_keys)         # (B, 1, T, n_keys)
 
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
         rotary = None
         if c.rotary_base:
-            rotary = rotation(positions, c.n_embd // c.n_head, c.rotary_base)
-        x = self.drop(x + self.wpe(positions))
+            rotary = rotation(positions, self._frequencies(x.device))
+        x = self.drop(x)
         for layer, block in enumerate(self.blocks):
             remember = None
             if cache is not None:
                 remember = partial(cache.write, layer, positions=positions)
+            if self.checkpoint_blocks and cache is None and torch.is_grad_enabled():
+                block = partial(checkpoint, block, use_reentrant=False)
             x = block(
                 x, causal=mask is None, mask=mask, remember=remember, rotary=rotary
             )
         if at is not None:
             x = x[at]                                                # (M, C), M = at.sum()
         return self.norm(x)
+
+    def _frequencies(self, device: torch.device) -> Tensor:
+        _, _, D = self.heads
+        return frequencies(D, self.config.rotary_base, self.scaling, device)
 
     def _positions(
         self, x: Tensor, positions: Tensor | None, segments: Tensor | None
@@ -167,7 +214,7 @@ class GPT(nn.Module):
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """Make an empty cache for `batch` rows of at most `max_len` positions."""
-        c = self.config
+        _, G, D = self.heads
         return KVCache(
-            c.n_layer, batch, max_len, c.n_head, c.n_embd // c.n_head, like=self.wte.weight
+            self.config.n_layer, batch, max_len, G, D, like=self.wte.weight
         )

@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# which linear maps get an adapter: those of GPT and projector, not of the ViT, as in LLaVA
-LAYERS = "gpt.*,projector.*"
+# which linear maps get an adapter: those of the GPT's blocks and of the projector, not the
+# head and not the ViT's, as in LLaVA
+LAYERS = "gpt.blocks.*,projector.*"
 
 
 class LoRALinear(nn.Linear):
@@ -75,7 +76,7 @@ def add_lora(
     """Freeze a model and put adapters beside some of its linear maps.
 
     A map that shares its weight with another module gets none, because merging would change
-    both. The GPT's head is such a map: it shares its weight with the word embeddings.
+    both. A tied head is such a map: it shares its weight with the word embeddings.
 
     Args:
         layers: patterns of names, separated by commas: "gpt.*.attn.qkv,projector.*".

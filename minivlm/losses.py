@@ -2,6 +2,7 @@
 
     next-token     -mean log p(token | before)        language, captions, answers
     InfoNCE        which caption fits which picture   train_clip.py, train_caption.py
+    SigLIP         does this caption fit this picture train_clip.py --loss siglip
     match          does a caption fit, yes or no      train_caption.py
     Bradley-Terry  which answer is preferred          train_reward.py
     KL, PPO        what a drawn token is worth        train_ppo.py
@@ -95,6 +96,28 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return logp.masked_fill(targets == IGNORE_INDEX, 0.0)
 
 
+def similarity_logits(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """The similarity of every picture to every caption, times the multiplier.
+
+    Args:
+        img_z, txt_z: (B, C) of unit length.
+        logit_scale: the multiplier, already exponentiated.
+
+    Returns:
+        (B, B), at least float32: near 100, the largest logit, bfloat16 rounds to steps of
+        0.5.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if img_z.shape != txt_z.shape:
+        raise ValueError(
+            f"img_z {tuple(img_z.shape)} and txt_z {tuple(txt_z.shape)} differ"
+        )
+    with torch.autocast(img_z.device.type, enabled=False):
+        return logit_scale * at_least_float32(img_z) @ at_least_float32(txt_z).T
+
+
 def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tensor:
     """InfoNCE both ways: each picture must find its caption and each caption its picture.
 
@@ -123,17 +146,43 @@ def clip_loss(img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float) -> Tens
     >>> clip_loss(z, z, 1.0)  # -ln(e / (e + 1))
     tensor(0.3133)
     """
-    if img_z.shape != txt_z.shape:
-        raise ValueError(
-            f"img_z {tuple(img_z.shape)} and txt_z {tuple(txt_z.shape)} differ"
-        )
-    img_z = at_least_float32(img_z)
-    txt_z = at_least_float32(txt_z)
-    # near 100, the largest logit, bfloat16 rounds to steps of 0.5
-    with torch.autocast(img_z.device.type, enabled=False):
-        logits = logit_scale * img_z @ txt_z.T                       # (B, B)
+    logits = similarity_logits(img_z, txt_z, logit_scale)            # (B, B)
     diagonal = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
+
+
+def siglip_loss(
+    img_z: Tensor, txt_z: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
+) -> Tensor:
+    """Ask of every pair by itself whether picture and caption belong together.
+
+        logits = logit_scale * img_z @ txt_z.T + logit_bias
+        loss = - 1/B sum_ij log sigmoid(y_ij logits_ij),    y = 1 on the diagonal, else -1
+
+    No pair is compared with others, so the loss does not need a large batch. Of B^2 pairs
+    only B belong together; a bias of about -10 at the start says so, and the first steps
+    need not learn it.
+
+    Args:
+        img_z, txt_z: (B, C) of unit length; row i of one belongs to row i of the other.
+        logit_scale: the multiplier t, already exponentiated; 10 at the start.
+        logit_bias: b.
+
+    Returns:
+        () loss in nats per picture, the sum over its B captions.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: SigLIP, Zhai et al. 2023, arXiv:2303.15343, eq. 2 and algorithm 1.
+
+    >>> z = torch.eye(2)
+    >>> siglip_loss(z, z, 1.0, 0.0)  # ln(1 + 1/e) + ln 2
+    tensor(1.0064)
+    """
+    logits = similarity_logits(img_z, txt_z, logit_scale) + logit_bias
+    y = 2 * torch.eye(len(logits), device=logits.device, dtype=logits.dtype) - 1
+    return -F.logsigmoid(y * logits).sum() / len(logits)
 
 
 def equal_rows(idx: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.projector import Projector
-from minivlm.transformer import Block
+from minivlm.transformer import Attention, Block, SwiGLU
 
 
 @torch.no_grad()
@@ -53,19 +53,22 @@ class Muon(torch.optim.Optimizer):
         p = (1 - lr * weight_decay) * p
         p = p - lr * sqrt(max(1, rows / cols)) * orthogonalize(u)
 
-    If a matrix has three times as many rows as columns, it is assumed to hold attention's
-    q, k and v, one below the other. Each third is then orthogonalized on its own.
+    A matrix may hold several maps, one below the other, such as attention's q, k and v.
+    Each of them is orthogonalized on its own.
 
     Args:
         params: parameters, or groups of them, as other optimizers take them.
+        maps: matrix -> the rows of each of its maps; matrices that are not there are one.
 
     Raises:
         ValueError: if a parameter is not 2-D.
     """
 
     def __init__(
-        self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+        self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
+        maps: dict[Tensor, tuple[int, ...]] | None = None,
     ):
+        self.maps = maps or {}
         super().__init__(
             params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         )
@@ -91,9 +94,9 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(state["momentum"], group["momentum"])   # Nesterov's u
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                n_maps = 3 if p.shape[0] == 3 * p.shape[1] else 1
-                # chunks and transposes are views: writing to them changes p
-                for piece, u in zip(p.chunk(n_maps), update.chunk(n_maps)):
+                rows_of = self.maps.get(p, (len(p),))
+                # pieces and transposes are views: writing to them changes p
+                for piece, u in zip(p.split(rows_of), update.split(rows_of)):
                     rows, cols = u.shape
                     if rows > cols:
                         piece = piece.mT
@@ -126,10 +129,14 @@ class Optimizer:
         self, model: nn.Module, lr: float, muon_lr: float, weight_decay: float = 0.0
     ):
         inside = set()  # matrices of blocks and projector
+        maps = {}
         if muon_lr > 0:
             for module in model.modules():
                 if isinstance(module, (Block, Projector)):
                     inside.update(p for p in module.parameters() if p.ndim == 2)
+                if isinstance(module, (Attention, SwiGLU)):
+                    weight, rows = module.maps
+                    maps[weight] = rows
         trained = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in trained if p in inside]
         rest = [p for p in trained if p not in inside]
@@ -150,7 +157,8 @@ class Optimizer:
             self.parts.append(adamw)
             self.peaks.append(lr)
         if matrices:
-            self.parts.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
+            muon = Muon(matrices, lr=muon_lr, weight_decay=weight_decay, maps=maps)
+            self.parts.append(muon)
             self.peaks.append(muon_lr)
 
     def step(self, scale: float, clip: float) -> float:

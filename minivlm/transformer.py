@@ -1,48 +1,129 @@
-"""The one Transformer block of all towers: ViT, CLIP's text tower and GPT.
+"""The one Transformer block of all towers: ViT, text towers and language models.
 
     x = x + attention(norm(x))
     x = x + mlp(norm(x))
 
-attention_masks.py makes the masks; this file only applies them.
+`BlockConfig` says which parts it is made of, and which models have them. Who wants to read
+about one model can skip the parts of the others. attention_masks.py makes the masks, and
+rotary.py the angles; this file only applies them.
 
-Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; pre-norm: GPT-2, Radford et al. 2019.
+Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; pre-norm: GPT-2, Radford et al. 2019;
+RMSNorm and SwiGLU: Llama, Touvron et al. 2023, arXiv:2302.13971, section 2.2.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minivlm.rotary import frequencies, rotate, rotation
 
-def rotation(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """How far the queries and keys of each position are rotated.
 
-        angle[p, i] = p / base^(2 i / D),    i = 0 .. D/2 - 1
+@dataclass(frozen=True)
+class BlockConfig:
+    """The parts of a block; the defaults are GPT-2's.
 
-    The product of a rotated query and a rotated key depends on their distance, not on
-    where both are.
+                     GPT-2       CLIP         SigLIP      Llama    Qwen2.5   Qwen3
+        norm         layer       layer        layer       rms      rms       rms
+        act          gelu_tanh   quick_gelu   gelu_tanh   swiglu   swiglu    swiglu
+        bias         all         all          all         none     qkv       none
+        n_kv_head    n_head      n_head       n_head      fewer    fewer     fewer
+        head_dim     C / H       C / H        C / H       C / H    C / H     128
+        qk_norm      no          no           no          no       no        yes
 
-    Args:
-        positions: (B, T).
-        head_dim: D, an even number.
-        base: above 1; a larger one lets farther distances differ.
-
-    Returns:
-        cosines and sines of the angles, (B, 1, T, D/2) float32 each.
-
-    Source: RoFormer, Su et al. 2021, arXiv:2104.09864, eq. 15.
+    Raises:
+        ValueError: if a part is unknown, or sizes do not go together.
     """
-    i = torch.arange(head_dim // 2, device=positions.device)
-    angles = positions[:, None, :, None] / base ** (2 * i / head_dim)
-    return angles.cos(), angles.sin()
+
+    n_embd: int  # C
+    n_head: int  # H
+    dropout: float = 0.0
+    act: str = "gelu_tanh"  # gelu | gelu_tanh | quick_gelu | swiglu
+    n_inner: int = 0  # width of the MLP; 0 = 4 C
+    norm: str = "layer"  # layer | rms
+    norm_eps: float = 1e-5
+    bias: str = "all"  # all | qkv | none: which linear maps have one
+    n_kv_head: int = 0  # G, heads of keys and values; each serves H / G queries; 0 = H
+    head_dim: int = 0  # D; 0 = C / H
+    qk_norm: bool = False  # each head's queries and keys pass an RMSNorm
+
+    def __post_init__(self):
+        C, H, G = self.n_embd, self.n_head, self.n_kv_head
+        if H < 1 or (not self.head_dim and C % H):
+            raise ValueError(f"n_embd {C} is not a multiple of n_head {H}")
+        if G and H % G:
+            raise ValueError(f"n_head {H} is not a multiple of n_kv_head {G}")
+        if type(self.qk_norm) is not bool:
+            raise ValueError(f"qk_norm is {self.qk_norm!r}, expected True or False")
+        eps = self.norm_eps
+        if type(eps) not in (int, float) or not 0 < eps < 1:
+            raise ValueError(f"norm_eps is {eps!r}, expected a number between 0 and 1")
+        for name, known in (("norm", NORMS), ("act", ACTS), ("bias", BIASES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
+                )
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """H, G, D: heads of queries, heads of keys and values, width of a head."""
+        H = self.n_head
+        return H, self.n_kv_head or H, self.head_dim or self.n_embd // H
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair (x_i, x_{i + D/2}) of x, (B, H, T, D), by its position's angle."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    a, b = x.chunk(2, dim=-1)                                        # (B, H, T, D/2) each
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension, computed in float32.
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4.
+    """
+
+    def __init__(self, n_embd: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU with which CLIP was trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class SwiGLU(nn.Module):
+    """An MLP with a gate: down(silu(gate(x)) * up(x)); `gate_up` makes both in one product.
+
+    Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
+    """
+
+    def __init__(self, n_embd: int, n_inner: int, bias: bool):
+        super().__init__()
+        self.gate_up = nn.Linear(n_embd, 2 * n_inner, bias)
+        self.down = nn.Linear(n_inner, n_embd, bias)
+
+    @property
+    def maps(self) -> tuple[nn.Parameter, tuple[int, ...]]:
+        """The matrix that holds two maps, and the rows of each; for Muon."""
+        return self.gate_up.weight, (self.down.in_features,) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+NORMS = {"layer": nn.LayerNorm, "rms": RMSNorm}
+ACTS = {
+    "gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "quick_gelu": QuickGELU, "swiglu": None,  # a gate is no function of one number
+}
+BIASES = ("all", "qkv", "none")
 
 
 class Attention(nn.Module):
@@ -56,18 +137,26 @@ class Attention(nn.Module):
         weights = scores.softmax(dim=-1)
         out = weights @ v                                            # (B, H, T, D)
 
-    Raises:
-        ValueError: if n_embd is not a multiple of n_head.
+    Where keys and values have fewer heads than queries, G instead of H, each of them serves
+    H / G neighbors (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245).
     """
 
-    def __init__(self, n_embd: int, n_head: int, dropout: float = 0.0):
+    def __init__(self, config: BlockConfig):
         super().__init__()
-        if n_head < 1 or n_embd % n_head:
-            raise ValueError(f"n_embd {n_embd} is not a multiple of n_head {n_head}")
-        self.n_head = n_head
-        self.dropout = dropout
-        self.qkv = nn.Linear(n_embd, 3 * n_embd)
-        self.proj = nn.Linear(n_embd, n_embd)
+        C, eps = config.n_embd, config.norm_eps
+        self.heads = H, G, D = config.heads
+        self.dropout = config.dropout
+        # all queries, then all keys, then all values
+        self.qkv = nn.Linear(C, (H + 2 * G) * D, bias=config.bias != "none")
+        self.proj = nn.Linear(H * D, C, bias=config.bias == "all")
+        self.norm_q = RMSNorm(D, eps) if config.qk_norm else nn.Identity()
+        self.norm_k = RMSNorm(D, eps) if config.qk_norm else nn.Identity()
+
+    @property
+    def maps(self) -> tuple[nn.Parameter, tuple[int, ...]]:
+        """The matrix that holds three maps, and the rows of each; for Muon."""
+        H, G, D = self.heads
+        return self.qkv.weight, (H * D, G * D, G * D)
 
     def forward(
         self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None,
@@ -79,68 +168,58 @@ class Attention(nn.Module):
             x: (B, T, C).
             causal: let no position see a later one; the kernel then needs no mask.
             mask: (B, 1, T, n_keys) bool, True where the key counts; None: every key counts.
-            remember: a cache's function. It takes k and v of these tokens, (B, H, T, D),
-                and returns k and v of all tokens so far, (B, H, n_keys, D). None: there is
+            remember: a cache's function. It takes k and v of these tokens, (B, G, T, D),
+                and returns k and v of all tokens so far, (B, G, n_keys, D). None: there is
                 no cache, and n_keys is T.
+            rotary: as `rotary.rotation` returns it, or None: nothing is rotated.
 
         Returns:
             (B, T, C).
         """
-        B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
-        q = q.transpose(1, 2)                                        # (B, H, T, D)
-        k = k.transpose(1, 2)
+        B, T, _ = x.shape
+        H, G, D = self.heads
+        q, k, v = self.qkv(x).view(B, T, H + 2 * G, D).split((H, G, G), dim=2)
+        q = self.norm_q(q).transpose(1, 2)                           # (B, H, T, D)
+        k = self.norm_k(k).transpose(1, 2)                           # (B, G, T, D)
         v = v.transpose(1, 2)
         if rotary is not None:
             q = rotate(q, *rotary)
             k = rotate(k, *rotary)
         if remember is not None:
-            k, v = remember(k, v)                                    # (B, H, n_keys, D)
+            k, v = remember(k, v)                                    # (B, G, n_keys, D)
+        if mask is not None and G < H:  # the fused kernels take masks or groups, not both
+            k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
         # the kernel does not know whether the model is in evaluation mode
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal,
+            enable_gqa=mask is None and G < H,
         )                                                            # (B, H, T, D)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))         # (B, T, C)
+        return self.proj(y.transpose(1, 2).reshape(B, T, H * D))     # (B, T, C)
 
 
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation of GELU with which CLIP was trained."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-def activation(name: str) -> nn.Module:
-    """Return a GELU by name: "gelu" (exact), "gelu_tanh" (GPT-2) or "quick_gelu" (CLIP).
-
-    Raises:
-        ValueError: for another name.
-    """
-    known = {
-        "gelu": nn.GELU(),
-        "gelu_tanh": nn.GELU(approximate="tanh"),
-        "quick_gelu": QuickGELU(),
-    }
-    if name not in known:
-        raise ValueError(f"activation {name!r} is not one of {', '.join(known)}")
-    return known[name]
+def make_mlp(config: BlockConfig) -> nn.Module:
+    """The block's MLP, C -> n_inner -> C, with one of ACTS or with a gate."""
+    C, bias = config.n_embd, config.bias == "all"
+    n_inner = config.n_inner or 4 * C
+    if config.act == "swiglu":
+        return SwiGLU(C, n_inner, bias)
+    return nn.Sequential(
+        nn.Linear(C, n_inner, bias), ACTS[config.act](), nn.Linear(n_inner, C, bias)
+    )
 
 
 class Block(nn.Module):
-    """A pre-norm Transformer block: attention, then an MLP of width 4 C, both residual."""
+    """A pre-norm Transformer block: attention, then an MLP, both residual."""
 
-    def __init__(
-        self, n_embd: int, n_head: int, dropout: float = 0.0, act: str = "gelu_tanh"
-    ):
+    def __init__(self, config: BlockConfig):
         super().__init__()
-        self.norm1 = nn.LayerNorm(n_embd)
-        self.attn = Attention(n_embd, n_head, dropout)
-        self.norm2 = nn.LayerNorm(n_embd)
-        self.mlp = nn.Sequential(
-            nn.Linear(n_embd, 4 * n_embd), activation(act), nn.Linear(4 * n_embd, n_embd)
-        )
-        self.drop = nn.Dropout(dropout)
+        norm = NORMS[config.norm]
+        self.norm1 = norm(config.n_embd, eps=config.norm_eps)
+        self.attn = Attention(config)
+        self.norm2 = norm(config.n_embd, eps=config.norm_eps)
+        self.mlp = make_mlp(config)
+        self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, **options) -> Tensor:
         """(B, T, C) -> (B, T, C); the options are those of `Attention.forward`."""
@@ -168,7 +247,8 @@ def init_weights(model: nn.Module) -> None:
         for block in blocks:
             std = 0.02 / math.sqrt(2 * len(blocks))
             block.attn.proj.weight.normal_(0, std)
-            block.mlp[2].weight.normal_(0, std)
+            into_stream = block.mlp.down if isinstance(block.mlp, SwiGLU) else block.mlp[2]
+            into_stream.weight.normal_(0, std)
 
 
 @torch.no_grad()
@@ -189,7 +269,7 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
     rotated by p theta and a key by (p' + d) theta, their product is largest at p - p' = d.
 
     Args:
-        blocks: of a GPT whose queries and keys are rotated, with initial weights.
+        blocks: of our own GPT, with initial weights: as many keys as queries, and biases.
         base: of the rotation.
 
     Source: Trockman and Kolter 2023, arXiv:2305.09828; previous token heads: Olsson et al.
@@ -197,8 +277,8 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
     """
     for i, block in enumerate(blocks):
         attn = block.attn
-        C = attn.proj.in_features
-        D = C // attn.n_head
+        H, _, D = attn.heads
+        C = H * D
         queries, keys, _ = attn.qkv.weight.chunk(3)                  # (C, C) each
         queries *= 3  # else all scores are nearly equal at first
         keys.copy_(queries)
@@ -209,9 +289,9 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
         attn.proj.weight.copy_(rotation_v.T / 2)
         if i > 1:
             continue
-        query_bias, key_bias, _ = attn.qkv.bias.view(3, attn.n_head, D)
-        for head in range(min(2, attn.n_head // 2)):
-            cos, sin = rotation(torch.tensor([[head + 1]]), D, base)     # (1, 1, 1, D/2)
+        query_bias, key_bias, _ = attn.qkv.bias.view(3, H, D)
+        for head in range(min(2, H // 2)):
+            cos, sin = rotation(torch.tensor([[head + 1]]), frequencies(D, base))
             # 6: most of the weight is then on that one position
             query_bias[head, :D // 2] = 6
             key_bias[head] = 6 * torch.cat([cos, sin], dim=-1).flatten()

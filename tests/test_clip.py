@@ -2,17 +2,18 @@
 
 import copy
 import math
-from minivlm.loading.models import clip_from
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import stir
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.loading.batches import Batch, collate
-from minivlm.losses import clip_loss
+from minivlm.loading.models import clip_from
+from minivlm.losses import clip_loss, siglip_loss
 from train_clip import contrastive_backward
 
 
@@ -107,19 +108,33 @@ def test_a_fresh_multiplier_is_one_over_007(clip_config):
     assert CLIP(clip_config).logit_scale.item() == pytest.approx(14.2857, abs=1e-3)
 
 
+def test_siglip_starts_where_its_paper_says_and_has_no_limit(clip_config):
+    """Catches: a bias of 0, with which the first steps only learn that most pairs are wrong; a
+    clamp at 100, where published multipliers are 117.
+    """
+    model = CLIP(replace(clip_config, logit_bias=True))
+    assert model.logit_scale.item() == pytest.approx(10.0) and model.bias.item() == -10.0
+    model.log_scale.data.fill_(math.log(117))
+    model.clamp_scale()
+    assert model.logit_scale.item() == pytest.approx(117.0, rel=1e-5)
+
+
 # --- one large batch in parts ---
 
 
+@pytest.mark.parametrize("loss_of", [clip_loss, siglip_loss])
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
-def test_parts_give_loss_and_gradients_of_one_large_batch(clip, n: int):
+def test_parts_give_loss_and_gradients_of_one_large_batch(clip_config, n: int, loss_of):
     """Catches: negatives of the own part only, parts averaged, a temperature counted once a part.
 
     Seven pairs in 2 or 3 parts are uneven; in 7 parts, each alone would have a loss of ln 1 = 0.
     """
+    clip = stir(CLIP(replace(clip_config, logit_bias=loss_of is siglip_loss)))
     b, plain = batch(7), copy.deepcopy(clip)
-    want = clip_loss(*plain(b.images, b.idx, b.lengths))
+    want = loss_of(*plain(b.images, b.idx, b.lengths))
     want.backward()
-    assert contrastive_backward(clip, b.split(n)) == pytest.approx(want.item(), rel=1e-5)
+    got = contrastive_backward(clip, b.split(n), loss_of=loss_of)
+    assert got == pytest.approx(want.item(), rel=1e-5)
     for (name, one), other in zip(clip.named_parameters(), plain.parameters()):
         torch.testing.assert_close(
             one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}"

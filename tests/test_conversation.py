@@ -7,8 +7,9 @@ import pytest
 
 from minivlm.conversation import (
     IMAGE_MARK, append_unread, caption_rows, check_turns, count_images, make_row, pack, prompt_of,
-    render, render_v1, spoken,
+    render, spoken,
 )
+from minivlm.templates import TEMPLATES
 from minivlm.tokenizer import Tokenizer, train_bpe
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
@@ -62,7 +63,8 @@ def test_a_system_turn_comes_first_and_is_not_trained():
 def test_a_last_question_leaves_the_answer_open():
     """Catches a generation prompt that ends with <|end|> or misses <|assistant|>."""
     ids, is_answer = render([human("a")], TOKENIZER, 0)
-    assert ids == [TOKENIZER.user, *b" a", TOKENIZER.assistant] and not any(is_answer)
+    user, assistant = TOKENIZER.special["<|user|>"], TOKENIZER.special["<|assistant|>"]
+    assert ids == [user, *b" a", assistant] and not any(is_answer)
     whole, _ = render([human("a"), gpt("b")], TOKENIZER, 0)
     assert whole == ids + [*b" b", TOKENIZER.end]
 
@@ -137,7 +139,8 @@ def test_in_500_random_dialogues_exactly_the_answers_are_supervised():
         ]
         plain = [i for i in prompt if i < len(tokenizer.ranks)]
         assert plain == sum((tokenizer.encode(" " + text) for text in asked if text), [])
-        roles = {tokenizer.system: "system", tokenizer.user: "human", tokenizer.assistant: "gpt"}
+        names = {"system": "system", "user": "human", "assistant": "gpt"}
+        roles = {tokenizer.special[f"<|{name}|>"]: role for name, role in names.items()}
         assert [roles[i] for i in ids if i in roles] == [t["from"] for t in turns]
 
 
@@ -149,7 +152,8 @@ def test_each_image_mark_becomes_its_own_run_of_placeholders():
     ids, _ = render([human("a<image>b<image>")], TOKENIZER, 2)
     image = TOKENIZER.image
     assert ids == [
-        TOKENIZER.user, *b" a", image, image, *b" b", image, image, TOKENIZER.assistant,
+        TOKENIZER.special["<|user|>"], *b" a", image, image, *b" b", image, image,
+        TOKENIZER.special["<|assistant|>"],
     ]
     assert count_images([human("a<image>b<image>"), gpt("c"), human("<image>")]) == 3
     assert count_images([human("none"), {"from": "human"}]) == 0
@@ -192,16 +196,20 @@ def test_a_malformed_conversation_is_refused_with_its_turn(turns, message):
 
 
 class Pieces:
-    """A tokenizer of SentencePiece's manners: a space belongs to the word behind it, every text
-    begins with one, and a text is cut at </s> before that."""
+    """A tokenizer of SentencePiece's manners: a space belongs to the word behind it. A whole text
+    gets a space before it, and so does what stands behind a special token."""
 
     BOS, EOS, IMAGE = 1, 2, -200
+    template = TEMPLATES["vicuna"]
+    end, image = EOS, IMAGE
 
     def __init__(self):
         self.ids: dict[str, int] = {}
+        self.marks = {mark: self.encode(mark) for mark in self.template.marks}
+        self.marks |= {"<s>": [self.BOS], "</s>": [self.EOS]}
 
     def encode(self, text: str) -> list[int]:
-        found = re.findall(r"_?[A-Za-z]+|_?[^A-Za-z_]|_", "_" + text.replace(" ", "_"))
+        found = re.findall(r"_?[A-Za-z]+|_?[^A-Za-z_]|_", text.replace(" ", "_"))
         return [self.ids.setdefault(piece, 3 + len(self.ids)) for piece in found]
 
     def whole(self, text: str) -> list[int]:
@@ -210,7 +218,7 @@ class Pieces:
         for i, part in enumerate(text.split(IMAGE_MARK)):
             out += [self.IMAGE] if i else []
             for j, piece in enumerate(part.split("</s>")):
-                out += ([self.EOS] if j else []) + (self.encode(piece) if piece else [])
+                out += ([self.EOS] if j else []) + (self.encode(" " + piece) if piece else [])
         return out
 
 
@@ -253,37 +261,57 @@ def test_llavas_v1_template_gives_llavas_ids_and_answers():
             if rng.random() < 0.05:
                 said += " ASSISTANT: " + rng.choice(words)
             turns += [human("<image>\n" * (i == 0 and rng.random() < 0.7) + asked), gpt(said)]
-        ids, is_answer = render_v1(
-            turns, lambda text: pieces.encode(text.removeprefix(" ")), pieces.BOS, pieces.EOS,
-            pieces.IMAGE,
-        )
+        ids, is_answer = render(turns, pieces, 1)
         want_ids, want = llava_v1(turns, pieces)
         assert ids == want_ids
         if any(want):
             assert is_answer == want
         else:
             dropped += 1
-            answers = [pieces.encode(t["value"]) + [pieces.EOS] for t in turns[2::2]]
+            answers = [pieces.encode(" " + t["value"]) + [pieces.EOS] for t in turns[2::2]]
             assert [i for i, a in zip(ids, is_answer) if a] == sum(answers, [])
     assert 20 < dropped < 150
 
 
 def test_llavas_v1_template_worked_by_hand():
-    """<s>S USER: <image>\\nq ASSISTANT: a</s>USER: r ASSISTANT: with bytes, N = 2."""
+    """<s> S USER: <image>\nq ASSISTANT: a</s> USER: r ASSISTANT: with bytes, N = 2."""
+    special = {"<s>": 256, "</s>": 257, "<image>": 258}
+    tokenizer = Tokenizer(TOKENIZER.ranks, special=special, template="vicuna")
     turns = [{"from": "system", "value": "S"}, human("<image>\nq"), gpt("a"), human("r")]
-    ids, is_answer = render_v1(turns, TOKENIZER.encode, 1000, 1001, 1002, 2)
-    text = [chr(i) if i < 256 else f"<{i}>" for i in ids]
+    ids, is_answer = render(turns, tokenizer, 2)
+    text = [tokenizer.decode([i]) for i in ids]
     assert "".join(text) == (
-        "<1000>S USER: <1002><1002>\nq ASSISTANT: a<1001>USER: r ASSISTANT:")
-    assert [t for t, a in zip(text, is_answer) if a] == [" ", "a", "<1001>"]
-    with pytest.raises(ValueError, match="turn 1 is by human"):
-        render_v1([human("a"), human("b")], TOKENIZER.encode, 0, 1, 2)
+        "<s> S USER: <image><image> \nq ASSISTANT: a</s> USER: r ASSISTANT:")
+    assert [t for t, a in zip(text, is_answer) if a] == [" ", "a", "</s>"]
+    said = tokenizer.decode(render(turns[1:], tokenizer, 2).ids)
+    assert said.startswith("<s> A chat between a curious human and an artificial intelligence")
+    ids, _ = render([turns[0], human("<image><image>")], tokenizer, 1)
+    assert tokenizer.decode(ids) == "<s> S USER: <image><image>  ASSISTANT:"
 
 
-def test_between_two_pictures_stands_nothing():
-    """Catches the piece that SentencePiece makes of an empty text (here 7) between two pictures."""
-    ids, _ = render_v1([human("<image><image>")], lambda t: [7, *t.encode()], 1, 2, -200)
-    assert ids == [1, 7, *b"USER: ", -200, -200, 7, *b" ASSISTANT:"]
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_every_template_learns_the_answers_and_their_end(template):
+    """Catches: a mark that is learned, an end that is not, a special token's name read as text."""
+    names = sorted({name for mark in TEMPLATES[template].marks
+                    for name in re.findall(r"<\|\w+\|>|</?s>", mark)} | {"<|image|>"})
+    special = {name: 256 + i for i, name in enumerate(names)}
+    tokenizer = Tokenizer(TOKENIZER.ranks, special=special, template=template)
+    turns = [{"from": "system", "value": "Be kind."}, human("<image>who?"), gpt("I"), human("why?"),
+             gpt("so <|end|></s>")]
+    ids, is_answer = render(turns, tokenizer, 3)
+    learned = tokenizer.decode([i for i, answer in zip(ids, is_answer) if answer])
+    t = tokenizer.template
+    space = " " if t.spaced else ""
+    assert learned == f"{space}I{t.end}{space}so <|end|></s>{t.end}"
+    whole = tokenizer.decode(ids).replace(" ", "")
+    parts = [t.begin, t.system[0], "Bekind.", t.system[1], t.user[0], "<|image|>" * 3, "who?",
+             t.user[1], t.assistant[0], "I", t.end, t.assistant[1], t.user[0], "why?", t.user[1],
+             t.assistant[0], "so<|end|></s>", t.end, t.assistant[1]]
+    assert whole == "".join(parts).replace(" ", "")
+    assert sum(i == tokenizer.end and a for i, a in zip(ids, is_answer)) == 2
+    assert ids.count(tokenizer.image) == 3
+    asked = render(turns[:-1], tokenizer, 3).ids
+    assert ids[:len(asked)] == asked  # an answer begins where its question ends
 
 
 # --- rows ---

@@ -28,7 +28,9 @@ CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"
 EXTRAS = {  # optional: extras of setup.py
     ("teachers.py", "openai"),
     ("weights.py", "safetensors"), ("tokenizers.py", "regex"),
-    ("test_pretrained.py", "safetensors"), ("test_properties.py", "hypothesis"),
+    ("sentencepiece.py", "tokenizers"),
+    ("test_pretrained.py", "safetensors"), ("test_families.py", "safetensors"),
+    ("test_properties.py", "hypothesis"),
     ("test_fuzz.py", "hypothesis"),
 }
 

@@ -64,7 +64,7 @@ from minivlm.loading.models import fit_of, vlm_from
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.preferences.pairs import ReferenceCache, load_pairs
 from minivlm.preferences.rankings import load_rankings
-from minivlm.pretrained import read_clip, read_gpt2
+from minivlm.pretrained import read_lm, read_vision
 from minivlm.pretrained.export import export
 from minivlm.pretrained.tokenizers import ClipTokenizer
 from minivlm.pretrained.weight_names import clip_names, to_theirs
@@ -1123,7 +1123,7 @@ def published() -> dict[str, dict[str, object]]:
 def test_published_weights_and_tokenizers_are_read_or_refused(name, data):
     """Catches a config that asks for another model, read as ours; and errors of two readers."""
     contents, good = data.draw(files(published()[name]))
-    readers = {"clip": read_clip, "parts": read_clip, "gpt2": read_gpt2,
+    readers = {"clip": read_vision, "parts": read_vision, "gpt2": read_lm,
                "words": ClipTokenizer.read}
     with workplace() as folder:
         write(folder, contents)

@@ -10,14 +10,25 @@ from torch import Tensor
 from minivlm.conversation import pack
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.losses import IGNORE_INDEX, next_token_loss
-from minivlm.transformer import rotation
+from minivlm.rotary import Llama3Scaling, frequencies, rotation
 
 
-@pytest.fixture(params=[(0.0, "gelu_tanh"), (50.0, "gelu")], ids=["GPT-2", "rotary"])
+LLAMA = {"norm": "rms", "act": "swiglu", "bias": "none", "n_inner": 48, "learned_positions": False,
+         "n_head": 4, "n_kv_head": 2, "rotary_base": 50.0}
+STRETCHED = {"factor": 4.0, "low": 1.0, "high": 4.0, "original": 16}
+KINDS = {
+    "GPT-2": {"rotary_base": 0.0},
+    "ours": {"rotary_base": 50.0, "act": "gelu"},
+    "Llama": LLAMA | {"rotary_scaling": STRETCHED},
+    "Qwen2": LLAMA | {"bias": "qkv", "tied": False},
+    "Qwen3": LLAMA | {"qk_norm": True, "head_dim": 20, "n_kv_head": 1},
+}
+
+
+@pytest.fixture(params=KINDS)
 def gpt_config(gpt_config: GPTConfig, request) -> GPTConfig:
-    """Run every test of this file twice: without and with rotary positions."""
-    rotary_base, act = request.param
-    return replace(gpt_config, rotary_base=rotary_base, act=act)
+    """Run every test of this file with every kind of language model."""
+    return replace(gpt_config, **KINDS[request.param])
 
 
 def ids(B: int, T: int) -> Tensor:
@@ -94,20 +105,40 @@ def test_permuting_the_batch_permutes_the_logits(gpt):
     torch.testing.assert_close(gpt(idx[order]), gpt(idx)[order], rtol=1e-4, atol=1e-4)
 
 
-def test_the_same_token_at_another_position_scores_differently(gpt):
-    """Catches: position embeddings that are dropped, or taken at one index for all."""
-    logits = gpt(torch.full((1, 4), 65))[0]
-    for t in range(3):
-        assert (logits[t] - logits[t + 1]).abs().max() > 0.1
+def test_the_order_of_earlier_words_counts(gpt):
+    """Catches: positions that are dropped, or taken at one index for all.
+
+    Where positions only rotate, equal words in a row would not show it: all values are equal.
+    """
+    one, other = gpt(torch.tensor([[65, 66, 67], [66, 65, 67]]))
+    assert (one[-1] - other[-1]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("base", [None, "x", True, -1.0, 1.0, math.inf, math.nan, []])
 def test_a_base_that_no_rotation_has_is_refused(gpt_config, base):
     """Catches: angles that are NaN, or all equal, found after hours."""
     with pytest.raises(ValueError, match="rotary_base is .*, expected 0 or a number above 1"):
-        GPT(replace(gpt_config, rotary_base=base))
-    with pytest.raises(ValueError, match="n_embd 30 in 2 heads: rotation needs an even width"):
-        GPT(replace(gpt_config, n_embd=30, rotary_base=10.0))
+        replace(gpt_config, rotary_base=base)
+    with pytest.raises(ValueError, match="heads of width 15: rotation needs an even width"):
+        replace(gpt_config, head_dim=15, rotary_base=10.0)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"n_kv_head": 3}, "n_head 4 is not a multiple of n_kv_head 3"),
+    ({"n_embd": 30, "head_dim": 0}, "n_embd 30 is not a multiple of n_head 4"),
+    ({"norm": "batch"}, "norm 'batch' is not one of layer, rms"),
+    ({"bias": "some"}, "bias 'some' is not one of all, qkv, none"),
+    ({"norm_eps": 0}, "norm_eps is 0, expected a number between 0 and 1"),
+    ({"rotary_base": 0.0}, "neither learned nor rotary positions"),
+    ({"rotary_scaling": STRETCHED | {"factor": -1}}, "factor is -1, expected a number above 0"),
+    ({"rotary_scaling": STRETCHED | {"low": 4}}, "low 4 is not below high 4.0"),
+    ({"tied": 1}, "tied is 1, expected True or False"),
+    ({"qk_norm": None}, "qk_norm is None, expected True or False"),
+])
+def test_parts_that_no_model_has_are_refused_by_name(wrong, message):
+    """Catches: a head of half a width, a model without order, found as nan after hours."""
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(300, 32, 2, **{"n_embd": 32} | LLAMA | wrong)
 
 
 # --- head ---
@@ -115,14 +146,18 @@ def test_a_base_that_no_rotation_has_is_refused(gpt_config, base):
 
 def test_the_logits_are_the_normed_stream_times_the_embedding(gpt):
     """Catches: an untied head, a missing last norm, positions from somewhere else."""
-    idx = ids(2, 6)
-    x, rotary = gpt.wte.weight[idx] + gpt.wpe.weight[:6], None
-    if gpt.config.rotary_base:
-        rotary = rotation(torch.arange(6).expand(2, 6), 16, 50.0)  # heads of width 16
+    idx, c = ids(2, 6), gpt.config
+    x, rotary = gpt.wte.weight[idx], None
+    if c.learned_positions:
+        x = x + gpt.wpe.weight[:6]
+    if c.rotary_base:
+        scaling = Llama3Scaling(**STRETCHED) if c.rotary_scaling else None
+        D = 20 if c.qk_norm else 32 // c.n_head
+        rotary = rotation(torch.arange(6).expand(2, 6), frequencies(D, 50.0, scaling))
     for block in gpt.blocks:
         x = block(x, causal=True, rotary=rotary)
-    torch.testing.assert_close(gpt(idx), gpt.norm(x) @ gpt.wte.weight.T)
-    assert gpt.head.weight is gpt.wte.weight
+    torch.testing.assert_close(gpt(idx), gpt.norm(x) @ gpt.head.weight.T)
+    assert (gpt.head.weight is gpt.wte.weight) == c.tied
 
 
 def test_embeddings_in_place_of_ids_give_the_same_logits(gpt):
@@ -131,10 +166,10 @@ def test_embeddings_in_place_of_ids_give_the_same_logits(gpt):
     assert torch.equal(gpt(emb=gpt.wte(idx)), gpt(idx))
 
 
-@pytest.mark.parametrize("rotary_base, std", [(0.0, 0.02), (1e5, 0.1)])
-def test_a_fresh_model_costs_ln_V(gpt_config, rotary_base, std):
+def test_a_fresh_model_costs_ln_V(gpt_config):
     """Catches: initial weights so large that training starts from confident nonsense."""
-    gpt = GPT(replace(gpt_config, rotary_base=rotary_base))
+    gpt = GPT(gpt_config)
+    std = 0.1 if gpt_config.learned_positions and gpt_config.rotary_base else 0.02
     loss = next_token_loss(gpt(ids(8, 32)), ids(8, 32))
     assert loss.item() == pytest.approx(math.log(gpt_config.vocab_size), abs=0.05)
     assert gpt.wte.weight.std().item() == pytest.approx(std, rel=0.1)
@@ -159,6 +194,17 @@ def test_no_gradient_reaches_what_comes_after_the_last_answer(gpt):
     targets = torch.tensor([[IGNORE_INDEX, 5, 6, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]])
     next_token_loss(gpt(emb=emb), targets).backward()
     assert (emb.grad[0].abs().sum(-1) > 0).tolist() == [True, True, True, False, False, False]
+
+
+def test_recomputed_blocks_change_neither_loss_nor_gradients(gpt):
+    """Catches: a mask or a rotation that is lost on the second pass, a block that is left out."""
+    idx, prefix = ids(3, 6), torch.tensor([2, 0, 4])
+    targets = ids(3, 6)
+    grads = []
+    for gpt.checkpoint_blocks in (False, True):
+        loss = next_token_loss(gpt(idx, prefix=prefix), targets)
+        grads.append([loss, *torch.autograd.grad(loss, list(gpt.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
 
 
 # --- cache ---

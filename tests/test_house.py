@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ("lm", "clip", "caption", "align", "sft", "reward", "ppo", "dpo")
 ROOMS = ("loading", "metrics", "evaluation", "preferences", "engine", "pretrained", "running")
 MATHEMATICS = {"losses", "rl"}
-NETWORKS = {"transformer", "attention_masks", "cache", "vit", "gpt", "clip", "projector", "vlm",
-            "captioner", "heads", "lora"}
+NETWORKS = {"transformer", "rotary", "attention_masks", "cache", "vit", "gpt", "clip", "projector",
+            "vlm", "captioner", "heads", "lora"}
 # what each part of minivlm may import from minivlm, besides itself
 MAY_IMPORT = {
     "mathematics": set(),
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "metrics": set(),
     "evaluation": {"mathematics", "networks", "words", "running", "loading", "metrics"},
     "preferences": {"mathematics", "networks", "words", "running", "loading", "metrics",
-                    "evaluation", "engine"},
+                    "evaluation", "engine", "pretrained"},
     "engine": {"words", "running", "loading", "metrics", "evaluation"},
     "pretrained": {"networks", "words", "running", "loading"},
 }

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivlm.losses import (
-    IGNORE_INDEX, clip_loss, equal_rows, match_loss, next_token_loss, token_logprobs,
+    IGNORE_INDEX, clip_loss, equal_rows, match_loss, next_token_loss, siglip_loss, token_logprobs,
 )
 
 
@@ -225,6 +225,45 @@ def test_a_caption_that_stands_twice_shares_its_target():
         if z is txt_z:  # the copies are one vector: its gradient is their sum
             one[0], other[0], one[2], other[2] = one[0] + one[2], other[0] + other[2], 0, 0
         torch.testing.assert_close(one, other)
+
+
+# --- SigLIP ---
+
+
+def test_siglip_loss_equals_a_double_loop():
+    """Catches: a mean over all pairs, positives off the diagonal, the bias inside the product."""
+    img_z, txt_z, scale, bias = unit(5, 4), unit(5, 4), 3.7, -2.0
+    total = 0.0
+    for i in range(5):
+        for j in range(5):
+            logit = scale * float(img_z[i] @ txt_z[j]) + bias
+            y = 1 if i == j else -1
+            total -= math.log(1 / (1 + math.exp(-y * logit)))
+    assert siglip_loss(img_z, txt_z, scale, bias).item() == pytest.approx(total / 5, rel=1e-12)
+
+
+def test_siglip_loss_of_two_pairs_by_hand():
+    """Catches: a scale that divides, a bias with the wrong sign, a division by B squared.
+
+    Equal vectors, scale ln 9, bias -ln 3: every logit is ln 3. The right pairs cost ln 4/3 each,
+    the wrong ones ln 4, and per picture that is ln 4/3 + ln 4 = 1.6740.
+    """
+    z = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    got = siglip_loss(z, z, math.log(9), -math.log(3)).item()
+    assert got == pytest.approx(math.log(4 / 3) + math.log(4), abs=1e-6)
+
+
+def test_a_pair_that_is_added_leaves_the_others_pairs_alone():
+    """Catches a softmax: each pair is judged by itself. Sums over 3 x 3, less the new row and
+    column, are those over 2 x 2.
+    """
+    img_z, txt_z = unit(3, 4), unit(3, 4)
+    sides = [F.logsigmoid((1 if i == j else -1) * (5.0 * img_z[i] @ txt_z[j] - 1))
+             for i in range(3) for j in range(3) if 2 in (i, j)]
+    three, two = (n * siglip_loss(img_z[:n], txt_z[:n], 5.0, -1.0) for n in (3, 2))
+    torch.testing.assert_close(three + sum(sides), two)
+    with pytest.raises(ValueError, match=r"img_z \(3, 4\) and txt_z \(2, 4\) differ"):
+        siglip_loss(img_z, txt_z[:2], 1.0, 0.0)
 
 
 def test_equal_rows_compares_whole_rows():

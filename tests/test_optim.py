@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minivlm.optim import Muon, Optimizer, lr_scale, orthogonalize, with_slower_part
 from minivlm.projector import Projector
-from minivlm.transformer import Block
+from minivlm.transformer import Block, BlockConfig
 
 
 class Toy(nn.Module):
@@ -21,7 +21,7 @@ class Toy(nn.Module):
         nn.init.normal_(self.wte.weight, std=0.1)
         self.projector = Projector(6, 8)
         nn.init.constant_(self.projector.norm.weight, 0.05)  # features here tell nothing
-        self.block = Block(8, 2)
+        self.block = Block(BlockConfig(8, 2))
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 10, bias=False)
         self.head.weight = self.wte.weight
@@ -93,25 +93,26 @@ def test_a_zero_gradient_stays_zero():
     assert orthogonalize(torch.zeros(2, 3, 5)).abs().max() == 0
 
 
-@pytest.mark.parametrize("rows, cols", [(6, 10), (8, 8), (10, 5), (12, 4), (40, 8)])
+@pytest.mark.parametrize("rows, cols", [(6, 10), (8, 8), (10, 5), ((4, 4, 4), 4), ((8, 2, 2), 4)])
 def test_muon_steps_follow_the_formula(rows, cols):
     """Catches a wrong momentum, look ahead, decay, scale for tall matrices, or q, k, v not split.
 
     m = 0.9 m + 0.1 g;  u = 0.1 g + 0.9 m;
     p = (1 - 0.1 * 0.2) p - 0.1 sqrt(max(1, rows / cols)) ortho(u).
-    12 x 4 is three maps of 4 x 4, each with sqrt(1) of its own.
+    (8, 2, 2) x 4 is three maps, the first with sqrt(8 / 4), the others with 1.
     """
+    maps = rows if isinstance(rows, tuple) else (rows,)
+    rows = sum(maps)
     p = nn.Parameter(torch.randn(rows, cols))
     want, m = p.detach().double().clone(), torch.zeros(rows, cols, dtype=torch.float64)
-    optimizer = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.2)
+    optimizer = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.2, maps={p: maps})
     for _ in range(3):
         p.grad = torch.randn(rows, cols)
         g = p.grad.double()
         m = 0.9 * m + 0.1 * g
         u = 0.1 * g + 0.9 * m
-        pieces = u.split(cols) if rows == 3 * cols else [u]
         update = torch.cat(
-            [math.sqrt(max(1, len(x) / cols)) * by_singular_values(x) for x in pieces]
+            [math.sqrt(max(1, len(x) / cols)) * by_singular_values(x) for x in u.split(maps)]
         )
         want = (1 - 0.1 * 0.2) * want - 0.1 * update
         optimizer.step()
@@ -126,10 +127,17 @@ def test_matrices_of_one_shape_do_not_mix():
     for p, q in zip(together, alone):
         p.grad = torch.randn_like(p)
         q.grad = p.grad.clone()
-    Muon(together).step()
+    Muon(together, maps={p: (4, 4, 4) for p in together if len(p) == 12}).step()
     for q in alone:
-        Muon([q]).step()
+        Muon([q], maps={q: (4, 4, 4)} if len(q) == 12 else None).step()
     assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(together, alone))
+
+
+def test_the_optimizer_knows_which_matrices_hold_several_maps():
+    """Catches: queries, keys and values as one, or a tall matrix that is one map cut in three."""
+    block = Block(BlockConfig(8, 4, act="swiglu", n_inner=12, n_kv_head=2))
+    muon = Optimizer(block, 0.1, 0.1).parts[1]
+    assert muon.maps == {block.attn.qkv.weight: (8, 4, 4), block.mlp.gate_up.weight: (12, 12)}
 
 
 def test_muon_leaves_a_matrix_without_gradient_alone():
@@ -191,7 +199,7 @@ def test_frozen_parts_are_left_out_and_stay():
 
 def test_matrices_alone_need_no_adamw():
     """Catches an AdamW without parameters, which torch refuses."""
-    block = Block(8, 2)
+    block = Block(BlockConfig(8, 2))
     for p in block.parameters():
         p.requires_grad_(p.ndim == 2)
     assert [type(part) for part in Optimizer(block, 1e-3, 0.02).parts] == [Muon]

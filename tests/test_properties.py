@@ -142,7 +142,8 @@ def test_in_any_dialogue_just_the_answers_are_learned(turns, tokenizer, N):
     here = [t for t, i in enumerate(ids) if i == tokenizer.image]
     n_images = sum(t["value"].count(IMAGE_MARK) for t in turns)
     assert here == list(range(here[0], here[0] + N)) if n_images else not here
-    marks = {tokenizer.system: "system", tokenizer.user: "human", tokenizer.assistant: "gpt"}
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    marks = {tokenizer.special[f"<|{name}|>"]: role for name, role in names.items()}
     opened = [marks[i] for i in ids if i in marks]
     assert opened == [t["from"] for t in turns] + ["gpt"] * (turns[-1]["from"] == "human")
 

@@ -203,9 +203,10 @@ def test_text_that_looks_like_a_special_token_is_ordinary_text():
 def test_special_ids_stand_behind_all_ranks():
     """Catches a special token that shares its id with a piece of text."""
     tokenizer = Tokenizer(dict(BYTES))
-    ids = [tokenizer.endoftext, tokenizer.pad, tokenizer.image, tokenizer.system, tokenizer.user,
-           tokenizer.assistant, tokenizer.end]
+    ids = [tokenizer.special[name] for name in SPECIALS]
     assert ids == list(range(256, 263)) and tokenizer.vocab_size == 263
+    used = [tokenizer.endoftext, tokenizer.pad, tokenizer.image, tokenizer.end]
+    assert used == [*ids[:3], ids[6]]
     assert [tokenizer.decode([i]) for i in ids] == list(SPECIALS)
     assert Tokenizer.train([babble(0, 200)], 300).vocab_size == 300
 

@@ -22,8 +22,9 @@ from minivlm.loading.batches import collate, shorten_rows
 from minivlm.loading.images import fit, to_tensor
 from minivlm.loading.models import clip_from, fit_of
 from minivlm.pretrained.tokenizers import ClipTokenizer
-from minivlm.pretrained.weights import read_clip
+from minivlm.pretrained.weights import is_published, read_vision
 from minivlm.running import checkpoint
+from minivlm.running.files import expect, read_json
 
 BATCH = 200  # samples that CLIP encodes together; more take more memory
 
@@ -74,9 +75,9 @@ def load_clip(
         the model; the function: B texts -> ids (B, T) and lengths (B,); and how the model
         wants pictures to be made square, see `images.fit`.
     """
-    # a published CLIP has a config.json; a run folder has one too, but beside checkpoints
-    if (Path(path) / "config.json").is_file() and not list(Path(path).glob("*.pt")):
-        state = read_clip(path)
+    if is_published(path):
+        expect(read_json(Path(path) / "config.json"), Path(path), model_type="clip")
+        state = read_vision(path)
         model = clip_from(state).eval()
         words = ClipTokenizer.read(path)
         rows_of = partial(words.rows, block_size=model.text.block_size, cut=True)

@@ -4,6 +4,7 @@ A batch depends on (seed, step) and the data alone. A resumed run therefore need
 step to go on with the same batches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -229,7 +230,7 @@ def cut_rows(rows: list[Row], least: int, generator: torch.Generator) -> list[Ro
 
 
 def switch_out(
-    rows: list[Row], vocab_size: int, share: float, generator: torch.Generator
+    rows: list[Row], words: Sequence[int], share: float, generator: torch.Generator
 ) -> list[Row]:
     """Replace some of the tokens outside of the answers by random ones.
 
@@ -238,7 +239,7 @@ def switch_out(
     turns) are not replaced.
 
     Args:
-        vocab_size: number of ordinary tokens; every special token's id is at least this.
+        words: the ids of ordinary tokens.
         share: 0 .. 1, the probability that a token is replaced.
 
     Returns:
@@ -253,14 +254,15 @@ def switch_out(
     if not 0 <= share <= 1:
         raise ValueError(f"noise {share} is no share, expected 0 .. 1")
     new_rows = []
+    ordinary = frozenset(words)
     for ids, is_answer in rows:
         chances = torch.rand(len(ids), generator=generator).tolist()
-        others = torch.randint(vocab_size, (len(ids),), generator=generator).tolist()
+        others = torch.randint(len(words), (len(ids),), generator=generator).tolist()
         # every token gets both draws, so that later draws do not depend on the share
         noisy = list(ids)
         for i, learned in enumerate(is_answer):
-            if chances[i] < share and ids[i] < vocab_size and not learned:
-                noisy[i] = others[i]
+            if chances[i] < share and ids[i] in ordinary and not learned:
+                noisy[i] = words[others[i]]
         new_rows.append(Row(noisy, is_answer))
     return new_rows
 
@@ -326,6 +328,7 @@ def caption_lengths(
 ) -> list[int]:
     """Count the tokens of each record's longest caption, with `n_before` before it."""
     longest = []
+    n_before += len(tokenizer.marks[tokenizer.template.begin])
     for record in records:
         lengths = [len(tokenizer.encode(caption)) for caption in record["captions"]]
         longest.append(n_before + max(lengths))
@@ -359,6 +362,9 @@ class Reading:
     def __init__(self, folder: str, n: int, tokenizer: Tokenizer):
         self.n = n
         self.tokenizer = tokenizer
+        # Llama begins a text with a token of its own
+        begin = tokenizer.marks[tokenizer.template.begin]
+        self.before = begin or [tokenizer.endoftext]
         self.texts: list[dict] = []
         if n and (Path(folder) / "text.jsonl").is_file():
             self.texts = load_records(folder, "text", need=("text",))
@@ -372,7 +378,7 @@ class Reading:
         rows = []
         for i in torch.randint(len(self.texts), (self.n,), generator=generator).tolist():
             # as in stage 0, where <|endoftext|> stands before every document
-            ids = [self.tokenizer.endoftext, *self.tokenizer.encode(self.texts[i]["text"])]
+            ids = [*self.before, *self.tokenizer.encode(self.texts[i]["text"])]
             n_starts = max(1, len(ids) - longest + 1)
             start = int(torch.randint(n_starts, (1,), generator=generator))
             rows.append(make_row((ids[start:start + longest], True)))

@@ -18,10 +18,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from minivlm.running.files import MAX_BYTES, first_line, inside
+from minivlm.vit import MEAN, STD
 
-# mean and standard deviation of red, green and blue, as in openai/CLIP, clip/clip.py
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 50_000_000  # a larger picture is a mistake or an attack
 # formats that hold drawing commands; Pillow runs EPS in Ghostscript and WMF in Windows
 PROGRAMS = ("EPS", "WMF")

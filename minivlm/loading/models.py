@@ -25,6 +25,7 @@ from minivlm.vlm import VLM, VLMConfig
 SIZES = (
     "image_size", "patch_size", "vocab_size", "block_size", "n_layer", "n_head", "n_embd",
 )
+OPTIONAL_SIZES = ("n_inner", "n_kv_head", "head_dim", "pad_id")  # 0 has a meaning
 MAX_LAYERS = 1000  # most n_layer; GPT-3 has 96
 MAX_SIZE = 10_000_000  # most of any other; large vocabularies have about 300,000 tokens
 
@@ -238,7 +239,7 @@ def check_sizes(config: object, name: str) -> None:
 
     Raises:
         ValueError: for a number of layers outside 1 .. 1,000, or any other size outside
-            1 .. 10 million.
+            1 .. 10 million; a size of which 0 says "as usual" may be 0.
     """
     if not isinstance(config, dict):
         return
@@ -248,14 +249,15 @@ def check_sizes(config: object, name: str) -> None:
             continue
         for key, value in part.items():
             size = str(key).removeprefix("text_")
-            if size not in SIZES:
+            if size not in SIZES + OPTIONAL_SIZES:
                 continue
+            least = 1 if size in SIZES else 0
             most = MAX_LAYERS if size == "n_layer" else MAX_SIZE
             # not isinstance: True is an int too
-            if type(value) is not int or not 1 <= value <= most:
+            if type(value) is not int or not least <= value <= most:
                 raise ValueError(
                     f"{name}: {key} is {brief(value)}, "
-                    f"expected a whole number in 1 .. {most:,}"
+                    f"expected a whole number in {least} .. {most:,}"
                 )
 
 

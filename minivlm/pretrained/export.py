@@ -1,9 +1,9 @@
 """Writes our weights as huggingface/transformers saves its own, for other programs.
 
-    runs/lm                      GPT2LMHeadModel
-    runs/clip                    CLIPModel
+    runs/lm                      GPT2LMHeadModel, or a class of families.py
+    runs/clip                    CLIPModel; SiglipModel if it was read from one
     runs/align, sft, ppo, dpo    LlavaForConditionalGeneration, made of CLIPVisionModel and
-                                 GPT2Model
+                                 GPT2Model, or LlamaModel and the like
 
 Each folder gets config.json, model.safetensors and the tokenizer as tokenizer.json. A model
 with a ViT also gets a file that tells how pictures are prepared, and a chatbot its chat
@@ -16,47 +16,24 @@ Run: python -m minivlm.export --run runs/lm --out exported
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from minivlm.clip import CLIPConfig
 from minivlm.gpt import GPTConfig
-from minivlm.loading.images import MEAN, STD
 from minivlm.loading.models import fit_of, vlm_from
-from minivlm.pretrained.tokenizers import pre_tokenizer
-from minivlm.pretrained.weight_names import (
-    GPT2_ACTS, clip_names, gpt2_names, llava_names, to_theirs,
-)
-from minivlm.pretrained.weights import safetensors
+from minivlm.pretrained import families
+from minivlm.pretrained.tokenizers import LLAMA2_NORMALIZER, pre_tokenizer
+from minivlm.pretrained.weight_names import clip_names, llava_names, lm_names, to_theirs
+from minivlm.pretrained.weights import safetensors, select_strategy
 from minivlm.running import checkpoint
-from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
-from minivlm.vit import ViTConfig
+from minivlm.sentencepiece import SentencePiece, TO_TEXT
+from minivlm.templates import TEMPLATES, Template
+from minivlm.tokenizer import Tokenizer, byte_letters
+from minivlm.vit import MEAN, STD, ViTConfig
 from minivlm.vlm import VLMConfig
-
-# This is conversation.render in Jinja. A message is {"role": "user" | "assistant" |
-# "system", "content": ...}; its content is a text, or a list of {"type": "image"} and
-# {"type": "text", "text": ...}. "<image>" in a text marks the place of a picture.
-# transformers' processor replaces each <|image|> by N tokens.
-TEMPLATE = """\
-{%- macro read(text) %}
-{%- for part in text.split("<image>") %}
-{%- if not loop.first %}<|image|>{% endif %}{{ " " ~ part | trim if part | trim }}
-{%- endfor %}
-{%- endmacro %}
-{%- for message in messages %}
-{%- if message.role != "assistant" %}<|{{ message.role }}|>{% endif %}
-{%- if message.content is string %}{{ read(message.content) }}
-{%- else %}
-{%- for piece in message.content %}
-{%- if piece.type == "image" %}<|image|>{% else %}{{ read(piece.text) }}{% endif %}
-{%- endfor %}
-{%- endif %}
-{%- if message.role == "assistant" %}<|end|>{% endif %}
-{%- if message.role == "user" %}<|assistant|>{% endif %}
-{%- endfor %}"""
-
 
 @dataclass
 class Config:
@@ -70,7 +47,7 @@ def export(state: dict, folder: Path) -> str:
     """Write a checkpoint's model and tokenizer as transformers saves them.
 
     Args:
-        state: as `checkpoint.load` or `weights.read_clip` returns it. If it has no
+        state: as `checkpoint.load` or `weights.read_vision` returns it. If it has no
             tokenizer, none is written, and CLIP takes a text's feature at the token with
             the largest id.
         folder: made if it does not exist. All its *.json files are removed first, so that
@@ -89,21 +66,28 @@ def export(state: dict, folder: Path) -> str:
     files: dict[str, dict | str] = {}
     if stage == "lm":
         c = GPTConfig(**model)
-        name = "GPT2LMHeadModel"
-        config = gpt2_config(c)
-        weights = to_theirs(gpt2_names(c.n_layer, "", "transformer."), state["model"])
+        name = families.CLASSES[families.family_of(c)]
+        config = families.write_config(c)
+        weights = to_theirs(lm_names(c), state["model"])
     elif stage == "clip":
         c = CLIPConfig.from_dict(model)
-        name = "CLIPModel"
-        config = clip_config(c, tokenizer)
         files |= picture_files(c.vit, fit_of(state))
         weights = to_theirs(clip_names(c), state["model"])
+        if c.is_siglip:
+            name = "SiglipModel"
+            config = siglip_config(c)
+            for key in ("logit_scale", "logit_bias"):  # ours have no dimension
+                weights[key] = weights[key].reshape(1)
+        else:
+            name = "CLIPModel"
+            config = clip_config(c, tokenizer)
     else:
         c = VLMConfig.from_dict(model)
         vlm = vlm_from(state)  # if there are several models, the policy; LoRA is merged
         name = "LlavaForConditionalGeneration"
         config = llava_config(c)
-        files |= picture_files(c.vit, fit_of(state)) | chat_files(c)
+        files |= picture_files(c.vit, fit_of(state))
+        files |= chat_files(c, tokenizer)
         weights = to_theirs(llava_names(c), vlm.state_dict())
     if tokenizer is not None:
         files |= tokenizer_files(tokenizer, tokenizer.stop(stage))
@@ -131,42 +115,42 @@ def write(folder: Path, weights: dict[str, Tensor], files: dict[str, dict | str]
 
 # --- config.json ---
 
-
-def gpt2_config(c: GPTConfig) -> dict:
-    """The GPT2Config that describes a GPT.
-
-    Raises:
-        ValueError: if it rotates queries and keys, which GPT-2 does not, or has an
-            activation that GPT2Config does not name.
-    """
-    if c.act not in GPT2_ACTS:
-        raise ValueError(f"act is {c.act!r}, GPT-2 has one of {', '.join(GPT2_ACTS)}")
-    if c.rotary_base:
-        raise ValueError(
-            "this GPT rotates queries and keys, GPT-2 does not: train with --rotary_base 0"
-        )
-    return {
-        "model_type": "gpt2", "vocab_size": c.vocab_size, "n_positions": c.block_size,
-        "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": None,
-        "activation_function": GPT2_ACTS[c.act], "layer_norm_epsilon": 1e-5,
-        "embd_pdrop": c.dropout, "attn_pdrop": c.dropout, "resid_pdrop": c.dropout,
-        # generation_config.json tells which token ends a text
-        "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True,
-    }
+ACT_NAMES = {"gelu_tanh": "gelu_pytorch_tanh"}  # our activation -> theirs, if they differ
 
 
 def vit_config(c: ViTConfig) -> dict:
-    """The CLIPVisionConfig that describes a ViT."""
+    """The CLIPVisionConfig or SiglipVisionConfig that describes a ViT."""
     return {
-        "model_type": "clip_vision_model", "hidden_size": c.n_embd, "hidden_act": c.act,
-        "intermediate_size": 4 * c.n_embd, "num_hidden_layers": c.n_layer,
+        "model_type": f"{c.kind}_vision_model", "hidden_size": c.n_embd,
+        "hidden_act": ACT_NAMES.get(c.act, c.act),
+        "intermediate_size": c.n_inner or 4 * c.n_embd, "num_hidden_layers": c.n_layer,
         "num_attention_heads": c.n_head, "image_size": c.image_size,
-        "patch_size": c.patch_size, "layer_norm_eps": 1e-5,
+        "patch_size": c.patch_size, "layer_norm_eps": c.norm_eps,
     }
 
 
+def siglip_config(c: CLIPConfig) -> dict:
+    """The SiglipConfig that describes a CLIP with SigLIP's towers."""
+    text = {
+        "model_type": "siglip_text_model", "vocab_size": c.vocab_size,
+        "hidden_act": ACT_NAMES.get(c.act, c.act), "hidden_size": c.text_n_embd,
+        "intermediate_size": c.text_n_inner or 4 * c.text_n_embd,
+        "num_hidden_layers": c.text_n_layer, "num_attention_heads": c.text_n_head,
+        "max_position_embeddings": c.text_block_size, "layer_norm_eps": c.vit.norm_eps,
+        "bos_token_id": None, "pad_token_id": c.pad_id, "eos_token_id": None,
+        "projection_size": c.n_embd,
+    }
+    return {"model_type": "siglip", "text_config": text, "vision_config": vit_config(c.vit)}
+
+
 def clip_config(c: CLIPConfig, tokenizer: Tokenizer | None) -> dict:
-    """The CLIPConfig that describes a CLIP; a text's feature is that of its end token."""
+    """The CLIPConfig that describes a CLIP; a text's feature is that of its end token.
+
+    Raises:
+        ValueError: if it has learned a bias of the logits, which CLIP does not have.
+    """
+    if c.logit_bias:
+        raise ValueError("CLIPModel has no bias of the logits: train with --loss infonce")
     # 2 makes transformers take the feature at the largest id, as for published CLIPs
     end = 2 if tokenizer is None else tokenizer.endoftext
     text = {
@@ -200,13 +184,14 @@ def llava_config(c: VLMConfig) -> dict:
             "LlavaForConditionalGeneration reads prompts causally, this model does not "
             "(prefix_lm)"
         )
-    # LLaVA has its own head beside GPT2Model, so the file holds our tied matrix twice
-    text = gpt2_config(c.gpt) | {"tie_word_embeddings": False}
+    # LLaVA has its own head beside the text model, so the file holds a tied matrix twice
+    text = families.write_config(c.gpt) | {"tie_word_embeddings": False}
     return {
         "model_type": "llava", "vision_config": vit_config(c.vit), "text_config": text,
         "image_token_index": c.image_id, "image_seq_length": c.vit.n_tokens,
         "vision_feature_layer": c.vit.feature_layer, "projector_hidden_act": "gelu",
-        "vision_feature_select_strategy": "default", "multimodal_projector_bias": True,
+        "vision_feature_select_strategy": select_strategy(c.vit),
+        "multimodal_projector_bias": True,
         "tie_word_embeddings": False,
     }
 
@@ -221,6 +206,9 @@ def picture_files(c: ViTConfig, mode: str) -> dict[str, dict]:
         mode: how they are made square, see `images.fit`.
     """
     square = {"height": c.image_size, "width": c.image_size}
+    is_clip = c.kind == "clip"
+    if mode == "pad" and not is_clip:
+        raise ValueError("pictures are padded with CLIP's mean color, which SigLIP has not")
     return {
         "preprocessor_config.json": {
             # LLaVA's processor is CLIP's, and can also pad
@@ -230,21 +218,103 @@ def picture_files(c: ViTConfig, mode: str) -> dict[str, dict]:
             "resample": 3,  # bicubic
             "do_center_crop": mode == "crop", "crop_size": square,
             "do_rescale": True, "rescale_factor": 1 / 255,
-            "do_normalize": True, "image_mean": list(MEAN), "image_std": list(STD),
+            "do_normalize": True, "image_mean": list(MEAN) if is_clip else [0.5] * 3,
+            "image_std": list(STD) if is_clip else [0.5] * 3,
         },
     }
 
 
-def chat_files(c: VLMConfig) -> dict[str, dict | str]:
+# LLaVA-1.5's template. tokenizers puts a space before every text and behind every special
+# token; in Template, the pieces bring these spaces.
+VICUNA = """\
+{%- macro said(content) %}
+{%- if content is string %}{{ content | replace("<image>", IMAGE) }}
+{%- else %}
+{%- for piece in content %}
+{%- if piece.type == "image" %}{{ IMAGE + "\\n" }}
+{%- else %}{{ piece.text | replace("<image>", IMAGE) }}
+{%- endif %}
+{%- endfor %}
+{%- endif %}
+{%- endmacro %}
+{{- "<s>" }}{%- if messages[0].role != "system" %}{{ SYSTEM + " " }}{%- endif %}
+{%- for message in messages %}
+{%- if message.role == "assistant" %}{{ " " + said(message.content) + "</s>" }}
+{%- elif message.role == "user" %}{{ "USER: " + said(message.content) + " ASSISTANT:" }}
+{%- else %}{{ said(message.content) + " " }}
+{%- endif %}
+{%- endfor %}"""
+
+
+def chat_template(t: Template, image: str) -> str:
+    """conversation.render in Jinja, for transformers.
+
+    A message is {"role": "user" | "assistant" | "system", "content": ...}; its content is a
+    text, or a list of {"type": "image"} and {"type": "text", "text": ...}. "<image>" in a
+    text marks the place of a picture. transformers' processor replaces each image token by
+    N of them.
+
+    Args:
+        image: name of the token that stands for a picture.
+    """
+    if t.keeps_space:
+        words = {"IMAGE": image, "SYSTEM": t.default_system}
+        template = VICUNA
+        for name, text in words.items():
+            template = template.replace(name, json.dumps(text))
+        return template
+
+    def piece(text: str) -> str:
+        return f"{{{{ {json.dumps(text)} }}}}" if text else ""
+
+    def said(role: str) -> str:
+        space = json.dumps(" " if role in t.spaced else "")
+        return f"{{{{ said(message.content, {space}) }}}}"
+
+    opening = piece(t.begin)
+    if t.default_system:
+        words = piece(t.system[0] + t.default_system + t.system[1])
+        opening += f'{{%- if messages[0].role != "system" %}}{words}{{%- endif %}}'
+    system = piece(t.system[0]) + said("system") + piece(t.system[1])
+    user = piece(t.user[0]) + said("user") + piece(t.user[1] + t.assistant[0])
+    assistant = said("assistant") + piece(t.end + t.assistant[1])
+    return f"""\
+{{%- macro read(text, space) %}}
+{{%- for part in text.split("<image>") %}}
+{{%- if not loop.first %}}{image}{{% endif %}}{{{{ space ~ part | trim if part | trim }}}}
+{{%- endfor %}}
+{{%- endmacro %}}
+{{%- macro said(content, space) %}}
+{{%- if content is string %}}{{{{ read(content, space) }}}}
+{{%- else %}}
+{{%- for piece in content %}}
+{{%- if piece.type == "image" %}}{image}
+{{%- else %}}{{{{ read(piece.text, space) }}}}
+{{%- endif %}}
+{{%- endfor %}}
+{{%- endif %}}
+{{%- endmacro %}}
+{opening}{{%- for message in messages %}}
+{{%- if message.role == "assistant" %}}{assistant}
+{{%- elif message.role == "user" %}}{user}
+{{%- else %}}{system}
+{{%- endif %}}
+{{%- endfor %}}"""
+
+
+def chat_files(c: VLMConfig, tokenizer: Tokenizer | None) -> dict[str, dict | str]:
     """The files that LlavaProcessor needs to turn a dialogue into ids."""
+    template, image = TEMPLATES["minivlm"], "<|image|>"
+    if tokenizer is not None:
+        template, image = tokenizer.template, tokenizer.decode([tokenizer.image])
     return {
-        "chat_template.jinja": TEMPLATE,
+        "chat_template.jinja": chat_template(template, image),
         "processor_config.json": {
             "processor_class": "LlavaProcessor", "patch_size": c.vit.patch_size,
-            "vision_feature_select_strategy": "default",
+            "vision_feature_select_strategy": select_strategy(c.vit),
             # the class token, which the strategy "default" leaves out of the features
-            "num_additional_image_tokens": 1,
-            "image_token": "<|image|>",
+            "num_additional_image_tokens": c.vit.n_class,
+            "image_token": image,
         },
     }
 
@@ -259,7 +329,8 @@ def tokenizer_files(tokenizer: Tokenizer, stop: int) -> dict[str, dict]:
         "tokenizer.json": tokenizer_file(tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": tokenizer.decode([stop]), "pad_token": "<|pad|>",
+            "eos_token": tokenizer.decode([stop]),
+            "pad_token": tokenizer.decode([tokenizer.pad]),
         },
         "generation_config.json": {"eos_token_id": stop, "pad_token_id": tokenizer.pad},
     }
@@ -267,17 +338,24 @@ def tokenizer_files(tokenizer: Tokenizer, stop: int) -> dict[str, dict]:
 
 def tokenizer_file(tokenizer: Tokenizer) -> dict:
     """The content of tokenizer.json, in the format of huggingface/tokenizers."""
-    letters = byte_letters()  # the file is text, so each byte is written as a letter
-    names = {token: "".join(letters[b] for b in token) for token in tokenizer.ranks}
-    # special tokens follow all others, where read_tokenizer and our Tokenizer expect them
     special = []
-    for i, name in enumerate(SPECIALS, start=len(tokenizer.ranks)):
+    for name, i in sorted(tokenizer.special.items(), key=lambda item: item[1]):
         special.append({
             "id": i, "content": name, "special": True, "normalized": False,
             "single_word": False, "lstrip": False, "rstrip": False,
         })
+    if isinstance(tokenizer, SentencePiece):
+        return {
+            "version": "1.0", "added_tokens": special, "pre_tokenizer": None,
+            "post_processor": None, "normalizer": LLAMA2_NORMALIZER,
+            "decoder": {"type": "Sequence", "decoders": TO_TEXT}, "model": tokenizer.model,
+        }
+    merges = merges_of(tokenizer.ranks)
+    letters = byte_letters()  # the file is text, so each byte is written as a letter
+    names = {token: "".join(letters[b] for b in token) for token in tokenizer.ranks}
     return {
-        "version": "1.0", "added_tokens": special, "normalizer": None,
+        "version": "1.0", "added_tokens": special,
+        "normalizer": {"type": "NFC"} if tokenizer.nfc else None,
         "pre_tokenizer": pre_tokenizer(tokenizer.pattern), "post_processor": None,
         "decoder": {
             "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
@@ -287,7 +365,9 @@ def tokenizer_file(tokenizer: Tokenizer) -> dict:
             "type": "BPE",
             "vocab": {names[token]: rank for token, rank in tokenizer.ranks.items()},
             "fuse_unk": False, "byte_fallback": False,
-            "merges": [[names[a], names[b]] for a, b in merges_of(tokenizer.ranks)],
+            # tokens that no merge makes are found as whole words
+            "ignore_merges": len(merges) < len(tokenizer.ranks) - 256,
+            "merges": [[names[a], names[b]] for a, b in merges],
         },
     }
 
@@ -306,6 +386,8 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
             joined = [a + b for a, b in zip(pieces, pieces[1:])]
             order = [ranks.get(piece, rank) for piece in joined]
             first = order.index(min(order))
+            if order[first] >= rank:
+                break  # no two earlier tokens make this one
             pieces[first:first + 2] = [joined[first]]
         if len(pieces) == 2:
             merges.append((pieces[0], pieces[1]))

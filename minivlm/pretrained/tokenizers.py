@@ -1,8 +1,9 @@
-"""Published tokenizers: GPT-2's, read as ours; and CLIP's, a class of its own.
+"""Published tokenizers: byte-level BPE, read as ours; Llama 2's, read as SentencePiece; and
+CLIP's, a class of its own.
 
-GPT-2's tokenizer is byte-level BPE like ours. Its files are tokenizer.json, or vocab.json
-and merges.txt. CLIP's tokenizer marks the last letter of each word, so no token holds a
-space:
+The tokenizers of GPT-2, SmolLM2, Qwen and Llama 3 are byte-level BPE like ours. The files
+are tokenizer.json, or vocab.json and merges.txt. CLIP's tokenizer marks the last letter of
+each word, so no token holds a space:
 
     "A  Cat!" -> a</w> cat</w> !</w>, between <|startoftext|> and <|endoftext|>
 
@@ -21,83 +22,156 @@ import regex  # tiktoken needs it too
 import torch
 from torch import Tensor
 
-from minivlm.running.files import check_entries, expect, read_json, read_text
+from minivlm.running.files import brief, check_entries, read_json, read_text
+from minivlm.sentencepiece import TO_PIECES, SentencePiece
 from minivlm.tokenizer import (
-    GPT2_PATTERN, HF_PATTERN, PATTERN, SPECIALS, Tokenizer, byte_letters, join_pair,
+    DIGITS_PATTERN, GPT2_PATTERN, HF_PATTERN, PATTERN, PATTERNS, SPECIALS, Tokenizer,
+    byte_letters, image_name, join_pair,
 )
 
 # the words of a text: contractions, letters, single digits, other characters
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\p{White_Space}\p{L}\p{N}]+"
 
-# --- GPT-2's and ours ---
+# a space before every text; in our rows the pieces of the chat template bring it
+LLAMA2_NORMALIZER = {
+    "type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, TO_PIECES],
+}
+
+# --- byte-level BPE ---
 
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """Read GPT-2's tokenizer, or one of ours that export.py wrote.
+    """Read a byte-level BPE (GPT-2's, SmolLM2's, Qwen's, Llama 3's, ours) or Llama 2's.
+
+    The chat template is the one that the special tokens belong to, else ours. Tokens that
+    it needs and the folder lacks are added behind all others, <|image|> among them.
 
     Returns:
-        the tokenizer, and how many special tokens the folder has: GPT-2's has one, and the
-        tokenizer has all of ours.
+        the tokenizer, and the number of ids that the folder itself has.
 
     Raises:
         FileNotFoundError: if the folder has no tokenizer.
-        ValueError: if ids have gaps, if merges do not come in the order of their ids, if
-            the special tokens are not the first of SPECIALS with the last ids, or if text
-            is split by another rule.
+        ValueError: if merges do not come in the order of their ids, if a token is made by
+            no merge, or if text is split or normalized by another rule.
     """
     vocab, merges, file = read_merges(folder)
-    expect(file, folder, normalizer=None)
-    letters = byte_letters()
-    pieces = list(letters.values()) + [merge.replace(" ", "") for merge in merges]
-    byte_of = {letter: b for b, letter in letters.items()}
+    added = {token["content"] for token in file.get("added_tokens") or []}
+    model = file.get("model") or {}
+    if model.get("byte_fallback"):
+        return read_sentencepiece(vocab, added, file, folder)
+    byte_of = {letter: b for b, letter in byte_letters().items()}
+    made = [merge.replace(" ", "") for merge in merges]
+    special = {name: i for name, i in vocab.items() if name in added}
+    if not file:  # vocab.json and merges.txt: what no merge makes is special
+        special = {name: vocab[name] for name in vocab.keys() - {*byte_of, *made}}
     ranks = {}
     try:
-        for piece in pieces:
+        ids = [vocab[piece] for piece in (*byte_of, *made)]
+        for piece in vocab.keys() - special.keys():
             ranks[bytes(byte_of[letter] for letter in piece)] = vocab[piece]
     except KeyError as missing:
         message = f"{folder}: {missing} is no letter of a byte, or has no id"
         raise ValueError(message) from None
     # our Tokenizer joins in the order of ids, which must be the order of merges
-    merged = list(ranks.values())[len(letters):]
+    merged = ids[len(byte_of):]
     if merged != sorted(merged):
         raise ValueError(f"{folder}: the merges do not come in the order of their ids")
+    unmade = vocab.keys() - special.keys() - {*byte_of, *made}
+    if unmade and not model.get("ignore_merges"):
+        raise ValueError(f"{folder}: no merge makes {sorted(unmade)[:3]}")
 
-    special = {name: vocab[name] for name in vocab.keys() - set(pieces)}
-    known = sorted(special, key=special.get)
-    expected = {name: len(ranks) + i for i, name in enumerate(SPECIALS[: len(known)])}
-    if special != expected:
-        raise ValueError(
-            f"{folder}: special tokens {known[:8]}, expected {', '.join(SPECIALS)}, or the "
-            "first of them, behind all others"
+    normalizer = file.get("normalizer")
+    if normalizer not in (None, {"type": "NFC"}):
+        raise ValueError(f"{folder}: normalizer is {brief(normalizer)}, minivlm has NFC only")
+    n_known = max(vocab.values()) + 1
+    template = template_of(special)
+    needed = SPECIALS if template == "minivlm" else (image_name(special),)
+    for name in needed:
+        if name not in special:
+            special[name] = max([n_known - 1, *special.values()]) + 1
+    try:
+        tokenizer = Tokenizer(
+            ranks, read_pattern(file, folder), special, template, normalizer is not None
         )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return tokenizer, n_known
 
+
+def read_sentencepiece(
+    vocab: dict[str, int], added: set[str], file: dict, folder: Path
+) -> tuple[Tokenizer, int]:
+    """Read a BPE with byte fallback: Llama 2's, Vicuna's, LLaVA-1.5's.
+
+    Returns and raises as `read_tokenizer`.
+    """
+    if file.get("normalizer") != LLAMA2_NORMALIZER:
+        raise ValueError(
+            f"{folder}: normalizer is {brief(file.get('normalizer'))}, expected Llama 2's"
+        )
+    n_known = max(vocab.values()) + 1
+    special = {name: i for name, i in vocab.items() if name in added}
+    special.setdefault(image_name(special), n_known)
+    try:
+        return SentencePiece(file["model"], special), n_known
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def template_of(special: dict[str, int]) -> str:
+    """The name of the chat template whose special tokens a tokenizer has; else ours."""
+    for name, token in (("chatml", "<|im_start|>"), ("llama3", "<|start_header_id|>")):
+        if token in special:
+            return name
+    return "minivlm"
+
+
+def read_pattern(file: dict, folder: Path) -> str:
+    """Find out by which of PATTERNS a tokenizer.json splits text.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
     split = file.get("pre_tokenizer")
-    if isinstance(split, dict) and split.get("type") == "ByteLevel":
-        # older files leave use_regex out; trim_offsets does not change the ids
-        split = {"use_regex": True} | split | {"trim_offsets": True}
-    for pattern in (GPT2_PATTERN, PATTERN):
-        # without tokenizer.json nothing tells how text is split: the files are GPT-2's
-        if not file or split == pre_tokenizer(pattern):
-            try:
-                return Tokenizer(ranks, pattern), len(known)
-            except ValueError as error:
-                raise ValueError(f"{folder}: {error}") from None
-    raise ValueError(f"{folder}: text is split neither in GPT-2's way nor in ours")
+    if not file:  # nothing tells how text is split: the files are GPT-2's
+        return GPT2_PATTERN
+    for pattern in PATTERNS:
+        if same_split(split, pre_tokenizer(pattern)):
+            return pattern
+    raise ValueError(f"{folder}: text is split by a rule that minivlm does not have")
+
+
+def same_split(one: object, other: object) -> bool:
+    """Whether two entries of tokenizer.json split text alike."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return False
+    parts = one.get("pretokenizers"), other.get("pretokenizers")
+    if any(isinstance(part, list) for part in parts):
+        return all(isinstance(part, list) for part in parts) and len(parts[0]) == len(
+            parts[1]
+        ) and all(same_split(a, b) for a, b in zip(*parts))
+    # older files leave use_regex out; trim_offsets does not change the ids
+    usual = {"use_regex": True} if one.get("type") == "ByteLevel" else {}
+    return usual | one | {"trim_offsets": True} == other | {"trim_offsets": True}
 
 
 def pre_tokenizer(pattern: str) -> dict:
     """The entry of tokenizer.json that tells how text is split."""
-    is_gpt2 = pattern == GPT2_PATTERN
+    by_itself = pattern in (GPT2_PATTERN, DIGITS_PATTERN)
     to_letters = {
         "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-        "use_regex": is_gpt2,
+        "use_regex": by_itself,  # it means GPT-2's pattern; any other is written out
     }
-    if is_gpt2:  # "use_regex" means GPT-2's pattern; any other pattern is written out
+    if pattern == GPT2_PATTERN:
         return to_letters
-    split = {
-        "type": "Split", "pattern": {"Regex": HF_PATTERN}, "behavior": "Isolated",
-        "invert": False,
-    }
+    if pattern == DIGITS_PATTERN:
+        split = {"type": "Digits", "individual_digits": True}
+    else:
+        regex = HF_PATTERN if pattern == PATTERN else pattern
+        split = {
+            "type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated",
+            "invert": False,
+        }
     return {"type": "Sequence", "pretokenizers": [split, to_letters]}
 
 

@@ -1,4 +1,9 @@
-"""Reads published weights: CLIP's and GPT-2's, as huggingface/transformers saves them.
+"""Reads published weights as huggingface/transformers saves them.
+
+    read_lm        GPT-2, Llama, Qwen2, Qwen3: the families of families.py
+    read_vision    CLIP, SigLIP
+    read_vlm       LLaVA over any of them
+    load_state     a run of ours, or what read_vlm reads
 
     config.json
     model.safetensors or pytorch_model.bin
@@ -19,73 +24,159 @@ from torch import Tensor
 
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.gpt import GPT, GPTConfig
-from minivlm.loading.images import MEAN, STD
 from minivlm.loading.models import check_fit
+from minivlm.pretrained import families
 from minivlm.pretrained.tokenizers import read_tokenizer
-from minivlm.pretrained.weight_names import GPT2_ACTS, clip_names, gpt2_names, to_ours
-from minivlm.running.files import brief, expect, first_line, read_json
-from minivlm.vit import ViTConfig
+from minivlm.pretrained.weight_names import clip_names, llava_names, lm_names, to_ours
+from minivlm.running import checkpoint
+from minivlm.running.files import brief, expect, first_line, read_json, sizes
+from minivlm.tokenizer import Tokenizer
+from minivlm.vit import MEAN, STD, ViTConfig
+from minivlm.vlm import VLM, VLMConfig
 
-# --- models ---
+# --- language models ---
 
 
-def read_clip(folder: str | Path, image_size: int = 0) -> dict:
-    """Read a CLIPModel, in the form that `models.clip_from` takes; without its tokenizer.
+def read_lm(folder: str | Path) -> dict:
+    """Read a language model and its tokenizer, in the form that train_align.py takes.
+
+    Tokens of the chat template that the tokenizer lacks get new embeddings, the mean of
+    all, so that they are not likely at first (Hewitt 2021, "Initializing New Word
+    Embeddings for Pretrained Language Models"). Embeddings beyond the tokenizer's
+    vocabulary, which only make their number round, are left out.
+
+    Returns:
+        as `checkpoint.load`, but stage, configs, model and tokenizer alone; without
+        tokenizer, and with all embeddings, if the folder has no tokenizer.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder holds no model of a known family.
+    """
+    folder = Path(folder)
+    c = families.read_config(read_json(folder / "config.json"), folder)
+    weights = read_weights(folder)
+    head = weights.pop("lm_head.weight", None)
+    if families.family_of(c) == "gpt2":  # a GPT2Model that was saved alone has no prefix
+        bare = {name.removeprefix("transformer."): x for name, x in weights.items()}
+        weights = {f"transformer.{name}": x for name, x in bare.items()}
+    if head is None and not c.tied:
+        raise ValueError(f"{folder}: the head is missing, and not tied to the embedding")
+    ours = to_ours(lm_names(replace(c, tied=True)), weights, folder)
+    ours["head.weight"] = ours["wte.weight"] if head is None else head.float()
+    check_fit(ours, lambda: GPT(c), str(folder))
+    if c.tied and not torch.equal(ours["head.weight"], ours["wte.weight"]):
+        raise ValueError(f"{folder}: the head is not tied to the embedding")
+    state = {"stage": "lm", "configs": {"model": asdict(c)}, "model": ours}
+    # vocab.json alone does not tell how text is split: it is GPT-2's, or unknown
+    names = ["tokenizer.json"] + ["vocab.json"] * (families.family_of(c) == "gpt2")
+    if any((folder / name).is_file() for name in names):
+        tokenizer, known = read_tokenizer(folder)
+        ours |= with_tokens(ours, "", c, tokenizer, known, folder)
+        c = replace(c, vocab_size=tokenizer.vocab_size)
+        state |= {"configs": {"model": asdict(c)}, "tokenizer": tokenizer.to_text()}
+    return state
+
+
+def with_tokens(
+    weights: dict[str, Tensor], prefix: str, c: GPTConfig, tokenizer: Tokenizer, known: int,
+    folder: Path,
+) -> dict[str, Tensor]:
+    """Embeddings and head with a row for each token, see `read_lm`.
+
+    Args:
+        prefix: before the names "wte.weight" and "head.weight" in `weights`.
+        known: how many ids the folder itself has.
+
+    Raises:
+        ValueError: if there are fewer embeddings than the folder has ids.
+    """
+    if c.vocab_size < known:
+        raise ValueError(f"{folder}: {known} tokens do not fit {c.vocab_size} embeddings")
+    grown = {}
+    for name in (f"{prefix}wte.weight", f"{prefix}head.weight"):
+        rows = weights[name][:known]                                 # (known, C)
+        new = rows.mean(0, keepdim=True).expand(tokenizer.vocab_size - known, -1)
+        grown[name] = torch.cat([rows, new])
+    if c.tied:
+        grown[f"{prefix}head.weight"] = grown[f"{prefix}wte.weight"]
+    return grown
+
+
+# --- towers ---
+
+
+def read_vision(folder: str | Path, image_size: int = 0) -> dict:
+    """Read a CLIPModel or a SiglipModel, in the form that `models.clip_from` takes.
+
+    The tokenizer is left out. SigLIP 2's checkpoints of one resolution are SiglipModels.
 
     Args:
         image_size: S in pixels; if it differs from the published one, the position
             embeddings are interpolated. 0 = the published one.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder holds no CLIPModel that fits.
+        FileNotFoundError, ValueError: if the folder holds no such model that fits.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
-    expect(config, folder, model_type="clip")
-    vision = tower_config(config, "vision_config", folder)
+    kind = config.get("model_type")
+    if kind not in ("clip", "siglip"):
+        raise ValueError(
+            f"{folder}: model_type is {brief(kind)}, minivlm has clip and siglip"
+        )
+    vit = read_vit(tower_config(config, "vision_config", folder), kind, folder)
     text = tower_config(config, "text_config", folder)
-    mode = "crop"
-    if (folder / "preprocessor_config.json").is_file():
-        preprocessor = read_json(folder / "preprocessor_config.json")
-        expect(preprocessor, folder, image_mean=list(MEAN), image_std=list(STD))
-        if preprocessor.get("do_pad"):
-            mode = "pad"
-        elif not preprocessor.get("do_center_crop", True):
-            mode = "stretch"
-    # transformers leaves its defaults out of the file; they are the sizes of ViT-B/32
-    C, n_layer, n_head, S, P = sizes(
-        vision, folder, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
-        image_size=224, patch_size=32,
+    # transformers leaves its defaults out of the file; those of CLIP are ViT-B/32's
+    usual = {"num_hidden_layers": 12}
+    if kind == "clip":
+        usual |= {"hidden_size": 512, "num_attention_heads": 8, "vocab_size": 49408,
+                  "max_position_embeddings": 77}
+    else:
+        usual |= {"hidden_size": 768, "num_attention_heads": 12, "vocab_size": 32000,
+                  "max_position_embeddings": 64}
+    C, n_layer, n_head, T, V = sizes(
+        text, folder, **{key: usual[key] for key in (
+            "hidden_size", "num_hidden_layers", "num_attention_heads",
+            "max_position_embeddings", "vocab_size",
+        )},
     )
-    text_C, text_n_layer, text_n_head, T, V = sizes(
-        text, folder, hidden_size=512, num_hidden_layers=12, num_attention_heads=8,
-        max_position_embeddings=77, vocab_size=49408,
-    )
-    # the MLP of our Block is four times as wide as the Block
-    expect(vision, folder, intermediate_size=4 * C)
-    expect(text, folder, intermediate_size=4 * text_C)
-    [n_embd] = sizes(config, folder, projection_dim=512)
-    act = vision.get("hidden_act", "quick_gelu")
-    text_act = text.get("hidden_act", "quick_gelu")
+    expect(text, folder, layer_norm_eps=vit.norm_eps)
+    if kind == "clip":
+        expect(text, folder, intermediate_size=4 * C)
+        [n_embd] = sizes(config, folder, projection_dim=512)
+        act = text.get("hidden_act", "quick_gelu")
+        own = {}
+    else:
+        expect(text, folder, hidden_act="gelu_pytorch_tanh")
+        [n_inner] = sizes(text, folder, intermediate_size=3072)
+        [n_embd] = sizes(text, folder, projection_size=C)
+        act = "gelu_tanh"
+        pad = text.get("pad_token_id", 1)
+        if type(pad) is not int or not 0 <= pad < V:
+            raise ValueError(f"{folder}: pad_token_id is {brief(pad)}, expected 0 .. {V - 1}")
+        own = {"logit_bias": True, "text_n_inner": n_inner, "pad_id": pad}
     try:
-        vit = ViTConfig(S, P, n_layer, n_head, C, act)
-        c = CLIPConfig(vit, V, T, text_n_layer, text_n_head, text_C, n_embd, text_act)
+        c = CLIPConfig(vit, V, T, n_layer, n_head, C, n_embd, act, **own)
     except ValueError as error:  # sizes that do not go together
         raise ValueError(f"{folder}: {error}") from None
-    weights = to_ours(clip_names(c), read_weights(folder), folder)
-    check_fit(weights, lambda: CLIP(c), str(folder))
-    if image_size and image_size != S:
-        c = replace(c, vit=replace(c.vit, image_size=image_size))
-        weights["vit.pos"] = resize_positions(weights["vit.pos"], c.vit.n_tokens)
-    configs = {"model": asdict(c), "fit": mode}
-    return {"stage": "clip", "configs": configs, "model": weights}
+    weights = read_weights(folder)
+    for name in ("logit_scale", "logit_bias"):  # SigLIP's have one dimension, ours none
+        if name in weights and weights[name].numel() == 1:
+            weights[name] = weights[name].reshape(())
+    ours = to_ours(clip_names(c), weights, folder)
+    check_fit(ours, lambda: CLIP(c), str(folder))
+    if image_size and image_size != vit.image_size:
+        c = replace(c, vit=replace(vit, image_size=image_size))
+        ours["vit.pos"] = resize_positions(ours["vit.pos"], c.vit.n_tokens, vit.n_class)
+    configs = {"model": asdict(c), "fit": read_fit(vit, folder)}
+    return {"stage": "clip", "configs": configs, "model": ours}
 
 
 def tower_config(config: dict, name: str, folder: Path) -> dict:
-    """The config of one of CLIP's towers.
+    """The config of one of a model's towers.
 
     Raises:
-        ValueError: if it is no JSON object, or if our tower cannot do what it asks for.
+        ValueError: if it is no JSON object.
     """
     tower = {}
     # the first published files have a second entry, "..._dict", of what is no default
@@ -94,81 +185,180 @@ def tower_config(config: dict, name: str, folder: Path) -> dict:
         if not isinstance(part, dict):
             raise ValueError(f"{folder}: {name} is no JSON object")
         tower |= part
-    expect(tower, folder, layer_norm_eps=1e-5, num_channels=3)
     return tower
 
 
-def read_gpt2(folder: str | Path) -> dict:
-    """Read a GPT2LMHeadModel and its tokenizer, in the form that train_align.py takes.
+def read_vit(vision: dict, kind: str, folder: Path) -> ViTConfig:
+    """The ViTConfig of a CLIPVisionConfig or a SiglipVisionConfig.
 
-    GPT-2 lacks most special tokens of the chat template. Each missing token gets a new
-    embedding, the mean of all embeddings, so that it is not likely at first (Hewitt 2021,
-    "Initializing New Word Embeddings for Pretrained Language Models"). Embeddings beyond
-    the tokenizer's vocabulary, which only make their number round, are left out.
+    Args:
+        kind: "clip" or "siglip".
 
     Raises:
-        FileNotFoundError, ValueError: if the folder holds no GPT2LMHeadModel that fits.
+        ValueError: if our ViT cannot do what the config asks for.
+    """
+    is_clip = kind == "clip"
+    eps = 1e-5 if is_clip else 1e-6
+    expect(vision, folder, layer_norm_eps=eps, num_channels=3)
+    C, n_layer, n_head, S, P = sizes(
+        vision, folder, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+        image_size=224, patch_size=32 if is_clip else 16,
+    )
+    if is_clip:  # CLIP's MLPs are four times as wide as its blocks
+        expect(vision, folder, intermediate_size=4 * C)
+        act, n_inner = vision.get("hidden_act", "quick_gelu"), 0
+    else:
+        expect(vision, folder, hidden_act="gelu_pytorch_tanh", vision_use_head=True)
+        [n_inner] = sizes(vision, folder, intermediate_size=3072)
+        act = "gelu_tanh"
+    try:
+        return ViTConfig(
+            S, P, n_layer, n_head, C, act, kind=kind, n_inner=n_inner, norm_eps=eps
+        )
+    except ValueError as error:  # sizes that do not go together
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def read_fit(vit: ViTConfig, folder: Path) -> str:
+    """How a published model's pictures are made square, a mode of `images.fit`.
+
+    Raises:
+        ValueError: if they are normalized in another way than the ViT expects.
+    """
+    is_clip = vit.kind == "clip"
+    usual = "crop" if is_clip else "stretch"
+    if not (folder / "preprocessor_config.json").is_file():
+        return usual
+    preprocessor = read_json(folder / "preprocessor_config.json")
+    mean, std = (list(MEAN), list(STD)) if is_clip else ([0.5] * 3, [0.5] * 3)
+    expect(preprocessor, folder, image_mean=mean, image_std=std)
+    if preprocessor.get("do_pad"):
+        if not is_clip:
+            raise ValueError(f"{folder}: do_pad is true; pictures are padded for CLIP only")
+        return "pad"
+    return "crop" if preprocessor.get("do_center_crop", is_clip) else "stretch"
+
+
+# --- visual chatbots ---
+
+
+def read_vlm(folder: str | Path) -> dict:
+    """Read a LlavaForConditionalGeneration, in the form that `models.vlm_from` takes.
+
+    Its text model may be of any family, its vision tower CLIP's or SigLIP's.
+
+    Returns:
+        what `checkpoint.load` returns for a run of train_sft.py.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder holds no such model that fits, or no
+            tokenizer.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
     expect(
-        config, folder, model_type="gpt2", layer_norm_epsilon=1e-5,
-        scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
-        add_cross_attention=False,
+        config, folder, model_type="llava", projector_hidden_act="gelu",
+        multimodal_projector_bias=True,
     )
-    acts = {theirs: ours for ours, theirs in GPT2_ACTS.items()}
-    act = config.get("activation_function", "gelu_new")
-    if act not in list(acts):  # a list has no hash
-        raise ValueError(
-            f"{folder}: activation_function is {brief(act)}, minivlm has {', '.join(acts)}"
-        )
-    C, n_layer, n_head, T, V = sizes(
-        config, folder, n_embd=768, n_layer=12, n_head=12, n_positions=1024,
-        vocab_size=50257,
-    )
-    if config.get("n_inner") is not None:  # None means four times the width, as in ours
-        expect(config, folder, n_inner=4 * C)
-    weights = {}
-    for name, value in read_weights(folder).items():
-        weights[name.removeprefix("transformer.")] = value
-    head = weights.pop("lm_head.weight", None)
-    ours = to_ours(gpt2_names(n_layer, "", ""), weights, folder)
-    wte = ours["wte.weight"]                                         # (V, C)
-    ours["head.weight"] = wte
-    check_fit(ours, lambda: GPT(GPTConfig(V, T, n_layer, n_head, C)), str(folder))
-    if head is not None and not torch.equal(head.float(), wte):
-        raise ValueError(f"{folder}: the head is not tied to the embedding as minivlm's is")
-
-    tokenizer, n_special = read_tokenizer(folder)
-    known = len(tokenizer.ranks) + n_special
-    if V < known:
-        raise ValueError(f"{folder}: {known} tokens do not fit {V} embeddings")
-    new = wte[:known].mean(0, keepdim=True).expand(tokenizer.vocab_size - known, -1)
-    ours["wte.weight"] = ours["head.weight"] = torch.cat([wte[:known], new])
-    c = GPTConfig(tokenizer.vocab_size, T, n_layer, n_head, C, act=acts[act])
+    vision = tower_config(config, "vision_config", folder)
+    kind = str(vision.get("model_type", "clip_vision_model")).removesuffix("_vision_model")
+    if kind not in ("clip", "siglip"):
+        raise ValueError(f"{folder}: a vision tower of type {brief(kind)}, not clip or siglip")
+    vit = read_vit(vision, kind, folder)
+    layer = config.get("vision_feature_layer", -2)
+    if type(layer) is not int or not -vit.n_layer <= layer < 0:
+        raise ValueError(f"{folder}: vision_feature_layer is {brief(layer)}")
+    vit = replace(vit, feature_layer=layer)
+    expect(config, folder, vision_feature_select_strategy=select_strategy(vit))
+    # LLaVA has a head of its own, whatever its text model says
+    text = tower_config(config, "text_config", folder) | {"tie_word_embeddings": False}
+    gpt = families.read_config({"model_type": "llama"} | text, folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"no tokenizer.json in {folder}")
+    tokenizer, known = read_tokenizer(folder)
+    expect(config, folder, image_token_index=tokenizer.image)
+    try:
+        c = VLMConfig(tokenizer.image, vit, gpt, "llava")
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    theirs = {file_name(name): value for name, value in read_weights(folder).items()}
+    weights = to_ours(llava_names(c), theirs, folder)
+    check_fit(weights, lambda: VLM(replace(c, gpt=replace(gpt, tied=False))), str(folder))
+    tied = torch.equal(weights["gpt.head.weight"], weights["gpt.wte.weight"])
+    gpt = replace(gpt, tied=tied)
+    weights |= with_tokens(weights, "gpt.", gpt, tokenizer, known, folder)
+    c = replace(c, gpt=replace(gpt, vocab_size=tokenizer.vocab_size))
+    configs = {
+        "model": asdict(c), "fit": read_fit(vit, folder), "tokenizer": tokenizer.identity,
+    }
     return {
-        "stage": "lm", "configs": {"model": asdict(c)}, "model": ours,
-        "tokenizer": tokenizer.to_text(),
+        "stage": "sft", "configs": configs, "model": weights, "step": 0, "best": 0.0,
+        "tokenizer": tokenizer.to_text(), "file": str(folder),
     }
 
 
-def resize_positions(pos: Tensor, n_tokens: int) -> Tensor:
-    """Interpolate a ViT's position embeddings: (1 + n, C) -> (1 + n_tokens, C).
+def file_name(name: str) -> str:
+    """The name of one of LLaVA's tensors in the files that people have.
+
+    transformers' own names have changed: "model." came before, and the head moved.
+
+    >>> file_name("model.language_model.layers.0.mlp.up_proj.weight")
+    'language_model.model.layers.0.mlp.up_proj.weight'
+    >>> file_name("vision_tower.vision_model.post_layernorm.bias")
+    'vision_tower.post_layernorm.bias'
+    """
+    name = name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
+    if name.startswith("lm_head."):
+        return f"language_model.{name}"
+    inner = name.removeprefix("language_model.")
+    if inner != name and not inner.startswith(("model.", "lm_head.")):
+        return f"language_model.model.{inner}"
+    return name
+
+
+def resize_positions(pos: Tensor, n_tokens: int, n_class: int = 1) -> Tensor:
+    """Interpolate a ViT's position embeddings: (n_class + n, C) -> (n_class + n_tokens, C).
 
     The class token's embedding, the first, stays as it is.
 
     Args:
-        pos: (1 + n, C), of the class token and of the patches, row by row.
+        pos: of the class token, if there is one, and of the patches, row by row.
         n_tokens: number of patches at the new size; n and n_tokens are square numbers.
+        n_class: 1 with class token, else 0.
 
     Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.2; bicubic as in DeiT,
     Touvron et al. 2020, arXiv:2012.12877.
     """
-    old = math.isqrt(len(pos) - 1)
+    old = math.isqrt(len(pos) - n_class)
     new = math.isqrt(n_tokens)
-    grid = pos[1:].T.reshape(1, -1, old, old)                        # (1, C, old, old)
+    grid = pos[n_class:].T.reshape(1, -1, old, old)                  # (1, C, old, old)
     grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
-    return torch.cat([pos[:1], grid.flatten(2)[0].T])                # (1 + n_tokens, C)
+    return torch.cat([pos[:n_class], grid.flatten(2)[0].T])
+
+
+def select_strategy(c: ViTConfig) -> str:
+    """LLaVA's word for which of a ViT's outputs are features: all but a class token."""
+    return "default" if c.n_class else "full"
+
+
+def is_published(path: str | Path) -> bool:
+    """Whether a path is a folder as transformers publishes it, and not a run folder."""
+    config = Path(path) / "config.json"  # a run folder has one, too
+    return config.is_file() and "model_type" in read_json(config)
+
+
+def load_state(path: str | Path, stages: tuple[str, ...]) -> dict:
+    """Read a run's checkpoint; or a published chatbot, if a run of train_sft.py will do.
+
+    Args:
+        path: a checkpoint file, a run folder, or a folder as transformers publishes it.
+        stages: as for `checkpoint.load`.
+
+    Returns and raises as `checkpoint.load` and `read_vlm`.
+    """
+    if "sft" in stages and is_published(path):
+        return read_vlm(path)
+    return checkpoint.load(path, stages)
 
 
 # --- files ---
@@ -238,25 +428,3 @@ def safetensors():
     except ImportError:
         raise ValueError("this needs another package: pip install safetensors") from None
     return safetensors.torch
-
-
-def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:
-    """Read sizes from a config, in the order of `defaults`.
-
-    A size that is missing there has its default. A size beyond that of any published model
-    is refused before anybody builds a model of that size.
-
-    Args:
-        defaults: name of a size -> its default.
-
-    Raises:
-        ValueError: if a size is no integer from 1 to 1,000 (layers) or 1,000,000 (others).
-    """
-    found = []
-    for key, default in defaults.items():
-        value = config.get(key, default)
-        most = 1000 if "layer" in key else 1_000_000
-        if type(value) is not int or not 0 < value <= most:
-            raise ValueError(f"{folder}: {key} is {brief(value)}, expected 1 .. {most}")
-        found.append(value)
-    return found

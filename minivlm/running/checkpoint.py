@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.running.files import brief, first_line
-from minivlm.running.options import ADDED, FREE, RETIRED
+from minivlm.running.options import (
+    ADDED, ADDED_CLIP, ADDED_GPT, ADDED_VIT, FREE, RETIRED,
+)
 from minivlm.tokenizer import Tokenizer
 
 FORMAT = 1  # `load` refuses every other number
@@ -139,8 +141,10 @@ def tokenizer_of(state: dict) -> Tokenizer:
     """Return the tokenizer of a checkpoint or of published weights.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if there is none, or it is none.
     """
+    if "tokenizer" not in state:
+        raise ValueError("the published language model comes without a tokenizer.json")
     return Tokenizer.from_text(
         state["tokenizer"], f"the tokenizer in {state.get('file', 'the published folder')}"
     )
@@ -290,10 +294,13 @@ def saved_settings(state: dict, configs: dict) -> dict:
             saved[name] = value
     if isinstance(saved.get("model"), dict):
         model = saved["model"] = dict(saved["model"])
-        if "gpt" in model:
-            model["gpt"] = {"act": ADDED["act"]} | model["gpt"]
-        elif "block_size" in model:  # a GPT
-            model.setdefault("act", ADDED["act"])
+        if "block_size" in model:  # a GPT
+            model |= ADDED_GPT | model
+        elif "text_block_size" in model:  # a CLIP
+            model |= ADDED_CLIP | model
+        for part, added in (("gpt", ADDED_GPT), ("vit", ADDED_VIT)):
+            if isinstance(model.get(part), dict):
+                model[part] = added | model[part]
     folder = saved.get("data")
     if isinstance(folder, str) and "data" in configs:
         if Path(folder).resolve() == Path(configs["data"]).resolve():

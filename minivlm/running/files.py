@@ -149,6 +149,28 @@ def expect(config: dict, folder: Path, **wanted: object) -> None:
             )
 
 
+def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:
+    """Read sizes from a config, in the order of `defaults`.
+
+    A size that is missing there has its default. A size beyond that of any published model
+    is refused before anybody builds a model of that size.
+
+    Args:
+        defaults: name of a size -> its default.
+
+    Raises:
+        ValueError: if a size is no integer from 1 to 1,000 (layers) or 1,000,000 (others).
+    """
+    found = []
+    for key, default in defaults.items():
+        value = config.get(key, default)
+        most = 1000 if "layer" in key else 1_000_000
+        if type(value) is not int or not 0 < value <= most:
+            raise ValueError(f"{folder}: {key} is {brief(value)}, expected 1 .. {most}")
+        found.append(value)
+    return found
+
+
 def is_number(x) -> bool:
     """Whether a value from JSON is a number below 1e300 in size; True and False are none.
 

@@ -31,13 +31,21 @@ SOURCES = ("init", "clip", "lm", "reward", "vision", "llm")
 # options that a resumed run may change: its folder, its length, when it is measured and
 # logged, the machine that it runs on, how much memory it takes
 FREE = ("out", "resume", "steps", "eval_every", "log_every", "device", "dtype", "compile",
-        "threads", "workers", "ref_logps", "grad_accum")
+        "threads", "workers", "ref_logps", "grad_accum", "checkpoint_blocks")
 
 # options of earlier versions that are constants now; a run with these values can be resumed
 RETIRED = {"lora_layers": "gpt.*,projector.*", "center": 0.01, "kl_horizon": 10_000,
            "scratch": False}
 # settings that earlier versions did not have, with what these versions did
-ADDED = {"fit": "crop", "skip_long": False, "act": "gelu_tanh"}
+ADDED = {"fit": "crop", "skip_long": False, "act": "gelu_tanh", "loss": "infonce"}
+# the same for the configs of models
+ADDED_GPT = {
+    "act": "gelu_tanh", "n_inner": 0, "norm": "layer", "norm_eps": 1e-5, "bias": "all",
+    "n_kv_head": 0, "head_dim": 0, "qk_norm": False, "learned_positions": True,
+    "rotary_scaling": None, "tied": True,
+}
+ADDED_VIT = {"kind": "clip", "n_inner": 0, "norm_eps": 1e-5}
+ADDED_CLIP = {"logit_bias": False, "text_n_inner": 0, "pad_id": 0}
 
 # control characters, marks that change the direction of writing, lone surrogates
 STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

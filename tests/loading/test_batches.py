@@ -648,7 +648,7 @@ def test_words_that_are_read_are_switched_and_nothing_else():
     ids = [300, 301, 301, *range(100, 150), 302, *range(200, 250), 303]  # 300 ..: special ids
     learned = [False] * 54 + [True] * 51
     rows = [(ids, learned)] * 200
-    made = switch_out(rows, 300, 0.3, torch.Generator().manual_seed(0))
+    made = switch_out(rows, range(300), 0.3, torch.Generator().manual_seed(0))
     changed = 0
     for new, wanted in made:
         assert wanted == learned and len(new) == len(ids)
@@ -656,10 +656,10 @@ def test_words_that_are_read_are_switched_and_nothing_else():
         assert all(0 <= i < 300 for i in new[3:53])
         changed += sum(a != b for a, b in zip(new, ids))
     assert abs(changed / (200 * 50) - 0.3 * 299 / 300) < 0.015
-    assert switch_out(rows[:2], 300, 0.0, torch.Generator()) == rows[:2]
+    assert switch_out(rows[:2], range(300), 0.0, torch.Generator()) == rows[:2]
     with pytest.raises(ValueError, match="noise 1.5 is no share"):
-        switch_out(rows, 300, 1.5, torch.Generator())
-    assert switch_out(rows[:9], 300, 0.3, torch.Generator().manual_seed(0)) == made[:9]
+        switch_out(rows, range(300), 1.5, torch.Generator())
+    assert switch_out(rows[:9], range(300), 0.3, torch.Generator().manual_seed(0)) == made[:9]
 
 
 def test_parts_of_documents_are_read_without_a_picture(tmp_path, capsys):

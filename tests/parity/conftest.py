@@ -32,7 +32,7 @@ quantity with an independent implementation, the peer, on many random cases.
 TAIL = """
 What is not in the table:
 
-- SigLIP's loss, momentum encoders and queues: minivlm does not have them.
+- Momentum encoders and queues: minivlm does not have them.
 - LLaVA's masks, and the counts of POPE, CHAIR and AMBER: no package contains their code.
   `tests/test_conversation.py` and `tests/metrics/test_metrics.py` implement the published rules a
   second time and compare with that. `tests/metrics/test_chair_of_coco.py` has sentences with the

@@ -111,8 +111,9 @@ def questions(runs: Path) -> tuple[Tensor, Tensor, Tensor, Tokenizer]:
     """Three dialogues up to the question, padded: ids, lengths, pictures; and their tokenizer."""
     tokenizer = Tokenizer.from_text(load(runs / "sft", ("sft",))["tokenizer"])
     config = VLMConfig.from_dict(load(runs / "sft", ("sft",))["configs"]["model"])
-    rows = [[tokenizer.user, *[tokenizer.image] * config.vit.n_tokens, *tokenizer.encode(text),
-             tokenizer.assistant] for text in ("What is this?", "Why?", "Which color is it?")]
+    user, assistant = tokenizer.special["<|user|>"], tokenizer.special["<|assistant|>"]
+    rows = [[user, *[tokenizer.image] * config.vit.n_tokens, *tokenizer.encode(text), assistant]
+            for text in ("What is this?", "Why?", "Which color is it?")]
     idx = torch.full((3, max(map(len, rows))), tokenizer.pad)
     for b, row in enumerate(rows):
         idx[b, :len(row)] = torch.tensor(row)

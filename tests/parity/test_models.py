@@ -6,7 +6,7 @@ transformers reads it.
 """
 
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.gpt import GPT, GPTConfig
+from minivlm.losses import siglip_loss
 from minivlm.pretrained.export import export
-from minivlm.pretrained.weight_names import clip_names, gpt2_names, llava_names, to_theirs
+from minivlm.pretrained.families import CLASSES, PARTS
+from minivlm.pretrained.weight_names import clip_names, llava_names, lm_names, to_theirs
+from minivlm.pretrained.weights import read_lm, read_vision
 from minivlm.tokenizer import Tokenizer
-from minivlm.vit import ViTConfig
+from minivlm.vit import MEAN, STD, ViTConfig
 from minivlm.vlm import VLM, VLMConfig
 from parity.peers import one_file, whole
 
@@ -52,10 +55,22 @@ def random_clip(rng: random.Random) -> CLIPConfig:
                       8 * text_heads, rng.choice((8, 24)), rng.choice(("quick_gelu", "gelu")))
 
 
-def random_gpt(rng: random.Random, vocab_size: int = 0, block_size: int = 0) -> GPTConfig:
+def random_gpt(
+    rng: random.Random, family: str = "gpt2", vocab_size: int = 0, block_size: int = 0
+) -> GPTConfig:
     heads = rng.choice((1, 2, 4))
-    return GPTConfig(vocab_size or rng.randint(5, 60), block_size or rng.randint(4, 24),
-                     rng.randint(1, 3), heads, 8 * heads)
+    c = GPTConfig(vocab_size or rng.randint(5, 60), block_size or rng.randint(4, 24),
+                  rng.randint(1, 3), heads, 8 * heads)
+    if family == "gpt2":
+        return c
+    scaling = {"factor": rng.uniform(2, 8), "low": 1.0, "high": 4.0, "original": rng.randint(4, 24)}
+    return replace(
+        c, norm="rms", norm_eps=rng.choice((1e-5, 1e-6)), act="swiglu", n_inner=rng.randint(5, 40),
+        n_kv_head=rng.choice([n for n in (1, 2, 4) if heads % n == 0]), learned_positions=False,
+        # transformers' Llama and Qwen2 refuse a width that the heads do not divide
+        head_dim=rng.choice((8, 6, 16)) if family == "qwen3" else 8, tied=rng.random() < 0.5,
+        rotary_base=rng.choice((100.0, 1e4)), rotary_scaling=rng.choice((None, scaling)),
+        **PARTS[family])
 
 
 def grads_of(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -169,11 +184,69 @@ def test_a_vlm_reads_what_llava_reads(hf, agreement, tmp_path):
         assert ours.vit.features(images).shape[1] == (c.vit.image_size // c.vit.patch_size) ** 2
 
 
-def test_gpt_is_transformers_gpt2(hf, agreement, tmp_path):
-    """Catches the exact GELU, an untied head, a map turned the wrong way, an ignored -100."""
-    seen = agreement("GPT: logits, loss, all gradients", "transformers", "GPT2LMHeadModel", 1e-4)
+def random_siglip(rng: random.Random) -> CLIPConfig:
+    heads, text_heads, patch = rng.choice((1, 2, 4)), rng.choice((1, 2, 4)), rng.choice((4, 8))
+    vit = ViTConfig(patch * rng.randint(1, 4), patch, rng.randint(2, 3), heads, 8 * heads,
+                    "gelu_tanh", kind="siglip", n_inner=rng.randint(5, 40), norm_eps=1e-6)
+    V = rng.randint(20, 60)
+    return CLIPConfig(vit, V, rng.randint(6, 20), rng.randint(1, 3), text_heads, 8 * text_heads,
+                      vit.n_embd, "gelu_tanh", logit_bias=True, text_n_inner=rng.randint(5, 40),
+                      pad_id=rng.randint(0, V - 1))
+
+
+def half(images: Tensor) -> Tensor:
+    """Pictures that are normalized as CLIP's, normalized as SigLIP's."""
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
+    return (images * std + mean - 0.5) / 0.5
+
+
+def test_siglip_is_transformers_siglip(hf, agreement, tmp_path):
+    """Catches a causal text tower, pads left out, a feature at the last word, a pool without its
+    residual, a norm behind it, another eps, CLIP's pixels; and the loss of the paper.
+    """
+    seen = agreement("SigLIP: features, logits, loss, all gradients", "transformers", "SiglipModel",
+                     1e-4)
     for rng in seen.cases():
-        ours, theirs, c = both_gpts(hf, rng, tmp_path)
+        c = random_siglip(rng)
+        ours = stirred(CLIP(c))
+        state = {"stage": "clip", "configs": {"model": asdict(c)}, "model": ours.state_dict()}
+        export(state, tmp_path)
+        theirs = hf.SiglipModel.from_pretrained(tmp_path).eval()
+        theirs.save_pretrained(tmp_path / "theirs")
+        again = read_vision(tmp_path / "theirs")
+        assert again["configs"]["model"] == asdict(c)
+        assert all(torch.equal(x, again["model"][k]) for k, x in ours.state_dict().items())
+        B, T = 3, c.text_block_size
+        lengths = torch.tensor([rng.randint(1, T) for _ in range(B)])
+        idx = torch.randint(0, c.vocab_size, (B, int(lengths.max())))
+        full = nn.functional.pad(idx, (0, T - idx.shape[1]))
+        full = full.masked_fill(torch.arange(T) >= lengths[:, None], c.pad_id)
+        images = torch.randn(B, 3, c.vit.image_size, c.vit.image_size)
+        img_z, txt_z, scale, bias = ours(images, idx, lengths)
+        out = theirs(input_ids=full, pixel_values=half(images), return_loss=True)
+        seen.close(img_z, out.image_embeds)
+        seen.close(txt_z, out.text_embeds)
+        seen.close(scale * img_z @ txt_z.T + bias, out.logits_per_image)
+        loss = siglip_loss(img_z, txt_z, scale, bias)
+        seen.close(loss, out.loss)
+        seen.close(ours.vit.features(images), theirs.vision_model(
+            pixel_values=half(images), output_hidden_states=True).hidden_states[-2])
+        mine = to_theirs(clip_names(c), grads_of(ours, loss))
+        yours = grads_of(theirs, out.loss)
+        compare_grads(seen, {k: x.reshape(yours[k].shape) for k, x in mine.items()}, yours)
+
+
+LM = {"gpt2": "GPT2LMHeadModel"} | CLASSES
+
+
+@pytest.mark.parametrize("family", LM)
+def test_every_language_model_is_transformers(hf, agreement, tmp_path, family):
+    """Catches the exact GELU, an untied head, a map turned the wrong way, an ignored -100; heads
+    that share the wrong keys, a norm of another eps, a rotation of neighbors, a lost bias.
+    """
+    seen = agreement(f"{family}: logits, loss, all gradients", "transformers", LM[family], 1e-4)
+    for rng in seen.cases():
+        ours, theirs, c = both_gpts(hf, rng, tmp_path, family)
         idx = torch.randint(0, c.vocab_size, (2, rng.randint(2, c.block_size)))
         labels = idx.masked_fill(torch.rand(idx.shape) < 0.3, -100)
         labels[:, -1] = idx[:, -1]
@@ -182,27 +255,40 @@ def test_gpt_is_transformers_gpt2(hf, agreement, tmp_path):
         seen.close(logits, out.logits)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         seen.close(loss, out.loss)
-        mine = to_theirs(gpt2_names(c.n_layer, "", "transformer."), grads_of(ours, loss))
+        mine = to_theirs(lm_names(c), grads_of(ours, loss))
         compare_grads(seen, mine, grads_of(theirs, out.loss))
 
 
-def both_gpts(hf, rng: random.Random, folder: Path) -> tuple[GPT, nn.Module, GPTConfig]:
-    """A GPT with random weights, and the same one as transformers reads it."""
-    c = random_gpt(rng)
+def both_gpts(
+    hf, rng: random.Random, folder: Path, family: str
+) -> tuple[GPT, nn.Module, GPTConfig]:
+    """A GPT with random weights, and the same one as transformers reads it.
+
+    What transformers writes of its own is read back bit for bit.
+    """
+    c = random_gpt(rng, family)
     ours = stirred(GPT(c))
     export({"stage": "lm", "configs": {"model": asdict(c)}, "model": ours.state_dict()}, folder)
-    return ours, hf.GPT2LMHeadModel.from_pretrained(folder).eval(), c
+    theirs = getattr(hf, LM[family]).from_pretrained(folder).eval()
+    if family != "gpt2":  # which also needs a tokenizer
+        theirs.save_pretrained(folder / "theirs")
+        again = read_lm(folder / "theirs")
+        assert again["configs"]["model"] == asdict(c)
+        assert all(torch.equal(value, again["model"][name])
+                   for name, value in ours.state_dict().items())
+    return ours, theirs, c
 
 
-def test_a_gpt_with_its_cache_is_transformers_with_left_padding(hf, agreement, tmp_path):
+@pytest.mark.parametrize("family", LM)
+def test_a_cache_is_transformers_with_left_padding(hf, agreement, tmp_path, family):
     """Catches positions counted over pads, and keys of another row: ours stand on the right, the
     peer's on the left; both then read on, one token at a time.
     """
-    seen = agreement("GPT with a KV cache, ragged rows: next-token logits", "transformers",
-                     "GPT2LMHeadModel, left padding", 1e-5)
+    seen = agreement(f"{family} with a KV cache, ragged rows: next-token logits", "transformers",
+                     f"{LM[family]}, left padding", 1e-5)
     with torch.no_grad():
         for rng in seen.cases():
-            ours, theirs, c = both_gpts(hf, rng, tmp_path)
+            ours, theirs, c = both_gpts(hf, rng, tmp_path, family)
             longest = rng.randint(2, c.block_size - 1)
             lengths = [longest, rng.randint(1, longest)]
             rows = [torch.randint(0, c.vocab_size, (n,)).tolist() for n in lengths]
@@ -226,21 +312,22 @@ def test_a_gpt_with_its_cache_is_transformers_with_left_padding(hf, agreement, t
                 seen.close(mine, out.logits[:, -1])
 
 
-def test_a_vlm_is_transformers_llava(hf, agreement, tmp_path):
+@pytest.mark.parametrize("family", LM)
+def test_a_vlm_is_transformers_llava(hf, agreement, tmp_path, family):
     """Catches features in another order or row, another layer, a norm too many, labels that slip:
-    rows with none, one and two pictures, padded on the right.
+    rows with none, one and two pictures, padded on the right; CLIP's tower, and SigLIP's.
     """
-    seen = agreement("VLM: logits, loss, all gradients", "transformers",
-                     "LlavaForConditionalGeneration over GPT-2", 1e-4)
+    seen = agreement(f"VLM over {family}: logits, loss, all gradients", "transformers",
+                     "LlavaForConditionalGeneration", 1e-4)
     for rng in seen.cases():
-        vit = random_clip(rng).vit
+        vit = rng.choice((random_clip, random_siglip))(rng).vit
         N, image = vit.n_tokens, 7
         texts = [[[rng.randint(0, 6) for _ in range(rng.randint(1, 4))] for _ in range(n + 1)]
                  for n in rng.sample((0, 1, 2), 3)]
         rows = [[t for k, text in enumerate(row) for t in [image] * N * (k > 0) + text]
                 for row in texts]
         T = max(map(len, rows))
-        c = VLMConfig(image, vit, random_gpt(rng, 8, T + rng.randint(0, 3)), "llava")
+        c = VLMConfig(image, vit, random_gpt(rng, family, 8, T + rng.randint(0, 3)), "llava")
         ours = stirred(VLM(c))
         export({"stage": "align", "configs": {"model": asdict(c)}, "model": ours.state_dict()},
                tmp_path)
@@ -252,18 +339,19 @@ def test_a_vlm_is_transformers_llava(hf, agreement, tmp_path):
         n_images = sum(len(row) - 1 for row in texts)
         images = torch.randn(n_images, 3, vit.image_size, vit.image_size)
         logits = ours(idx, images)
-        out = theirs(input_ids=idx, pixel_values=images, attention_mask=mask, labels=labels)
+        seen_images = half(images) if vit.kind == "siglip" else images
+        out = theirs(input_ids=idx, pixel_values=seen_images, attention_mask=mask, labels=labels)
         real = mask.bool()
         seen.close(logits[real], out.logits[real])
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         seen.close(loss, out.loss)
         mine = grads_of(ours, loss)
         yours = {peer_name(k): g for k, g in grads_of(theirs, out.loss).items()}
-        # embedding and head are one tensor of ours and two of theirs: its gradient is the sum
-        wte = "language_model.model.wte.weight"
-        yours[wte] = yours[wte] + yours["language_model.lm_head.weight"]
-        names = [n for n in llava_names(c) if n[0] in mine]
-        assert len(names) == len(mine) > 30
+        if c.gpt.tied:  # one tensor of ours and two of theirs: its gradient is the sum
+            [wte] = [pair.theirs[0] for pair in llava_names(c) if pair.ours == "gpt.wte.weight"]
+            yours[wte] = yours[wte] + yours["language_model.lm_head.weight"]
+        names = [pair for pair in llava_names(c) if pair.ours in mine]
+        assert len(names) == len(mine) > 20
         compare_grads(seen, to_theirs(names, mine), yours)
 
 

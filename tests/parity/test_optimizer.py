@@ -111,10 +111,11 @@ def test_muon_is_torchs(agreement, monkeypatch):
         options = {"lr": rng.uniform(0.01, 0.1), "momentum": rng.uniform(0.5, 0.99),
                    "weight_decay": rng.choice((0.0, rng.uniform(0, 1)))}
         ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-        parts = [3 if rows == 3 * cols else 1 for rows, cols in shapes]
-        theirs = [[nn.Parameter(x) for x in p.detach().clone().chunk(n)]
-                  for p, n in zip(ours, parts)]
-        optimizers = Muon(ours, **options), torch.optim.Muon(sum(theirs, []), **options)
+        maps = {ours[0]: (sizes[0],) * 3}
+        theirs = [[nn.Parameter(x) for x in p.detach().clone().split(maps.get(p, len(p)))]
+                  for p in ours]
+        optimizers = (Muon(ours, **options, maps=maps),
+                      torch.optim.Muon(sum(theirs, []), **options))
         for _ in range(4):
             for p, pieces in zip(ours, theirs):
                 p.grad = torch.randn_like(p)

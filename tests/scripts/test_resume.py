@@ -18,6 +18,7 @@ from torch import nn
 
 from minivlm.optim import Optimizer, Together
 from minivlm.running import checkpoint
+from minivlm.running.options import ADDED_CLIP, ADDED_GPT, ADDED_VIT
 from minivlm.running.run import Meter, Run
 from minivlm.running.workers import batches
 from test_train_scripts import ROOT, STAGES, config_of, rows_of
@@ -102,7 +103,7 @@ def test_a_run_resumes_with_other_micro_batches_and_another_name_of_its_data(
         assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("stage", ["lm", "sft"])
+@pytest.mark.parametrize("stage", ["lm", "clip", "sft"])
 def test_a_run_of_an_older_version_resumes(stage, runs, folder, tmp_path):
     """Catches runs of last week that are refused for settings which nobody had then."""
     shutil.copytree(runs / stage, tmp_path / "old")
@@ -112,7 +113,13 @@ def test_a_run_of_an_older_version_resumes(stage, runs, folder, tmp_path):
     old.pop("fit", None)
     old.pop("skip_long", None)
     old["grad_accum"] = 1
-    (old["model"] if stage == "lm" else old["model"]["gpt"]).pop("act")
+    model = old["model"]
+    for part, added in ((model if stage == "lm" else model.get("gpt", {}), ADDED_GPT),
+                        (model.get("vit", {}), ADDED_VIT), (model, ADDED_CLIP)):
+        for name in added:
+            part.pop(name, None)
+    for name in ("loss", "checkpoint_blocks"):
+        old.pop(name, None)
     if stage == "lm":
         old["tokenizer"] = ""  # the file's name, in place of the tokenizer's fingerprint
         old.pop("act")
