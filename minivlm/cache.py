@@ -46,8 +46,8 @@ class KVCache:
             positions: (B, T), where each new token stands in its row.
 
         Returns:
-            keys and values, (B, G, n_keys, D). Behind the end of a short row they are those
-            of pads, or zeros, so the attention mask must hide them.
+            keys and values, (B, G, n_keys, D). Behind the end of a short row stand those of
+            pads, or zeros. The attention mask must hide them.
         """
         # autocast may compute in a narrower type than the cache has
         self.k[layer][self.rows, positions] = k.transpose(1, 2).to(self.k.dtype)

@@ -7,9 +7,10 @@ Source: Radford et al. 2021, arXiv:2103.00020, figure 3. One change: the text fe
 output at the caption's last token, which is found by the caption's length. CLIP's code
 looks for the largest id instead.
 
-With a ViT of kind "siglip", both towers are those of SigLIP (arXiv:2303.15343): the text
-tower reads both ways and always all its positions, pads too, and the last position's output
-is the feature; the ViT's vector is in the shared space as it is.
+With a ViT of kind "siglip", both towers are those of SigLIP (arXiv:2303.15343). Its text
+tower reads a caption in both directions. It reads all its positions, pads included, and the
+feature is the output at the last position. No map follows its ViT: the vector of the ViT
+belongs to the shared space already.
 """
 
 import math

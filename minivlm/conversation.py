@@ -92,7 +92,7 @@ def pack(prompt: list[int], answers: list[list[int]]) -> tuple[Row, list[int]]:
     return make_row(*pieces), segments
 
 
-def spoken(text: str, tokenizer: Tokenizer, role: str = "assistant") -> list[int]:
+def spoken(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return the ids of what a speaker says.
 
     White space around it is dropped, but in LLaVA's template ("vicuna"). There and in our
@@ -102,7 +102,7 @@ def spoken(text: str, tokenizer: Tokenizer, role: str = "assistant") -> list[int
 
     Source: haotian-liu/LLaVA, llava/conversation.py, whose templates have the same space.
     """
-    space = " " if role in tokenizer.template.spaced else ""
+    space = " " if tokenizer.template.spaced else ""
     if not tokenizer.template.keeps_space:
         text = text.strip()
     return tokenizer.encode(space + text)
@@ -203,8 +203,7 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
             pieces.append((spoken(value, tokenizer) + [tokenizer.end], True))
             pieces.append((marks[template.assistant[1]], False))
             continue
-        name = "user" if role == "human" else "system"
-        before, behind = getattr(template, name)
+        before, behind = template.user if role == "human" else template.system
         pieces.append((marks[before], False))
         texts = value.split(IMAGE_MARK)
         for k, text in enumerate(texts):
@@ -212,7 +211,7 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
                 pieces.append(([tokenizer.image] * n_image_tokens, False))
             is_end = template.keeps_space and k in (0, len(texts) - 1)
             if text.strip() or is_end:  # where space counts, one stands at both ends
-                pieces.append((spoken(text, tokenizer, name), False))
+                pieces.append((spoken(text, tokenizer), False))
         pieces.append((marks[behind], False))
         if role == "human":
             pieces.append((marks[template.assistant[0]], False))

@@ -30,7 +30,7 @@ class Template:
     stop: str  # the token that ends a document
     begin: str = ""  # before everything
     default_system: str = ""  # what the system says if nobody wrote it
-    spaced: tuple[str, ...] = ()  # roles whose text begins with a space of its own
+    spaced: bool = False  # every text begins with a space of its own
     keeps_space: bool = False  # white space around a text, and around a picture, counts
 
     @property
@@ -43,7 +43,7 @@ TEMPLATES = {
     # one space before every text, so that a word has the same id wherever it stands
     "minivlm": Template(
         user=("<|user|>", ""), assistant=("<|assistant|>", ""), system=("<|system|>", ""),
-        end="<|end|>", stop="<|endoftext|>", spaced=("user", "assistant", "system"),
+        end="<|end|>", stop="<|endoftext|>", spaced=True,
     ),
     "chatml": Template(
         user=("<|im_start|>user\n", "<|im_end|>\n"),
@@ -60,7 +60,7 @@ TEMPLATES = {
     "vicuna": Template(
         # SentencePiece puts each space at the word behind it, so the pieces are cut there
         user=(" USER:", ""), assistant=(" ASSISTANT:", ""), system=("", ""),
-        end="</s>", stop="</s>", begin="<s>", spaced=("user", "assistant", "system"),
+        end="</s>", stop="</s>", begin="<s>", spaced=True,
         keeps_space=True,
         default_system="A chat between a curious human and an artificial intelligence "
         "assistant. The assistant gives helpful, detailed, and polite answers to the "

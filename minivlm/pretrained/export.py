@@ -258,43 +258,35 @@ def chat_template(t: Template, image: str) -> str:
         image: name of the token that stands for a picture.
     """
     if t.keeps_space:
-        words = {"IMAGE": image, "SYSTEM": t.default_system}
-        template = VICUNA
-        for name, text in words.items():
-            template = template.replace(name, json.dumps(text))
-        return template
+        template = VICUNA.replace("IMAGE", json.dumps(image))
+        return template.replace("SYSTEM", json.dumps(t.default_system))
 
     def piece(text: str) -> str:
         return f"{{{{ {json.dumps(text)} }}}}" if text else ""
 
-    def said(role: str) -> str:
-        space = json.dumps(" " if role in t.spaced else "")
-        return f"{{{{ said(message.content, {space}) }}}}"
-
-    opening = piece(t.begin)
-    if t.default_system:
-        words = piece(t.system[0] + t.default_system + t.system[1])
-        opening += f'{{%- if messages[0].role != "system" %}}{words}{{%- endif %}}'
-    system = piece(t.system[0]) + said("system") + piece(t.system[1])
-    user = piece(t.user[0]) + said("user") + piece(t.user[1] + t.assistant[0])
-    assistant = said("assistant") + piece(t.end + t.assistant[1])
+    space = piece(" ") if t.spaced else ""
+    said = "{{ said(message.content) }}"
+    system = piece(t.system[0]) + said + piece(t.system[1])
+    user = piece(t.user[0]) + said + piece(t.user[1] + t.assistant[0])
+    assistant = said + piece(t.end + t.assistant[1])
     return f"""\
-{{%- macro read(text, space) %}}
+{{%- macro read(text) %}}
 {{%- for part in text.split("<image>") %}}
-{{%- if not loop.first %}}{image}{{% endif %}}{{{{ space ~ part | trim if part | trim }}}}
+{{%- if not loop.first %}}{image}{{% endif %}}
+{{%- if part | trim %}}{space}{{{{ part | trim }}}}{{% endif %}}
 {{%- endfor %}}
 {{%- endmacro %}}
-{{%- macro said(content, space) %}}
-{{%- if content is string %}}{{{{ read(content, space) }}}}
+{{%- macro said(content) %}}
+{{%- if content is string %}}{{{{ read(content) }}}}
 {{%- else %}}
 {{%- for piece in content %}}
 {{%- if piece.type == "image" %}}{image}
-{{%- else %}}{{{{ read(piece.text, space) }}}}
+{{%- else %}}{{{{ read(piece.text) }}}}
 {{%- endif %}}
 {{%- endfor %}}
 {{%- endif %}}
 {{%- endmacro %}}
-{opening}{{%- for message in messages %}}
+{piece(t.begin)}{{%- for message in messages %}}
 {{%- if message.role == "assistant" %}}{assistant}
 {{%- elif message.role == "user" %}}{user}
 {{%- else %}}{system}

@@ -169,8 +169,8 @@ def write_config(c: GPTConfig) -> dict:
         return write_gpt2_config(c)
     H, G, D = c.block.heads
     rope = {"rope_type": "default", "rope_theta": c.rotary_base}
-    if c.rotary_scaling:
-        s = Llama3Scaling(**c.rotary_scaling)
+    s = c.scaling
+    if s is not None:
         rope |= {
             "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low,
             "high_freq_factor": s.high, "original_max_position_embeddings": s.original,
@@ -200,7 +200,9 @@ def write_gpt2_config(c: GPTConfig) -> dict:
         raise ValueError(
             "this GPT rotates queries and keys, GPT-2 does not: train with --rotary_base 0"
         )
-    plain = GPTConfig(c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_embd, c.dropout, c.act)
+    plain = GPTConfig(
+        c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_embd, c.dropout, c.act
+    )
     for name, value in asdict(plain).items():
         if getattr(c, name) != value:
             raise ValueError(f"{name} is {getattr(c, name)!r}, GPT-2 has {value!r} only")

@@ -43,8 +43,10 @@ LLAMA2_NORMALIZER = {
 def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     """Read a byte-level BPE (GPT-2's, SmolLM2's, Qwen's, Llama 3's, ours) or Llama 2's.
 
-    The chat template is the one that the special tokens belong to, else ours. Tokens that
-    it needs and the folder lacks are added behind all others, <|image|> among them.
+    The special tokens tell which chat template it is: <|im_start|> is ChatML's, and
+    <|start_header_id|> is Llama 3's. Without them it is ours; with Llama 2's tokenizer it
+    is Vicuna's. If the folder lacks tokens that the template needs, they get the ids behind
+    all others. <|image|> is one of them.
 
     Returns:
         the tokenizer, and the number of ids that the folder itself has.

@@ -125,23 +125,17 @@ def read_vision(folder: str | Path, image_size: int = 0) -> dict:
             f"{folder}: model_type is {brief(kind)}, minivlm has clip and siglip"
         )
     vit = read_vit(tower_config(config, "vision_config", folder), kind, folder)
+    is_clip = kind == "clip"
     text = tower_config(config, "text_config", folder)
     # transformers leaves its defaults out of the file; those of CLIP are ViT-B/32's
-    usual = {"num_hidden_layers": 12}
-    if kind == "clip":
-        usual |= {"hidden_size": 512, "num_attention_heads": 8, "vocab_size": 49408,
-                  "max_position_embeddings": 77}
-    else:
-        usual |= {"hidden_size": 768, "num_attention_heads": 12, "vocab_size": 32000,
-                  "max_position_embeddings": 64}
     C, n_layer, n_head, T, V = sizes(
-        text, folder, **{key: usual[key] for key in (
-            "hidden_size", "num_hidden_layers", "num_attention_heads",
-            "max_position_embeddings", "vocab_size",
-        )},
+        text, folder, hidden_size=512 if is_clip else 768, num_hidden_layers=12,
+        num_attention_heads=8 if is_clip else 12,
+        max_position_embeddings=77 if is_clip else 64,
+        vocab_size=49408 if is_clip else 32000,
     )
     expect(text, folder, layer_norm_eps=vit.norm_eps)
-    if kind == "clip":
+    if is_clip:
         expect(text, folder, intermediate_size=4 * C)
         [n_embd] = sizes(config, folder, projection_dim=512)
         act = text.get("hidden_act", "quick_gelu")
@@ -342,16 +336,17 @@ def select_strategy(c: ViTConfig) -> str:
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether a path is a folder as transformers publishes it, and not a run folder."""
+    """Tell whether a path is the folder of a published model, and not a run folder."""
     config = Path(path) / "config.json"  # a run folder has one, too
-    return config.is_file() and "model_type" in read_json(config)
+    is_run = any(Path(path).glob("*.pt"))
+    return config.is_file() and not is_run and "model_type" in read_json(config)
 
 
 def load_state(path: str | Path, stages: tuple[str, ...]) -> dict:
     """Read a run's checkpoint; or a published chatbot, if a run of train_sft.py will do.
 
     Args:
-        path: a checkpoint file, a run folder, or a folder as transformers publishes it.
+        path: a checkpoint file, a run folder, or the folder of a published model.
         stages: as for `checkpoint.load`.
 
     Returns and raises as `checkpoint.load` and `read_vlm`.

@@ -264,7 +264,7 @@ def both_gpts(
 ) -> tuple[GPT, nn.Module, GPTConfig]:
     """A GPT with random weights, and the same one as transformers reads it.
 
-    What transformers writes of its own is read back bit for bit.
+    transformers saves this model again, and `read_lm` must find the same weights in its files.
     """
     c = random_gpt(rng, family)
     ours = stirred(GPT(c))

@@ -94,7 +94,7 @@ def test_published_configs_make_models_of_the_published_size(name, tmp_path):
 
 
 def test_a_model_is_read_back_bit_for_bit(folder, config):
-    """Catches: queries, keys and values cut at the wrong rows, gate and up exchanged."""
+    """Catches: a joined matrix that is split at the wrong rows; gate and up exchanged."""
     state = read_lm(folder)
     assert state["configs"]["model"] == asdict(config)
     export(state, folder / "again")
