@@ -7,8 +7,9 @@
 Some lines have a meaning of their own in a conversation:
 
     an empty line, or Ctrl-D    ends it
-    /new                        starts a new conversation about the same picture
-    /image PATH                 starts a new conversation about another picture, or number
+    /image PATH                 adds a picture, or a number's: the next question has it
+    /new                        starts a new conversation about the same pictures
+    /new PATH                   starts a new conversation about another picture
     /help                       shows these, and questions that suit the data set
 
 Reads: a run folder of train_sft.py, train_ppo.py, train_dpo.py, train_align.py or
@@ -26,7 +27,7 @@ import torch
 from minivlm.conversation import IMAGE_MARK, Turn, render
 from minivlm.generate import stream
 from minivlm.loading.images import Pictures, fit, open_image, to_tensor
-from minivlm.loading.models import fit_of, vlm_from
+from minivlm.loading.models import fit_of, place, vlm_from
 from minivlm.loading.prepared import load_meta
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint, machine, options
@@ -34,8 +35,8 @@ from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
 COMMANDS = (
-    "/new starts a new conversation; /image PATH starts one about another picture; "
-    "/help shows questions to ask"
+    "/new starts a new conversation, /new PATH one about another picture; "
+    "/image PATH adds a picture; /help shows questions to ask"
 )
 # if the data set names none
 QUESTIONS = ("Describe the picture.", "What is in it?", "How many objects are there?")
@@ -61,6 +62,7 @@ class Config:
     # machine
     seed: int = 0  # >= 0; decides what is drawn at temperatures above 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
+    dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
 
@@ -74,7 +76,7 @@ def answer(
     """Print the answer to the last turn while the model writes it; return the answer.
 
     Args:
-        images: (1, 3, S, S), or None without a picture.
+        images: (n, 3, S, S), the pictures of all turns, or None if there are none.
         generator: for draws at temperatures above 0.
         stop: the id that ends the answer.
 
@@ -84,10 +86,11 @@ def answer(
     ids, _ = render(turns, tokenizer, model.config.vit.n_tokens)
     written: list[int] = []
     shown = ""
-    for (token,) in stream(
+    tokens = stream(
         model, images, [ids], max_new_tokens=cfg.max_new_tokens, stop=stop,
         generator=generator, temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p,
-    ):
+    )
+    for (token,) in tokens:
         if token is None or token == stop:
             break
         written.append(token)
@@ -149,7 +152,8 @@ def main(cfg: Config) -> dict[str, float]:
     device = machine.pick_device(cfg.device)
     state = load_state(cfg.run, ("sft", "dpo", "ppo", "align", "caption"))
     tokenizer = checkpoint.tokenizer_of(state)
-    model = vlm_from(state).to(device).eval()
+    model = vlm_from(state, as_read=True).requires_grad_(False).eval()
+    place(model, device, machine.is_bfloat16(device, cfg.dtype))
     size = model.config.vit.image_size
     mode = fit_of(state) if cfg.fit == "auto" else cfg.fit
     stop = tokenizer.stop(state["stage"])
@@ -157,7 +161,12 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- conversation ---
     data = cfg.data or str(state["configs"].get("data", ""))
-    images = load_picture(cfg.image, data, size, mode, device) if cfg.image else None
+
+    def look(path: str) -> torch.Tensor:
+        return load_picture(path, data, size, mode, device)          # (1, 3, S, S)
+
+    coming = [look(cfg.image)] if cfg.image else []  # pictures of the next question
+    shown: list[torch.Tensor] = []  # pictures of the turns before it
     turns: list[Turn] = []
     while True:
         question = cfg.ask or typed()
@@ -165,31 +174,34 @@ def main(cfg: Config) -> dict[str, float]:
             break
         if question.startswith("/") and not cfg.ask:
             command, _, path = question.partition(" ")
+            path = path.strip()
             try:
-                if command == "/image" and path.strip():
-                    images = load_picture(path.strip(), data, size, mode, device)
-                    turns = []
+                if command == "/image" and path:
+                    coming.append(look(path))
                 elif command == "/new":
-                    turns = []
+                    coming = [look(path)] if path else shown + coming
+                    shown, turns = [], []
                 else:
                     print(options.printable(suggestions(data)))
             except (ValueError, FileNotFoundError) as error:
-                # the old picture and its conversation stay
+                # the pictures and their conversation stay
                 print(options.printable(str(error)))
             continue
         # the user cannot add a picture by typing its mark
         question = question.replace(IMAGE_MARK, "image")
-        if images is not None and not turns:
-            question = f"{IMAGE_MARK}\n{question}"
+        question = f"{IMAGE_MARK}\n" * len(coming) + question
         turns.append({"from": "human", "value": question})
+        images = torch.cat(shown + coming) if shown or coming else None
         try:
-            text = answer(model, tokenizer, turns, images, cfg, generator, stop)
+            with machine.autocast(device, cfg.dtype):
+                text = answer(model, tokenizer, turns, images, cfg, generator, stop)
         except ValueError as error:
             if cfg.ask:
                 raise
             print(options.printable(f"{error} ({COMMANDS})"))
             turns.pop()
             continue
+        shown, coming = shown + coming, []
         # render refuses an empty answer
         turns.append({"from": "gpt", "value": text.strip() or "..."})
         if cfg.ask:

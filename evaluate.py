@@ -30,7 +30,7 @@ from minivlm.evaluation.correctness import check_names
 from minivlm.evaluation.measure import EvalData, Figures
 from minivlm.evaluation.raters import SimulatedJudge
 from minivlm.loading.images import Pictures
-from minivlm.loading.models import clip_from, fit_of, vlm_from
+from minivlm.loading.models import clip_from, fit_of, place, vlm_from
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint, machine, options
@@ -73,6 +73,7 @@ class Config:
     train_seconds: int = 0  # >= 0; seconds of training, only noted in the file; 0 = unknown
     # machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
+    dtype: str = "float32"  # auto | float32 | bfloat16; bfloat16 keeps weights that were read so
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
 
@@ -253,8 +254,11 @@ def main(cfg: Config) -> Figures:
     meta = load_meta(cfg.data)
     state = load_state(cfg.run, ("clip", "align", "caption", "sft", "ppo", "dpo"))
     tokenizer = checkpoint.tokenizer_of(state)
-    build = clip_from if state["stage"] == "clip" else vlm_from
-    model = build(state).to(device).eval()
+    if state["stage"] == "clip":
+        model = clip_from(state).to(device).eval()
+    else:
+        model = vlm_from(state, as_read=True).requires_grad_(False).eval()
+        place(model, device, machine.is_bfloat16(device, cfg.dtype))
     check_request(cfg, state["stage"], meta)
     scorer = load_scorer(cfg, tokenizer, device)
     pictures = Pictures(cfg.data, model.vit.config.image_size, fit_of(state))
@@ -278,7 +282,8 @@ def main(cfg: Config) -> Figures:
         if state["stage"] == "clip":
             figures = measure.retrieval(model, data, cfg.n_images, chance)
             return figures | measure.zero_shot(model, data, log)
-        return vlm_figures(cfg, model, state, scorer, data, chance, log)
+        with machine.autocast(device, cfg.dtype):
+            return vlm_figures(cfg, model, state, scorer, data, chance, log)
 
     log: list[dict] = []
     try:

@@ -20,7 +20,7 @@ from minivlm.loading.batches import (
     Batch, caption_lengths, collate, hash_seed, pick_captions, places_that_fit, shuffled,
 )
 from minivlm.loading.images import Pictures
-from minivlm.loading.models import take_towers, tower_configs
+from minivlm.loading.models import on_meta, place, take_towers, tower_configs
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
@@ -89,12 +89,14 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer = checkpoint.tokenizer_of(lm)
     vit, gpt = tower_configs(clip, lm)
     config = VLMConfig(tokenizer.image, vit, gpt, cfg.projector)
-    model = VLM(config)
+    # the towers' own initial weights, which nobody needs, would take memory and time
+    model = on_meta(lambda: VLM(config))
+    model.projector = model.new_projector()
     take_towers(model, clip, lm)
     model.requires_grad_(False)
     model.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     model.projector.requires_grad_(True)
-    model.to(run.device)
+    place(model, run.device, run.half)
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
@@ -136,7 +138,7 @@ def main(cfg: Config) -> dict[str, float]:
     for step in run.steps():
         # step 0 is measured before any update: the GPT cannot read the picture yet
         if run.is_due(step):
-            val_loss = held_out_loss(model, val_batches, run.device)
+            val_loss = held_out_loss(model, val_batches, run.device, run.autocast)
             run.record({"val_loss": val_loss}, loss=val_loss)
         if step == cfg.steps:
             break

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from minivlm.loading.batches import places_that_fit, shuffled
-from minivlm.loading.models import vlm_from
+from minivlm.loading.models import place, vlm_from
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import IGNORE_INDEX, dpo_loss, sequence_logprobs
 from minivlm.optim import Optimizer, lr_scale
@@ -36,7 +36,6 @@ from minivlm.preferences.prompts import Prompts
 from minivlm.rollout import describe, roll_out
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
-from minivlm.running.machine import is_bfloat16
 from minivlm.running.options import cli
 from minivlm.running.run import Run
 from minivlm.vlm import VLM
@@ -165,7 +164,8 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     before = load_state(cfg.init, ("sft", "dpo", "ppo"))
     tokenizer = checkpoint.tokenizer_of(before)
-    model = vlm_from(before)
+    weights = checkpoint.fingerprint(before)
+    model = vlm_from(before, as_read=True)
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)
@@ -176,8 +176,8 @@ def main(cfg: Config) -> dict[str, float]:
     else:
         ref = copy.deepcopy(model).requires_grad_(False)
     # evaluation mode: with dropout, an answer's log-probability would be random
-    model = model.to(run.device).eval()
-    ref = ref.to(run.device).eval()
+    for part in (model, ref):
+        place(part.eval(), run.device, run.half)
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
@@ -228,12 +228,11 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
-    weights = checkpoint.fingerprint(before)
     run.hold("dpo", model, optimizer, tokenizer, config, init=weights,
              fit=maker.pictures.mode)
     made_of = {"weights": weights, "tokenizer": tokenizer.identity,
                "pairs": fingerprint_of(pairs + val_pairs), "average": cfg.average,
-               "changed": cfg.changed, "bfloat16": is_bfloat16(run.device, cfg.dtype)}
+               "changed": cfg.changed, "bfloat16": run.half}
     cache = ReferenceCache(Path(cfg.ref_logps or run.folder / "ref_logps.pt"), made_of,
                            overwrite=not cfg.ref_logps and not cfg.resume)
     run.begin(make_parts)

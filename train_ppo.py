@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minivlm.heads import Learner, ValueModel
 from minivlm.loading.batches import hash_seed, shuffled
-from minivlm.loading.models import reward_model_from, vlm_from
+from minivlm.loading.models import place, reward_model_from, vlm_from
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
 from minivlm.optim import Optimizer, Together, lr_scale
@@ -185,7 +185,9 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer = checkpoint.tokenizer_of(before)
     if scorer["configs"]["tokenizer"] != tokenizer.identity:
         raise ValueError(f"{cfg.reward} and {cfg.init} have different tokenizers")
-    policy = vlm_from(before)
+    weights = {"init": checkpoint.fingerprint(before),
+               "reward": checkpoint.fingerprint(scorer)}
+    policy = vlm_from(before, as_read=True)
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = policy.config = replace(policy.config, prefix_lm=False)
     if cfg.lora:  # the reference is the same model with its adapters off
@@ -193,7 +195,7 @@ def main(cfg: Config) -> dict[str, float]:
         ref = policy
     else:
         ref = copy.deepcopy(policy).requires_grad_(False)
-    reward_model = reward_model_from(scorer)
+    reward_model = reward_model_from(scorer, as_read=True)
     value_model = ValueModel.from_reward_model(reward_model)
     for trained in (policy, value_model.vlm):
         trained.gpt.checkpoint_blocks = cfg.checkpoint_blocks
@@ -201,9 +203,9 @@ def main(cfg: Config) -> dict[str, float]:
     for frozen in (policy.vit, value_model.vlm.vit, reward_model):
         frozen.requires_grad_(False)
     # evaluation mode: dropout would move a ratio off 1 before the first update
-    learner = Learner(policy, value_model, cfg.kl_coef).to(run.device).eval()
-    ref = ref.to(run.device).eval()
-    reward_model = reward_model.to(run.device).eval()
+    learner = Learner(policy, value_model, cfg.kl_coef)
+    for part in (learner, ref, reward_model):
+        place(part.eval(), run.device, run.half)
     step_model = torch.compile(policy) if cfg.compile else policy
 
     # --- data ---
@@ -237,7 +239,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
     run.hold("ppo", learner, optimizer, tokenizer, config, fit=prompts.pictures.mode,
-             init=checkpoint.fingerprint(before), reward=checkpoint.fingerprint(scorer))
+             **weights)
     # try a rollout first: run.begin deletes the older run in `out`
     answer(make_batch(run.start))
     run.begin(make_batch)

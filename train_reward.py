@@ -23,7 +23,7 @@ from minivlm.evaluation.raters import rating_of
 from minivlm.heads import RewardModel
 from minivlm.loading.batches import Batch, collate, hash_seed, places_that_fit, shuffled
 from minivlm.loading.images import Pictures
-from minivlm.loading.models import vlm_from
+from minivlm.loading.models import place, vlm_from
 from minivlm.loading.prepared import load_meta
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import ranking_loss
@@ -105,7 +105,7 @@ def score(model: RewardModel, batch: Batch, ranks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: RewardModel, val_parts: list[Part], rankings: list[dict], device: torch.device
+    model: RewardModel, val_parts: list[Part], rankings: list[dict], run: Run
 ) -> dict[str, float]:
     """Compute loss and agreement on held-out rankings, see `agreement`.
 
@@ -116,7 +116,8 @@ def evaluate(
     loss = 0.0
     scores: list[list[float]] = []  # of each ranking's answers
     for batch, ranks, _ in val_parts:
-        part = score(model, batch.to(device), ranks.to(device)).cpu()            # (B, K)
+        with run.autocast():
+            part = score(model, batch.to(run.device), ranks.to(run.device)).cpu()    # (B, K)
         loss += float(ranking_loss(part, ranks)) * len(ranks)
         for row, is_answer in zip(part, ranks > 0):
             scores.append(row[is_answer].tolist())
@@ -133,12 +134,13 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     before = load_state(cfg.init, ("sft",))
     tokenizer = checkpoint.tokenizer_of(before)
-    model = RewardModel(vlm_from(before))
+    model = RewardModel(vlm_from(before, as_read=True))
     config = model.vlm.config
+    model.vlm.vit.requires_grad_(cfg.vit_rate > 0)
     model.vlm.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     if cfg.lora:
         add_lora(model.vlm, LAYERS, cfg.lora, frozen=model.vlm.vit)
-    model.to(run.device)
+    place(model, run.device, run.half)
 
     # --- data ---
     N, block_size = config.vit.n_tokens, config.gpt.block_size
@@ -218,7 +220,7 @@ def main(cfg: Config) -> dict[str, float]:
     for step in run.steps():
         # step 0 is measured before any update: a fresh head prefers at random
         if run.is_due(step):
-            figures = evaluate(model, val_parts, val_rankings, run.device)
+            figures = evaluate(model, val_parts, val_rankings, run)
             run.record(figures, loss=figures["val_loss"])
         if step == cfg.steps:
             break

@@ -24,8 +24,9 @@ from minivlm.loading.batches import (
     switch_out,
 )
 from minivlm.loading.images import Pictures
-from minivlm.loading.models import vlm_from
+from minivlm.loading.models import place, vlm_from
 from minivlm.loading.prepared import load_meta, load_records
+from minivlm.loading.records import images_of
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
@@ -84,14 +85,14 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     before = load_state(cfg.init, ("align", "caption", "sft"))
     tokenizer = checkpoint.tokenizer_of(before)
-    model = vlm_from(before)
+    model = vlm_from(before, as_read=True)
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)
     model.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     if cfg.lora:
         add_lora(model, LAYERS, cfg.lora, frozen=model.vit if cfg.freeze_vit else None)
-    model.to(run.device)
+    place(model, run.device, run.half)
     step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
@@ -112,14 +113,15 @@ def main(cfg: Config) -> dict[str, float]:
     words = sorted(tokenizer.ranks.values())
 
     def collect(records: list[dict], rows: list[Row]) -> Batch:
-        files = [r["image"] for r in records if r.get("image")]
-        images = pictures.get(files) if files else None
+        names_of = [images_of(r) for r in records]
+        files = [name for names in names_of for name in names]
+        images = pictures.get(files) if files else None              # (n, 3, S, S)
         n_texts = len(rows) - len(records)
-        names = [r["id"] for r in records] + [f"text {i}" for i in range(n_texts)]
-        n_images = [1 if r.get("image") else 0 for r in records] + [0] * n_texts
+        ids = [r["id"] for r in records] + [f"text {i}" for i in range(n_texts)]
+        n_images = [len(names) for names in names_of] + [0] * n_texts
         weights = [1.0] * len(records) + [cfg.text_weight] * n_texts
         return collate(
-            rows, tokenizer.pad, block_size, names, images, n_images, weights=weights
+            rows, tokenizer.pad, block_size, ids, images, n_images, weights=weights
         )
 
     def make_batch(step: int) -> Batch:
@@ -147,7 +149,7 @@ def main(cfg: Config) -> dict[str, float]:
     for step in run.steps():
         # step 0 is measured before any update: it shows what this stage starts from
         if run.is_due(step):
-            val_loss = held_out_loss(model, val_batches, run.device)
+            val_loss = held_out_loss(model, val_batches, run.device, run.autocast)
             run.record({"val_loss": val_loss}, loss=val_loss)
         if step == cfg.steps:
             break

@@ -115,8 +115,17 @@ class GPT(nn.Module):
             with torch.no_grad():
                 self.wte.weight *= EMBEDDING_SCALE
                 self.norm.weight /= EMBEDDING_SCALE
-        if config.tied:
+        self.tie()
+
+    def tie(self) -> None:
+        """Let the head be the embedding, if it is tied: after new tensors are assigned."""
+        if self.config.tied:
             self.head.weight = self.wte.weight
+
+    def embed(self, idx: Tensor) -> Tensor:
+        """Embed tokens, (B, T) -> (B, T, C); in float32 though the table be bfloat16."""
+        x = self.wte(idx)
+        return x.float() if x.dtype == torch.bfloat16 else x
 
     def forward(self, idx: Tensor | None = None, **options) -> Tensor:
         """Return the logits of each position's next token; arguments as for `hidden`.
@@ -164,7 +173,7 @@ class GPT(nn.Module):
         if segments is not None and any(x is not None for x in (prefix, cache, positions)):
             raise ValueError("segments cannot be combined with prefix, cache or positions")
         c = self.config
-        x = self.wte(idx) if emb is None else emb                    # (B, T, C)
+        x = self.embed(idx) if emb is None else emb                  # (B, T, C)
         positions = self._positions(x, positions, segments)          # (B, T)
         n_keys = None if cache is None else cache.extend(positions)
         mask = mask_for(positions, prefix, segments, n_keys)         # (B, 1, T, n_keys)

@@ -44,8 +44,10 @@ class LoRALinear(nn.Linear):
         self.weight = base.weight
         self.bias = base.bias
         self.requires_grad_(False)
-        self.lora_A = nn.Parameter(self.weight.new_empty(rank, base.in_features))
-        self.lora_B = nn.Parameter(self.weight.new_zeros(base.out_features, rank))
+        # the weights may be in a narrower format; what learns is not
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        self.lora_A = nn.Parameter(self.weight.new_empty(rank, base.in_features, dtype=dtype))
+        self.lora_B = nn.Parameter(self.weight.new_zeros(base.out_features, rank, dtype=dtype))
         # as in loralib, the paper's code
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         # a buffer, so that a checkpoint holds all that merging needs
@@ -133,12 +135,16 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights for a model without adapters: W becomes W + scale B A."""
+    """Return weights for a model without adapters: W becomes W + scale B A.
+
+    Each W keeps its number format. Where that is bfloat16, the sum is rounded to it.
+    """
     plain = {name: w for name, w in weights.items() if ".lora_" not in name}
     for key, A in weights.items():
         name = key.removesuffix(".lora_A")
         if name != key:
             B = weights[f"{name}.lora_B"]
             scale = weights[f"{name}.lora_scale"]
-            plain[f"{name}.weight"] = plain[f"{name}.weight"] + scale * B @ A
+            W = plain[f"{name}.weight"]
+            plain[f"{name}.weight"] = (W + scale * B @ A).to(W.dtype)
     return plain

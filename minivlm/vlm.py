@@ -52,10 +52,13 @@ class VLM(nn.Module):
         super().__init__()
         self.config = config
         self.vit = ViT(config.vit)
-        self.projector = Projector(
-            config.vit.n_embd, config.gpt.n_embd, config.projector, config.vit.n_tokens
-        )
+        self.projector = self.new_projector()
         self.gpt = GPT(config.gpt)
+
+    def new_projector(self) -> Projector:
+        """Make a projector from the ViT to the GPT, with initial weights."""
+        vit, gpt = self.config.vit, self.config.gpt
+        return Projector(vit.n_embd, gpt.n_embd, self.config.projector, vit.n_tokens)
 
     def embed(
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None
@@ -87,7 +90,7 @@ class VLM(nn.Module):
                 f"of {N} tokens make {n_images * N}; render the text with "
                 f"n_image_tokens={N} and one <image> for each picture"
             )
-        emb = self.gpt.wte(idx)                                      # (B, T, C)
+        emb = self.gpt.embed(idx)                                    # (B, T, C)
         if pictures is None:
             return emb
         if img_emb is None:

@@ -1,14 +1,22 @@
 """Half precision: what must be computed in float32 is, whatever comes in, whatever surrounds it."""
 
+import copy
+from dataclasses import asdict
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import chat
+from minivlm.loading.models import place, vlm_from, without_prefix
+from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import (
     clip_loss, dpo_loss, kl_estimate, match_loss, next_token_loss, ppo_policy_loss,
     ppo_value_loss, ranking_loss, reward_loss, sequence_logprobs, token_logprobs,
 )
+from minivlm.vlm import VLM
+from test_lora import stir_adapters
 from test_train_scripts import config_of, rows_of
 
 B, T, V = 6, 7, 50
@@ -89,3 +97,89 @@ def test_a_run_in_bfloat16_goes_where_one_in_float32_goes(stage, runs, folder, t
         assert float(row[key]) == pytest.approx(float(exact[key]), rel=0.05, abs=0.02)
     kept = torch.load(tmp_path / "ckpt.pt", weights_only=True)["model"]
     assert not {v.dtype for v in kept.values()} & {torch.bfloat16, torch.float16}
+
+
+def placed(vlm: VLM, half: bool, *, lora: bool) -> VLM:
+    """A copy as a run holds it that freezes the ViT, or trains adapters only."""
+    model = copy.deepcopy(vlm)
+    model.vit.requires_grad_(False)
+    if lora:
+        torch.manual_seed(1)
+        add_lora(model, LAYERS, 2, frozen=model.vit)
+        stir_adapters(model)
+    place(model, torch.device("cpu"), half)
+    return model
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_frozen_weights_that_were_read_in_bfloat16_stay_so_and_no_number_changes(vlm, lora):
+    """Catches weights that learn in half precision, a residual stream rounded to bfloat16, and a
+    float32 copy of what is frozen.
+    """
+    vlm.bfloat16()
+    whole, half = (placed(vlm, half, lora=lora) for half in (False, True))
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    kept = {name for name, p in half.named_parameters() if p.dtype == torch.bfloat16}
+    assert all(not half.get_parameter(name).requires_grad for name in kept)
+    matrices = {n for n, p in vlm.vit.named_parameters() if "mlp" in n and p.ndim == 2}
+    assert {f"vit.{n}" for n in matrices} <= kept and not any("norm" in n for n in kept)
+    assert ("gpt.wte.weight" in kept) == ("gpt.blocks.0.mlp.0.weight" in kept) == lora
+    idx = torch.tensor([[vlm.config.image_id] * 4 + [5, 6, 7]])
+    images = torch.randn(1, 3, 16, 16)
+    results = []
+    for model in (whole, half):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(idx, images)                              # (1, T, V)
+            loss = next_token_loss(logits, idx)
+        loss.backward()
+        learns = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append([logits, *learns])
+    assert all(map(torch.equal, *results))
+    assert model.gpt.embed(idx).dtype == torch.float32
+
+
+def test_a_model_takes_over_the_tensors_that_were_read(vlm, vlm_config):
+    """Catches weights that are in memory twice, a head that is tied no more, and a model that
+    shares its tensors with another.
+    """
+    def state() -> dict:
+        weights = {name: w.clone().bfloat16() for name, w in vlm.state_dict().items()}
+        return {"stage": "sft", "configs": {"model": asdict(vlm_config)}, "model": weights}
+
+    read = state()
+    where = {name: w.data_ptr() for name, w in read["model"].items()}
+    model = vlm_from(read, as_read=True)
+    assert {name: p.data_ptr() for name, p in model.named_parameters()}.items() <= where.items()
+    assert read["model"] == {} and model.gpt.head.weight is model.gpt.wte.weight
+    read = state()
+    model, other = vlm_from(read), vlm_from(read)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in other.parameters()}
+    assert model.gpt.head.weight is model.gpt.wte.weight
+
+
+def test_half_precision_goes_through_lora_to_the_next_stage_and_the_chat(runs, folder, tmp_path):
+    """Catches a stage that widens what it only read, or that cannot go on from it."""
+    half = torch.load(runs / "sft" / "best.pt", weights_only=True)
+    half["model"] = {name: w.bfloat16() for name, w in half["model"].items()}
+    (tmp_path / "half").mkdir()
+    torch.save(half, tmp_path / "half" / "best.pt")
+    kept = []
+    for stage, before in (("sft", "half"), ("reward", "sft"), ("dpo", "sft")):
+        script, cfg = config_of(
+            stage, folder, runs, init=str(tmp_path / before), out=str(tmp_path / stage), lora=2,
+            dtype="bfloat16", steps=2,
+        )
+        script.main(cfg)
+        kept.append(torch.load(tmp_path / stage / "ckpt.pt", weights_only=True)["model"])
+        name = "gpt.blocks.0.attn.qkv"
+        vlm = without_prefix(kept[-1], "vlm.") or kept[-1]
+        assert vlm[f"{name}.weight"].dtype == torch.bfloat16
+        assert vlm[f"{name}.lora_A"].dtype == vlm["gpt.norm.weight"].dtype == torch.float32
+    script, cfg = config_of(
+        "ppo", folder, runs, init=str(tmp_path / "sft"), reward=str(tmp_path / "reward"),
+        out=str(tmp_path / "ppo"), lora=2, dtype="bfloat16", steps=1)
+    script.main(cfg)
+    for dtype in ("bfloat16", "float32"):
+        picture = str(folder / "samples" / "0.png")
+        chat.main(chat.Config(str(tmp_path / "dpo"), picture, "What?", max_new_tokens=3, dtype=dtype))

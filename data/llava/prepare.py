@@ -3,15 +3,16 @@
     python data/llava/prepare.py --source llava_instruct_150k.json --images coco/train2017
     python data/llava/prepare.py --source llava_v1_5_mix665k.json --images playground/data
 
-Reads the JSON as published: a list of {"id", "image", "conversations"}. Records of text
-only have no image. Pictures of the 665K mix lie in several folders (coco/train2017/...,
+Reads the JSON as published: a list of {"id", "image", "conversations"}. "image" is a name or
+a list of names, and missing in records of text only. Pictures of the 665K mix lie in several folders (coco/train2017/...,
 gqa/images/...). An id may be a number, be missing, or occur twice. A turn is {"from":
 "human" | "gpt", "value"} or {"role": "user" | "assistant", "content"}. As in LLaVA's
-trainer, <image> moves to the start of its turn, and a first turn by gpt is left out.
+trainer, a turn's only <image> moves to its start, and a first turn by gpt is left out.
 Records that cannot be used are counted by reason.
 
 A picture is packed once, however many dialogues are about it. All its dialogues are in the
-same split: either train, or val, which is held out.
+same split: either train, or val, which is held out. A dialogue about pictures of both is
+left out.
 
 Writes train, val, text, tokenizer.tiktoken, meta.json, samples/*.png, and llava.json: the
 records that were used, as they were read.
@@ -91,6 +92,7 @@ def turns_of(record: dict) -> list[dict]:
     published = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(published, list) or not published:
         raise ValueError("no conversation")
+    n_images = len(names_of(record))
     # copies: the originals go to llava.json as they were read
     turns = []
     for turn in published:
@@ -102,19 +104,17 @@ def turns_of(record: dict) -> list[dict]:
             raise ValueError("turn that is not {from, value}")
         if not role:
             raise ValueError("turn by somebody else than human, gpt and system")
-        if IMAGE_MARK in text:
+        # of one picture, a turn may have several marks; they are one
+        if text.count(IMAGE_MARK) == 1 or (IMAGE_MARK in text and n_images == 1):
             text = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()
         turns.append({"from": role, "value": text})
     first = 1 if turns[0]["from"] == "system" else 0
     if first < len(turns) and turns[first]["from"] == "gpt":
         del turns[first]
-    image = image_of(record)
     marks = count_images(turns)
-    if marks > 1:
-        raise ValueError("several <image> marks")
-    if image and not marks:
+    if n_images > marks:
         raise ValueError("picture without <image>")
-    if marks and not image:
+    if marks > n_images:
         raise ValueError("<image> without a picture")
     if any(t["from"] == "gpt" and IMAGE_MARK in t["value"] for t in turns):
         raise ValueError("<image> in an answer")
@@ -129,20 +129,17 @@ def turns_of(record: dict) -> list[dict]:
     return turns
 
 
-def image_of(record: dict) -> str:
-    """The name of a record's picture, which may stand in a list; "" if it has none.
+def names_of(record: dict) -> list[str]:
+    """The names of a record's pictures: of none, of one, or a list.
 
     Raises:
-        ValueError: if it cannot be used; the error is the reason.
+        ValueError: if they cannot be used; the error is the reason.
     """
-    image = record.get("image") or ""
-    if isinstance(image, list):
-        if len(image) > 1:
-            raise ValueError("several pictures")
-        image = image[0]
-    if not isinstance(image, str):
+    image = record.get("image") or []
+    names = image if isinstance(image, list) else [image]
+    if not all(name and isinstance(name, str) for name in names):
         raise ValueError("picture that is no name of a file")
-    return image
+    return names
 
 
 def picture_of(image: str, cfg: Config) -> np.ndarray:
@@ -191,12 +188,21 @@ def main(cfg: Config) -> dict[str, float]:
     for number, record in enumerate(data):
         try:
             turns = turns_of(record)
-            image = image_of(record)
-            if image and image not in places:
-                picture = picture_of(image, cfg)
-                side = "val" if len(places) % cfg.val_every == 0 else "train"
-                places[image] = (side, len(pixels[side]))
-                pixels[side].append(picture)                         # (S, S, 3)
+            names = names_of(record)
+            sides = {places[name][0] for name in names if name in places}
+            if len(sides) > 1:
+                raise ValueError("pictures of both splits")
+            # all are read before one is kept: a record may name a broken one as well
+            new = [name for name in dict.fromkeys(names) if name not in places]
+            loaded = [picture_of(name, cfg) for name in new]         # (S, S, 3) each
+            # without a picture, nothing can leak from one split to the other
+            side = "train"
+            if names:
+                is_val = len(places) % cfg.val_every == 0
+                side = sides.pop() if sides else "val" if is_val else "train"
+            for name, picture in zip(new, loaded):
+                places[name] = (side, len(pixels[side]))
+                pixels[side].append(picture)
         except ValueError as reason:
             skipped[str(reason)] += 1
             continue
@@ -205,16 +211,10 @@ def main(cfg: Config) -> dict[str, float]:
             key = str(record["id"])
         # a teacher's replies are kept by id, so every record needs an id of its own
         key = unique_id(key, n_of_id)
-        if image:
-            side, row = places[image]
-            new = {"id": key, "image": f"{side}.npy#{row}", "conversations": turns}
-            folder = image.rpartition("/")[0] or "."
-        else:
-            # without a picture, nothing can leak from one split to the other
-            side = "train"
-            new = {"id": key, "conversations": turns}
-            folder = "text only"
-        files[side].append(new)
+        packed = [f"{side}.npy#{places[name][1]}" for name in names]
+        folder = names[0].rpartition("/")[0] or "." if names else "text only"
+        image = {"image": packed[0] if len(packed) == 1 else packed} if packed else {}
+        files[side].append({"id": key, **image, "conversations": turns})
         used.append(record)
         by_folder[folder] += 1
         by_folder["turns"] += len(turns)

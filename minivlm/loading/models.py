@@ -30,13 +30,13 @@ MAX_LAYERS = 1000  # most n_layer; GPT-3 has 96
 MAX_SIZE = 10_000_000  # most of any other; large vocabularies have about 300,000 tokens
 
 
-def vlm_from(state: dict) -> VLM:
+def vlm_from(state: dict, as_read: bool = False) -> VLM:
     """Rebuild the VLM of a checkpoint, with LoRA's adapters merged into its weights.
 
     A checkpoint of train_ppo.py holds several models; the VLM is its policy.
 
     Args:
-        state: as `checkpoint.load` returns it.
+        state, as_read: as for `rebuild`.
 
     Raises:
         ValueError: as `rebuild`.
@@ -46,7 +46,7 @@ def vlm_from(state: dict) -> VLM:
             weights = without_prefix(weights, "vlm.")
         return merged(weights)
 
-    return rebuild(state, lambda config: VLM(VLMConfig.from_dict(config)), pick)
+    return rebuild(state, lambda config: VLM(VLMConfig.from_dict(config)), pick, as_read)
 
 
 def clip_from(state: dict) -> CLIP:
@@ -59,15 +59,15 @@ def captioner_from(state: dict) -> Captioner:
     return rebuild(state, lambda config: Captioner(VLMConfig.from_dict(config)))
 
 
-def reward_model_from(state: dict) -> RewardModel:
+def reward_model_from(state: dict, as_read: bool = False) -> RewardModel:
     """Rebuild the reward model of a checkpoint, with the normalization of its scores.
 
-    LoRA's adapters are merged. Raises as `rebuild`.
+    LoRA's adapters are merged. Takes `as_read` and raises as `rebuild`.
     """
     def make(config: dict) -> RewardModel:
         return RewardModel(VLM(VLMConfig.from_dict(config)))
 
-    return rebuild(state, make, merged)
+    return rebuild(state, make, merged, as_read)
 
 
 def gpt_from(state: dict) -> GPT:
@@ -97,15 +97,16 @@ def fit_of(state: dict) -> str:
 
 
 def take_towers(vlm: VLM, clip: dict, lm: dict) -> None:
-    """Load the weights of a CLIP's ViT and of a language model into a VLM.
+    """Put a CLIP's ViT and a language model into a VLM, which takes over their tensors.
 
     The VLM must have been made with the configs that `tower_configs` returned for the two.
 
     Args:
         clip, lm: as `checkpoint.load` or pretrained/weights.py returns them.
     """
-    vlm.vit.load_state_dict(without_prefix(clip["model"], "vit."))
-    vlm.gpt.load_state_dict(lm["model"])
+    vlm.vit.load_state_dict(without_prefix(clip["model"], "vit."), assign=True)
+    vlm.gpt.load_state_dict(lm["model"], assign=True)
+    vlm.gpt.tie()
 
 
 def tower_configs(clip: dict, lm: dict) -> tuple[ViTConfig, GPTConfig]:
@@ -136,14 +137,18 @@ def rebuild(
     state: dict,
     make: Callable[[dict], nn.Module],
     pick: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+    as_read: bool = False,
 ) -> nn.Module:
-    """Make the model that a checkpoint describes, and load its weights.
+    """Make the model that a checkpoint describes, with its weights.
 
     Args:
         state: as `checkpoint.load` returns it.
         make: takes configs["model"], returns the model.
         pick: takes all weights of the checkpoint, returns those of the model under the
             model's own names.
+        as_read: take the tensors out of `state`, in their own number formats, so that they
+            are in memory once. `place` then makes them what a run computes with. By
+            default the model has copies, in float32.
 
     Raises:
         ValueError: if `pick` fails; else as `checked_config`.
@@ -158,9 +163,50 @@ def rebuild(
             f"{name} has weights that do not go together: {first_line(error)}"
         ) from None
     config = checked_config(state, weights, make)
-    model = make(config)
-    model.load_state_dict(weights)
+    if as_read:
+        state["model"] = {}
+    else:
+        weights = {name: w.to(torch.float32, copy=True) for name, w in weights.items()}
+    model = on_meta(lambda: make(config))
+    model.load_state_dict(weights, assign=True)
+    for module in model.modules():
+        if isinstance(module, GPT):
+            module.tie()
     return model
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """Make a model on torch's meta device, where tensors have a shape and take no memory."""
+    with torch.device("meta"), _NoInit():
+        return make()
+
+
+def place(model: nn.Module, device: torch.device, half: bool) -> None:
+    """Move a model to a device, with the number formats that a run computes with.
+
+    All is float32 but, with `half`, the frozen linear maps and word embeddings of a VLM
+    that were read in half precision: they stay in bfloat16, and need half the memory.
+    Autocast rounds maps to bfloat16 at every product, so no number changes.
+
+    Args:
+        model: its parameters that have requires_grad now will learn.
+        half: whether the run computes in bfloat16, see `machine.is_bfloat16`.
+    """
+    maps, tables = set(), set()
+    for vlm in model.modules():
+        if isinstance(vlm, VLM):  # heads beside it compute in float32
+            for module in vlm.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    maps.add(module.weight)
+                elif isinstance(module, nn.Embedding):
+                    tables.add(module.weight)
+    for p in model.parameters():
+        # the weight of a tied head is a table
+        is_map = p in maps and p not in tables and p.dtype == torch.float16
+        is_so = p in maps | tables and p.dtype == torch.bfloat16
+        is_half = half and not p.requires_grad and (is_map or is_so)
+        p.data = p.data.to(device, torch.bfloat16 if is_half else torch.float32)
+    model.to(device)  # the buffers
 
 
 def checked_config(
@@ -192,8 +238,7 @@ def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: s
             another shape.
     """
     try:
-        with torch.device("meta"), _NoInit():
-            model = make()
+        model = on_meta(make)
     except (
         TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RuntimeError,
     ) as error:

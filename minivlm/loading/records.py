@@ -82,11 +82,12 @@ def _line(key: str, value: object) -> str:
     return value
 
 
-def _image(key: str, value: object) -> str:
-    """Read the name of a picture; a list of one is allowed, as in some of LLaVA's files."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return _line(key, value)
+def _image(key: str, value: object) -> str | tuple[str, ...]:
+    """Read the name of a picture, or a list of names; a list of one becomes the name."""
+    if not isinstance(value, list):
+        return _line(key, value)
+    names = tuple(_line(key, name) for name in value)
+    return names if len(names) > 1 else "".join(names)
 
 
 def _question(key: str, value: object) -> str:
@@ -158,6 +159,12 @@ def _name(key: str, value: object) -> str:
     return value
 
 
+def images_of(record: dict) -> list[str]:
+    """The names of a record's pictures, in order; of none, one or several."""
+    image = record.get("image") or ()
+    return [image] if isinstance(image, str) else list(image)
+
+
 def _known(fields: dict) -> dict:
     """Drop the keys whose value is null: null counts as absent."""
     return {key: value for key, value in fields.items() if value is not None}
@@ -181,7 +188,8 @@ def as_read(record: dict, need: tuple[str, ...] = ()) -> dict:
     """Return a record as later lines read it.
 
     Keys with null are dropped. Numbers become texts where words are compared. VQA's
-    `answers` become `people`.
+    `answers` become `people`. Several pictures become a tuple of names; only dialogues and
+    pairs may have several, so "image" in `need` asks for one.
 
     Args:
         need: as for `load_records`.
@@ -209,10 +217,12 @@ def as_read(record: dict, need: tuple[str, ...] = ()) -> dict:
             missing.append(key)
     if missing:
         raise ValueError(f"no {' and no '.join(missing)}")
+    if "image" in need and not isinstance(record["image"], str):
+        raise ValueError(f"{len(record['image'])} pictures where one is expected")
     if "conversations" in need:
         turns = record["conversations"]
         try:
-            check_turns(turns, 1 if record.get("image") else 0)
+            check_turns(turns, len(images_of(record)))
         except ValueError as error:
             raise ValueError(f"a conversation that cannot be used: {error}") from None
         if not any(turn["from"] == "gpt" for turn in turns):

@@ -1,6 +1,6 @@
 """Pairs: how they are read, and turned into rows for a model.
 
-    {"id", "image" or none, "conversations": turns up to the question, "chosen", "rejected"}
+    {"id", "image": one, a list or none, "conversations": turns up to the question, "chosen", "rejected"}
 
 `chosen` and `rejected` are texts. They may also be two lists of turns, which continue
 `conversations` and differ only in the last turn, the answer. Both answers stand in one row
@@ -24,6 +24,7 @@ from minivlm.conversation import Turn, check_turns, pack, render, spoken
 from minivlm.loading.batches import Batch, collate
 from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_meta
+from minivlm.loading.records import images_of
 from minivlm.lora import adapters_off
 from minivlm.losses import IGNORE_INDEX, sequence_logprobs
 from minivlm.preferences.rankings import load_checked
@@ -59,7 +60,7 @@ def split_pair(r: dict) -> tuple[list[Turn], str, str]:
     if chosen.strip() == rejected.strip():
         raise ValueError("chosen and rejected are equal")
     if turns:
-        check_turns(turns, 1 if r.get("image") else 0)
+        check_turns(turns, len(images_of(r)))
     if not turns or turns[-1]["from"] != "human":
         raise ValueError("no question comes before the answers")
     return turns, chosen.strip(), rejected.strip()
@@ -209,12 +210,13 @@ class PairMaker:
             row, row_segments = pack(prompt, [chosen, rejected])
             rows.append(row)
             segments.append(row_segments)
-        names = [r["id"] for r in pairs]
-        files = [r["image"] for r in pairs if r.get("image")]
+        ids = [r["id"] for r in pairs]
+        names_of = [images_of(r) for r in pairs]
+        files = [name for names in names_of for name in names]
         images = self.pictures.get(files) if files else None         # (n, 3, S, S)
-        n_images = [1 if r.get("image") else 0 for r in pairs]
+        n_images = [len(names) for names in names_of]
         batch = collate(
-            rows, self.tokenizer.pad, self.block_size, names, images, n_images, segments
+            rows, self.tokenizer.pad, self.block_size, ids, images, n_images, segments
         )
         weights = torch.ones(batch.idx.shape)                        # (B, T)
         if self.changed != 1:

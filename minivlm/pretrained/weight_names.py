@@ -207,19 +207,20 @@ def llava_names(c: VLMConfig) -> Names:
 
 
 def to_ours(names: Names, theirs: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Rename, transpose and join all tensors of a published model.
+    """Rename, transpose and join all tensors of a published model, each in its own type.
 
     Args:
+        theirs: is empty afterwards, so that no tensor is in memory twice.
         folder: what an error names.
 
     Raises:
         ValueError: if a tensor is missing or left over, or has a shape that cannot be
             joined or transposed.
     """
-    weights = {name: value for name, value in theirs.items() if not BUFFERS.search(name)}
     wanted = [name for pair in names for name in pair.theirs]
-    missing = [name for name in wanted if name not in weights]
-    unknown = sorted(weights.keys() - set(wanted))
+    missing = [name for name in wanted if name not in theirs]
+    left_over = theirs.keys() - set(wanted)
+    unknown = sorted(name for name in left_over if not BUFFERS.search(name))
     if missing or unknown:
         raise ValueError(
             f"{folder} lacks {len(missing)} tensors {missing[:3]} and has {len(unknown)} "
@@ -227,7 +228,7 @@ def to_ours(names: Names, theirs: dict[str, Tensor], folder: Path) -> dict[str, 
         )
     out = {}
     for pair in names:
-        parts = [weights[published] for published in pair.theirs]
+        parts = [theirs.pop(published) for published in pair.theirs]
         rows = pair.rows or parts[0].shape[:1] * len(parts)
         is_wrong = len(parts) > 1 and any(
             part.shape != (n, *parts[0].shape[1:]) for part, n in zip(parts, rows)
@@ -235,10 +236,11 @@ def to_ours(names: Names, theirs: dict[str, Tensor], folder: Path) -> dict[str, 
         if is_wrong or (pair.is_transposed and parts[0].ndim != 2):
             shape = tuple(parts[0].shape)
             raise ValueError(f"{folder}: {pair.theirs[0]} has the shape {shape}")
-        # CLIP's logit scale has no dimension, which cat refuses
-        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
-        # float32, since a file may be saved in half precision
-        out[pair.ours] = (joined.T if pair.is_transposed else joined).float().contiguous()
+        # CLIP's logit scale has no dimension, which cat refuses; a copy, since a tensor of a
+        # safetensors file is a part of that file
+        joined = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+        out[pair.ours] = (joined.T if pair.is_transposed else joined).contiguous()
+    theirs.clear()
     return out
 
 

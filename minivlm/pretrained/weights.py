@@ -62,7 +62,7 @@ def read_lm(folder: str | Path) -> dict:
     if head is None and not c.tied:
         raise ValueError(f"{folder}: the head is missing, and not tied to the embedding")
     ours = to_ours(lm_names(replace(c, tied=True)), weights, folder)
-    ours["head.weight"] = ours["wte.weight"] if head is None else head.float()
+    ours["head.weight"] = ours["wte.weight"] if head is None else head
     check_fit(ours, lambda: GPT(c), str(folder))
     if c.tied and not torch.equal(ours["head.weight"], ours["wte.weight"]):
         raise ValueError(f"{folder}: the head is not tied to the embedding")
@@ -95,8 +95,8 @@ def with_tokens(
     grown = {}
     for name in (f"{prefix}wte.weight", f"{prefix}head.weight"):
         rows = weights[name][:known]                                 # (known, C)
-        new = rows.mean(0, keepdim=True).expand(tokenizer.vocab_size - known, -1)
-        grown[name] = torch.cat([rows, new])
+        new = rows.float().mean(0, keepdim=True).to(rows.dtype)      # (1, C)
+        grown[name] = torch.cat([rows, new.expand(tokenizer.vocab_size - known, -1)])
     if c.tied:
         grown[f"{prefix}head.weight"] = grown[f"{prefix}wte.weight"]
     return grown
@@ -325,9 +325,9 @@ def resize_positions(pos: Tensor, n_tokens: int, n_class: int = 1) -> Tensor:
     """
     old = math.isqrt(len(pos) - n_class)
     new = math.isqrt(n_tokens)
-    grid = pos[n_class:].T.reshape(1, -1, old, old)                  # (1, C, old, old)
+    grid = pos[n_class:].T.reshape(1, -1, old, old).float()          # (1, C, old, old)
     grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
-    return torch.cat([pos[:n_class], grid.flatten(2)[0].T])
+    return torch.cat([pos[:n_class], grid.flatten(2)[0].T.to(pos.dtype)])
 
 
 def select_strategy(c: ViTConfig) -> str:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from minivlm.running import checkpoint
 from minivlm.running.files import read_text
 from minivlm.running.machine import (
-    autocast, environment, peak_memory, pick_device, seed_everything,
+    autocast, environment, is_bfloat16, peak_memory, pick_device, seed_everything,
 )
 from minivlm.running.options import check, printable, settings
 from minivlm.running.workers import batches
@@ -75,6 +75,7 @@ class Run:
             raise ValueError(f"nothing to resume in {self.folder}: it has no ckpt.pt")
         seed_everything(cfg.seed, cfg.threads)
         self.device = pick_device(cfg.device)
+        self.half = is_bfloat16(self.device, cfg.dtype)
         self.meter = Meter()
         self.start = 0                  # the step that this process begins with
         self.step = 0

@@ -9,6 +9,7 @@ from PIL import Image
 
 from data.llava import prepare
 from minivlm.loading.prepared import load_meta, load_records
+from minivlm.loading.records import images_of
 
 
 def talk(*texts: str, first: str = "human") -> list[dict]:
@@ -71,11 +72,20 @@ def test_published_dialogues_become_a_data_set(tmp_path):
     ({"conversations": talk("<image>\nx", "y")}, "<image> without a picture"),
     ({"image": "3.png", "conversations": talk("x", "y")}, "picture without <image>"),
     ({"image": "3.png", "conversations": talk("<image>", "y", "<image>", "z")},
-     "several <image> marks"),
+     "<image> without a picture"),
     ({"image": "3.png", "conversations": talk("x", "<image> y")}, "<image> in an answer"),
     ({"image": "3.png", "conversations": talk("<image>", "x", "y", first="gpt")},
      "picture without <image>"),
-    ({"image": ["3.png", "3.png"], "conversations": talk("<image>\nx", "y")}, "several pictures"),
+    ({"image": ["3.png", "3.png"], "conversations": talk("<image>\nx", "y")},
+     "picture without <image>"),
+    ({"image": ["3.png", "3.png"], "conversations": talk("<image><image><image>\nx", "y")},
+     "<image> without a picture"),
+    ({"image": ["3.png", 7], "conversations": talk("<image><image>\nx", "y")},
+     "picture that is no name of a file"),
+    ({"image": ["3.png", "bad.png"], "conversations": talk("<image><image>\nx", "y")},
+     "unreadable picture"),
+    ({"image": ["gqa/images/2.png", "coco/train2017/1.png"],
+      "conversations": talk("<image><image>\nx", "y")}, "pictures of both splits"),
     ({"image": {"path": "3.png"}, "conversations": talk("<image>\nx", "y")},
      "picture that is no name of a file"),
     ({"image": "4.png", "conversations": talk("<image>\nx", "y")}, "missing picture"),
@@ -114,6 +124,10 @@ SYSTEM = {"from": "system", "value": "Be brief."}
     (None, [{"from": "user", "value": "Hi."}, {"from": "assistant", "value": "Ho."}],
      talk("Hi.", "Ho.")),
     (["3.png"], talk("<image>\nWhat?", "A dog."), talk("<image>\nWhat?", "A dog.")),
+    (["3.png", PICTURES[0]], talk("<image> and <image>?", "A dog."),
+     talk("<image> and <image>?", "A dog.")),
+    (["3.png", PICTURES[0], "3.png"], talk("<image><image> What?", "A dog.", "This: <image>", "Ho."),
+     talk("<image><image> What?", "A dog.", "<image>\nThis:", "Ho.")),
     ([], talk("Hi.", "Ho."), talk("Hi.", "Ho.")),
     (None, talk("Welcome!", "Hi.", "Ho.", first="gpt"), talk("Hi.", "Ho.")),
     ("3.png", [SYSTEM, *talk("Welcome!", "What? <image>", "A dog.", first="gpt")],
@@ -130,7 +144,10 @@ def test_a_dialogue_is_read_as_llava_reads_it(image, turns, want, tmp_path):
     assert prepare.main(cfg)["skipped"] == 0
     records = load_records(cfg.out, "train") + load_records(cfg.out, "val")
     [got] = [r for r in records if r["id"] == "new"]
-    assert got["conversations"] == want and ("image" in got) == bool(image)
+    assert got["conversations"] == want
+    names = image if isinstance(image, list) else [image] * bool(image)
+    where = {"3.png": "val.npy#1", PICTURES[0]: "val.npy#0"}
+    assert images_of(got) == [where[name] for name in names]
     left_out = load_meta(cfg.out)["seen"].get("first turns by gpt, left out", 0)
     assert left_out == len(turns) - len(want)
     assert all(r["text"].strip() for r in load_records(cfg.out, "text", ("text",)))

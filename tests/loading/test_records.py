@@ -5,6 +5,7 @@ import json
 import pytest
 
 from minivlm.loading.prepared import load_meta, load_records
+from minivlm.loading.records import images_of
 from minivlm.metrics import answer_ok, mentions, vqa_accuracy
 
 ASKED = {"id": "q", "image": "a.png", "kind": "color", "question": "What color?"}
@@ -161,13 +162,18 @@ def test_an_object_that_cannot_be_read_is_refused_by_line(bad, reason, tmp_path)
         loaded(tmp_path, id="a", objects=[{"name": "cat"}, bad])
 
 
-@pytest.mark.parametrize("image, want", [("a.png", "a.png"), (["a.png"], "a.png"), ("", "")])
+@pytest.mark.parametrize("image, want", [
+    ("a.png", "a.png"), (["a.png"], "a.png"), ("", ""), ([], ""),
+    (["b.png", "a.png", "b.png"], ("b.png", "a.png", "b.png")),
+])
 def test_a_picture_may_stand_in_a_list(image, want, tmp_path):
-    """Catches one picture refused as several."""
-    assert loaded(tmp_path, id="a", image=image)["image"] == want
+    """Catches one picture refused as several, and the order of several lost."""
+    record = loaded(tmp_path, id="a", image=image)
+    assert record["image"] == want
+    assert images_of(record) == ([want] if isinstance(want, str) and want else list(want))
     with pytest.raises(ValueError, match="a.jsonl:2 has image with a control character"):
         loaded(tmp_path, id="a", image="a\nb.png")
-    for bad in (["a.png", "b.png"], 7, [7]):
+    for bad in (7, [7], ["a.png", None], [["a.png"]]):
         with pytest.raises(ValueError, match="a.jsonl:2 has image that is no text"):
             loaded(tmp_path, id="a", image=bad)
 
@@ -183,6 +189,9 @@ ANSWER = {"from": "gpt", "value": "A dog."}
     ("a.png", [human("What?"), ANSWER], "0 <image> marks and 1 pictures"),
     (None, [human("<image> What?"), ANSWER], "1 <image> marks and 0 pictures"),
     ("a.png", [human("<image><image>"), ANSWER], "2 <image> marks and 1 pictures"),
+    (["a.png", "b.png"], [human("<image>"), ANSWER], "1 <image> marks and 2 pictures"),
+    (["a.png", "b.png"], [human("<image>"), ANSWER, human("<image><image>"), ANSWER],
+     "3 <image> marks and 2 pictures"),
     ("a.png", [human("<image>\nWhat?")], "a conversation without an answer"),
     ("a.png", [{"role": "user", "content": "<image>"}], "turn 0 has unknown role None"),
     ("a.png", ["What?"], "a turn is not {from, value}"), ("a.png", [], "no conversations"),

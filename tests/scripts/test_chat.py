@@ -10,6 +10,7 @@ from PIL import Image
 
 import chat
 import evaluate
+from minivlm.conversation import render
 from minivlm.loading.images import Pictures, fit, to_tensor
 from minivlm.loading.models import fit_of
 from minivlm.running import checkpoint
@@ -98,11 +99,44 @@ def test_help_shows_questions_that_suit_the_data_set(runs, monkeypatch, asked, c
 
 def test_a_number_names_a_held_out_picture(runs, folder, monkeypatch, asked, capsys):
     """Catches a number that is read as a file name, and a picture of a wrong data folder."""
-    talk(monkeypatch, runs / "sft", "/image 5", "What?", "/image 99999", "What?", image="2")
+    talk(monkeypatch, runs / "sft", "/new 5", "What?", "/new 99999", "What?", image="2")
     pictures = Pictures(folder, 60)
     assert torch.equal(asked[0][0], pictures.get(["val.npy#5"]))
     assert torch.equal(asked[1][0], asked[0][0])  # the old picture stays
     assert "there is no '99999'" in capsys.readouterr().out
+
+
+def test_a_conversation_gets_more_pictures(runs, folder, monkeypatch, asked, capsys):
+    """Catches a picture that no mark stands for, that takes another's place, or that is lost."""
+    talk(
+        monkeypatch, runs / "sft", "What?", "/image 5", "/image nowhere.png", "/image 7", "And?",
+        "And now?", "/new", "What?", "/new 3", "What?", image="2",
+    )
+    pictures, tokenizer = Pictures(folder, 60), checkpoint.tokenizer_of(
+        checkpoint.load(runs / "sft", ("sft",)))
+    human = {"from": "human"}
+    one = human | {"value": "<image>\nWhat?"}
+    two = human | {"value": "<image>\n<image>\nAnd?"}
+    three = human | {"value": "<image>\n<image>\n<image>\nWhat?"}
+    silent = {"from": "gpt", "value": "..."}
+    expected = [
+        ([one], [2]), ([one, silent, two], [2, 5, 7]),
+        ([one, silent, two, silent, human | {"value": "And now?"}], [2, 5, 7]),
+        ([three], [2, 5, 7]), ([one], [3]),
+    ]
+    assert len(asked) == len(expected)
+    for (images, prompt), (turns, numbers) in zip(asked, expected):
+        assert prompt == render(turns, tokenizer, 9).ids
+        assert torch.equal(images, pictures.get([f"val.npy#{n}" for n in numbers]))
+    assert "no picture at nowhere.png" in capsys.readouterr().out
+
+
+def test_more_pictures_than_the_context_holds_are_refused(runs, monkeypatch, capsys):
+    """Catches a conversation that is cut, or lost, for one picture too many."""
+    many = ["/image 3"] * 40
+    talk(monkeypatch, runs / "sft", *many, "What?", "/new 3", "What?", image="2")
+    lines = capsys.readouterr().out.splitlines()
+    assert "the context holds" in lines[0] and "/new PATH" in lines[0] and len(lines) == 2
 
 
 def test_a_single_question_is_no_command(runs, monkeypatch, asked):
