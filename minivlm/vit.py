@@ -31,8 +31,8 @@ class ViTConfig:
     """Sizes: S = image_size and P = patch_size in pixels; N = (S/P)^2 image tokens.
 
     Raises:
-        ValueError: if image_size is not a multiple of patch_size, or there is no such
-            feature_layer or kind.
+        ValueError: if image_size is not a multiple of patch_size, though of SigLIP's 384
+            pixels some fill no patch of 14; or there is no such feature_layer or kind.
     """
 
     image_size: int = 60
@@ -47,7 +47,7 @@ class ViTConfig:
     norm_eps: float = 1e-5  # SigLIP's is 1e-6
 
     def __post_init__(self):
-        if self.image_size % self.patch_size:
+        if self.image_size % self.patch_size and self.kind != "siglip":
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of "
                 f"patch_size {self.patch_size}"

@@ -91,6 +91,7 @@ def export(state: dict, folder: Path) -> str:
         weights = to_theirs(llava_names(c), vlm.state_dict())
     if tokenizer is not None:
         files |= tokenizer_files(tokenizer, tokenizer.stop(stage))
+    weights = {name: w.float() for name, w in weights.items()}  # what was read may be half
     # written last: a folder that is only half written has no config.json and is refused
     files["config.json"] = config | {"architectures": [name], "dtype": "float32"}
     write(folder, weights, files)

@@ -186,8 +186,9 @@ def test_a_vlm_reads_what_llava_reads(hf, agreement, tmp_path):
 
 def random_siglip(rng: random.Random) -> CLIPConfig:
     heads, text_heads, patch = rng.choice((1, 2, 4)), rng.choice((1, 2, 4)), rng.choice((4, 8))
-    vit = ViTConfig(patch * rng.randint(1, 4), patch, rng.randint(2, 3), heads, 8 * heads,
-                    "gelu_tanh", kind="siglip", n_inner=rng.randint(5, 40), norm_eps=1e-6)
+    size = patch * rng.randint(1, 4) + rng.choice((0, 0, 1, 3))  # 384 is no multiple of 14
+    vit = ViTConfig(size, patch, rng.randint(2, 3), heads, 8 * heads, "gelu_tanh", kind="siglip",
+                    n_inner=rng.randint(5, 40), norm_eps=1e-6)
     V = rng.randint(20, 60)
     return CLIPConfig(vit, V, rng.randint(6, 20), rng.randint(1, 3), text_heads, 8 * text_heads,
                       vit.n_embd, "gelu_tanh", logit_bias=True, text_n_inner=rng.randint(5, 40),

@@ -8,7 +8,6 @@ import gzip
 import json
 import random
 import unicodedata
-from minivlm.loading.models import clip_from, vlm_from
 from dataclasses import asdict
 
 import pytest
@@ -22,16 +21,19 @@ from minivlm.conversation import prompt_of, render
 from minivlm.generate import generate
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.loading.images import Pictures
+from minivlm.loading.models import clip_from, gpt_from, vlm_from
 from minivlm.loading.prepared import load_records
-from minivlm.pretrained import weights as pretrained
+from minivlm.pretrained import families, weights as pretrained
 from minivlm.pretrained.export import export, tokenizer_file
 from minivlm.pretrained.tokenizers import ClipTokenizer, read_tokenizer
-from minivlm.pretrained.weight_names import clip_names, gpt2_names, to_theirs
+from minivlm.pretrained.weight_names import (
+    clip_names, gpt2_names, llava_names, lm_names, to_theirs,
+)
 from minivlm.running import checkpoint
 from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
 from minivlm.vlm import VLM, VLMConfig
 from parity.peers import folder_of
-from parity.test_models import hf  # noqa: F401
+from parity.test_models import half, hf  # noqa: F401
 
 # width, layers, heads of the vision tower, image and patch size; the same of the text tower; space
 CLIPS = {
@@ -42,6 +44,60 @@ CLIPS = {
 }
 GPTS = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20),
         "gpt2-xl": (1600, 48, 25)}  # width, layers, heads
+
+
+def lm_config(family: str, C: int, n_layer: int, heads: tuple[int, int, int], n_inner: int,
+              V: int, T: int, base: float, eps: float = 1e-6, tied: bool = True, **more) -> dict:
+    """A config.json as the family publishes it."""
+    H, G, D = heads
+    width = {"head_dim": D} if D != C // H else {}
+    return {"model_type": family, "hidden_size": C, "num_hidden_layers": n_layer,
+            "num_attention_heads": H, "num_key_value_heads": G, "intermediate_size": n_inner,
+            "vocab_size": V, "max_position_embeddings": T, "rope_theta": base,
+            "rms_norm_eps": eps, "tie_word_embeddings": tied, "hidden_act": "silu", **width, **more}
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}
+QWEN = {"attention_dropout": 0.0, "use_sliding_window": False, "sliding_window": None}
+LMS = {
+    "SmolLM2-135M": lm_config("llama", 576, 30, (9, 3, 64), 1536, 49152, 8192, 100000, 1e-5),
+    "SmolLM2-360M": lm_config("llama", 960, 32, (15, 5, 64), 2560, 49152, 8192, 100000, 1e-5),
+    "SmolLM2-1.7B": lm_config("llama", 2048, 24, (32, 32, 64), 8192, 49152, 8192, 130000, 1e-5),
+    "TinyLlama-1.1B": lm_config(
+        "llama", 2048, 22, (32, 4, 64), 5632, 32000, 2048, 10000.0, 1e-5, False),
+    "Llama-3.2-1B": lm_config("llama", 2048, 16, (32, 8, 64), 8192, 128256, 131072, 500000.0, 1e-5,
+                              rope_scaling=LLAMA3),
+    "Vicuna-7B": lm_config(
+        "llama", 4096, 32, (32, 32, 128), 11008, 32000, 4096, 10000.0, 1e-5, False),
+    "Qwen2.5-0.5B": lm_config(
+        "qwen2", 896, 24, (14, 2, 64), 4864, 151936, 32768, 1e6, **QWEN, max_window_layers=21),
+    "Qwen2.5-7B": lm_config("qwen2", 3584, 28, (28, 4, 128), 18944, 152064, 32768, 1e6, 1e-6, False,
+                            **QWEN, max_window_layers=28),
+    "Qwen3-0.6B": lm_config("qwen3", 1024, 28, (16, 8, 128), 3072, 151936, 40960, 1e6,
+                            **QWEN, attention_bias=False, max_window_layers=28),
+}
+# width, layers, heads, width of the MLP, image and patch size; the text tower's are the same, but
+# its vocabulary
+SIGLIPS = {
+    "SigLIP base-patch16-224": (768, 12, 12, 3072, 224, 16, 32000),
+    "SigLIP large-patch16-256": (1024, 24, 16, 4096, 256, 16, 32000),
+    "SigLIP so400m-patch14-384": (1152, 27, 16, 4304, 384, 14, 32000),
+    "SigLIP 2 base-patch16-224": (768, 12, 12, 3072, 224, 16, 256000),
+}
+
+
+def siglip_of(hf, name: str):
+    """transformers' config of a published SigLIP."""
+    C, n_layer, n_head, n_inner, size, patch, V = SIGLIPS[name]
+    both = {"hidden_size": C, "intermediate_size": n_inner, "num_hidden_layers": n_layer,
+            "num_attention_heads": n_head}
+    return hf.SiglipConfig(vision_config=both | {"image_size": size, "patch_size": patch},
+                           text_config=both | {"vocab_size": V})
+
+
+def shapes(weights: dict) -> dict:
+    return {name: tuple(w.shape) for name, w in weights.items() if "position_ids" not in name}
 
 
 def clip_of(hf, name: str):
@@ -80,6 +136,107 @@ def test_every_published_gpt2_has_the_names_and_shapes_that_we_read(hf, name):
         ours = to_theirs(gpt2_names(n_layer, "", "transformer."), ours.state_dict())
     theirs = {k: v.shape for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
     assert {k: v.shape for k, v in ours.items()} == theirs
+
+
+@pytest.mark.parametrize("name", LMS)
+def test_every_published_language_model_has_the_names_and_shapes_that_we_read(hf, name, tmp_path):
+    """Catches a field of a published config.json that is refused or not read."""
+    c = families.read_config(LMS[name], tmp_path)
+    with torch.device("meta"):
+        theirs = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(**LMS[name]))
+        ours = to_theirs(lm_names(c), GPT(c).state_dict())
+    theirs = shapes(theirs.state_dict())
+    if c.tied:
+        del theirs["lm_head.weight"]
+    assert shapes(ours) == theirs
+
+
+def test_llava_15_has_the_names_and_shapes_that_we_read(hf, tmp_path):
+    """Catches the same for the 7 billion weights of LLaVA-1.5, in no memory."""
+    text = LMS["Vicuna-7B"] | {"vocab_size": 32064}
+    gpt = families.read_config(text, tmp_path)
+    vision = clip_of(hf, "ViT-L/14-336").vision_config
+    vit = pretrained.read_vit(vision.to_dict(), "clip", tmp_path)
+    with torch.device("meta"):
+        theirs = hf.LlavaForConditionalGeneration(hf.LlavaConfig(
+            vision_config=vision, text_config=hf.AutoConfig.for_model(**text),
+            image_token_index=32000))
+        c = VLMConfig(32000, vit, gpt, "llava")
+        ours = VLM(c)
+    assert sum(p.numel() for p in ours.parameters()) > 7e9
+    theirs = {pretrained.file_name(name): w for name, w in theirs.state_dict().items()}
+    assert shapes(to_theirs(llava_names(c), ours.state_dict())) == shapes(theirs)
+
+
+@pytest.mark.parametrize("name", SIGLIPS)
+def test_every_published_siglip_has_the_names_and_shapes_that_we_read(hf, name, tmp_path):
+    """Catches a size that only the smallest has, 384 pixels in patches of 14 among them."""
+    C, n_layer, n_head, n_inner, _, _, V = SIGLIPS[name]
+    config = siglip_of(hf, name)
+    vit = pretrained.read_vit(config.vision_config.to_dict(), "siglip", tmp_path)
+    c = CLIPConfig(vit, V, 64, n_layer, n_head, C, C, "gelu_tanh", logit_bias=True,
+                   text_n_inner=n_inner, pad_id=1)
+    with torch.device("meta"):
+        theirs = hf.SiglipModel(config).state_dict()
+        ours = CLIP(c).state_dict()
+    ours = {name: w.reshape(1) if "logit_" in name else w
+            for name, w in to_theirs(clip_names(c), ours).items()}
+    assert shapes(ours) == shapes(theirs)
+
+
+# --- true geometries ---
+
+
+@pytest.mark.parametrize("name", ["SmolLM2-135M", "Qwen2.5-0.5B", "Qwen3-0.6B"])
+@torch.no_grad()
+def test_a_language_model_of_true_size_gives_the_same_logits(
+    hf, name, agreement, tmp_path, request
+):
+    """Catches what tiny models hide: 151,936 words, heads wider than C / H; there and back."""
+    if name != "SmolLM2-135M":
+        request.getfixturevalue("large")
+    seen = agreement(f"{name}, read and written again: logits both ways", "transformers",
+                     families.CLASSES[LMS[name]["model_type"]], 1e-4)
+    torch.manual_seed(0)
+    theirs = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(**LMS[name])).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    idx = torch.randint(0, LMS[name]["vocab_size"], (1, 128))
+    for _ in seen.cases(128):  # a case is a position
+        pass
+    want = theirs(idx).logits
+    del theirs
+    state = pretrained.read_lm(tmp_path / "theirs")
+    ours = gpt_from(state).eval()
+    seen.close(ours(idx), want)
+    del ours
+    export(state, tmp_path / "ours")
+    del state
+    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    seen.close(again(idx).logits, want)
+
+
+@torch.no_grad()
+def test_siglip_of_true_size_gives_the_same_logits(hf, agreement, tmp_path):
+    """Catches 196 patches without a class token, a text of 64 tokens; there and back."""
+    name = "SigLIP base-patch16-224"
+    seen = agreement(f"{name}, read and written again: logits both ways", "transformers",
+                     "SiglipModel", 1e-4)
+    torch.manual_seed(0)
+    theirs = hf.SiglipModel(siglip_of(hf, name)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    images, idx = torch.randn(5, 3, 224, 224), torch.randint(2, 32000, (20, 64))
+    idx = idx.masked_fill(torch.arange(64) >= torch.randint(2, 65, (20, 1)), 1)  # 1 is its pad
+    lengths = (idx != 1).sum(1)
+    want = theirs(input_ids=idx, pixel_values=half(images)).logits_per_text      # (20, 5)
+    del theirs
+    for _ in seen.cases(want.numel()):  # a case is a picture with a text
+        pass
+    state = pretrained.read_vision(tmp_path / "theirs")
+    img_z, txt_z, scale, bias = clip_from(state).eval()(images, idx, lengths)
+    seen.close(scale * txt_z @ img_z.T + bias, want)
+    export(state, tmp_path / "ours")
+    again = hf.SiglipModel.from_pretrained(tmp_path / "ours").eval()
+    seen.close(again(input_ids=idx, pixel_values=half(images)).logits_per_text, want)
 
 
 @pytest.mark.parametrize("name", CLIPS)
