@@ -127,14 +127,16 @@ def provenance(cfg, began: float) -> dict:
     }
 
 
-def peak_memory(name: str) -> dict[str, float]:
-    """Return the largest main memory that this process has used so far, in GB.
+def peak_memory(name: str, device: torch.device | None = None) -> dict[str, float]:
+    """Return the largest memory that this process has used so far, in GB.
 
-    Worker processes and the GPU's memory do not count.
+    It is main memory; or a GPU's, if `device` is one. Worker processes do not count.
 
     Returns:
         {name: the figure}, or {} where the system does not tell it, as on Windows.
     """
+    if device is not None and device.type == "cuda":
+        return {name: round(torch.cuda.max_memory_reserved(device) / 1e9, 2)}
     if resource is None:
         return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

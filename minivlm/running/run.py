@@ -329,7 +329,7 @@ class Run:
         """
         means = self.meter.means()
         row = {"step": self.step} | dict.fromkeys(COLUMNS, "") | means | figures
-        row |= peak_memory("gb") | {"min": round(self.minutes, 2)}
+        row |= peak_memory("gb", self.device) | {"min": round(self.minutes, 2)}
         columns = []
         if self.csv.is_file():
             with self.csv.open(newline="") as f:
