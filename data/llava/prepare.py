@@ -2,6 +2,7 @@
 
     python data/llava/prepare.py --source llava_instruct_150k.json --images coco/train2017
     python data/llava/prepare.py --source llava_v1_5_mix665k.json --images playground/data
+    python data/llava/prepare.py --source blip_laion_cc_sbu_558k.json --images images --captions
 
 Reads the JSON as published: a list of {"id", "image", "conversations"}. "image" is a name or
 a list of names, and missing in records of text only. Pictures of the 665K mix lie in several folders (coco/train2017/...,
@@ -9,6 +10,9 @@ gqa/images/...). An id may be a number, be missing, or occur twice. A turn is {"
 "human" | "gpt", "value"} or {"role": "user" | "assistant", "content"}. As in LLaVA's
 trainer, a turn's only <image> moves to its start, and a first turn by gpt is left out.
 Records that cannot be used are counted by reason.
+
+With --captions, the answer of a dialogue of one question is the picture's caption too: so
+LLaVA's first stage reads its data ("plain"), and train_align.py learns from them.
 
 A picture is packed once, however many dialogues are about it. All its dialogues are in the
 same split: either train, or val, which is held out. A dialogue about pictures of both is
@@ -48,6 +52,7 @@ class Config:
     images: str = "data/llava/images"  # folder that the records' paths are relative to
     limit: int = 0  # >= 0; how many records to read at most; 0 = all
     val_every: int = 50  # >= 2; one picture in so many is held out
+    captions: bool = False  # answers are captions too; other dialogues are left out
     # data set
     out: str = "data/llava/prepared"  # data folder to write
     image_size: int = 64  # >= 1; side of the packed pictures in pixels
@@ -58,6 +63,7 @@ class Config:
 # a tokenizer of single bytes tells whether a dialogue can be rendered; the data set's own
 # tokenizer is trained later
 BYTES = Tokenizer({bytes([i]): i for i in range(256)})
+ONE = ["human", "gpt"]  # who speaks in a dialogue of one question
 ROLES = {
     "human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system",
 }
@@ -189,6 +195,8 @@ def main(cfg: Config) -> dict[str, float]:
         try:
             turns = turns_of(record)
             names = names_of(record)
+            if cfg.captions and (len(names) != 1 or [t["from"] for t in turns] != ONE):
+                raise ValueError("no single answer about one picture")
             sides = {places[name][0] for name in names if name in places}
             if len(sides) > 1:
                 raise ValueError("pictures of both splits")
@@ -214,7 +222,8 @@ def main(cfg: Config) -> dict[str, float]:
         packed = [f"{side}.npy#{places[name][1]}" for name in names]
         folder = names[0].rpartition("/")[0] or "." if names else "text only"
         image = {"image": packed[0] if len(packed) == 1 else packed} if packed else {}
-        files[side].append({"id": key, **image, "conversations": turns})
+        captions = {"captions": [turns[1]["value"].strip()]} if cfg.captions else {}
+        files[side].append({"id": key, **image, **captions, "conversations": turns})
         used.append(record)
         by_folder[folder] += 1
         by_folder["turns"] += len(turns)

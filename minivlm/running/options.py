@@ -37,7 +37,9 @@ FREE = ("out", "resume", "steps", "eval_every", "log_every", "device", "dtype", 
 RETIRED = {"lora_layers": "gpt.*,projector.*", "center": 0.01, "kl_horizon": 10_000,
            "scratch": False}
 # settings that earlier versions did not have, with what these versions did
-ADDED = {"fit": "crop", "skip_long": False, "act": "gelu_tanh", "loss": "infonce"}
+ADDED = {
+    "fit": "crop", "skip_long": False, "act": "gelu_tanh", "loss": "infonce", "norm": "layer",
+}
 # the same for the configs of models
 ADDED_GPT = {
     "act": "gelu_tanh", "n_inner": 0, "norm": "layer", "norm_eps": 1e-5, "bias": "all",

@@ -113,6 +113,17 @@ def test_every_id_can_be_written_and_is_the_only_one(tmp_path):
         "t", "t (2)", "t (2) (2)", "half\\ud800", "two\\nlines", "two\\x0alines"]
 
 
+def test_answers_are_captions_as_in_llavas_first_stage(tmp_path):
+    """Catches a dialogue of several turns, or of no picture, taken for a caption."""
+    cfg = publish(tmp_path, RECORDS, PICTURES)
+    cfg.captions = True
+    counts = prepare.main(cfg)
+    assert counts["skipped"] == 2
+    assert load_meta(cfg.out)["skipped"] == {"no single answer about one picture": 2}
+    records = [r for s in ("train", "val") for r in load_records(cfg.out, s, ("image", "captions"))]
+    assert sorted(r["captions"] for r in records) == [["A cat."], ["A dog."], ["One."]]
+
+
 SYSTEM = {"from": "system", "value": "Be brief."}
 
 

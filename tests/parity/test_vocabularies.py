@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minivlm.conversation import render
+from minivlm.conversation import count_images, render
 from minivlm.gpt import GPTConfig
 from minivlm.pretrained.export import export, tokenizer_file
 from minivlm.pretrained.tokenizers import read_tokenizer
@@ -72,8 +72,8 @@ def test_ids_are_those_of_tokenizers(folder, agreement, tmp_path):
 
 
 def test_a_processor_prepares_what_render_does(folder, agreement, tmp_path):
-    """Catches a template that goes out with other spaces or marks, pictures at another place: a
-    chatbot with a published vocabulary, exported, and transformers' processor of it.
+    """Catches a template that goes out with other spaces or marks, pictures at another place or
+    one too many: a chatbot with a published vocabulary, exported, and transformers' processor.
     """
     hf = whole("transformers")
     ours, _ = read_tokenizer(folder)
@@ -85,22 +85,23 @@ def test_a_processor_prepares_what_render_does(folder, agreement, tmp_path):
             "tokenizer": ours.to_text()}, tmp_path)
     theirs = hf.AutoProcessor.from_pretrained(tmp_path)
     assert read_tokenizer(tmp_path)[0].identity == ours.identity
-    seen = agreement(f"{folder.name}, exported chatbot: ids of dialogues with a picture",
+    seen = agreement(f"{folder.name}, exported chatbot: ids of dialogues with pictures",
                      "transformers", "LlavaProcessor", 0)
     role = {"system": "system", "human": "user", "gpt": "assistant"}
-    picture = Image.new("RGB", (16, 16))
+    forms = ("{}", "<image>\n{}", "{}\n<image>", "<image>\n<image>\n{}", "<image> {}\n<image>")
     for rng in seen.cases(100):
         turns = [{"from": "system", "value": "Be brief."}] * rng.randint(0, 1)
         for i in range(rng.randint(1, 3)):
             for speaker in ("human", "gpt"):
                 value = " ".join(text_of(rng).replace("<", "").split()) or "x"
-                if i == 0 and speaker == "human":
-                    value = rng.choice(("<image>\n{}", "{}\n<image>")).format(value)
+                if speaker == "human":
+                    value = rng.choice(forms).format(value)
                 turns.append({"from": speaker, "value": value})
         turns = turns[:-1]
         messages = [{"role": role[t["from"]], "content": t["value"]} for t in turns]
         text = theirs.apply_chat_template(messages, tokenize=False)
-        out = theirs(text=[text], images=[picture], add_special_tokens=False)
+        pictures = [Image.new("RGB", (16, 16))] * count_images(turns)
+        out = theirs(text=[text], images=pictures or None, add_special_tokens=False)
         seen.same(render(turns, ours, vit.n_tokens).ids, list(out["input_ids"][0]))
 
 

@@ -220,7 +220,7 @@ def test_the_last_figures_are_returned_and_printed(tmp_path, tokenizer, capsys):
 
 def test_a_new_column_is_added_to_the_rows_before(tmp_path, tokenizer, monkeypatch):
     """Catches columns that shift when a row has other keys than the first one."""
-    monkeypatch.setattr(module, "peak_memory", lambda name: {name: 0.5})
+    monkeypatch.setattr(module, "peak_memory", lambda name, _: {name: 0.5})
     run = started(Config(out=str(tmp_path)), tokenizer)
     run._write_row({"val": 4.625})
     run.step = 10

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import random
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,10 @@ import train_ppo
 import train_reward
 import train_sft
 from conftest import SMALL
+from minivlm.loading.batches import collate
+from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_records
+from minivlm.preferences import pairs
 from minivlm.running import checkpoint, options
 from minivlm.tokenizer import Tokenizer
 
@@ -529,3 +533,41 @@ def test_a_bad_dialogue_stops_sft_with_the_record_named(turns, words, runs, fold
     with pytest.raises(ValueError, match=words) as error:
         script.main(cfg)
     assert "bad-1" in str(error.value) or "train.jsonl:2" in str(error.value)
+
+
+@pytest.mark.parametrize("stage", ("sft", "dpo"))
+def test_each_mark_gets_the_next_picture_of_its_record(stage, runs, folder, tmp_path, monkeypatch):
+    """Catches pictures of one record that go to another, or in another order, where records have
+    one, two or three.
+    """
+    data, rng = tmp_path / "data", random.Random(0)
+    shutil.copytree(folder, data)
+    splits = {"sft": ("train", "val"), "dpo": ("preferences_pairs", "preferences_val_pairs")}[stage]
+    names_of = {}
+    for split in splits:
+        records = load_records(folder, split, ("image", "conversations") if stage == "sft" else ())
+        for r in records:
+            r["image"] = [r["image"], "val.npy#3", "val.npy#4"][:rng.randint(1, 3)]
+            first = r["conversations"][0]
+            first["value"] = "<image>\n" * (len(r["image"]) - 1) + first["value"]
+            names_of[str(r["id"])] = r["image"]
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    seen = []
+
+    def kept(*args, **options):
+        seen.append(collate(*args, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(train_sft if stage == "sft" else pairs, "collate", kept)
+    script, cfg = config_of(
+        stage, folder, runs, data=str(data), out=str(tmp_path / "run"), steps=1)
+    script.main(cfg)
+    pictures = Pictures(data, 60)
+    image = checkpoint.tokenizer_of(checkpoint.load(runs / "sft", ("sft",))).image
+    for batch in seen:
+        names = [names_of.get(str(i), []) for i in batch.ids]
+        assert batch.n_images == [len(n) for n in names]
+        wanted = [name for n in names for name in n]
+        assert torch.equal(batch.images, pictures.get(wanted))
+        assert (batch.idx == image).sum(1).tolist() == [9 * n for n in batch.n_images]
+    assert {1, 2, 3} <= {n for batch in seen for n in batch.n_images}
