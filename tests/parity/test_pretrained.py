@@ -5,16 +5,20 @@ people have.
 """
 
 import gzip
+import importlib
 import json
 import random
 import unicodedata
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+import chat
 import train_align
+import train_dpo
 import train_sft
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.conversation import prompt_of, render
@@ -34,6 +38,7 @@ from minivlm.tokenizer import SPECIALS, Tokenizer, byte_letters
 from minivlm.vlm import VLM, VLMConfig
 from parity.peers import folder_of
 from parity.test_models import half, hf  # noqa: F401
+from test_families import PUBLISHED
 
 # width, layers, heads of the vision tower, image and patch size; the same of the text tower; space
 CLIPS = {
@@ -46,36 +51,26 @@ GPTS = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (128
         "gpt2-xl": (1600, 48, 25)}  # width, layers, heads
 
 
-def lm_config(family: str, C: int, n_layer: int, heads: tuple[int, int, int], n_inner: int,
-              V: int, T: int, base: float, eps: float = 1e-6, tied: bool = True, **more) -> dict:
-    """A config.json as the family publishes it."""
-    H, G, D = heads
-    width = {"head_dim": D} if D != C // H else {}
-    return {"model_type": family, "hidden_size": C, "num_hidden_layers": n_layer,
-            "num_attention_heads": H, "num_key_value_heads": G, "intermediate_size": n_inner,
-            "vocab_size": V, "max_position_embeddings": T, "rope_theta": base,
-            "rms_norm_eps": eps, "tie_word_embeddings": tied, "hidden_act": "silu", **width, **more}
-
-
-LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 8192}
-QWEN = {"attention_dropout": 0.0, "use_sliding_window": False, "sliding_window": None}
-LMS = {
-    "SmolLM2-135M": lm_config("llama", 576, 30, (9, 3, 64), 1536, 49152, 8192, 100000, 1e-5),
-    "SmolLM2-360M": lm_config("llama", 960, 32, (15, 5, 64), 2560, 49152, 8192, 100000, 1e-5),
-    "SmolLM2-1.7B": lm_config("llama", 2048, 24, (32, 32, 64), 8192, 49152, 8192, 130000, 1e-5),
-    "TinyLlama-1.1B": lm_config(
-        "llama", 2048, 22, (32, 4, 64), 5632, 32000, 2048, 10000.0, 1e-5, False),
-    "Llama-3.2-1B": lm_config("llama", 2048, 16, (32, 8, 64), 8192, 128256, 131072, 500000.0, 1e-5,
-                              rope_scaling=LLAMA3),
-    "Vicuna-7B": lm_config(
-        "llama", 4096, 32, (32, 32, 128), 11008, 32000, 4096, 10000.0, 1e-5, False),
-    "Qwen2.5-0.5B": lm_config(
-        "qwen2", 896, 24, (14, 2, 64), 4864, 151936, 32768, 1e6, **QWEN, max_window_layers=21),
-    "Qwen2.5-7B": lm_config("qwen2", 3584, 28, (28, 4, 128), 18944, 152064, 32768, 1e6, 1e-6, False,
-                            **QWEN, max_window_layers=28),
-    "Qwen3-0.6B": lm_config("qwen3", 1024, 28, (16, 8, 128), 3072, 151936, 40960, 1e6,
-                            **QWEN, attention_bias=False, max_window_layers=28),
+SMOL, QWEN = PUBLISHED["SmolLM2-135M"], PUBLISHED["Qwen2.5-0.5B"]
+LMS = PUBLISHED | {
+    "SmolLM2-360M": SMOL | {
+        "hidden_size": 960, "num_hidden_layers": 32, "num_attention_heads": 15,
+        "num_key_value_heads": 5, "intermediate_size": 2560},
+    "SmolLM2-1.7B": SMOL | {
+        "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "intermediate_size": 8192, "rope_theta": 130000},
+    "TinyLlama-1.1B": SMOL | {
+        "hidden_size": 2048, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "intermediate_size": 5632, "vocab_size": 32000,
+        "rope_theta": 10000.0, "max_position_embeddings": 2048, "tie_word_embeddings": False},
+    "Vicuna-7B": SMOL | {
+        "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000,
+        "rope_theta": 10000.0, "max_position_embeddings": 4096, "tie_word_embeddings": False},
+    "Qwen2.5-7B": QWEN | {
+        "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064,
+        "tie_word_embeddings": False, "max_window_layers": 28},
 }
 # width, layers, heads, width of the MLP, image and patch size; the text tower's are the same, but
 # its vocabulary
@@ -482,3 +477,49 @@ def test_a_trained_chatbot_answers_the_same_in_transformers(hf, agreement, folde
             do_sample=False)
         new = out[0, len(prompt):].tolist()
         seen.same(said[0], new[:new.index(tokenizer.end)] if tokenizer.end in new else new)
+
+
+def test_published_backbones_of_true_size_go_through_every_stage(
+    hf, agreement, folder, tmp_path, monkeypatch, large, capsys
+):
+    """Catches a stage that true sizes break: SmolLM2-135M and SigLIP base-patch16-224 aligned, tuned
+    and taught preferences with LoRA, talked to, exported, and asked again in transformers.
+    """
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "results")
+    backbones = importlib.import_module("backbones")
+    seen = agreement("SmolLM2-135M with SigLIP, trained here, exported: greedy answers",
+                     "transformers", "LlavaForConditionalGeneration.generate", 0)
+    tokenizer = backbones.write_backbones(tmp_path, "smollm2-135m")
+    data = tmp_path / "data"
+    backbones.write_data(str(folder), data, tokenizer, 196, 12)
+    small = {"data": str(data), "batch_size": 2, "eval_every": 2, "steps": 2, "muon_lr": 0.0}
+    sft = {"n_texts": 0, "grad_accum": 1, "lora": 8}
+    train_align.main(train_align.Config(
+        vision=f"{tmp_path}/vision", llm=f"{tmp_path}/text", out=f"{tmp_path}/align",
+        projector="llava", **small))
+    train_sft.main(train_sft.Config(
+        init=f"{tmp_path}/align", out=f"{tmp_path}/sft", **sft, **small))
+    train_dpo.main(train_dpo.Config(
+        init=f"{tmp_path}/sft", out=f"{tmp_path}/dpo", split="pairs", val_split="pairs_val",
+        prompts="", lora=8, **small))
+    chat.main(chat.Config(f"{tmp_path}/dpo", str(data / "0.png"), "What is this?", max_new_tokens=3))
+    state = checkpoint.load(tmp_path / "dpo", ("dpo",))
+    tokenizer = checkpoint.tokenizer_of(state)
+    assert tokenizer.template_name == "chatml"
+    export(state, tmp_path / "hf")
+    ours = vlm_from(state).eval()
+    theirs = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
+    processor = hf.AutoProcessor.from_pretrained(tmp_path / "hf")
+    for rng in seen.cases(3):
+        images = torch.randn(1, 3, 224, 224)
+        question = rng.choice(["What is there?", "How many?", "Is there a red circle?"])
+        prompt = prompt_of(question, tokenizer, 196)
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": f"<image>\n{question}"}], tokenize=False)
+        picture = Image.new("RGB", (224, 224))
+        seen.same(prompt, processor(text=[text], images=[picture]).input_ids[0])
+        said = generate(ours, images, [prompt], max_new_tokens=8, stop=-1)
+        out = theirs.generate(
+            input_ids=torch.tensor([prompt]), pixel_values=half(images), max_new_tokens=8,
+            do_sample=False, eos_token_id=None)
+        seen.same(said[0], out[0, len(prompt):].tolist())

@@ -4,7 +4,9 @@ tests/parity sets both beside transformers itself.
 """
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 import train_align
 from conftest import stir
+from minivlm.clip import CLIP, CLIPConfig
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.loading.models import clip_from, fit_of, vlm_from
 from minivlm.pretrained import weights as pretrained
@@ -24,8 +28,13 @@ from minivlm.pretrained.export import Config, export, main, merges_of, tokenizer
 from minivlm.pretrained.tokenizers import ClipTokenizer, read_tokenizer
 from minivlm.pretrained.weight_names import llava_names, to_theirs
 from minivlm.running import checkpoint
-from minivlm.tokenizer import GPT2_PATTERN, PATTERNS, SPECIALS, Tokenizer, byte_letters
+from minivlm.tokenizer import (
+    DIGITS_PATTERN, GPT2_PATTERN, PATTERNS, SPECIALS, Tokenizer, byte_letters,
+)
+from minivlm.vit import ViTConfig
 from minivlm.vlm import VLM
+
+ROOT = Path(__file__).parents[2]
 
 
 def state_of(model: nn.Module, stage: str, tokenizer: Tokenizer | None = None) -> dict:
@@ -58,6 +67,47 @@ def published(tmp_path, clip, gpt_config, words) -> Path:
 
 def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# --- as the README says ---
+
+
+def test_both_stages_of_llava_are_the_readmes_six_lines(tmp_path):
+    """Catches a line that does not run as printed: fewer steps and rows, random weights."""
+    readme = (ROOT / "README.md").read_text().split("## Published weights")[1]
+    lines = re.findall(r"^    \.venv/bin/python (.*)$", readme.split("\n## ")[0], re.MULTILINE)
+    assert len(lines) == 6
+    for path in ROOT.iterdir():
+        if path.suffix == ".py" or path.name == "minivlm":
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "data", tmp_path / "data", ignore=shutil.ignore_patterns("prepared*"))
+    ids = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258, "<image>": 259}
+    words = Tokenizer({bytes([i]): i for i in range(256)}, DIGITS_PATTERN, ids, "chatml")
+    llama = GPTConfig(260, 512, 2, 2, 32, act="swiglu", n_inner=48, norm="rms", bias="none",
+                      n_kv_head=1, learned_positions=False, rotary_base=1e4)
+    export(state_of(GPT(llama), "lm", words), tmp_path / "SmolLM2-135M-Instruct")
+    vit = ViTConfig(224, 56, 2, 2, 32, "gelu_tanh", kind="siglip", n_inner=48, norm_eps=1e-6)
+    siglip = CLIPConfig(vit, 90, 16, 1, 2, 32, 32, "gelu_tanh", logit_bias=True, text_n_inner=48)
+    export(state_of(CLIP(siglip), "clip"), tmp_path / "siglip-base-patch16-224")
+    for file, folder, turns in (
+        ("blip_laion_cc_sbu_558k", "pretrain", ["What is this?\n<image>", "a red circle"]),
+        ("llava_v1_5_mix665k", "finetune", ["<image>\nWhat is this?", "Red.", "Why?", "So."]),
+    ):
+        (tmp_path / folder).mkdir()
+        records = []
+        for i in range(100):
+            Image.new("RGB", (32, 24), (i, 0, 0)).save(tmp_path / folder / f"{i}.jpg")
+            said = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(turns)]
+            records.append({"id": str(i), "image": f"{i}.jpg", "conversations": said})
+        (tmp_path / f"{file}.json").write_text(json.dumps(records))
+    shutil.copy(tmp_path / "finetune" / "7.jpg", tmp_path / "photo.jpg")
+    for line in lines:
+        line = re.sub(r"--steps \d+", "--steps 2", re.sub(r"--batch_size \d+", "--batch_size 4", line))
+        done = subprocess.run(
+            [sys.executable, *line.split()], cwd=tmp_path, capture_output=True, text=True,
+            input="What is this?\n/image photo.jpg\nAnd this?\n\n")
+        assert not done.returncode, (line, done.stderr[-500:])
+    assert json.loads((tmp_path / "llava-smollm2-135m" / "config.json").read_text())
 
 
 # --- there and back ---
