@@ -45,6 +45,7 @@ class ViTConfig:
     kind: str = "clip"  # clip | siglip
     n_inner: int = 0  # width of the MLPs; 0 = 4 C
     norm_eps: float = 1e-5  # SigLIP's is 1e-6
+    pool_head: bool = True  # SigLIP's attention pool; LLaVAs are published without it
 
     def __post_init__(self):
         if self.image_size % self.patch_size and self.kind != "siglip":
@@ -124,11 +125,15 @@ class ViT(nn.Module):
         self.norm_pre = nn.LayerNorm(C, eps=eps) if is_clip else nn.Identity()
         self.blocks = nn.Sequential(*[Block(config.block) for _ in range(config.n_layer)])
         self.norm_post = nn.LayerNorm(C, eps=eps)
-        self.head = None if is_clip else AttentionPool(config)
+        self.head = None
+        if not is_clip and config.pool_head:
+            self.head = AttentionPool(config)
         init_weights(self)
         # as all embeddings of this project
         nn.init.normal_(self.pos, std=0.02)
-        nn.init.normal_(self.cls if is_clip else self.head.probe, std=0.02)
+        for vector in (self.cls, self.head and self.head.probe):
+            if vector is not None:
+                nn.init.normal_(vector, std=0.02)
         # how many blocks come before the features: -1 means all, -2 all but the last
         self.n_before_features = config.n_layer + 1 + config.feature_layer
 
@@ -179,7 +184,13 @@ class ViT(nn.Module):
         return self._at_feature_layer(images)[:, self.config.n_class:]
 
     def pool_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute `pool` and `features` in one pass: (B, 3, S, S) -> (B, C), (B, N, C)."""
+        """Compute `pool` and `features` in one pass: (B, 3, S, S) -> (B, C), (B, N, C).
+
+        Raises:
+            ValueError: if the tower has neither class token nor pool.
+        """
+        if self.cls is None and self.head is None:
+            raise ValueError("a ViT without class token and pool has no vector of a picture")
         x = self._at_feature_layer(images)
         feats = x[:, self.config.n_class:]                           # (B, N, C)
         x = self.blocks[self.n_before_features:](x)

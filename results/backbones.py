@@ -233,6 +233,8 @@ def main(cfg: Config) -> dict[str, float]:
                 try:
                     line = measure(stage, folder, options, cfg)
                 except RuntimeError as error:
+                    if "out of memory" not in str(error):
+                        raise
                     line = {"stage": stage, "options": " ".join(options), "error": str(error)}
                 print(line, flush=True)
                 lines.append(line)

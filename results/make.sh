@@ -15,11 +15,21 @@ for seed in 0 1 2; do
     $python evaluate.py --run "$runs/sft" --questions quiz --no-describe --no-blind
     cp "$runs/sft/quiz.json" "results/book/quiz-seed$seed.json"
 done
+# what is known of facts that no dialogue tells, where nothing was ever read
+$python train_lm.py --steps 0 --out runs/unread/lm
+$python train_caption.py --n_texts 0 --clip runs/seed0/clip --lm runs/unread/lm --out runs/unread/caption
+$python train_sft.py --n_texts 0 --init runs/unread/caption --out runs/unread/sft
+$python evaluate.py --run runs/unread/sft --out results/book/unread-seed0.json
+rm results/book/unread-seed0.answers.jsonl
 results/captions.sh
 results/ablation.sh
 results/instruct.sh
 results/preferences.sh
 results/dpo.sh
+results/siglip.sh
+results/wide.sh
+results/parts.sh
+$python results/backbones.py
 if [ -n "${NLVR_SOURCE:-}" ]; then
     ./speedrun.sh --data nlvr --source "$NLVR_SOURCE"
     for stage in clip sft; do cp "runs/nlvr/$stage/eval.json" "results/nlvr/$stage-seed0.json"; done

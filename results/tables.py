@@ -590,6 +590,81 @@ def cifar_table() -> list[str]:
     ]
 
 
+# --- choices ---
+
+
+def siglip_tables() -> list[list[str]]:
+    """Retrieval with SigLIP's loss and with InfoNCE at three batch sizes."""
+    columns = {}
+    for batch in (32, 128, 512):
+        for loss, label in (("infonce", "InfoNCE"), ("siglip", "SigLIP")):
+            [reports] = named("siglip", {f"{loss}-{batch}": ""}).values()
+            columns[f"{label}, {batch} pairs"] = reports
+    keys = [key for key in LABELS if key.startswith(("retrieval", "zero_shot"))]
+    table = side_by_side("The same pairs in batches of three sizes", columns, keys)
+    return [table, picture("recall@1 over the batch size", "siglip/figure.png")]
+
+
+def wide_table() -> list[str]:
+    """Wide pictures, made square in three ways."""
+    columns = named("wide", {"crop": "cropped", "pad": "padded", "stretch": "stretched"})
+    keys = [key for key in LABELS if key.startswith(("retrieval", "zero_shot"))]
+    return side_by_side("CLIP of pictures half as wide again as high", columns, keys)
+
+
+def parts_table() -> list[str]:
+    """Held-out loss of stage 0 with the parts of Llama's blocks, at equal steps and time."""
+    names = {
+        "layer-gelu": "LayerNorm, GELU", "rms-gelu": "RMSNorm, GELU",
+        "layer-swiglu": "LayerNorm, SwiGLU", "rms-swiglu": "RMSNorm, SwiGLU",
+    }
+    logs = {label: logs_of("parts", name) for name, label in names.items()}
+    if not all(logs.values()):
+        return []
+    columns = ["loss at the end", "minutes", "loss when the fastest ended"]
+    lines = head(["stage 0", *columns])
+    minutes = {
+        label: statistics.fmean(log[-1]["min"] for log in of_seeds)
+        for label, of_seeds in logs.items()
+    }
+    for label, of_seeds in logs.items():
+        ends = [log[-1]["val_loss"] for log in of_seeds]
+        early = [loss_at(log, min(minutes.values())) for log in of_seeds]
+        lines.append(line([label, cell(ends), f"{minutes[label]:.2f}", cell(early)]))
+    return lines
+
+
+def loss_at(log: list[dict[str, float]], minutes: float) -> float:
+    """The last held-out loss before a time; nearly all logs have one at their end."""
+    losses = [row["val_loss"] for row in log if "val_loss" in row and row["min"] <= minutes]
+    return losses[-1]
+
+
+def memory_tables() -> list[list[str]]:
+    """Memory and time of a step at true sizes, by options."""
+    tables = []
+    for path in sorted((HERE / "backbones").glob("*.json")):
+        report = json.loads(path.read_text())
+        env = report["environment"]
+        where = env["gpu"] if env["gpu"] != "none" else cores(env["cpu"])
+        rows = report["config"]["batch_size"]
+        lines = [
+            f"{path.stem}, {report['gpt_numbers'] / 1e6:,.0f} million weights in the language "
+            f"model; {rows} rows a step of {report['tokens']:.0f} tokens on average, "
+            f"{report['image_tokens']} of them of the picture; {where}; torch {env['torch']}.",
+            "", *head(["script", "options", "peak memory, GB", "seconds a step"]),
+        ]
+        for entry in report["lines"]:
+            script, options = f"train_{entry['stage']}.py", f"`{entry['options']}`"
+            if "error" in entry:
+                lines.append(line([script, options, "out of memory", ""]))
+            else:
+                seconds = f"{entry['ms'] / 1000:.1f}"
+                lines.append(line([script, options, f"{entry['gb']:.1f}", seconds]))
+        tables.append(lines)
+    return tables
+
+
 # --- pages ---
 
 
@@ -634,12 +709,15 @@ def front_table() -> list[str]:
         if set(cells) != {"-"}:
             baselines = [chance_cell(sft, key), figure_cell(sft, key, "blind")]
             lines.append(line([LABELS[key], *baselines, *cells]))
-    [taught] = named("book", {"quiz": ""}).values()
-    if taught:
-        others = [""] * (len(columns) - 1)
-        value = figure_cell(taught, "followed/all")
-        label = f"{LABELS['followed/all']}, in taught phrasings"
-        lines.append(line([label, "", "", value, *others]))
+    others = [""] * (len(columns) - 1)
+    for name, key, words in (
+        ("unread", "answers/untold", "without stage 0 and its documents"),
+        ("quiz", "followed/all", "in taught phrasings"),
+    ):
+        [reports] = named("book", {name: ""}).values()
+        if reports:
+            label = f"{LABELS[key]}, {words}"
+            lines.append(line([label, "", "", figure_cell(reports, key), *others]))
     return lines
 
 
@@ -682,6 +760,10 @@ def page() -> str:
         "The data engine": dialogue_tables(),
         "Preferences": preference_tables(),
         "Five axes": axes_tables(),
+        "SigLIP's loss": siglip_tables(),
+        "Wide pictures": [wide_table()],
+        "Parts of a block": [parts_table()],
+        "Memory": memory_tables(),
         "NLVR": [main_table("nlvr")],
         "CIFAR-10": [cifar_table()],
     }

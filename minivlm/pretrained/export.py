@@ -121,7 +121,8 @@ ACT_NAMES = {"gelu_tanh": "gelu_pytorch_tanh"}  # our activation -> theirs, if t
 
 def vit_config(c: ViTConfig) -> dict:
     """The CLIPVisionConfig or SiglipVisionConfig that describes a ViT."""
-    return {
+    head = {} if c.kind == "clip" else {"vision_use_head": c.pool_head}
+    return head | {
         "model_type": f"{c.kind}_vision_model", "hidden_size": c.n_embd,
         "hidden_act": ACT_NAMES.get(c.act, c.act),
         "intermediate_size": c.n_inner or 4 * c.n_embd, "num_hidden_layers": c.n_layer,

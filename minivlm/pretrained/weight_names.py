@@ -85,11 +85,14 @@ def vit_names(c: ViTConfig, ours: str, theirs: str) -> Names:
     """CLIP's vision tower, or SigLIP's."""
     if c.kind == "siglip":
         pool, head = f"{ours}head", f"{theirs}head"
-        return [
+        names = [
             *layer(f"{ours}patch", f"{theirs}embeddings.patch_embedding"),
             *tensor(f"{ours}pos", f"{theirs}embeddings.position_embedding.weight"),
             *clip_blocks(c.n_layer, ours, theirs),
             *layer(f"{ours}norm_post", f"{theirs}post_layernorm"),
+        ]
+        return names if not c.pool_head else [
+            *names,
             *tensor(f"{pool}.probe", f"{head}.probe"),
             *tensor(f"{pool}.qkv.weight", f"{head}.attention.in_proj_weight"),
             *tensor(f"{pool}.qkv.bias", f"{head}.attention.in_proj_bias"),

@@ -124,7 +124,9 @@ def read_vision(folder: str | Path, image_size: int = 0) -> dict:
         raise ValueError(
             f"{folder}: model_type is {brief(kind)}, minivlm has clip and siglip"
         )
-    vit = read_vit(tower_config(config, "vision_config", folder), kind, folder)
+    vision = tower_config(config, "vision_config", folder)
+    expect(vision, folder, vision_use_head=True)
+    vit = read_vit(vision, kind, folder)
     is_clip = kind == "clip"
     text = tower_config(config, "text_config", folder)
     # transformers leaves its defaults out of the file; those of CLIP are ViT-B/32's
@@ -202,12 +204,16 @@ def read_vit(vision: dict, kind: str, folder: Path) -> ViTConfig:
         expect(vision, folder, intermediate_size=4 * C)
         act, n_inner = vision.get("hidden_act", "quick_gelu"), 0
     else:
-        expect(vision, folder, hidden_act="gelu_pytorch_tanh", vision_use_head=True)
+        expect(vision, folder, hidden_act="gelu_pytorch_tanh")
         [n_inner] = sizes(vision, folder, intermediate_size=3072)
         act = "gelu_tanh"
+    pool_head = vision.get("vision_use_head", True)
+    if not isinstance(pool_head, bool):
+        raise ValueError(f"{folder}: vision_use_head is {brief(pool_head)}")
     try:
         return ViTConfig(
-            S, P, n_layer, n_head, C, act, kind=kind, n_inner=n_inner, norm_eps=eps
+            S, P, n_layer, n_head, C, act, kind=kind, n_inner=n_inner, norm_eps=eps,
+            pool_head=pool_head,
         )
     except ValueError as error:  # sizes that do not go together
         raise ValueError(f"{folder}: {error}") from None

@@ -46,7 +46,7 @@ ADDED_GPT = {
     "n_kv_head": 0, "head_dim": 0, "qk_norm": False, "learned_positions": True,
     "rotary_scaling": None, "tied": True,
 }
-ADDED_VIT = {"kind": "clip", "n_inner": 0, "norm_eps": 1e-5}
+ADDED_VIT = {"kind": "clip", "n_inner": 0, "norm_eps": 1e-5, "pool_head": True}
 ADDED_CLIP = {"logit_bias": False, "text_n_inner": 0, "pad_id": 0}
 
 # control characters, marks that change the direction of writing, lone surrogates
