@@ -55,7 +55,7 @@ class Config:
     # model
     init: str = "runs/sft"  # policy and reference: a run of sft, caption; or a published LLaVA
     reward: str = "runs/reward"  # run folder of the reward model
-    lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, the policy learns only them
+    lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns but a head
     # rollout
     batch_size: int = 256  # >= 2; answers per rollout; they are judged by comparison
     temperature: float = 1.0  # > 0; for drawing answers and for all log-probabilities
@@ -196,7 +196,9 @@ def main(cfg: Config) -> dict[str, float]:
     else:
         ref = copy.deepcopy(policy).requires_grad_(False)
     reward_model = reward_model_from(scorer, as_read=True)
-    value_model = ValueModel.from_reward_model(reward_model)
+    value_model = ValueModel.from_reward_model(reward_model, share=cfg.lora > 0)
+    if cfg.lora:  # and the value model is the reward model, with adapters and another head
+        add_lora(value_model.vlm, LAYERS, cfg.lora, frozen=value_model.vlm.vit)
     for trained in (policy, value_model.vlm):
         trained.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     share_vit([policy, ref, reward_model.vlm, value_model.vlm])

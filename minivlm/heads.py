@@ -106,9 +106,16 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def from_reward_model(cls, reward_model: RewardModel) -> "ValueModel":
-        """Make a value model from a copy of the reward model's VLM, with a new head."""
-        return cls(copy.deepcopy(reward_model.vlm))
+    def from_reward_model(cls, reward_model: RewardModel, share: bool = False) -> "ValueModel":
+        """Make a value model from a copy of the reward model's VLM, with a new head.
+
+        Args:
+            share: both use the same parameters, which must then stay frozen: only adapters
+                beside them may learn.
+        """
+        # what is in the memo counts as copied already
+        memo = {id(p): p for p in reward_model.vlm.parameters()} if share else {}
+        return cls(copy.deepcopy(reward_model.vlm, memo))
 
     def forward(
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from minivlm.loading.models import reward_model_from, vlm_from
+from minivlm.loading.models import reward_model_from, vlm_from, without_prefix
 from minivlm.lora import LoRALinear, adapters, adapters_off, add_lora, merged
 from minivlm.running.checkpoint import load
 from minivlm.vlm import VLM
@@ -117,6 +117,13 @@ def test_a_stage_trains_adapters_and_its_checkpoint_is_a_model_like_any_other(
     assert all(torch.equal(of_vlm[k], v) for k, v in init.items())   # the base has not moved
     moved = {k for k, v in of_vlm.items() if k.endswith("lora_B") and v.any()}
     assert len(moved) >= 4
+    if stage == "ppo":  # the value model is the reward model with adapters
+        value = without_prefix(state["model"], "value_model.vlm.")
+        scored = load(cfg.reward, ("reward",))["model"]
+        assert all(torch.equal(value[k.removeprefix("vlm.")], v) for k, v in scored.items()
+                   if k.startswith("vlm."))
+        assert sum(v.any() for k, v in value.items() if k.endswith("lora_B")) >= 4
+        assert state["model"]["value_model.head.weight"].any()
     model = (reward_model_from if stage == "reward" else vlm_from)(load(out, (stage,)))
     assert not list(adapters(model))
     if stage == "reward":
