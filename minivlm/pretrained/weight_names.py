@@ -232,13 +232,16 @@ def to_ours(names: Names, theirs: dict[str, Tensor], folder: Path) -> dict[str, 
     out = {}
     for pair in names:
         parts = [theirs.pop(published) for published in pair.theirs]
-        rows = pair.rows or parts[0].shape[:1] * len(parts)
-        is_wrong = len(parts) > 1 and any(
-            part.shape != (n, *parts[0].shape[1:]) for part, n in zip(parts, rows)
-        )
-        if is_wrong or (pair.is_transposed and parts[0].ndim != 2):
+        rows = pair.rows or (len(parts[0]) if parts[0].ndim else 0,) * len(parts)
+        if pair.is_transposed and parts[0].ndim != 2:
             shape = tuple(parts[0].shape)
-            raise ValueError(f"{folder}: {pair.theirs[0]} has the shape {shape}")
+            raise ValueError(f"{folder}: {pair.theirs[0]} is {shape}, expected a matrix")
+        for published, part, n in zip(pair.theirs, parts, rows):
+            expected = (n, *parts[0].shape[1:])
+            if len(parts) > 1 and part.shape != expected:
+                raise ValueError(
+                    f"{folder}: {published} is {tuple(part.shape)}, expected {expected}"
+                )
         # CLIP's logit scale has no dimension, which cat refuses; a copy, since a tensor of a
         # safetensors file is a part of that file
         joined = torch.cat(parts) if len(parts) > 1 else parts[0].clone()

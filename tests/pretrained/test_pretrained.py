@@ -72,8 +72,20 @@ def equal(a: dict, b: dict) -> bool:
 # --- as the README says ---
 
 
-def test_both_stages_of_llava_are_the_readmes_six_lines(tmp_path):
-    """Catches a line that does not run as printed: fewer steps and rows, random weights."""
+def python(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """Run one of the README's lines in a folder; at a prompt, talk about two pictures."""
+    said = "What is this?\n/image photo.jpg\nAnd this?\n\n"
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, input=said)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory) -> Path:
+    """Where the README's six lines have run: as printed, but for fewer steps and rows.
+
+    Files and folders have their published names and layouts; the weights are few and random.
+    """
+    tmp_path = tmp_path_factory.mktemp("llava")
     readme = (ROOT / "README.md").read_text().split("## Published weights")[1]
     lines = re.findall(r"^    \.venv/bin/python (.*)$", readme.split("\n## ")[0], re.MULTILINE)
     assert len(lines) == 6
@@ -103,11 +115,77 @@ def test_both_stages_of_llava_are_the_readmes_six_lines(tmp_path):
     shutil.copy(tmp_path / "finetune" / "7.jpg", tmp_path / "photo.jpg")
     for line in lines:
         line = re.sub(r"--steps \d+", "--steps 2", re.sub(r"--batch_size \d+", "--batch_size 4", line))
-        done = subprocess.run(
-            [sys.executable, *line.split()], cwd=tmp_path, capture_output=True, text=True,
-            input="What is this?\n/image photo.jpg\nAnd this?\n\n")
+        done = python(tmp_path, *line.split())
         assert not done.returncode, (line, done.stderr[-500:])
-    assert json.loads((tmp_path / "llava-smollm2-135m" / "config.json").read_text())
+    return tmp_path
+
+
+def changed(folder: Path, file: str, change) -> Path:
+    """A copy of a folder whose JSON file is changed."""
+    copy = folder.with_name(f"{folder.name} changed")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / file).read_text())
+    change(content)
+    (copy / file).write_text(json.dumps(content))
+    return copy
+
+
+def test_both_stages_of_llava_are_the_readmes_six_lines(llava):
+    """Catches a line that does not run as printed."""
+    config = json.loads((llava / "llava-smollm2-135m" / "config.json").read_text())
+    assert (config["text_config"]["model_type"], config["model_type"]) == ("llama", "llava")
+
+
+def no_end(tokenizer: dict) -> None:
+    tokens = tokenizer["added_tokens"]
+    tokens[:] = [t for t in tokens if t["content"] != "<|im_end|>"]
+
+
+def nine_more(tokenizer: dict) -> None:
+    last = tokenizer["added_tokens"][-1]
+    tokenizer["added_tokens"] += [
+        last | {"id": last["id"] + i, "content": f"<|{i}|>"} for i in range(1, 10)]
+
+
+@pytest.mark.parametrize("name, file, change, words", [
+    ("llava-smollm2-135m", "config.json", lambda c: c["text_config"].update(model_type="mistral"),
+     "model_type is 'mistral', minivlm has gpt2, llama, qwen2, qwen3"),
+    ("SmolLM2-135M-Instruct", "config.json",
+     lambda c: c.update(num_attention_heads=3, num_key_value_heads=2),
+     "n_head 3 is not a multiple of n_kv_head 2"),
+    ("SmolLM2-135M-Instruct", "tokenizer.json", nine_more, "269 tokens do not fit 260 embeddings"),
+    ("llava-smollm2-135m", "tokenizer.json", no_end, "needs the special token '<|im_end|>'"),
+])
+def test_a_folder_that_does_not_go_together_is_one_line(name, file, change, words, llava):
+    """Catches a traceback, or a model that answers without an end."""
+    folder = str(changed(llava / name, file, change))
+    if name.startswith("llava"):
+        done = python(llava, "chat.py", "--run", folder, "--ask", "What?")
+    else:
+        done = python(llava, "train_align.py", "--llm", folder, "--vision",
+                      "siglip-base-patch16-224", "--data", "data/llava/stage1", "--steps", "0")
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("n_images, n_marks, words", [
+    (2, 1, "1 <image> marks and 2 pictures"), (1, 2, "2 <image> marks and 1 pictures"),
+    (40, 40, "tokens, image tokens included; the context holds 512"),
+])
+def test_a_dialogue_and_its_pictures_that_do_not_go_together_are_one_line(
+    n_images, n_marks, words, llava, tmp_path
+):
+    """Catches a picture that is dropped in silence, and a dialogue that is cut."""
+    data = tmp_path / "data"
+    shutil.copytree(llava / "data/llava/stage2", data)
+    first, *others = (data / "train.jsonl").read_text().splitlines()
+    record = json.loads(first)
+    record["image"] = [record["image"]] * n_images
+    record["conversations"][0]["value"] = "<image>" * n_marks + "What?"
+    (data / "train.jsonl").write_text("\n".join([json.dumps(record), *others]))
+    done = python(llava, "train_sft.py", "--init", "runs/align", "--data", str(data),
+                  "--n_texts", "0", "--steps", "0")
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 # --- there and back ---
