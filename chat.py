@@ -7,7 +7,7 @@
 Some lines have a meaning of their own in a conversation:
 
     an empty line, or Ctrl-D    ends it
-    /image PATH                 adds a picture, or a number's: the next question has it
+    /image PATH                 adds a picture to the next question; or a number's
     /new                        starts a new conversation about the same pictures
     /new PATH                   starts a new conversation about another picture
     /help                       shows these, and questions that suit the data set
@@ -152,8 +152,9 @@ def main(cfg: Config) -> dict[str, float]:
     device = machine.pick_device(cfg.device)
     state = load_state(cfg.run, ("sft", "dpo", "ppo", "align", "caption"))
     tokenizer = checkpoint.tokenizer_of(state)
-    model = vlm_from(state, as_read=True).requires_grad_(False).eval()
-    place(model, device, machine.is_bfloat16(device, cfg.dtype))
+    half = machine.is_bfloat16(device, cfg.dtype)
+    model = vlm_from(state, take=True, half=half).requires_grad_(False).eval()
+    place(model, device, half)
     size = model.config.vit.image_size
     mode = fit_of(state) if cfg.fit == "auto" else cfg.fit
     stop = tokenizer.stop(state["stage"])
@@ -201,7 +202,8 @@ def main(cfg: Config) -> dict[str, float]:
             print(options.printable(f"{error} ({COMMANDS})"))
             turns.pop()
             continue
-        shown, coming = shown + coming, []
+        shown += coming
+        coming = []
         # render refuses an empty answer
         turns.append({"from": "gpt", "value": text.strip() or "..."})
         if cfg.ask:

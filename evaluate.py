@@ -73,7 +73,7 @@ class Config:
     train_seconds: int = 0  # >= 0; seconds of training, only noted in the file; 0 = unknown
     # machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
-    dtype: str = "float32"  # auto | float32 | bfloat16; bfloat16 keeps weights that were read so
+    dtype: str = "float32"  # auto | float32 | bfloat16; of a VLM; a CLIP computes in float32
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
 
@@ -257,8 +257,9 @@ def main(cfg: Config) -> Figures:
     if state["stage"] == "clip":
         model = clip_from(state).to(device).eval()
     else:
-        model = vlm_from(state, as_read=True).requires_grad_(False).eval()
-        place(model, device, machine.is_bfloat16(device, cfg.dtype))
+        half = machine.is_bfloat16(device, cfg.dtype)
+        model = vlm_from(state, take=True, half=half).requires_grad_(False).eval()
+        place(model, device, half)
     check_request(cfg, state["stage"], meta)
     scorer = load_scorer(cfg, tokenizer, device)
     pictures = Pictures(cfg.data, model.vit.config.image_size, fit_of(state))

@@ -27,7 +27,7 @@ from minivlm.loading.batches import (
     places_that_fit, shuffled,
 )
 from minivlm.loading.images import Pictures
-from minivlm.loading.models import take_towers, tower_configs
+from minivlm.loading.models import place, take_towers, tower_configs
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import lr_scale, with_slower_part
@@ -142,7 +142,7 @@ def main(cfg: Config) -> dict[str, float]:
     config = VLMConfig(tokenizer.image, vit, gpt, "placed", prefix_lm)
     model = Captioner(config)
     take_towers(model.vlm, clip, lm)
-    model.to(run.device)
+    place(model, run.device, run.half)
     if cfg.compile:
         for module in model.modules():
             if isinstance(module, Block):

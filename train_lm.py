@@ -39,7 +39,7 @@ class Config:
     n_embd: int = 128  # >= 32; width, a multiple of 32
     block_size: int = 256  # >= 2; longest text in tokens; in a VLM, image tokens count too
     rotary_base: float = 1e5  # >= 0; base of rotary positions; 0 = none, as in GPT-2
-    act: str = "gelu"  # gelu | gelu_tanh | swiglu; GPT-2's is slow on a CPU; swiglu is Llama's
+    act: str = "gelu"  # gelu | gelu_tanh | swiglu; gelu_tanh is GPT-2's and slow on a CPU
     norm: str = "layer"  # layer | rms; rms is Llama's
     # optimization
     steps: int = 1100  # >= 0; optimizer steps

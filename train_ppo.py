@@ -55,7 +55,7 @@ class Config:
     # model
     init: str = "runs/sft"  # policy and reference: a run of sft, caption; or a published LLaVA
     reward: str = "runs/reward"  # run folder of the reward model
-    lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns but a head
+    lora: int = 0  # >= 0; rank of LoRA adapters; above 0: only they and the values' head learn
     # rollout
     batch_size: int = 256  # >= 2; answers per rollout; they are judged by comparison
     temperature: float = 1.0  # > 0; for drawing answers and for all log-probabilities
@@ -187,7 +187,7 @@ def main(cfg: Config) -> dict[str, float]:
         raise ValueError(f"{cfg.reward} and {cfg.init} have different tokenizers")
     weights = {"init": checkpoint.fingerprint(before),
                "reward": checkpoint.fingerprint(scorer)}
-    policy = vlm_from(before, as_read=True)
+    policy = vlm_from(before, take=True, half=run.half)
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = policy.config = replace(policy.config, prefix_lm=False)
     if cfg.lora:  # the reference is the same model with its adapters off
@@ -195,7 +195,7 @@ def main(cfg: Config) -> dict[str, float]:
         ref = policy
     else:
         ref = copy.deepcopy(policy).requires_grad_(False)
-    reward_model = reward_model_from(scorer, as_read=True)
+    reward_model = reward_model_from(scorer, take=True, half=run.half)
     value_model = ValueModel.from_reward_model(reward_model, share=cfg.lora > 0)
     if cfg.lora:  # and the value model is the reward model, with adapters and another head
         add_lora(value_model.vlm, LAYERS, cfg.lora, frozen=value_model.vlm.vit)

@@ -134,7 +134,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     before = load_state(cfg.init, ("sft",))
     tokenizer = checkpoint.tokenizer_of(before)
-    model = RewardModel(vlm_from(before, as_read=True))
+    model = RewardModel(vlm_from(before, take=True, half=run.half))
     config = model.vlm.config
     model.vlm.vit.requires_grad_(cfg.vit_rate > 0)
     model.vlm.gpt.checkpoint_blocks = cfg.checkpoint_blocks

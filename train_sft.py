@@ -85,7 +85,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     before = load_state(cfg.init, ("align", "caption", "sft"))
     tokenizer = checkpoint.tokenizer_of(before)
-    model = vlm_from(before, as_read=True)
+    model = vlm_from(before, take=True, half=run.half)
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)

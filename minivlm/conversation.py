@@ -209,9 +209,10 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
         for k, text in enumerate(texts):
             if k > 0:  # a picture stands between two pieces of text
                 pieces.append(([tokenizer.image] * n_image_tokens, False))
-            # where space counts, one stands at both ends
-            is_space = template.keeps_space and (text or k in (0, len(texts) - 1))
-            if text.strip() or is_space:
+            is_kept = bool(text.strip())
+            if template.keeps_space:  # a turn begins and ends with a space
+                is_kept = bool(text) or k in (0, len(texts) - 1)
+            if is_kept:
                 pieces.append((spoken(text, tokenizer), False))
         pieces.append((marks[behind], False))
         if role == "human":

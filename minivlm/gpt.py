@@ -118,14 +118,14 @@ class GPT(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Let the head be the embedding, if it is tied: after new tensors are assigned."""
+        """Make the head the embedding, if it is tied; also after tensors were assigned."""
         if self.config.tied:
             self.head.weight = self.wte.weight
 
     def embed(self, idx: Tensor) -> Tensor:
-        """Embed tokens, (B, T) -> (B, T, C); in float32 though the table be bfloat16."""
+        """Embed tokens, (B, T) -> (B, T, C); float32, even if the table is narrower."""
         x = self.wte(idx)
-        return x.float() if x.dtype == torch.bfloat16 else x
+        return x.float() if x.dtype.itemsize < 4 else x
 
     def forward(self, idx: Tensor | None = None, **options) -> Tensor:
         """Return the logits of each position's next token; arguments as for `hidden`.

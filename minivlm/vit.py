@@ -28,11 +28,13 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes: S = image_size and P = patch_size in pixels; N = (S/P)^2 image tokens.
+    """Sizes: S = image_size and P = patch_size in pixels; N = (S // P)^2 image tokens.
+
+    A SigLIP of 384 pixels in patches of 14 does not see the last 6 of a row.
 
     Raises:
-        ValueError: if image_size is not a multiple of patch_size, though of SigLIP's 384
-            pixels some fill no patch of 14; or there is no such feature_layer or kind.
+        ValueError: if image_size is not a multiple of patch_size, but for SigLIP; if no
+            patch fits; if there is no such feature_layer or kind.
     """
 
     image_size: int = 60
@@ -48,7 +50,8 @@ class ViTConfig:
     pool_head: bool = True  # SigLIP's attention pool; LLaVAs are published without it
 
     def __post_init__(self):
-        if self.image_size % self.patch_size and self.kind != "siglip":
+        rest = self.image_size % self.patch_size
+        if self.image_size < self.patch_size or (rest and self.kind != "siglip"):
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of "
                 f"patch_size {self.patch_size}"
@@ -125,15 +128,15 @@ class ViT(nn.Module):
         self.norm_pre = nn.LayerNorm(C, eps=eps) if is_clip else nn.Identity()
         self.blocks = nn.Sequential(*[Block(config.block) for _ in range(config.n_layer)])
         self.norm_post = nn.LayerNorm(C, eps=eps)
-        self.head = None
-        if not is_clip and config.pool_head:
-            self.head = AttentionPool(config)
+        has_head = not is_clip and config.pool_head
+        self.head = AttentionPool(config) if has_head else None
         init_weights(self)
         # as all embeddings of this project
         nn.init.normal_(self.pos, std=0.02)
-        for vector in (self.cls, self.head and self.head.probe):
-            if vector is not None:
-                nn.init.normal_(vector, std=0.02)
+        if is_clip:
+            nn.init.normal_(self.cls, std=0.02)
+        elif has_head:
+            nn.init.normal_(self.head.probe, std=0.02)
         # how many blocks come before the features: -1 means all, -2 all but the last
         self.n_before_features = config.n_layer + 1 + config.feature_layer
 

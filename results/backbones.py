@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -191,18 +191,20 @@ def write_data(source: str, folder: Path, tokenizer: Tokenizer, N: int, n: int) 
 def measure(stage: str, folder: Path, options: tuple[str, ...], cfg: Config) -> dict:
     """Run a stage for a few steps; return its peak memory and the ms of a step.
 
+    If the memory does not suffice, neither is there.
+
     Raises:
         RuntimeError: if the script fails, with the last line that it wrote.
     """
     sources = {
         "align": ("--vision", "vision", "--llm", "text", "--projector", "llava"),
         "sft": ("--init", "align", "--n_texts", "0", "--grad_accum", "1"),
-        "dpo": ("--init", "align_sft", "--split", "pairs", "--val_split", "pairs_val",
+        "dpo": ("--init", "sft", "--split", "pairs", "--val_split", "pairs_val",
                 "--prompts", "", "--grad_accum", "1"),
     }
     words = [str(folder / word) if (folder / word).exists() and word else word
              for word in sources[stage]]
-    out = folder / f"run_{stage}"
+    out = folder / stage
     command = [
         sys.executable, str(ROOT / f"train_{stage}.py"), "--data", str(folder / "data"),
         "--out", str(out), *words, *options, "--batch_size", str(cfg.batch_size),
@@ -210,6 +212,8 @@ def measure(stage: str, folder: Path, options: tuple[str, ...], cfg: Config) -> 
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
+        if "out of memory" in done.stderr.lower() or done.returncode == -9:  # killed
+            return {"stage": stage, "options": " ".join(options)}
         raise RuntimeError(f"train_{stage}.py {' '.join(options)}: {done.stderr[-300:]}")
     with (out / "metrics.csv").open() as f:
         rows = list(csv.DictReader(f))
@@ -222,35 +226,25 @@ def main(cfg: Config) -> dict[str, float]:
     """Measure all lines and write the file."""
     check(cfg)
     began = time.time()
+    c = families.read_config(TEXT[cfg.size], HERE)
+    weights = on_meta(lambda: GPT(c)).parameters()
+    report = {"n_weights": sum(w.numel() for w in weights), "lines": []}
+    out = Path(cfg.out or HERE / "backbones" / f"{cfg.size}.json")
+    out.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer = write_backbones(folder, cfg.size)
         N = TOWERS[cfg.size].vit.n_tokens
         tokens = write_data(cfg.data, folder / "data", tokenizer, N, 4 * cfg.batch_size)
-        lines = []
+        report |= {"tokens": tokens, "image_tokens": N}
         for stage, variants in VARIANTS.items():
             for options in variants:
-                try:
-                    line = measure(stage, folder, options, cfg)
-                except RuntimeError as error:
-                    if "out of memory" not in str(error):
-                        raise
-                    line = {"stage": stage, "options": " ".join(options), "error": str(error)}
+                line = measure(stage, folder, options, cfg)
                 print(line, flush=True)
-                lines.append(line)
-            if stage != "dpo":  # the next stage starts from the last run
-                (folder / f"run_{stage}").rename(
-                    folder / ("align" if stage == "align" else "align_sft")
-                )
-    n = sum(w.numel() for w in on_meta(
-        lambda: GPT(families.read_config(TEXT[cfg.size], HERE))).parameters())
-    report = machine.provenance(cfg, began) | {
-        "tokens": tokens, "image_tokens": N, "gpt_numbers": n, "lines": lines,
-        "vit": asdict(TOWERS[cfg.size].vit),
-    }
-    out = Path(cfg.out or HERE / "backbones" / f"{cfg.size}.json")
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+                report["lines"].append(line)
+                # after each line, as a long run may be stopped
+                whole = machine.provenance(cfg, began) | report
+                out.write_text(json.dumps(whole, indent=1) + "\n")
     return {}
 
 

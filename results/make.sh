@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure every number of the README anew: the speedrun with three seeds, captioning, the ablation, the
-# data engine, stage 4, NLVR, CIFAR-10. NLVR_SOURCE and CIFAR10_SOURCE name the corpora; a part without
-# its corpus is left out.
+# data engine, stage 4, SigLIP's loss, wide pictures, parts of a block, memory, NLVR, CIFAR-10.
+# NLVR_SOURCE and CIFAR10_SOURCE name the corpora; a part without its corpus is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh

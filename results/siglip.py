@@ -37,6 +37,11 @@ def seeds_of(loss: str, batch: int, key: str) -> list[float]:
     return [json.loads(path.read_text())["figures"][key] for path in paths]
 
 
+def label(x: float) -> str:
+    """The batch size at a place of the x axis; nothing between two."""
+    return str(BATCHES[int(x) - 1]) if x in (1, 2, 3) else ""
+
+
 def main() -> None:
     """Draw both panels."""
     sheet = Image.new("RGB", (1100, 470), "white")
@@ -48,11 +53,6 @@ def main() -> None:
             values = [seeds_of(loss, batch, key) for batch in BATCHES]
             lines.append([(i + 1, statistics.fmean(x)) for i, x in enumerate(values)])
             dots.append([(i + 1, y) for i, x in enumerate(values) for y in x])
-
-        def label(x: float) -> str:
-            """The batch size at a place; nothing between two."""
-            return str(BATCHES[int(x) - 1]) if x in (1, 2, 3) else ""
-
         panel(draw, (left, 70, left + 430, 400), lines, title, "pairs in a batch", label,
               dots=dots)
     sheet.save(HERE / "figure.png")

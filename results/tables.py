@@ -613,7 +613,7 @@ def wide_table() -> list[str]:
 
 
 def parts_table() -> list[str]:
-    """Held-out loss of stage 0 with the parts of Llama's blocks, at equal steps and time."""
+    """Held-out loss of stage 0 with the parts of Llama's blocks, in about equal time."""
     names = {
         "layer-gelu": "LayerNorm, GELU", "rms-gelu": "RMSNorm, GELU",
         "layer-swiglu": "LayerNorm, SwiGLU", "rms-swiglu": "RMSNorm, SwiGLU",
@@ -621,23 +621,12 @@ def parts_table() -> list[str]:
     logs = {label: logs_of("parts", name) for name, label in names.items()}
     if not all(logs.values()):
         return []
-    columns = ["loss at the end", "minutes", "loss when the fastest ended"]
-    lines = head(["stage 0", *columns])
-    minutes = {
-        label: statistics.fmean(log[-1]["min"] for log in of_seeds)
-        for label, of_seeds in logs.items()
-    }
+    lines = head(["stage 0", "loss after all steps", "minutes"])
     for label, of_seeds in logs.items():
         ends = [log[-1]["val_loss"] for log in of_seeds]
-        early = [loss_at(log, min(minutes.values())) for log in of_seeds]
-        lines.append(line([label, cell(ends), f"{minutes[label]:.2f}", cell(early)]))
+        minutes = [log[-1]["min"] for log in of_seeds]
+        lines.append(line([label, cell(ends), cell(minutes)]))
     return lines
-
-
-def loss_at(log: list[dict[str, float]], minutes: float) -> float:
-    """The last held-out loss before a time; nearly all logs have one at their end."""
-    losses = [row["val_loss"] for row in log if "val_loss" in row and row["min"] <= minutes]
-    return losses[-1]
 
 
 def memory_tables() -> list[list[str]]:
@@ -649,14 +638,14 @@ def memory_tables() -> list[list[str]]:
         where = env["gpu"] if env["gpu"] != "none" else cores(env["cpu"])
         rows = report["config"]["batch_size"]
         lines = [
-            f"{path.stem}, {report['gpt_numbers'] / 1e6:,.0f} million weights in the language "
+            f"{path.stem}, {report['n_weights'] / 1e6:,.0f} million weights in the language "
             f"model; {rows} rows a step of {report['tokens']:.0f} tokens on average, "
             f"{report['image_tokens']} of them of the picture; {where}; torch {env['torch']}.",
             "", *head(["script", "options", "peak memory, GB", "seconds a step"]),
         ]
         for entry in report["lines"]:
             script, options = f"train_{entry['stage']}.py", f"`{entry['options']}`"
-            if "error" in entry:
+            if "ms" not in entry:
                 lines.append(line([script, options, "out of memory", ""]))
             else:
                 seconds = f"{entry['ms'] / 1000:.1f}"

@@ -4,8 +4,8 @@
 
 A scene has three columns. Between and beside them, the background is continued, until the
 picture is half as wide again as it is high, as a photograph. Then it is cropped, padded or
-stretched to the size of the default world, and packed: data/book/wide_crop, wide_pad,
-wide_stretch. results/wide.sh trains on these.
+stretched to the size of the default world, and packed: data/book/prepared_crop, prepared_pad,
+prepared_stretch. results/wide.sh trains on these.
 """
 
 import json
@@ -35,7 +35,7 @@ def main(source: str = "data/book/prepared") -> None:
     """Write the three folders."""
     source = Path(source)
     for mode in FITS:
-        out = source.parent / f"wide_{mode}"
+        out = source.parent / f"prepared_{mode}"
         out.mkdir(exist_ok=True)
         for name in ("train.jsonl", "val.jsonl", "zeroshot.jsonl", "tokenizer.tiktoken"):
             shutil.copy(source / name, out)

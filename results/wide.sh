@@ -8,7 +8,7 @@ mkdir -p results/wide
 $python results/wide.py
 for seed in ${SEEDS:-0 1}; do
     for fit in crop pad stretch; do
-        run=runs/wide/$fit-seed$seed data=data/book/wide_$fit
+        run=runs/wide/$fit-seed$seed data=data/book/prepared_$fit
         $python train_clip.py --data $data --steps 300 --eval_every 300 --seed "$seed" --out "$run"
         $python evaluate.py --run "$run" --data $data --no-blind --out "results/wide/$fit-seed$seed.json"
         rm -f "results/wide/$fit-seed$seed.answers.jsonl"

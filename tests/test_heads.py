@@ -83,3 +83,13 @@ def test_values_begin_at_0_follow_the_reward_models_eyes_and_never_look_ahead(vl
     other[1, 6] = 99
     changed = (model(other, images) - before).abs() > 1e-5
     assert not changed[[0, 2]].any() and changed[1].tolist() == [False] * 6 + [True] * 2
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_value_model_shares_the_reward_models_weights_if_asked_to(vlm, share):
+    """Catches a second copy of billions of weights, and a reward model that learns values."""
+    reward = RewardModel(vlm)
+    value = ValueModel.from_reward_model(reward, share)
+    assert value.vlm is not reward.vlm
+    for a, b in zip(value.vlm.parameters(), reward.vlm.parameters(), strict=True):
+        assert (a is b) == share and torch.equal(a, b)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import chat
+import evaluate
 from minivlm.loading.models import place, vlm_from, without_prefix
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import (
@@ -111,15 +112,19 @@ def placed(vlm: VLM, half: bool, *, lora: bool) -> VLM:
     return model
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("lora", [False, True])
-def test_frozen_weights_that_were_read_in_bfloat16_stay_so_and_no_number_changes(vlm, lora):
-    """Catches weights that learn in half precision, a residual stream rounded to bfloat16, and a
-    float32 copy of what is frozen.
+def test_frozen_weights_that_were_read_in_half_precision_stay_so_and_no_number_changes(
+    vlm, lora, dtype
+):
+    """Catches weights that learn in half precision, a residual stream rounded to bfloat16, a
+    float32 copy of what is frozen, and float16 rounded to bfloat16.
     """
-    vlm.bfloat16()
+    vlm.to(dtype)
     whole, half = (placed(vlm, half, lora=lora) for half in (False, True))
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
-    kept = {name for name, p in half.named_parameters() if p.dtype == torch.bfloat16}
+    kept = {name for name, p in half.named_parameters() if p.dtype == dtype}
+    assert {p.dtype for p in half.parameters()} == {torch.float32, dtype}
     assert all(not half.get_parameter(name).requires_grad for name in kept)
     matrices = {n for n, p in vlm.vit.named_parameters() if "mlp" in n and p.ndim == 2}
     assert {f"vit.{n}" for n in matrices} <= kept and not any("norm" in n for n in kept)
@@ -148,13 +153,17 @@ def test_a_model_takes_over_the_tensors_that_were_read(vlm, vlm_config):
 
     read = state()
     where = {name: w.data_ptr() for name, w in read["model"].items()}
-    model = vlm_from(read, as_read=True)
+    model = vlm_from(read, take=True, half=True)
     assert {name: p.data_ptr() for name, p in model.named_parameters()}.items() <= where.items()
     assert read["model"] == {} and model.gpt.head.weight is model.gpt.wte.weight
     read = state()
     model, other = vlm_from(read), vlm_from(read)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in other.parameters()}
+    assert not {p.data_ptr() for p in model.parameters()} & {
+        p.data_ptr() for p in other.parameters()}
+    in_float32 = {name: w.float() for name, w in read["model"].items()}
+    two = [vlm_from(read | {"model": dict(in_float32)}) for _ in range(2)]
+    assert two[0].vit.pos.data_ptr() != two[1].vit.pos.data_ptr()
     assert model.gpt.head.weight is model.gpt.wte.weight
 
 
@@ -182,4 +191,24 @@ def test_half_precision_goes_through_lora_to_the_next_stage_and_the_chat(runs, f
     script.main(cfg)
     for dtype in ("bfloat16", "float32"):
         picture = str(folder / "samples" / "0.png")
-        chat.main(chat.Config(str(tmp_path / "dpo"), picture, "What?", max_new_tokens=3, dtype=dtype))
+        chat.main(chat.Config(
+            str(tmp_path / "dpo"), picture, "What?", max_new_tokens=3, dtype=dtype))
+        evaluate.main(evaluate.Config(
+            str(tmp_path / "dpo"), str(folder), n_questions=2, n_describe=2, max_new_tokens=3,
+            blind=False, dtype=dtype))
+
+
+def test_adapters_are_merged_in_the_format_of_the_run(vlm, vlm_config):
+    """Catches LoRA's small sums rounded away for who computes in float32, or widened for who keeps
+    half precision.
+    """
+    vlm.bfloat16()
+    add_lora(vlm, LAYERS, 2)
+    stir_adapters(vlm)
+    state = {"stage": "sft", "configs": {"model": asdict(vlm_config)}, "model": vlm.state_dict()}
+    name = "gpt.blocks.0.attn.qkv"
+    layer = vlm.get_submodule(name)
+    want = layer.weight.float() + layer.lora_scale.float() * layer.lora_B @ layer.lora_A
+    assert torch.equal(vlm_from(dict(state)).get_submodule(name).weight, want)
+    half = vlm_from(dict(state), half=True).get_submodule(name).weight
+    assert torch.equal(half, want.bfloat16())

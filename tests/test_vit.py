@@ -92,3 +92,19 @@ def test_a_feature_layer_that_does_not_exist_is_refused(layer: int):
 def test_the_number_of_image_tokens_is_that_of_the_patches():
     """Catches: N counted along one side or with the class token: (48 / 16)^2 = 9."""
     assert ViTConfig(image_size=48, patch_size=16).n_tokens == 9
+
+
+def test_a_tower_without_class_token_and_pool_has_features_only(vit_config):
+    """Catches the last patch taken for the whole picture."""
+    vit = ViT(replace(vit_config, kind="siglip", pool_head=False))
+    assert vit.features(torch.randn(2, 3, 16, 16)).shape == (2, 4, 32)
+    with pytest.raises(ValueError, match="no vector of a picture"):
+        vit.pool(torch.randn(2, 3, 16, 16))
+
+
+def test_a_rest_of_the_picture_that_fills_no_patch(vit_config):
+    """Catches a picture smaller than a patch, and pixels left out where no weights ask for it."""
+    assert replace(vit_config, kind="siglip", image_size=19).n_tokens == 4
+    for wrong in ({"image_size": 19}, {"kind": "siglip", "image_size": 7}):
+        with pytest.raises(ValueError, match="is not a multiple of"):
+            replace(vit_config, **wrong)

@@ -4,15 +4,16 @@
     python data/llava/prepare.py --source llava_v1_5_mix665k.json --images playground/data
     python data/llava/prepare.py --source blip_laion_cc_sbu_558k.json --images images --captions
 
-Reads the JSON as published: a list of {"id", "image", "conversations"}. "image" is a name or
-a list of names, and missing in records of text only. Pictures of the 665K mix lie in several folders (coco/train2017/...,
-gqa/images/...). An id may be a number, be missing, or occur twice. A turn is {"from":
-"human" | "gpt", "value"} or {"role": "user" | "assistant", "content"}. As in LLaVA's
-trainer, a turn's only <image> moves to its start, and a first turn by gpt is left out.
-Records that cannot be used are counted by reason.
+Reads the JSON as published: a list of {"id", "image", "conversations"}. "image" is a name,
+or a list of names, or missing in records of text only. Pictures of the 665K mix lie in
+several folders (coco/train2017/..., gqa/images/...). An id may be a number, be missing, or
+occur twice. A turn is {"from": "human" | "gpt", "value"} or {"role": "user" | "assistant",
+"content"}. As in LLaVA's trainer, a turn's only <image> moves to its start, and a first
+turn by gpt is left out. Records that cannot be used are counted by reason.
 
-With --captions, the answer of a dialogue of one question is the picture's caption too: so
-LLaVA's first stage reads its data ("plain"), and train_align.py learns from them.
+With --captions, the answer to a single question also becomes the picture's caption, and
+dialogues with more questions are left out. train_align.py learns from captions, as LLaVA
+does in its first stage.
 
 A picture is packed once, however many dialogues are about it. All its dialogues are in the
 same split: either train, or val, which is held out. A dialogue about pictures of both is
@@ -51,7 +52,7 @@ class Config:
     source: str = "data/llava/llava_instruct_150k.json"  # dialogues
     images: str = "data/llava/images"  # folder that the records' paths are relative to
     limit: int = 0  # >= 0; how many records to read at most; 0 = all
-    val_every: int = 50  # >= 2; one picture in so many is held out
+    val_every: int = 50  # >= 2; about one picture in so many is held out
     captions: bool = False  # answers are captions too; other dialogues are left out
     # data set
     out: str = "data/llava/prepared"  # data folder to write
@@ -205,9 +206,10 @@ def main(cfg: Config) -> dict[str, float]:
             loaded = [picture_of(name, cfg) for name in new]         # (S, S, 3) each
             # without a picture, nothing can leak from one split to the other
             side = "train"
-            if names:
-                is_val = len(places) % cfg.val_every == 0
-                side = sides.pop() if sides else "val" if is_val else "train"
+            if sides:
+                side = sides.pop()
+            elif names and len(places) % cfg.val_every == 0:
+                side = "val"
             for name, picture in zip(new, loaded):
                 places[name] = (side, len(pixels[side]))
                 pixels[side].append(picture)
@@ -219,11 +221,14 @@ def main(cfg: Config) -> dict[str, float]:
             key = str(record["id"])
         # a teacher's replies are kept by id, so every record needs an id of its own
         key = unique_id(key, n_of_id)
-        packed = [f"{side}.npy#{places[name][1]}" for name in names]
-        folder = names[0].rpartition("/")[0] or "." if names else "text only"
-        image = {"image": packed[0] if len(packed) == 1 else packed} if packed else {}
-        captions = {"captions": [turns[1]["value"].strip()]} if cfg.captions else {}
-        files[side].append({"id": key, **image, **captions, "conversations": turns})
+        new_record = {"id": key}
+        folder = "text only"
+        if names:
+            new_record["image"] = [f"{side}.npy#{places[name][1]}" for name in names]
+            folder = names[0].rpartition("/")[0] or "."
+        if cfg.captions:
+            new_record["captions"] = [turns[1]["value"].strip()]
+        files[side].append(new_record | {"conversations": turns})
         used.append(record)
         by_folder[folder] += 1
         by_folder["turns"] += len(turns)

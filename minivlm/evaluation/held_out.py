@@ -24,8 +24,8 @@ def held_out_loss(
     Args:
         model: a GPT if the batches have no pictures, else a VLM.
         device: the model's.
-        autocast: makes the context in which the model computes; by default as its weights
-            are.
+        autocast: makes the context in which the model computes; by default it computes in
+            the format of its weights.
     """
     model.eval()
     total = 0.0

@@ -26,17 +26,18 @@ SIZES = (
     "image_size", "patch_size", "vocab_size", "block_size", "n_layer", "n_head", "n_embd",
 )
 OPTIONAL_SIZES = ("n_inner", "n_kv_head", "head_dim", "pad_id")  # 0 has a meaning
+HALVES = (torch.bfloat16, torch.float16)
 MAX_LAYERS = 1000  # most n_layer; GPT-3 has 96
 MAX_SIZE = 10_000_000  # most of any other; large vocabularies have about 300,000 tokens
 
 
-def vlm_from(state: dict, as_read: bool = False) -> VLM:
+def vlm_from(state: dict, take: bool = False, half: bool = False) -> VLM:
     """Rebuild the VLM of a checkpoint, with LoRA's adapters merged into its weights.
 
     A checkpoint of train_ppo.py holds several models; the VLM is its policy.
 
     Args:
-        state, as_read: as for `rebuild`.
+        state, take, half: as for `rebuild`.
 
     Raises:
         ValueError: as `rebuild`.
@@ -46,7 +47,7 @@ def vlm_from(state: dict, as_read: bool = False) -> VLM:
             weights = without_prefix(weights, "vlm.")
         return merged(weights)
 
-    return rebuild(state, lambda config: VLM(VLMConfig.from_dict(config)), pick, as_read)
+    return rebuild(state, lambda config: VLM(VLMConfig.from_dict(config)), pick, take, half)
 
 
 def clip_from(state: dict) -> CLIP:
@@ -59,15 +60,15 @@ def captioner_from(state: dict) -> Captioner:
     return rebuild(state, lambda config: Captioner(VLMConfig.from_dict(config)))
 
 
-def reward_model_from(state: dict, as_read: bool = False) -> RewardModel:
+def reward_model_from(state: dict, take: bool = False, half: bool = False) -> RewardModel:
     """Rebuild the reward model of a checkpoint, with the normalization of its scores.
 
-    LoRA's adapters are merged. Takes `as_read` and raises as `rebuild`.
+    LoRA's adapters are merged. Takes `take` and `half`, and raises, as `rebuild`.
     """
     def make(config: dict) -> RewardModel:
         return RewardModel(VLM(VLMConfig.from_dict(config)))
 
-    return rebuild(state, make, merged, as_read)
+    return rebuild(state, make, merged, take, half)
 
 
 def gpt_from(state: dict) -> GPT:
@@ -102,11 +103,20 @@ def take_towers(vlm: VLM, clip: dict, lm: dict) -> None:
     The VLM must have been made with the configs that `tower_configs` returned for the two.
 
     Args:
-        clip, lm: as `checkpoint.load` or pretrained/weights.py returns them.
+        clip, lm: as `checkpoint.load` or pretrained/weights.py returns them; they have no
+            weights afterwards.
     """
     vlm.vit.load_state_dict(without_prefix(clip["model"], "vit."), assign=True)
     vlm.gpt.load_state_dict(lm["model"], assign=True)
     vlm.gpt.tie()
+    for state in (clip, lm):
+        let_go(state)
+
+
+def let_go(state: dict) -> None:
+    """Drop a checkpoint's tensors: its model has taken them over, or has copies."""
+    state["model"] = {}
+    state["optimizer"] = None
 
 
 def tower_configs(clip: dict, lm: dict) -> tuple[ViTConfig, GPTConfig]:
@@ -137,7 +147,8 @@ def rebuild(
     state: dict,
     make: Callable[[dict], nn.Module],
     pick: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
-    as_read: bool = False,
+    take: bool = False,
+    half: bool = False,
 ) -> nn.Module:
     """Make the model that a checkpoint describes, with its weights.
 
@@ -146,16 +157,23 @@ def rebuild(
         make: takes configs["model"], returns the model.
         pick: takes all weights of the checkpoint, returns those of the model under the
             model's own names.
-        as_read: take the tensors out of `state`, in their own number formats, so that they
-            are in memory once. `place` then makes them what a run computes with. By
-            default the model has copies, in float32.
+        take: take the tensors out of `state`, so that they are in memory once. By default
+            the model has copies.
+        half: weights in half precision stay so, for a run that computes in bfloat16 and
+            calls `place`. By default all become float32.
 
     Raises:
         ValueError: if `pick` fails; else as `checked_config`.
     """
+    weights = dict(state["model"])
+    if take:
+        let_go(state)
+    if not half:  # first of all: LoRA's sums must not be rounded to a narrower format
+        for name, w in weights.items():
+            weights[name] = w.float()
     # the weights are checked first: a forged config may ask for more memory than there is
     try:
-        weights = pick(state["model"])
+        weights = pick(weights)
     # for instance an adapter of which A is there and B is missing
     except (LookupError, TypeError, RuntimeError) as error:
         name = state.get("file", "the checkpoint")
@@ -163,10 +181,8 @@ def rebuild(
             f"{name} has weights that do not go together: {first_line(error)}"
         ) from None
     config = checked_config(state, weights, make)
-    if as_read:
-        state["model"] = {}
-    else:
-        weights = {name: w.to(torch.float32, copy=True) for name, w in weights.items()}
+    if not take:
+        weights = {name: w.clone() for name, w in weights.items()}
     model = on_meta(lambda: make(config))
     model.load_state_dict(weights, assign=True)
     for module in model.modules():
@@ -185,27 +201,22 @@ def place(model: nn.Module, device: torch.device, half: bool) -> None:
     """Move a model to a device, with the number formats that a run computes with.
 
     All is float32 but, with `half`, the frozen linear maps and word embeddings of a VLM
-    that were read in half precision: they stay in bfloat16, and need half the memory.
-    Autocast rounds maps to bfloat16 at every product, so no number changes.
+    that were read in half precision: they stay so, and need half the memory. Autocast
+    makes maps bfloat16 at every product, so no number changes.
 
     Args:
         model: its parameters that have requires_grad now will learn.
         half: whether the run computes in bfloat16, see `machine.is_bfloat16`.
     """
-    maps, tables = set(), set()
+    large = set()
     for vlm in model.modules():
         if isinstance(vlm, VLM):  # heads beside it compute in float32
             for module in vlm.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    maps.add(module.weight)
-                elif isinstance(module, nn.Embedding):
-                    tables.add(module.weight)
+                if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+                    large.add(module.weight)
     for p in model.parameters():
-        # the weight of a tied head is a table
-        is_map = p in maps and p not in tables and p.dtype == torch.float16
-        is_so = p in maps | tables and p.dtype == torch.bfloat16
-        is_half = half and not p.requires_grad and (is_map or is_so)
-        p.data = p.data.to(device, torch.bfloat16 if is_half else torch.float32)
+        stays = half and p in large and not p.requires_grad and p.dtype in HALVES
+        p.data = p.data.to(device, p.dtype if stays else torch.float32)
     model.to(device)  # the buffers
 
 

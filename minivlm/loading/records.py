@@ -84,10 +84,12 @@ def _line(key: str, value: object) -> str:
 
 def _image(key: str, value: object) -> str | tuple[str, ...]:
     """Read the name of a picture, or a list of names; a list of one becomes the name."""
-    if not isinstance(value, list):
-        return _line(key, value)
-    names = tuple(_line(key, name) for name in value)
-    return names if len(names) > 1 else "".join(names)
+    names = tuple(_line(key, name) for name in value) if isinstance(value, list) else ()
+    if len(names) > 1:
+        return names
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    return _line(key, value)
 
 
 def _question(key: str, value: object) -> str:

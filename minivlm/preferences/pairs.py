@@ -1,6 +1,7 @@
 """Pairs: how they are read, and turned into rows for a model.
 
-    {"id", "image": one, a list or none, "conversations": turns up to the question, "chosen", "rejected"}
+    {"id", "image": one, a list or none, "conversations": turns up to the question,
+     "chosen", "rejected"}
 
 `chosen` and `rejected` are texts. They may also be two lists of turns, which continue
 `conversations` and differ only in the last turn, the answer. Both answers stand in one row

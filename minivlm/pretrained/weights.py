@@ -57,8 +57,10 @@ def read_lm(folder: str | Path) -> dict:
     weights = read_weights(folder)
     head = weights.pop("lm_head.weight", None)
     if families.family_of(c) == "gpt2":  # a GPT2Model that was saved alone has no prefix
-        bare = {name.removeprefix("transformer."): x for name, x in weights.items()}
-        weights = {f"transformer.{name}": x for name, x in bare.items()}
+        weights = {
+            f"transformer.{name.removeprefix('transformer.')}": x
+            for name, x in weights.items()
+        }
     if head is None and not c.tied:
         raise ValueError(f"{folder}: the head is missing, and not tied to the embedding")
     ours = to_ours(lm_names(replace(c, tied=True)), weights, folder)
@@ -162,6 +164,11 @@ def read_vision(folder: str | Path, image_size: int = 0) -> dict:
     ours = to_ours(clip_names(c), weights, folder)
     check_fit(ours, lambda: CLIP(c), str(folder))
     if image_size and image_size != vit.image_size:
+        if image_size % vit.patch_size:  # published sizes may have a rest, others need none
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of the ViT's patches, "
+                f"{vit.patch_size} pixels wide"
+            )
         c = replace(c, vit=replace(vit, image_size=image_size))
         ours["vit.pos"] = resize_positions(ours["vit.pos"], c.vit.n_tokens, vit.n_class)
     configs = {"model": asdict(c), "fit": read_fit(vit, folder)}

@@ -482,8 +482,8 @@ def test_a_trained_chatbot_answers_the_same_in_transformers(hf, agreement, folde
 def test_published_backbones_of_true_size_go_through_every_stage(
     hf, agreement, folder, tmp_path, monkeypatch, large, capsys
 ):
-    """Catches a stage that true sizes break: SmolLM2-135M and SigLIP base-patch16-224 aligned, tuned
-    and taught preferences with LoRA, talked to, exported, and asked again in transformers.
+    """Catches a stage that true sizes break: SmolLM2-135M and SigLIP base-patch16-224, aligned,
+    tuned and taught preferences with LoRA, talked to, exported, and asked again in transformers.
     """
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "results")
     backbones = importlib.import_module("backbones")
@@ -502,7 +502,8 @@ def test_published_backbones_of_true_size_go_through_every_stage(
     train_dpo.main(train_dpo.Config(
         init=f"{tmp_path}/sft", out=f"{tmp_path}/dpo", split="pairs", val_split="pairs_val",
         prompts="", lora=8, **small))
-    chat.main(chat.Config(f"{tmp_path}/dpo", str(data / "0.png"), "What is this?", max_new_tokens=3))
+    chat.main(chat.Config(
+        f"{tmp_path}/dpo", str(data / "0.png"), "What is this?", max_new_tokens=3))
     state = checkpoint.load(tmp_path / "dpo", ("dpo",))
     tokenizer = checkpoint.tokenizer_of(state)
     assert tokenizer.template_name == "chatml"

@@ -109,12 +109,13 @@ def llava(tmp_path_factory) -> Path:
         records = []
         for i in range(100):
             Image.new("RGB", (32, 24), (i, 0, 0)).save(tmp_path / folder / f"{i}.jpg")
-            said = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(turns)]
+            said = [{"from": ("human", "gpt")[k % 2], "value": t} for k, t in enumerate(turns)]
             records.append({"id": str(i), "image": f"{i}.jpg", "conversations": said})
         (tmp_path / f"{file}.json").write_text(json.dumps(records))
     shutil.copy(tmp_path / "finetune" / "7.jpg", tmp_path / "photo.jpg")
     for line in lines:
-        line = re.sub(r"--steps \d+", "--steps 2", re.sub(r"--batch_size \d+", "--batch_size 4", line))
+        line = re.sub(r"--batch_size \d+", "--batch_size 4", line)
+        line = re.sub(r"--steps \d+", "--steps 2", line)
         done = python(tmp_path, *line.split())
         assert not done.returncode, (line, done.stderr[-500:])
     return tmp_path
@@ -164,7 +165,7 @@ def test_a_folder_that_does_not_go_together_is_one_line(name, file, change, word
         done = python(llava, "chat.py", "--run", folder, "--ask", "What?")
     else:
         done = python(llava, "train_align.py", "--llm", folder, "--vision",
-                      "siglip-base-patch16-224", "--data", "data/llava/stage1", "--steps", "0")
+                      "siglip-base-patch16-224", "--data", "data/llava/prepared1", "--steps", "0")
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
 
 
@@ -177,7 +178,7 @@ def test_a_dialogue_and_its_pictures_that_do_not_go_together_are_one_line(
 ):
     """Catches a picture that is dropped in silence, and a dialogue that is cut."""
     data = tmp_path / "data"
-    shutil.copytree(llava / "data/llava/stage2", data)
+    shutil.copytree(llava / "data/llava/prepared2", data)
     first, *others = (data / "train.jsonl").read_text().splitlines()
     record = json.loads(first)
     record["image"] = [record["image"]] * n_images
