@@ -224,7 +224,8 @@ def main(cfg: Config) -> dict[str, float]:
         new_record = {"id": key}
         folder = "text only"
         if names:
-            new_record["image"] = [f"{side}.npy#{places[name][1]}" for name in names]
+            packed = [f"{side}.npy#{places[name][1]}" for name in names]
+            new_record["image"] = packed[0] if len(packed) == 1 else packed
             folder = names[0].rpartition("/")[0] or "."
         if cfg.captions:
             new_record["captions"] = [turns[1]["value"].strip()]

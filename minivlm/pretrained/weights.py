@@ -166,8 +166,7 @@ def read_vision(folder: str | Path, image_size: int = 0) -> dict:
     if image_size and image_size != vit.image_size:
         if image_size % vit.patch_size:  # published sizes may have a rest, others need none
             raise ValueError(
-                f"image_size {image_size} is not a multiple of the ViT's patches, "
-                f"{vit.patch_size} pixels wide"
+                f"image_size {image_size} is not a multiple of patch_size {vit.patch_size}"
             )
         c = replace(c, vit=replace(vit, image_size=image_size))
         ours["vit.pos"] = resize_positions(ours["vit.pos"], c.vit.n_tokens, vit.n_class)

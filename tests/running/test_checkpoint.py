@@ -93,8 +93,8 @@ def test_checkpoints_are_compared_bit_by_bit(dtype):
 
 
 def test_weights_of_every_type_have_a_fingerprint():
-    """Catches a TypeError for bfloat16, which NumPy lacks, and equal values that differ by type; one
-    bit makes another fingerprint.
+    """Catches a TypeError for bfloat16, which NumPy lacks, equal values that differ by their type,
+    and one bit that makes no difference.
     """
     prints = set()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
