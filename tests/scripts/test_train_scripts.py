@@ -571,3 +571,24 @@ def test_each_mark_gets_the_next_picture_of_its_record(stage, runs, folder, tmp_
         assert torch.equal(batch.images, pictures.get(wanted))
         assert (batch.idx == image).sum(1).tolist() == [9 * n for n in batch.n_images]
     assert {1, 2, 3} <= {n for batch in seen for n in batch.n_images}
+
+
+def test_siglips_held_out_loss_is_that_of_batches_like_those_of_training(
+    runs, folder, tmp_path, monkeypatch
+):
+    """Catches a best.pt from before the training: among more pairs, fewer belong together, and the
+    loss of a trained model is higher than that of a new one.
+    """
+    sizes = []
+
+    def size(img_z, txt_z, *_):
+        sizes.append(len(img_z))
+        return len(img_z) + 0 * (img_z * txt_z).sum()
+
+    monkeypatch.setitem(train_clip.LOSSES, "siglip", size)
+    script, cfg = config_of(
+        "clip", folder, runs, out=str(tmp_path), loss="siglip", batch_size=16, steps=1)
+    script.main(cfg)
+    assert sizes == [16, 16, 8, 16, 16, 16, 8]                       # of 40 held-out pairs
+    losses = [float(row["val_loss"]) for row in rows_of(tmp_path / "metrics.csv")]
+    assert losses == [pytest.approx((16 * 16 + 16 * 16 + 8 * 8) / 40)] * 2
