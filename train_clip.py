@@ -57,7 +57,7 @@ class Config:
     patch_size: int = 20  # >= 1; side of a patch in pixels
     block_size: int = 80  # >= 2; longest caption in tokens
     # optimization
-    loss: str = "infonce"  # infonce | siglip; siglip suits small batches
+    loss: str = "infonce"  # infonce | siglip; SigLIP asks of every pair by itself
     steps: int = 550  # >= 0; optimizer steps
     batch_size: int = 192  # >= 2; pairs per step; for each pair, all others are negatives
     grad_accum: int = 1  # >= 1; micro-batches per step; more of them take less memory
