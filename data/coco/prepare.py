@@ -66,7 +66,7 @@ class Config:
     # data set
     out: str = "data/coco/prepared"  # data folder to write
     image_size: int = 64  # >= 1; side of the packed pictures in pixels
-    fit: str = "pad"  # pad | crop | stretch; how a picture is made square
+    fit: str = "stretch"  # stretch | pad | crop; how a picture is made square
     vocab_size: int = 4096  # >= 263; most tokens in the vocabulary, special tokens included
 
 

@@ -57,7 +57,7 @@ class Config:
     # data set
     out: str = "data/llava/prepared"  # data folder to write
     image_size: int = 64  # >= 1; side of the packed pictures in pixels
-    fit: str = "pad"  # pad | crop | stretch; how a picture is made square; LLaVA-1.5 pads
+    fit: str = "stretch"  # stretch | pad | crop; how a picture is made square; LLaVA-1.5 pads
     vocab_size: int = 4096  # >= 263; most tokens in the vocabulary, special tokens included
 
 

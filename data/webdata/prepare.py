@@ -57,6 +57,7 @@ class Config:
     out: str = "data/webdata/prepared"  # data folder to write
     write_shards: str = ""  # folder for tars of the kept samples, written instead of `out`
     image_size: int = 48  # >= 1; side of the packed pictures in pixels
+    fit: str = "stretch"  # stretch | pad | crop; how a picture is made square
     val_every: int = 50  # >= 2; one sample in so many is held out
     vocab_size: int = 4096  # >= 263; most tokens in the vocabulary, special tokens included
 
@@ -253,10 +254,11 @@ def write_records(cfg: Config, kept: Iterator[Pair], skipped: Counter) -> None:
         for key, value in sample.info.items():
             record.setdefault(key, value)
         files[side].append(record)
-        pixels[side].append(np.asarray(fit(picture, cfg.image_size)))  # (S, S, 3)
+        pixels[side].append(np.asarray(fit(picture, cfg.image_size, cfg.fit)))  # (S, S, 3)
     texts = [record["captions"][0] for record in files["train"]]
     meta = {
-        "name": "webdata", "image_size": cfg.image_size, "skipped": sorted_counts(skipped),
+        "name": "webdata", "image_size": cfg.image_size, "fit": cfg.fit,
+        "skipped": sorted_counts(skipped),
     }
     write_folder(cfg.out, files, pixels, texts, cfg.vocab_size, meta)
 

@@ -167,14 +167,15 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int, mode: str = "crop") -> Image.Image:
+def fit(image: Image.Image, size: int, mode: str = "stretch") -> Image.Image:
     """Make a picture `size` x `size` pixels.
 
     Args:
         mode: one of FITS. "crop" scales the short side to `size` and keeps the middle, as
             CLIP does. "pad" keeps the whole picture and adds bars of CLIP's mean color;
             LLaVA-1.5 reports fewer hallucinations with it. "stretch" scales both sides to
-            `size`, so the picture is distorted.
+            `size`, as SigLIP does, so the picture is distorted; of the three it measured
+            best on wide pictures (docs/lessons.md).
 
     Raises:
         ValueError: for another mode.
@@ -245,7 +246,7 @@ class Pictures:
             learns; as it has learned (`models.fit_of`), where it looks later.
     """
 
-    def __init__(self, folder: str | Path, size: int, mode: str = "crop"):
+    def __init__(self, folder: str | Path, size: int, mode: str = "stretch"):
         self.folder = Path(folder)
         self.size = size
         self.mode = mode

@@ -69,7 +69,7 @@ def load_records(
 def load_meta(folder: str | Path) -> dict:
     """Read meta.json, which describes the data set: name, image_size, phrases, prompts, ...
 
-    "fit" says how its pictures are made square, see `images.fit`; without it, by "crop".
+    "fit" says how its pictures are made square, see `images.fit`; by default "stretch".
     Keys with null or nothing in them are dropped.
 
     Raises:
@@ -94,7 +94,7 @@ def load_meta(folder: str | Path) -> dict:
         meta = read_keys(meta, META)
     except ValueError as error:
         raise ValueError(f"{path} has {error}") from None
-    if meta.setdefault("fit", "crop") not in FITS:
+    if meta.setdefault("fit", "stretch") not in FITS:
         raise ValueError(f"{path} has a fit that is not one of {', '.join(FITS)}")
     return meta
 

@@ -36,7 +36,7 @@ def publish(root: Path, n: int = 8, **changes) -> prepare.Config:
     ))
     return prepare.Config(
         captions=f"{root}/captions.json", instances=f"{root}/instances.json",
-        images=f"{root}/images", out=f"{root}/prepared", val_every=4, image_size=16,
+        images=f"{root}/images", out=f"{root}/prepared", val_every=4, image_size=16, fit="pad",
     )
 
 

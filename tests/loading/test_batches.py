@@ -558,7 +558,7 @@ def test_missing_and_empty_data_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"train\.jsonl is empty"):
         load_records(tmp_path, "train")
     (tmp_path / "meta.json").write_text('{"name": "x", "image_size": 48}')
-    assert load_meta(tmp_path) == {"name": "x", "image_size": 48, "fit": "crop"}
+    assert load_meta(tmp_path) == {"name": "x", "image_size": 48, "fit": "stretch"}
     for bad in ('{"name": "x"}', '{"image_size": 48}', '{"name": "x", "image_size": "48"}', "[]"):
         (tmp_path / "meta.json").write_text(bad)
         with pytest.raises(ValueError, match=r"meta\.json lacks a name or an image_size"):

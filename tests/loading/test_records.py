@@ -259,7 +259,7 @@ def test_what_is_usual_in_a_world_comes_back_as_it_is(tmp_path):
 def test_what_meta_json_leaves_empty_is_absent(tmp_path):
     """Catches a model asked to choose among no class, and CHAIR over no phrase."""
     meta = meta_of(tmp_path, phrases={}, prompts=None, chance={}, held_out=[])
-    assert meta == {"name": "t", "image_size": 8, "fit": "crop"}
+    assert meta == {"name": "t", "image_size": 8, "fit": "stretch"}
 
 
 @pytest.mark.parametrize("keys, reason", [
