@@ -41,7 +41,8 @@ What is not in the table:
   evaluation's tokenizer reads them differently, see `tokenize` in `minivlm/metrics/captions.py`.
 - Properties that need no peer, such as order, padding, shifts, swapped pictures, adapters and
   packed rows: `tests/parity/test_metamorphic.py` tests them.
-- gpt2-xl: only its tensor names and shapes are compared.
+- gpt2-xl, SmolLM2 beyond 135M, TinyLlama, Llama-3.2-1B, Vicuna-7B, Qwen2.5-7B, the larger SigLIPs,
+  LLaVA-1.5-7B: only their tensor names and shapes are compared.
 """
 
 
