@@ -123,9 +123,9 @@ class GPT(nn.Module):
             self.head.weight = self.wte.weight
 
     def embed(self, idx: Tensor) -> Tensor:
-        """Embed tokens, (B, T) -> (B, T, C); float32, even if the table is narrower."""
+        """Embed tokens, (B, T) -> (B, T, C); under autocast in float32, whatever the table."""
         x = self.wte(idx)
-        return x.float() if x.dtype.itemsize < 4 else x
+        return x.float() if torch.is_autocast_enabled(x.device.type) else x
 
     def forward(self, idx: Tensor | None = None, **options) -> Tensor:
         """Return the logits of each position's next token; arguments as for `hidden`.

@@ -60,6 +60,8 @@ class ViTConfig:
             raise ValueError(
                 f"feature_layer {self.feature_layer} is not in {-self.n_layer} .. -1"
             )
+        if type(self.pool_head) is not bool:
+            raise ValueError(f"pool_head is {self.pool_head!r}, expected True or False")
         if self.kind not in ("clip", "siglip"):
             raise ValueError(f"kind {self.kind!r} is not one of clip, siglip")
 

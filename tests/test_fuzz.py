@@ -797,7 +797,7 @@ def test_coco_as_published_becomes_a_data_set_or_is_refused(data):
                 assert len(r["captions"]) == 2
                 if use["instances"]:
                     [o] = r["objects"]
-                    assert (o["name"], o["box"]) == ("dog", [0.0, 0.25, 0.5, 0.75])
+                    assert (o["name"], o["box"]) == ("dog", [0.0, 0.0, 0.5, 1.0])
     assert counts or not good
 
 

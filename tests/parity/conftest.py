@@ -21,8 +21,8 @@ HEAD = """# Compared with independent implementations
 quantity with an independent implementation, the peer, on many random cases.
 
 - A case is one draw of sizes, weights and inputs. For models of published size it is a text with a
-  picture, or one position of a text. For an exported chatbot it is a dialogue or a question; for one
-  of published size a token of an answer.
+  picture, one position of a text, or one token of an answer. For an exported chatbot it is a
+  dialogue or a question.
 - The relative error of a tensor is its largest difference from the peer's tensor, divided by the
   largest magnitude in the peer's tensor. The table shows the worst over all cases.
 - "equal" means that ids, texts or truth values are the same.

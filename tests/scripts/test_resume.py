@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from minivlm.loading.prepared import load_meta
 from minivlm.optim import Optimizer, Together
 from minivlm.running import checkpoint
 from minivlm.running.options import ADDED_CLIP, ADDED_GPT, ADDED_VIT
@@ -104,8 +105,10 @@ def test_a_run_resumes_with_other_micro_batches_and_another_name_of_its_data(
 
 
 @pytest.mark.parametrize("stage", ["lm", "clip", "sft"])
-def test_a_run_of_an_older_version_resumes(stage, runs, folder, tmp_path):
-    """Catches runs of last week that are refused for settings which nobody had then."""
+def test_a_run_of_an_older_version_resumes(stage, runs, folder, tmp_path, monkeypatch):
+    """Catches runs of last week that are refused for settings which nobody had then; and pictures
+    that were cropped and go on stretched.
+    """
     shutil.copytree(runs / stage, tmp_path / "old")
     path = tmp_path / "old" / "ckpt.pt"
     state = torch.load(path, weights_only=True)
@@ -126,6 +129,10 @@ def test_a_run_of_an_older_version_resumes(stage, runs, folder, tmp_path):
     torch.save(state, path)
     script, cfg = config_of(
         stage, folder, runs, out=str(tmp_path / "old"), resume=True, steps=5)
+    if stage != "lm":
+        with pytest.raises(ValueError, match="was trained with other settings of fit"):
+            script.main(cfg)
+        monkeypatch.setattr(script, "load_meta", lambda name: load_meta(name) | {"fit": "crop"})
     script.main(cfg)
     assert rows_of(tmp_path / "old" / "metrics.csv")[-1]["step"] == "5"
 
