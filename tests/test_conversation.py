@@ -287,6 +287,8 @@ def test_llavas_v1_template_worked_by_hand():
     assert said.startswith("<s> A chat between a curious human and an artificial intelligence")
     ids, _ = render([turns[0], human("<image><image>")], tokenizer, 1)
     assert tokenizer.decode(ids) == "<s> S USER: <image><image>  ASSISTANT:"
+    ids, _ = render([turns[0], human("<image>\n<image>q")], tokenizer, 1)
+    assert tokenizer.decode(ids) == "<s> S USER: <image> \n<image> q ASSISTANT:"
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -122,9 +122,10 @@ def test_a_prefix_lm_sees_its_prompt_both_ways_and_its_answer_one_way(
     got = generate(talker, images, PROMPTS, max_new_tokens=8, stop=NEVER, use_cache=use_cache)
     assert got[0] == ids[len(PROMPTS[0]):]
     assert got[0] != by_hand(talker, images[:1], PROMPTS[0], 8)  # as a causal model would say
-    copies = generate(talker, images[:1], PROMPTS[:1], max_new_tokens=8, stop=NEVER,
+    copies = generate(talker, images, PROMPTS, max_new_tokens=8, stop=NEVER,
                       use_cache=use_cache, n_copies=2)
-    assert copies == [got[0], got[0]]  # rows that are copied keep their prefix
+    # rows that are copied keep their prefix
+    assert copies == [answer for answer in got for _ in range(2)]
     [[logp], *_] = answer_logprobs(talker, images[:1], PROMPTS[:1], [got[0][:3]], pad=0)
     logits = talker(torch.tensor([ids]), images[:1], prefix=prefix)[0].detach().log_softmax(-1)
     want = sum(float(logits[len(PROMPTS[0]) - 1 + i, got[0][i]]) for i in range(3))
