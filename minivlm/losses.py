@@ -181,7 +181,7 @@ def siglip_loss(
     tensor(1.0064)
     """
     logits = similarity_logits(img_z, txt_z, logit_scale) + logit_bias
-    y = 2 * torch.eye(len(logits)).to(logits) - 1                    # (B, B)
+    y = 2 * torch.eye(len(logits), device=logits.device) - 1         # (B, B)
     return -F.logsigmoid(y * logits).sum() / len(logits)
 
 

@@ -283,9 +283,10 @@ def test_clip_loss_refuses_a_different_number_of_pictures_and_captions():
 def test_labels_are_made_where_the_vectors_are():
     """Catches labels on the default device: here "meta", which nothing can be read from."""
     z = unit(3, 4)
-    with torch.device("meta"):
-        loss = clip_loss(z, z, 2.0)
-    assert loss.item() == clip_loss(z, z, 2.0).item()
+    for loss_of in (lambda: clip_loss(z, z, 2.0), lambda: siglip_loss(z, z, 2.0, -1.0)):
+        with torch.device("meta"):
+            loss = loss_of()
+        assert loss.item() == loss_of().item()
 
 
 # --- gradients ---
