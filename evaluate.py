@@ -73,7 +73,7 @@ class Config:
     train_seconds: int = 0  # >= 0; seconds of training, only noted in the file; 0 = unknown
     # machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
-    dtype: str = "float32"  # auto | float32 | bfloat16; of a VLM; a CLIP computes in float32
+    dtype: str = "float32"  # auto | float32 | bfloat16; in which a VLM computes
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
 
 

@@ -26,7 +26,6 @@ from minivlm.loading.batches import (
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import place, vlm_from
 from minivlm.loading.prepared import load_meta, load_records
-from minivlm.loading.records import images_of
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
@@ -113,15 +112,13 @@ def main(cfg: Config) -> dict[str, float]:
     words = sorted(tokenizer.ranks.values())
 
     def collect(records: list[dict], rows: list[Row]) -> Batch:
-        names_of = [images_of(r) for r in records]
-        files = [name for names in names_of for name in names]
-        images = pictures.get(files) if files else None              # (n, 3, S, S)
+        images, n_images = pictures.of(records)                      # (n, 3, S, S)
         n_texts = len(rows) - len(records)
-        ids = [r["id"] for r in records] + [f"text {i}" for i in range(n_texts)]
-        n_images = [len(names) for names in names_of] + [0] * n_texts
+        names = [r["id"] for r in records] + [f"text {i}" for i in range(n_texts)]
+        n_images += [0] * n_texts
         weights = [1.0] * len(records) + [cfg.text_weight] * n_texts
         return collate(
-            rows, tokenizer.pad, block_size, ids, images, n_images, weights=weights
+            rows, tokenizer.pad, block_size, names, images, n_images, weights=weights
         )
 
     def make_batch(step: int) -> Batch:

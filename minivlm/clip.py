@@ -47,8 +47,8 @@ class CLIPConfig:
             raise ValueError("SigLIP's towers come with a bias of the logits")
         if self.is_siglip and self.n_embd != self.vit.n_embd:
             raise ValueError(
-                f"n_embd {self.n_embd} is not the ViT's {self.vit.n_embd}: SigLIP has no map "
-                "between them"
+                f"n_embd {self.n_embd} is not the ViT's {self.vit.n_embd}: "
+                "SigLIP has no map between them"
             )
 
     @property

@@ -126,8 +126,7 @@ def caption_rows(
 
     Source: haotian-liu/LLaVA, llava/train/train.py, preprocess_plain; BLIP, models/blip.py.
     """
-    begin = tokenizer.marks[tokenizer.template.begin]  # Llama's; ours has none
-    before = [*begin, *[tokenizer.image] * n_image_tokens, *(prompt or [])]
+    before = [*tokenizer.begin, *[tokenizer.image] * n_image_tokens, *(prompt or [])]
     rows = []
     for caption in captions:
         row = answer_row(before, tokenizer.encode(caption) + [tokenizer.endoftext])
@@ -175,9 +174,9 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
     The token that ends an answer is part of the answer. White space around a text is
     dropped, but in LLaVA's template ("vicuna").
 
-    LLaVA's code renders one string and then finds the answers in it by counting tokens. If
-    the count is wrong, it leaves the whole dialogue out of the loss. Here each piece is
-    marked as answer or not when it is appended.
+    LLaVA's code renders the dialogue as one string. Then it counts tokens to find the
+    answers. If its count is wrong, it leaves the whole dialogue out of the loss. Here each
+    piece is marked as answer or not when it is appended.
 
     Args:
         turns: an optional system turn, then human and gpt turns in alternation. After a
@@ -195,7 +194,7 @@ def render(turns: list[Turn], tokenizer: Tokenizer, n_image_tokens: int) -> Row:
     haotian-liu/LLaVA, llava/conversation.py (conv_vicuna_v1) and preprocess_v1.
     """
     template, marks = tokenizer.template, tokenizer.marks
-    pieces = [(marks[template.begin], False)]
+    pieces = [(tokenizer.begin, False)]
     if template.default_system and turns and turns[0].get("from") != "system":
         turns = [{"from": "system", "value": template.default_system}, *turns]
     for role, value in checked(turns):

@@ -69,8 +69,9 @@ class GPTConfig:
         if base and D % 2:
             raise ValueError(f"heads of width {D}: rotation needs an even width")
         for name in ("learned_positions", "tied"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
+            value = getattr(self, name)
+            if type(value) is not bool:
+                raise ValueError(f"{name} is {value!r}, expected True or False")
         if not base and not self.learned_positions:
             raise ValueError("neither learned nor rotary positions: no order of words")
         self.scaling  # raises if its fields are wrong
@@ -123,7 +124,7 @@ class GPT(nn.Module):
             self.head.weight = self.wte.weight
 
     def embed(self, idx: Tensor) -> Tensor:
-        """Embed tokens, (B, T) -> (B, T, C); under autocast in float32, whatever the table."""
+        """Embed tokens: (B, T) -> (B, T, C). Under autocast the result is float32."""
         x = self.wte(idx)
         return x.float() if torch.is_autocast_enabled(x.device.type) else x
 
@@ -182,7 +183,9 @@ class GPT(nn.Module):
             x = x + self.wpe(positions)
         rotary = None
         if c.rotary_base:
-            rotary = rotation(positions, self._frequencies(x.device))
+            _, _, D = self.heads
+            f = frequencies(D, c.rotary_base, self.scaling, x.device)            # (D/2,)
+            rotary = rotation(positions, f)
         x = self.drop(x)
         for layer, block in enumerate(self.blocks):
             remember = None
@@ -196,10 +199,6 @@ class GPT(nn.Module):
         if at is not None:
             x = x[at]                                                # (M, C), M = at.sum()
         return self.norm(x)
-
-    def _frequencies(self, device: torch.device) -> Tensor:
-        _, _, D = self.heads
-        return frequencies(D, self.config.rotary_base, self.scaling, device)
 
     def _positions(
         self, x: Tensor, positions: Tensor | None, segments: Tensor | None
@@ -224,6 +223,4 @@ class GPT(nn.Module):
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """Make an empty cache for `batch` rows of at most `max_len` positions."""
         _, G, D = self.heads
-        return KVCache(
-            self.config.n_layer, batch, max_len, G, D, like=self.wte.weight
-        )
+        return KVCache(self.config.n_layer, batch, max_len, G, D, like=self.wte.weight)

@@ -31,7 +31,7 @@ class Template:
     begin: str = ""  # before everything
     default_system: str = ""  # what the system says if nobody wrote it
     spaced: bool = False  # every text begins with a space of its own
-    keeps_space: bool = False  # white space around a text, and around a picture, counts
+    keeps_space: bool = False  # white space at the ends of a text becomes tokens, too
 
     @property
     def marks(self) -> tuple[str, ...]:

@@ -224,6 +224,7 @@ class Tokenizer:
                 ids += self.encode(mark[start:match.start()]) + [special[match.group()]]
                 start = match.end()
             self.marks[mark] = ids + self.encode(mark[start:])
+        self.begin = self.marks[self.template.begin]  # before every text; ours has none
 
     @property
     def tokens(self) -> list[bytes]:

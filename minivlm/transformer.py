@@ -91,7 +91,7 @@ class RMSNorm(nn.Module):
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation of GELU with which CLIP was trained."""
+    """CLIP's approximation of GELU: x * sigmoid(1.702 x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -110,7 +110,7 @@ class SwiGLU(nn.Module):
 
     @property
     def maps(self) -> tuple[nn.Parameter, tuple[int, ...]]:
-        """The matrix that holds two maps, and the rows of each; for Muon."""
+        """The weight of `gate_up`, and the rows of gate and up: Muon needs both apart."""
         return self.gate_up.weight, (self.down.in_features,) * 2
 
     def forward(self, x: Tensor) -> Tensor:

@@ -592,6 +592,8 @@ def cifar_table() -> list[str]:
 
 # --- choices ---
 
+OF_CLIP = [key for key in LABELS if key.startswith(("retrieval", "zero_shot"))]
+
 
 def siglip_tables() -> list[list[str]]:
     """Retrieval with SigLIP's loss and with InfoNCE at three batch sizes."""
@@ -600,16 +602,14 @@ def siglip_tables() -> list[list[str]]:
         for loss, label in (("infonce", "InfoNCE"), ("siglip", "SigLIP")):
             [reports] = named("siglip", {f"{loss}-{batch}": ""}).values()
             columns[f"{label}, {batch} pairs"] = reports
-    keys = [key for key in LABELS if key.startswith(("retrieval", "zero_shot"))]
-    table = side_by_side("The same pairs in batches of three sizes", columns, keys)
+    table = side_by_side("The same pairs in batches of three sizes", columns, OF_CLIP)
     return [table, picture("recall@1 over the batch size", "siglip/figure.png")]
 
 
 def wide_table() -> list[str]:
     """Wide pictures, made square in three ways."""
     columns = named("wide", {"crop": "cropped", "pad": "padded", "stretch": "stretched"})
-    keys = [key for key in LABELS if key.startswith(("retrieval", "zero_shot"))]
-    return side_by_side("CLIP of pictures half as wide again as high", columns, keys)
+    return side_by_side("CLIP of pictures half as wide again as high", columns, OF_CLIP)
 
 
 def parts_table() -> list[str]:

@@ -207,6 +207,7 @@ class Pieces:
         self.ids: dict[str, int] = {}
         self.marks = {mark: self.encode(mark) for mark in self.template.marks}
         self.marks |= {"<s>": [self.BOS], "</s>": [self.EOS]}
+        self.begin = [self.BOS]
 
     def encode(self, text: str) -> list[int]:
         found = re.findall(r"_?[A-Za-z]+|_?[^A-Za-z_]|_", text.replace(" ", "_"))

@@ -87,7 +87,9 @@ def test_values_begin_at_0_follow_the_reward_models_eyes_and_never_look_ahead(vl
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_value_model_shares_the_reward_models_weights_if_asked_to(vlm, share):
-    """Catches a second copy of billions of weights, and a reward model that learns values."""
+    """Catches weights that are copied and should be shared, and a value model that shares the
+    weights that it trains.
+    """
     reward = RewardModel(vlm)
     value = ValueModel.from_reward_model(reward, share)
     assert value.vlm is not reward.vlm

@@ -17,7 +17,7 @@ does in its first stage.
 
 A picture is packed once, however many dialogues are about it. All its dialogues are in the
 same split: either train, or val, which is held out. A dialogue about pictures of both is
-left out.
+left out. LLaVA-1.5 pads its pictures (--fit pad).
 
 Writes train, val, text, tokenizer.tiktoken, meta.json, samples/*.png, and llava.json: the
 records that were used, as they were read.
@@ -57,7 +57,7 @@ class Config:
     # data set
     out: str = "data/llava/prepared"  # data folder to write
     image_size: int = 64  # >= 1; side of the packed pictures in pixels
-    fit: str = "stretch"  # stretch | pad | crop; how a picture is made square; LLaVA-1.5 pads
+    fit: str = "stretch"  # stretch | pad | crop; how a picture is made square
     vocab_size: int = 4096  # >= 263; most tokens in the vocabulary, special tokens included
 
 

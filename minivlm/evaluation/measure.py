@@ -495,9 +495,8 @@ def captioning(
     records = data.records("val", "image", "captions")[:n_describe]
     images = [r["image"] for r in records]
     tokenizer = data.tokenizer
-    begin = tokenizer.marks[tokenizer.template.begin]
     n_tokens = model.config.vit.n_tokens
-    ids = [*begin, *[tokenizer.image] * n_tokens, *tokenizer.encode(prompt)]
+    ids = [*tokenizer.begin, *[tokenizer.image] * n_tokens, *tokenizer.encode(prompt)]
     captions: list[str] = []
     for i in data.starts(len(records), batch_size, "captions"):
         pixels = data.look(images[i:i + batch_size])                 # (b, 3, S, S)

@@ -328,7 +328,7 @@ def caption_lengths(
 ) -> list[int]:
     """Count the tokens of each record's longest caption, with `n_before` before it."""
     longest = []
-    n_before += len(tokenizer.marks[tokenizer.template.begin])
+    n_before += len(tokenizer.begin)
     for record in records:
         lengths = [len(tokenizer.encode(caption)) for caption in record["captions"]]
         longest.append(n_before + max(lengths))
@@ -363,8 +363,7 @@ class Reading:
         self.n = n
         self.tokenizer = tokenizer
         # Llama begins a text with a token of its own
-        begin = tokenizer.marks[tokenizer.template.begin]
-        self.before = begin or [tokenizer.endoftext]
+        self.before = tokenizer.begin or [tokenizer.endoftext]
         self.texts: list[dict] = []
         if n and (Path(folder) / "text.jsonl").is_file():
             self.texts = load_records(folder, "text", need=("text",))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from minivlm.loading.records import images_of
 from minivlm.running.files import MAX_BYTES, first_line, inside
 from minivlm.vit import MEAN, STD
 
@@ -252,6 +253,17 @@ class Pictures:
         self.mode = mode
         # file -> memory map; each is opened when one of its pictures is first asked for
         self.packs: dict[str, np.ndarray] = {}
+
+    def of(self, records: list[dict]) -> tuple[Tensor | None, list[int]]:
+        """Load the pictures of records, which may have none, one or several; see `get`.
+
+        Returns:
+            (n, 3, S, S) in the order of the records, or None if there are none; and how
+            many each record has.
+        """
+        names_of = [images_of(record) for record in records]
+        names = [name for names in names_of for name in names]
+        return self.get(names) if names else None, [len(names) for names in names_of]
 
     def get(self, names: list[str]) -> Tensor:
         """Load pictures by name, as models take them: (n, 3, S, S); raises as `pixels`."""

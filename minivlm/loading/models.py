@@ -128,11 +128,11 @@ def tower_configs(clip: dict, lm: dict) -> tuple[ViTConfig, GPTConfig]:
         clip, lm: as `checkpoint.load` or pretrained/weights.py returns them.
 
     Raises:
-        ValueError: as `checked_config`.
+        ValueError: as `checked`.
     """
-    clip_config = checked_config(clip, clip["model"], _make_clip)
-    lm_config = checked_config(lm, lm["model"], _make_gpt)
-    return ViTConfig(**clip_config["vit"]), GPTConfig(**lm_config)
+    vit = checked(clip, clip["model"], _make_clip).vit
+    gpt = checked(lm, lm["model"], _make_gpt)
+    return vit.config, gpt.config
 
 
 def _make_clip(config: dict) -> CLIP:
@@ -163,7 +163,7 @@ def rebuild(
             calls `place`. By default all become float32.
 
     Raises:
-        ValueError: if `pick` fails; else as `checked_config`.
+        ValueError: if `pick` fails; else as `checked`.
     """
     weights = dict(state["model"])
     if take:
@@ -180,10 +180,9 @@ def rebuild(
         raise ValueError(
             f"{name} has weights that do not go together: {first_line(error)}"
         ) from None
-    config = checked_config(state, weights, make)
+    model = checked(state, weights, make)
     if not take:
         weights = {name: w.clone() for name, w in weights.items()}
-    model = on_meta(lambda: make(config))
     model.load_state_dict(weights, assign=True)
     for module in model.modules():
         if isinstance(module, GPT):
@@ -220,21 +219,22 @@ def place(model: nn.Module, device: torch.device, half: bool) -> None:
     model.to(device)  # the buffers
 
 
-def checked_config(
+def checked(
     state: dict, weights: dict[str, Tensor], make: Callable[[dict], nn.Module]
-) -> dict:
-    """Return the config of a checkpoint's model, if the weights fit it.
+) -> nn.Module:
+    """Make a checkpoint's model on the meta device, if the weights fit it.
 
     Raises as `check_sizes` and `check_fit`.
     """
     name = state.get("file", "the checkpoint")
     config = state["configs"].get("model")
     check_sizes(config, name)
-    check_fit(weights, lambda: make(config), name)
-    return config
+    return check_fit(weights, lambda: make(config), name)
 
 
-def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: str) -> None:
+def check_fit(
+    weights: dict[str, Tensor], make: Callable[[], nn.Module], name: str
+) -> nn.Module:
     """Refuse weights unless they have exactly the names and shapes of a model's weights.
 
     The model is made on torch's meta device, where tensors take up no memory. So a forged
@@ -243,6 +243,9 @@ def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: s
     Args:
         make: makes the model.
         name: the file's name, for the error message.
+
+    Returns:
+        the model, on the meta device.
 
     Raises:
         ValueError: if the model cannot be built, or if a weight is missing, unknown or of
@@ -267,6 +270,7 @@ def check_fit(weights: dict[str, Tensor], make: Callable[[], nn.Module], name: s
             f"{first[:80]!r}: expected {expected.get(first, 'none')}, "
             f"got {got.get(first, 'none')}"
         )
+    return model
 
 
 class _NoInit(TorchFunctionMode):

@@ -211,13 +211,10 @@ class PairMaker:
             row, row_segments = pack(prompt, [chosen, rejected])
             rows.append(row)
             segments.append(row_segments)
-        ids = [r["id"] for r in pairs]
-        names_of = [images_of(r) for r in pairs]
-        files = [name for names in names_of for name in names]
-        images = self.pictures.get(files) if files else None         # (n, 3, S, S)
-        n_images = [len(names) for names in names_of]
+        names = [r["id"] for r in pairs]
+        images, n_images = self.pictures.of(pairs)                   # (n, 3, S, S)
         batch = collate(
-            rows, self.tokenizer.pad, self.block_size, ids, images, n_images, segments
+            rows, self.tokenizer.pad, self.block_size, names, images, n_images, segments
         )
         weights = torch.ones(batch.idx.shape)                        # (B, T)
         if self.changed != 1:

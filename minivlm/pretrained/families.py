@@ -17,7 +17,7 @@ from pathlib import Path
 
 from minivlm.gpt import GPTConfig
 from minivlm.rotary import Llama3Scaling
-from minivlm.running.files import brief, expect, sizes
+from minivlm.running.files import brief, expect, naming, sizes
 
 # family -> the parts in which it differs
 PARTS = {
@@ -52,12 +52,8 @@ def read_config(config: dict, folder: Path) -> GPTConfig:
             f"{folder}: model_type is {brief(family)}, minivlm has {', '.join(CLASSES)}"
         )
     read = read_gpt2_config if family == "gpt2" else read_llama_config
-    try:
+    with naming(folder):
         return read(config, folder)
-    except ValueError as error:
-        # sizes that do not go together do not name the folder
-        named = str(error).startswith(f"{folder}: ")
-        raise ValueError(str(error) if named else f"{folder}: {error}") from None
 
 
 def read_gpt2_config(config: dict, folder: Path) -> GPTConfig:

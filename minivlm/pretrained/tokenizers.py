@@ -22,7 +22,7 @@ import regex  # tiktoken needs it too
 import torch
 from torch import Tensor
 
-from minivlm.running.files import brief, check_entries, read_json, read_text
+from minivlm.running.files import brief, check_entries, naming, read_json, read_text
 from minivlm.sentencepiece import TO_PIECES, SentencePiece
 from minivlm.tokenizer import (
     DIGITS_PATTERN, GPT2_PATTERN, HF_PATTERN, PATTERN, PATTERNS, SPECIALS, Tokenizer,
@@ -91,12 +91,9 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     for name in needed:
         if name not in special:
             special[name] = max([n_known - 1, *special.values()]) + 1
-    try:
-        tokenizer = Tokenizer(
-            ranks, read_pattern(file, folder), special, template, normalizer is not None
-        )
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    pattern = read_pattern(file, folder)
+    with naming(folder):
+        tokenizer = Tokenizer(ranks, pattern, special, template, normalizer is not None)
     return tokenizer, n_known
 
 
@@ -114,10 +111,8 @@ def read_sentencepiece(
     n_known = max(vocab.values()) + 1
     special = {name: i for name, i in vocab.items() if name in added}
     special.setdefault(image_name(special), n_known)
-    try:
+    with naming(folder):
         return SentencePiece(file["model"], special), n_known
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
 
 
 def template_of(special: dict[str, int]) -> str:
@@ -147,11 +142,9 @@ def same_split(one: object, other: object) -> bool:
     """Whether two entries of tokenizer.json split text alike."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return False
-    parts = one.get("pretokenizers"), other.get("pretokenizers")
-    if any(isinstance(part, list) for part in parts):
-        return all(isinstance(part, list) for part in parts) and len(parts[0]) == len(
-            parts[1]
-        ) and all(same_split(a, b) for a, b in zip(*parts))
+    a, b = one.get("pretokenizers"), other.get("pretokenizers")
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same_split, a, b))
     # older files leave use_regex out; trim_offsets does not change the ids
     usual = {"use_regex": True} if one.get("type") == "ByteLevel" else {}
     return usual | one | {"trim_offsets": True} == other | {"trim_offsets": True}
@@ -256,10 +249,8 @@ class ClipTokenizer:
             FileNotFoundError, ValueError: as `read_merges`.
         """
         vocab, merges, _ = read_merges(Path(folder))
-        try:
+        with naming(Path(folder)):
             return cls(vocab, merges)
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without the special tokens around it.

@@ -182,7 +182,7 @@ def llama_names(c: GPTConfig, ours: str, theirs: str) -> Names:
 
 
 def lm_names(c: GPTConfig) -> Names:
-    """The whole language model, with its head unless that is tied."""
+    """All tensors of a language model. A tied head is the embedding and has no name."""
     if family_of(c) == "gpt2":
         return gpt2_names(c.n_layer, "", "transformer.")
     head = [] if c.tied else tensor("head.weight", "lm_head.weight")

@@ -29,7 +29,7 @@ from minivlm.pretrained import families
 from minivlm.pretrained.tokenizers import read_tokenizer
 from minivlm.pretrained.weight_names import clip_names, llava_names, lm_names, to_ours
 from minivlm.running import checkpoint
-from minivlm.running.files import brief, expect, first_line, read_json, sizes
+from minivlm.running.files import brief, expect, first_line, naming, read_json, sizes
 from minivlm.tokenizer import Tokenizer
 from minivlm.vit import MEAN, STD, ViTConfig
 from minivlm.vlm import VLM, VLMConfig
@@ -153,10 +153,8 @@ def read_vision(folder: str | Path, image_size: int = 0) -> dict:
         if type(pad) is not int or not 0 <= pad < V:
             raise ValueError(f"{folder}: pad_token_id is {brief(pad)}, expected 0 .. {V - 1}")
         own = {"logit_bias": True, "text_n_inner": n_inner, "pad_id": pad}
-    try:
+    with naming(folder):
         c = CLIPConfig(vit, V, T, n_layer, n_head, C, n_embd, act, **own)
-    except ValueError as error:  # sizes that do not go together
-        raise ValueError(f"{folder}: {error}") from None
     weights = read_weights(folder)
     for name in ("logit_scale", "logit_bias"):  # SigLIP's have one dimension, ours none
         if name in weights and weights[name].numel() == 1:
@@ -216,13 +214,11 @@ def read_vit(vision: dict, kind: str, folder: Path) -> ViTConfig:
     pool_head = vision.get("vision_use_head", True)
     if not isinstance(pool_head, bool):
         raise ValueError(f"{folder}: vision_use_head is {brief(pool_head)}")
-    try:
+    with naming(folder):
         return ViTConfig(
             S, P, n_layer, n_head, C, act, kind=kind, n_inner=n_inner, norm_eps=eps,
             pool_head=pool_head,
         )
-    except ValueError as error:  # sizes that do not go together
-        raise ValueError(f"{folder}: {error}") from None
 
 
 def read_fit(vit: ViTConfig, folder: Path) -> str:
@@ -283,10 +279,8 @@ def read_vlm(folder: str | Path) -> dict:
         raise FileNotFoundError(f"no tokenizer.json in {folder}")
     tokenizer, known = read_tokenizer(folder)
     expect(config, folder, image_token_index=tokenizer.image)
-    try:
+    with naming(folder):
         c = VLMConfig(tokenizer.image, vit, gpt, "llava")
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
     theirs = {file_name(name): value for name, value in read_weights(folder).items()}
     weights = to_ours(llava_names(c), theirs, folder)
     check_fit(weights, lambda: VLM(replace(c, gpt=replace(gpt, tied=False))), str(folder))

@@ -149,14 +149,29 @@ def expect(config: dict, folder: Path, **wanted: object) -> None:
             )
 
 
-def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:
-    """Read sizes from a config, in the order of `defaults`.
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Put a folder's name before the message of a ValueError that does not begin with it."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if not text.startswith(f"{folder}: "):
+            text = f"{folder}: {text}"
+        raise ValueError(text) from None
 
-    A size that is missing there has its default. A size beyond that of any published model
+
+def sizes(config: dict, folder: Path, **defaults: int) -> list[int]:
+    """Read sizes from a config.
+
+    A size that the config lacks has its default. A size beyond that of any published model
     is refused before anybody builds a model of that size.
 
     Args:
         defaults: name of a size -> its default.
+
+    Returns:
+        the sizes, in the order of `defaults`.
 
     Raises:
         ValueError: if a size is no integer from 1 to 1,000 (layers) or 1,000,000 (others).

@@ -242,8 +242,9 @@ LM = {"gpt2": "GPT2LMHeadModel"} | CLASSES
 
 @pytest.mark.parametrize("family", LM)
 def test_every_language_model_is_transformers(hf, agreement, tmp_path, family):
-    """Catches the exact GELU, an untied head, a map turned the wrong way, an ignored -100; heads
-    that share the wrong keys, a norm of another eps, a rotation of neighbors, a lost bias.
+    """Catches GELU instead of its approximation, a head that is not tied, a matrix that is
+    transposed, targets of -100 that count; queries with the keys of another group, a norm of
+    another eps, a rotation of neighbors, a bias that is left out.
     """
     seen = agreement(f"{family}: logits, loss, all gradients", "transformers", LM[family], 1e-4)
     for rng in seen.cases():
