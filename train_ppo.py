@@ -139,7 +139,9 @@ def update(
                     cfg.temperature,
                 )                                                    # (b, T)
                 img_emb = learner.value_model.vlm.projector(part.value_feats)
-                values = learner.value_model(part.idx, img_emb=img_emb)          # (b, T)
+                values = learner.value_model(
+                    part.idx, img_emb=img_emb, at=part.mask
+                )                                                    # (b, T)
             loss, clip_fraction = ppo_policy_loss(
                 logp, part.logp, part.advs, part.mask, cfg.clip_eps
             )

@@ -12,64 +12,61 @@ import torch
 from torch import Tensor
 
 
-def mask_for(
-    positions: Tensor, prefix: Tensor | None, segments: Tensor | None, n_keys: int | None
-) -> Tensor | None:
-    """Choose the mask of one pass through the GPT.
-
-        case           given       mask
-        plain causal   nothing     None: the fused causal kernel needs no mask and is faster
-        prefix         prefix      causal, and all of the prefix
-        segments       segments    causal, within the prompt and the query's own answer
-        cache          n_keys      causal over all n_keys positions, and all of the prefix
+def mask_for(T: int, prefix: Tensor | None, segments: Tensor | None) -> Tensor | None:
+    """Choose the mask of one pass over T tokens.
 
     Args:
-        positions: (B, T) absolute position of each query.
         prefix: (B,) length of each row's prefix, or None.
-        segments: (B, T) as in `segment_mask`, or None; never with prefix or cache.
-        n_keys: number of keys in the cache, or None without a cache.
+        segments: (B, T) as in `segment_mask`, or None; never with a prefix.
 
     Returns:
-        None, or (B, 1, T, n_keys or T) bool, True where the key counts.
+        (B, 1, T, T) bool, True where the key counts; or None for plain causal attention:
+        the fused kernel needs no mask for it, and is faster.
     """
     if segments is not None:
         return segment_mask(segments)
-    if prefix is None and n_keys is None:
-        return None
-    if n_keys is None:
-        n_keys = positions.shape[1]
-    return attention_mask(positions, n_keys, prefix)
+    return None if prefix is None else prefix_mask(T, prefix)
 
 
-def attention_mask(positions: Tensor, n_keys: int, prefix: Tensor | None = None) -> Tensor:
+def prefix_mask(T: int, prefix: Tensor) -> Tensor:
     """Let each query see the keys that are not after it, and the whole prefix.
 
-        mask[b, 0, t, j] = j <= positions[b, t]  or  j < prefix[b]
+        mask[b, 0, t, j] = j <= t  or  j < prefix[b]
 
     A query behind the prefix sees the whole prefix by the first condition. So the second
     one matters only inside the prefix: there a query also sees later keys, up to the
     prefix's end. Every query sees at least itself; a softmax over no keys would be NaN.
 
     Args:
-        positions: (B, T) absolute position of each query.
-        n_keys: number of keys, at positions 0 .. n_keys-1.
-        prefix: (B,) length of each row's prefix, or None for a causal mask.
+        prefix: (B,) length of each row's prefix; 0 for a causal mask.
 
     Returns:
-        (B, 1, T, n_keys) bool, True where the key counts.
+        (B, 1, T, T) bool, True where the key counts.
 
     Source: the prefix-LM of SimVLM, Wang et al. 2021, arXiv:2108.10904, section 3.1.
 
-    >>> attention_mask(torch.tensor([[0, 1, 2]]), 3, prefix=torch.tensor([2]))[0, 0].int()
+    >>> prefix_mask(3, torch.tensor([2]))[0, 0].int()
     tensor([[1, 1, 0],
             [1, 1, 0],
             [1, 1, 1]], dtype=torch.int32)
     """
-    keys = torch.arange(n_keys, device=positions.device)
-    mask = keys <= positions[:, None, :, None]                       # (B, 1, T, n_keys)
-    if prefix is None:
-        return mask
-    return mask | (keys < prefix[:, None, None, None])
+    keys = torch.arange(T, device=prefix.device)
+    causal = keys <= keys[:, None]                                   # (T, T)
+    return causal | (keys < prefix[:, None, None, None])
+
+
+def added(mask: Tensor, x: Tensor) -> Tensor:
+    """The same mask as attention adds it to the scores: 0 where the key counts, else -inf.
+
+    Attention would make it from a mask of bools, in every layer anew.
+
+    Args:
+        x: what the blocks compute with; its number format, or autocast's, is the mask's.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill_(~mask, -torch.inf)
 
 
 def segment_mask(segments: Tensor) -> Tensor:

@@ -108,10 +108,12 @@ class TextTower(nn.Module):
     def _read(self, idx: Tensor, lengths: Tensor) -> Tensor:
         T = int(lengths.max())
         x = self.wte(idx[:, :T]) + self.wpe.weight[:T]               # (B, T, C)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, causal=not self.is_siglip)
-        rows = torch.arange(len(x), device=x.device)
-        return self.norm(x[rows, lengths - 1])                       # (B, C)
+        # each row's last token, counted over all rows
+        places = torch.arange(len(x), device=x.device) * T + lengths - 1
+        x = self.blocks[-1](x, causal=not self.is_siglip, places=places)
+        return self.norm(x)                                          # (B, C)
 
 
 class CLIP(nn.Module):

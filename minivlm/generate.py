@@ -1,9 +1,10 @@
 """Writing text token by token: greedy, sampled or by beam search, for rows of any lengths.
 
-Each row's next token is written at that row's own length (contract 2 in README.md). So a
-batch needs no left padding, and a row's logits do not depend on the other rows of its
-batch. With the KV cache, each step computes one position of each row. Without it, each step
-computes all positions again: the answers are the same, the work is more.
+Each row counts positions of its own and sees no pads (contract 2 in README.md). So a batch
+needs no left padding, and a row's answer does not depend on the other rows of its batch,
+not even if it is drawn: every row has its own random numbers. With the KV cache, each step
+computes one position of each row. Without it, each step computes all positions again: the
+answers are the same, the work is more.
 """
 
 import math
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from minivlm.cache import Decoder, KVCache
 from minivlm.conversation import answer_row
 from minivlm.loading.batches import collate
 from minivlm.losses import IGNORE_INDEX, token_logprobs
@@ -65,14 +67,15 @@ def filter_logits(
     return logits
 
 
-def penalize(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
+def penalize(logits: Tensor, written: Tensor | None, penalty: float) -> Tensor:
     """Lower the logits of those tokens that a row has already written.
 
         logit / penalty if the logit is positive, else logit * penalty
 
     Args:
         logits: (B, V).
-        written: (B, V) bool, True for tokens that the row has written.
+        written: (B, V) bool, True for tokens that the row has written; not read if the
+            penalty is 1.
         penalty: 1 changes nothing; a larger one lowers more. BLIP samples captions with
             1.1.
 
@@ -93,17 +96,31 @@ def penalize(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
 
 
 def pick(
-    logits: Tensor, temperature: float, top_k: int, top_p: float,
-    generator: torch.Generator | None,
+    logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0,
+    draws: Tensor | None = None,
 ) -> Tensor:
     """Choose each row's next token: at temperature 0 the likeliest, else a draw.
 
-    (B, V) -> (B,).
+    A draw u takes the first token up to which the probabilities add up to more than u.
+
+    Args:
+        logits: (B, V).
+        temperature, top_k, top_p: as `filter_logits` takes them.
+        draws: (B,) uniform in [0, 1), at a temperature above 0.
+
+    Returns:
+        (B,) ids.
+
+    >>> pick(torch.tensor([[0.0, 0.0]]).expand(2, 2), 1.0, draws=torch.tensor([0.4, 0.6]))
+    tensor([0, 1])
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
     p = filter_logits(logits, temperature, top_k, top_p).softmax(dim=-1)
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+    sums = p.cumsum(dim=-1)                                          # (B, V)
+    # the last sum is 1 but for rounding; a little less keeps u below it
+    u = draws.clamp(max=1 - 2 ** -22) * sums[:, -1]
+    return torch.searchsorted(sums, u[:, None], right=True)[:, 0]
 
 
 # --- reading ---
@@ -151,12 +168,6 @@ class Reader:
         device = next(model.parameters()).device
         self.rows = torch.arange(B, device=device)
         self.lengths = torch.tensor(lengths, device=device)          # (B,)
-        self.context = {}  # what a pass over whole rows needs besides their ids
-        if images is not None:
-            self.context["images"] = images.to(device)
-        # in a prefix-LM the prompt's tokens see each other both ways; new tokens are causal
-        if getattr(model.config, "prefix_lm", False):
-            self.context["prefix"] = self.lengths.clone()
         self.size = min(longest + max_new_tokens, block_size)  # the most tokens of any row
         self.steps = min(max_new_tokens, self.size - min(lengths))
         self.idx = torch.zeros(B, self.size, dtype=torch.long, device=device)
@@ -164,10 +175,23 @@ class Reader:
             self.idx[b, : len(prompt)] = torch.tensor(prompt, device=device)
         # the placeholder must never be written: without a picture it cannot be read
         self.image_id = getattr(model.config, "image_id", None)
+        self.images = None  # those of each row, (n_b, 3, S, S)
+        if images is not None:
+            n_images = model.images_per_row(self.idx, len(images))
+            self.images = images.to(device).split(n_images.tolist())
+        # in a prefix-LM the prompt's tokens see each other both ways; new tokens are causal
+        is_prefix_lm = getattr(model.config, "prefix_lm", False)
+        self.prefix = self.lengths.clone() if is_prefix_lm else None
 
-        self.cache = model.new_cache(B, self.size) if use_cache else None
-        at = last_only(self.lengths, longest)
-        self._score(self.idx[:, :longest], at=at, cache=self.cache, **self.context)
+        cache = None
+        if use_cache:
+            cache = KVCache(gpt.config.n_layer, B, longest + self.steps)
+        # many prompts are read in groups of similar length: fewer pads
+        n_groups = 4 if B > 8 and min(lengths) < longest else 1
+        order = self.lengths.argsort()
+        read = [self._read(rows, cache) for rows in order.chunk(n_groups)]
+        self._keep(torch.cat(read)[order.argsort()])
+        self.decoder = Decoder(gpt, cache, self.lengths) if use_cache else None
         if n_copies > 1:
             self.select(self.rows.repeat_interleave(n_copies))
 
@@ -177,37 +201,47 @@ class Reader:
         A full row overwrites its own last token. Callers must ignore such a row from then
         on.
         """
-        self.idx[self.rows, self.lengths.clamp(max=self.size - 1)] = token
-        self.lengths = (self.lengths + 1).clamp(max=self.size)
-        if self.cache is None:
-            T = int(self.lengths.max())
-            at = last_only(self.lengths, T)
-            self._score(self.idx[:, :T], at=at, **self.context)
-        else:
-            newest = self.idx[self.rows, self.lengths - 1]           # (B,)
-            positions = self.lengths[:, None] - 1                    # (B, 1)
-            self._score(newest[:, None], cache=self.cache, positions=positions)
+        positions = self.lengths.clamp(max=self.size - 1)            # (B,)
+        self.lengths = positions + 1
+        if self.decoder is not None:
+            # new tokens are never placeholders, so the GPT alone can read them
+            self._keep(self.decoder(token, positions))
+            return
+        self.idx[self.rows, positions] = token
+        self._keep(self._read(self.rows))
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, (n,): old row rows[i] becomes row i. Rows may repeat."""
-        if self.cache is not None:
-            self.cache.k = self.cache.k[:, rows]
-            self.cache.v = self.cache.v[:, rows]
-            self.cache.rows = torch.arange(len(rows), device=rows.device)[:, None]
-        elif "images" in self.context:  # without a cache, every step needs them
-            n_images = (self.idx == self.image_id).sum(1) // self.model.config.vit.n_tokens
-            of_row = self.context["images"].split(n_images.tolist())
-            self.context["images"] = torch.cat([of_row[b] for b in rows.tolist()])
-        if "prefix" in self.context:
-            self.context["prefix"] = self.context["prefix"][rows]
-        self.idx = self.idx[rows]
+        if self.decoder is not None:
+            self.decoder.select(rows)
+        else:  # every step reads whole rows
+            self.idx = self.idx[rows]
+            if self.images is not None:
+                self.images = [self.images[b] for b in rows.tolist()]
+            if self.prefix is not None:
+                self.prefix = self.prefix[rows]
         self.lengths = self.lengths[rows]
         self.logits = self.logits[rows]
         self.rows = torch.arange(len(rows), device=rows.device)
 
-    def _score(self, idx: Tensor, **options) -> None:
-        logits = self.model(idx, **options)  # (B, V), or (B, 1, V) of one position
-        self.logits = logits.view(len(self.rows), -1).float()
+    def _read(self, rows: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Read some rows, (b,), from their beginning; return their next logits, (b, V)."""
+        lengths = self.lengths[rows]
+        T = int(lengths.max())
+        options = {"at": last_only(lengths, T)}
+        if cache is not None:
+            cache.rows = rows
+            options["cache"] = cache
+        if self.images is not None:
+            images = torch.cat([self.images[b] for b in rows.tolist()])
+            options["images"] = images if len(images) else None
+        if self.prefix is not None:
+            options["prefix"] = self.prefix[rows]
+        return self.model(self.idx[rows, :T], **options)
+
+    def _keep(self, logits: Tensor) -> None:
+        """Keep the logits, (B, V), but that of the placeholder."""
+        self.logits = logits.float()
         if self.image_id is not None:
             self.logits[:, self.image_id] = -torch.inf
 
@@ -216,11 +250,13 @@ class Reader:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, without dropout, inside the with block only."""
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 @torch.no_grad()
@@ -238,6 +274,7 @@ def stream(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
     n_copies: int = 1,
+    draws: Tensor | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield the next token of every row, step by step; None for a row that has ended.
 
@@ -248,35 +285,47 @@ def stream(
         top_k, top_p: as `filter_logits` takes them.
         repetition_penalty: as `penalize` takes it; it does not concern the prompt's tokens.
         generator: of the draws, on the model's device.
+        draws: (rows, max_new_tokens) uniform in [0, 1), see `pick`, one for each token of
+            each row; by default the generator makes them.
 
     Raises:
         ValueError: as `Reader`, or if the temperature is below 0.
     """
     with evaluation_mode(model):  # its end is reached even if the caller stops early
         reader = Reader(model, images, prompts, max_new_tokens, use_cache, n_copies)
-        written = torch.zeros_like(reader.logits, dtype=torch.bool)  # (B, V)
-        n = len(written)
+        device = reader.rows.device
+        n = len(prompts) * n_copies
+        # how many tokens each row can write before the context is full
+        room = [reader.size - len(prompts[b // n_copies]) for b in range(n)]
+        if draws is None and temperature:
+            draws = torch.rand(n, reader.steps, generator=generator, device=device)
+        written = None
+        if repetition_penalty != 1:
+            written = torch.zeros_like(reader.logits, dtype=torch.bool)  # (B, V)
         alive = [True] * n
         active = list(range(n))  # which rows the reader still holds
-        for step in range(1, reader.steps + 1):
+        for step in range(reader.steps):
             logits = penalize(reader.logits, written, repetition_penalty)
-            token = pick(logits, temperature, top_k, top_p, generator)  # (active rows,)
-            written[reader.rows, token] = True
+            u = None if draws is None else draws[:, step]
+            token = pick(logits, temperature, top_k, top_p, u)       # (active rows,)
+            if written is not None:
+                written[reader.rows, token] = True
             tokens: list[int | None] = [None] * n
-            has_room = (reader.lengths < reader.size).tolist()  # else the context is full
-            for b, t, room in zip(active, token.tolist(), has_room):
-                if alive[b] and room:
+            for b, t in zip(active, token.tolist()):
+                if alive[b] and step < room[b]:
                     tokens[b] = t
             alive = [t is not None and t != stop for t in tokens]
             yield tokens
-            if step == reader.steps or not any(alive):
+            if step + 1 == reader.steps or not any(alive):
                 break
             going = [i for i, b in enumerate(active) if alive[b]]
             # drop ended rows only once they are half of all: select copies the whole cache
             if len(going) <= len(active) / 2:
-                reader.select(torch.tensor(going, device=token.device))
-                written = written[going]
-                token = token[going]
+                kept = torch.tensor(going, device=device)
+                reader.select(kept)
+                token = token[kept]
+                written = None if written is None else written[kept]
+                draws = None if draws is None else draws[kept]
                 active = [active[i] for i in going]
             reader.push(token)
 
@@ -389,6 +438,7 @@ def beam_search(
         first_row = torch.arange(B, device=device)[:, None] * K      # (B, 1)
         totals = torch.full((B, K), -torch.inf, device=device)  # log p of each beam
         totals[:, 0] = 0.0  # at first all beams of a row are equal, so only one counts
+        beams = torch.empty(B * K, 0, dtype=torch.long, device=device)  # ids, (B K, n - 1)
         for n in range(1, reader.steps + 1):
             # 1. the likeliest candidates of each row, in order
             logp = reader.logits.log_softmax(-1).view(B, K, -1)      # (B, K, V)
@@ -409,13 +459,13 @@ def beam_search(
             for b, texts in enumerate(finished):
                 if texts.done:
                     continue
-                start = len(prompts[b])
-                last = n == reader.steps or start + n == reader.size  # no room for more
+                # whether there is no room for more
+                last = n == reader.steps or len(prompts[b]) + n == reader.size
                 for rank in range(K):
                     total = first_totals[b][rank]
                     token = first_tokens[b][rank]
                     if total > -math.inf and (token == stop or last):
-                        ids = reader.idx[rows[b, rank], start:start + n - 1].tolist()
+                        ids = beams[rows[b, rank]].tolist()
                         if token != stop:
                             ids.append(token)
                         texts.add(ids, total / norm)
@@ -424,9 +474,11 @@ def beam_search(
                 break
 
             # 4. the reader keeps the beams that go on, and reads their new tokens
-            reader.select(rows.gather(1, order).flatten())
+            kept = rows.gather(1, order).flatten()                   # (B K,)
+            reader.select(kept)
             # a beam of probability 0 may have any new token, even stop or a placeholder
             new = tokens.gather(1, order).masked_fill(totals == -torch.inf, 0)
+            beams = torch.cat([beams[kept], new.view(-1, 1)], dim=1)
             reader.push(new.flatten())
     return [texts.best[0] for texts in finished]
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minivlm.cache import KVCache
-from minivlm.attention_masks import mask_for, segment_positions
+from minivlm.attention_masks import added, mask_for, segment_positions
 from minivlm.rotary import Llama3Scaling, frequencies, rotation
 from minivlm.transformer import NORMS, Block, BlockConfig, init_lookup_heads, init_weights
 
@@ -155,11 +155,12 @@ class GPT(nn.Module):
         Args:
             idx: (B, T) token ids; None if emb is given.
             emb: (B, T, C) token embeddings, as a VLM makes them.
-            at: (B, T) bool; return only the positions that are True: less work for a head.
+            at: (B, T) bool; return only the positions that are True: less work for the last
+                block and for a head.
             prefix: (B,) number of leading positions that see each other both ways, or None.
-            cache: keys and values of earlier tokens; this call adds those of its tokens.
-            positions: (B, T) absolute positions; by default 0 .. T-1. A cache that already
-                holds tokens needs them.
+            cache: an empty one, to be filled with the keys and values of these tokens.
+                `cache.Decoder` reads what comes behind them.
+            positions: (B, T) absolute positions; by default 0 .. T-1.
             segments: (B, T) of packed rows, see `segment_mask`, or None. With them,
                 positions are those of `segment_positions`.
 
@@ -175,9 +176,12 @@ class GPT(nn.Module):
             raise ValueError("segments cannot be combined with prefix, cache or positions")
         c = self.config
         x = self.embed(idx) if emb is None else emb                  # (B, T, C)
+        T = x.shape[1]
         positions = self._positions(x, positions, segments)          # (B, T)
-        n_keys = None if cache is None else cache.extend(positions)
-        mask = mask_for(positions, prefix, segments, n_keys)         # (B, 1, T, n_keys)
+        mask = mask_for(T, prefix, segments)                         # (B, 1, T, T)
+        causal = mask is None
+        if mask is not None:
+            mask = added(mask, x)
 
         if self.wpe is not None:
             x = x + self.wpe(positions)
@@ -187,18 +191,17 @@ class GPT(nn.Module):
             f = frequencies(D, c.rotary_base, self.scaling, x.device)            # (D/2,)
             rotary = rotation(positions, f)
         x = self.drop(x)
+        places = None if at is None else at.flatten().nonzero()[:, 0]             # (M,)
+        last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
-            remember = None
-            if cache is not None:
-                remember = partial(cache.write, layer, positions=positions)
+            keep = None if cache is None else partial(cache.fill, layer)
             if self.checkpoint_blocks and cache is None and torch.is_grad_enabled():
                 block = partial(checkpoint, block, use_reentrant=False)
             x = block(
-                x, causal=mask is None, mask=mask, remember=remember, rotary=rotary
+                x, causal=causal, mask=mask, keep=keep, rotary=rotary,
+                places=places if layer == last else None,
             )
-        if at is not None:
-            x = x[at]                                                # (M, C), M = at.sum()
-        return self.norm(x)
+        return self.norm(x)                                          # (B, T, C) or (M, C)
 
     def _positions(
         self, x: Tensor, positions: Tensor | None, segments: Tensor | None
@@ -219,8 +222,3 @@ class GPT(nn.Module):
                 f"the context holds block_size {self.config.block_size}"
             )
         return positions
-
-    def new_cache(self, batch: int, max_len: int) -> KVCache:
-        """Make an empty cache for `batch` rows of at most `max_len` positions."""
-        _, G, D = self.heads
-        return KVCache(self.config.n_layer, batch, max_len, G, D, like=self.wte.weight)

@@ -118,10 +118,18 @@ class ValueModel(nn.Module):
         return cls(copy.deepcopy(reward_model.vlm, memo))
 
     def forward(
-        self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None
+        self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """Ids (B, T) and pictures -> values (B, T); no position sees a later one."""
-        return apply(self.head, self.vlm.hidden(idx, images, img_emb))
+        """Ids (B, T) and pictures -> values (B, T); no position sees a later one.
+
+        Args:
+            at: (B, T) bool; compute only the values where it is True, the others are 0.
+        """
+        values = apply(self.head, self.vlm.hidden(idx, images, img_emb, at=at))
+        if at is None:
+            return values
+        return values.new_zeros(at.shape).masked_scatter(at, values)
 
 
 class Learner(nn.Module):

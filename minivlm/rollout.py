@@ -304,7 +304,9 @@ def roll_out(
         img_emb = value_model.vlm.projector(value_feats)             # (B, N, C)
         values = torch.zeros(idx.shape, device=device)
         for rows, T in parts:
-            values[rows, :T] = value_model(idx[rows, :T], img_emb=img_emb[rows])
+            values[rows, :T] = value_model(
+                idx[rows, :T], img_emb=img_emb[rows], at=targets[rows, :T] != IGNORE_INDEX
+            )
 
     # 4. the reward model scores whole answers at their last token, which must be an input
     score = None

@@ -149,8 +149,10 @@ class Attention(nn.Module):
         # all queries, then all keys, then all values
         self.qkv = nn.Linear(C, (H + 2 * G) * D, bias=config.bias != "none")
         self.proj = nn.Linear(H * D, C, bias=config.bias == "all")
-        self.norm_q = RMSNorm(D, eps) if config.qk_norm else nn.Identity()
-        self.norm_k = RMSNorm(D, eps) if config.qk_norm else nn.Identity()
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.norm_q = RMSNorm(D, eps)
+            self.norm_k = RMSNorm(D, eps)
 
     @property
     def maps(self) -> tuple[nn.Parameter, tuple[int, ...]]:
@@ -159,34 +161,35 @@ class Attention(nn.Module):
         return self.qkv.weight, (H * D, G * D, G * D)
 
     def forward(
-        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, remember=None,
-        rotary: tuple[Tensor, Tensor] | None = None,
+        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, keep=None,
+        rotary: tuple[Tensor, Tensor] | None = None, places: Tensor | None = None,
     ) -> Tensor:
         """Compute for every position a weighted sum over the positions that it sees.
 
         Args:
             x: (B, T, C).
             causal: let no position see a later one; the kernel then needs no mask.
-            mask: (B, 1, T, n_keys) bool, True where the key counts; None: every key counts.
-            remember: a cache's function. It takes k and v of these tokens, (B, G, T, D),
-                and returns k and v of all tokens so far, (B, G, n_keys, D). None: there is
-                no cache, and n_keys is T.
+            mask: (B, 1, T, T), added to the scores, see `attention_masks.added`, or bool,
+                True where the key counts. None: every key counts.
+            keep: a cache's function, which takes keys and values, (B, G, T, D); or None.
             rotary: as `rotary.rotation` returns it, or None: nothing is rotated.
+            places: (M,) as `Block.forward` takes them, or None.
 
         Returns:
-            (B, T, C).
+            (B, T, C), or (M, C).
         """
         B, T, _ = x.shape
         H, G, D = self.heads
         q, k, v = self.qkv(x).view(B, T, H + 2 * G, D).split((H, G, G), dim=2)
-        q = self.norm_q(q).transpose(1, 2)                           # (B, H, T, D)
-        k = self.norm_k(k).transpose(1, 2)                           # (B, G, T, D)
-        v = v.transpose(1, 2)
+        if self.qk_norm:
+            q, k = self.norm_q(q), self.norm_k(k)
+        # (B, H, T, D), (B, G, T, D), (B, G, T, D)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if rotary is not None:
             q = rotate(q, *rotary)
             k = rotate(k, *rotary)
-        if remember is not None:
-            k, v = remember(k, v)                                    # (B, G, n_keys, D)
+        if keep is not None:
+            keep(k, v)
         if mask is not None and G < H:  # the fused kernels take masks or groups, not both
             k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
         # the kernel does not know whether the model is in evaluation mode
@@ -195,7 +198,8 @@ class Attention(nn.Module):
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal,
             enable_gqa=mask is None and G < H,
         )                                                            # (B, H, T, D)
-        return self.proj(y.transpose(1, 2).reshape(B, T, H * D))     # (B, T, C)
+        y = y.transpose(1, 2).reshape(B, T, H * D)
+        return self.proj(y if places is None else taken(y, places))  # (B, T, C) or (M, C)
 
 
 def make_mlp(config: BlockConfig) -> nn.Module:
@@ -221,10 +225,22 @@ class Block(nn.Module):
         self.mlp = make_mlp(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, **options) -> Tensor:
-        """(B, T, C) -> (B, T, C); the options are those of `Attention.forward`."""
-        x = x + self.drop(self.attn(self.norm1(x), **options))
+    def forward(self, x: Tensor, places: Tensor | None = None, **options) -> Tensor:
+        """(B, T, C) -> (B, T, C), or (M, C); the options are those of `Attention.forward`.
+
+        Args:
+            places: (M,) positions whose output is wanted, counted over all rows; None: all.
+                The last block of a tower need not compute the others: their keys and values
+                are all that is read of them.
+        """
+        y = self.attn(self.norm1(x), places=places, **options)
+        x = (x if places is None else taken(x, places)) + self.drop(y)
         return x + self.drop(self.mlp(self.norm2(x)))
+
+
+def taken(x: Tensor, places: Tensor) -> Tensor:
+    """Take some positions, counted over all rows: (B, T, C), (M,) -> (M, C)."""
+    return x.flatten(0, 1).index_select(0, places)
 
 
 @torch.no_grad()

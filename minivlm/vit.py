@@ -198,10 +198,14 @@ class ViT(nn.Module):
             raise ValueError("a ViT without class token and pool has no vector of a picture")
         x = self._at_feature_layer(images)
         feats = x[:, self.config.n_class:]                           # (B, N, C)
-        x = self.blocks[self.n_before_features:](x)
+        rest = self.blocks[self.n_before_features:]
         if self.head is not None:
-            return self.head(self.norm_post(x)), feats
-        return self.norm_post(x[:, 0]), feats
+            return self.head(self.norm_post(rest(x))), feats
+        if not rest:  # the features are the last block's output already
+            return self.norm_post(x[:, 0]), feats
+        x = rest[:-1](x)
+        first = torch.arange(len(x), device=x.device) * x.shape[1]   # the class tokens
+        return self.norm_post(rest[-1](x, places=first)), feats
 
     def _at_feature_layer(self, images: Tensor) -> Tensor:
         return self.blocks[:self.n_before_features](self.embed(images))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from minivlm.cache import KVCache
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.projector import Projector
 from minivlm.vit import ViT, ViTConfig
@@ -78,11 +77,27 @@ class VLM(nn.Module):
             ValueError: if the number of placeholders is not N times the number of pictures,
                 or a row holds only a part of a picture.
         """
-        N = self.config.vit.n_tokens
-        is_placeholder = idx == self.config.image_id                 # (B, T)
-        per_row = is_placeholder.sum(1)                              # (B,)
         pictures = images if img_emb is None else img_emb
-        n_images = 0 if pictures is None else len(pictures)
+        self.images_per_row(idx, 0 if pictures is None else len(pictures))
+        emb = self.gpt.embed(idx)                                    # (B, T, C)
+        if pictures is None:
+            return emb
+        if img_emb is None:
+            img_emb = self.projector(self.vit.features(images))      # (n, N, C)
+        is_placeholder = (idx == self.config.image_id)[..., None]    # (B, T, 1)
+        return emb.masked_scatter(is_placeholder, img_emb.to(emb.dtype))
+
+    def images_per_row(self, idx: Tensor, n_images: int) -> Tensor:
+        """Count the pictures of each row: ids (B, T) -> (B,).
+
+        Args:
+            n_images: how many there are for all rows.
+
+        Raises:
+            ValueError: as `embed`.
+        """
+        N = self.config.vit.n_tokens
+        per_row = (idx == self.config.image_id).sum(1)               # (B,)
         # a right total is not enough: one row could hold half a picture, and another 1.5
         if int(per_row.sum()) != n_images * N or bool((per_row % N).any()):
             raise ValueError(
@@ -90,12 +105,7 @@ class VLM(nn.Module):
                 f"of {N} tokens make {n_images * N}; render the text with "
                 f"n_image_tokens={N} and one <image> for each picture"
             )
-        emb = self.gpt.embed(idx)                                    # (B, T, C)
-        if pictures is None:
-            return emb
-        if img_emb is None:
-            img_emb = self.projector(self.vit.features(images))      # (n, N, C)
-        return emb.masked_scatter(is_placeholder[..., None], img_emb.to(emb.dtype))
+        return per_row // N
 
     def forward(
         self, idx: Tensor, images: Tensor | None = None, img_emb: Tensor | None = None,
@@ -114,7 +124,3 @@ class VLM(nn.Module):
     ) -> Tensor:
         """Return what a head reads, see GPT.hidden: ids (B, T), pictures -> (B, T, C)."""
         return self.gpt.hidden(emb=self.embed(idx, images, img_emb), **options)
-
-    def new_cache(self, batch: int, max_len: int) -> KVCache:
-        """Make an empty cache for `batch` rows of at most `max_len` positions."""
-        return self.gpt.new_cache(batch, max_len)

@@ -11,7 +11,7 @@ from minivlm.captioner import Captioner, hard_negatives
 from minivlm.conversation import caption_rows
 from minivlm.loading.batches import Batch, collate, cut_rows
 from minivlm.losses import IGNORE_INDEX, clip_loss, next_token_loss
-from minivlm.attention_masks import attention_mask, last_only
+from minivlm.attention_masks import last_only, prefix_mask
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLMConfig
 
@@ -214,7 +214,7 @@ def test_prefix_and_suffix_see_what_they_should(captioner):
     b = collate(rows, TOKENIZER.pad, 48, None, torch.randn(4, 3, 16, 16), [1] * 4)
     prefix = captioner.prefix_of(b)                                  # (B,)
     T = b.idx.shape[1]
-    mask = attention_mask(torch.arange(T).expand(4, T), T, prefix)[:, 0]         # (B, T, T)
+    mask = prefix_mask(T, prefix)[:, 0]                              # (B, T, T)
     assert mask.any(-1).all()
     for i, p in enumerate(prefix.tolist()):
         first = (b.targets[i] != IGNORE_INDEX).nonzero()[0].item()

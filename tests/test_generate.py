@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minivlm.cache import Decoder
 from minivlm.generate import (
     answer_logprobs, beam_search, filter_logits, generate, penalize, pick, stream,
 )
@@ -45,15 +46,17 @@ def by_hand(model: nn.Module, pictures: Tensor | None, prompt: list[int], n: int
     return ids[len(prompt):]
 
 
-def words_read(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that gets the number of positions of every row that the model reads from now on."""
-    read, whole = [], type(model).forward
+def tensors_read(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """A list that gets B and T of whatever the model or its decoder reads from now on."""
+    read = []
+    for kind in (type(model), Decoder):
+        name = "forward" if issubclass(kind, nn.Module) else "__call__"
 
-    def spy(self, idx, *args, **options):
-        read.append(idx.shape[1])
-        return whole(self, idx, *args, **options)
+        def spy(self, idx, *args, whole=getattr(kind, name), **options):
+            read.append((len(idx), idx.shape[1] if idx.ndim == 2 else 1))
+            return whole(self, idx, *args, **options)
 
-    monkeypatch.setattr(type(model), "forward", spy)
+        monkeypatch.setattr(kind, name, spy)
     return read
 
 
@@ -134,15 +137,15 @@ def test_a_prefix_lm_sees_its_prompt_both_ways_and_its_answer_one_way(
 
 def test_every_token_is_read_once_unless_the_cache_is_off(gpt, monkeypatch):
     """Catches a cache that is off by default or cannot be, and a last token read in vain."""
-    read = words_read(gpt, monkeypatch)
+    read = tensors_read(gpt, monkeypatch)
     list(stream(gpt, None, [[1, 2, 3]], max_new_tokens=4, stop=NEVER))
-    assert read == [3, 1, 1, 1]
+    assert read == [(1, 3), (1, 1), (1, 1), (1, 1)]
     read.clear()
     beam_search(gpt, None, [[1, 2, 3]], n_beams=2, max_new_tokens=4, stop=NEVER)
-    assert read == [3, 1, 1, 1]
+    assert read == [(1, 3), (2, 1), (2, 1), (2, 1)]
     read.clear()
     list(stream(gpt, None, [[1, 2, 3]], max_new_tokens=4, stop=NEVER, use_cache=False))
-    assert read == [3, 4, 5, 6]
+    assert read == [(1, 3), (1, 4), (1, 5), (1, 6)]
 
 
 def test_everything_is_made_where_the_model_is(talker, small_gpt, images):
@@ -191,21 +194,15 @@ def test_the_stop_token_ends_its_row_and_the_others_go_on(talker, images, use_ca
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_rows_that_have_stopped_are_no_longer_read(talker, images, use_cache, monkeypatch):
     """Catches: a batch that costs as much as its longest answer for every row."""
-    free, read = generate(talker, images, PROMPTS, max_new_tokens=12, stop=NEVER), []
-    whole = type(talker).forward
-
-    def spy(self, idx, *args, **options):
-        read.append(len(idx))
-        return whole(self, idx, *args, **options)
-
-    monkeypatch.setattr(type(talker), "forward", spy)
+    free = generate(talker, images, PROMPTS, max_new_tokens=12, stop=NEVER)
+    read = tensors_read(talker, monkeypatch)
     for stop in {token for row in free for token in row}:
         read.clear()
         ends = sorted(row.index(stop) + 1 if stop in row else 12 for row in free)
         generate(talker, images, PROMPTS, max_new_tokens=12, stop=stop, use_cache=use_cache)
         # before each of its tokens a row is read; half of them at most are read in vain
         going = [sum(end > step for end in ends) for step in range(max(ends))]
-        assert len(read) == max(ends) and all(n < 2 * g for n, g in zip(read, going))
+        assert len(read) == max(ends) and all(n < 2 * g for (n, _), g in zip(read, going))
 
 
 def test_a_stream_yields_the_stop_token_once_and_then_none(talker, images):
@@ -329,9 +326,37 @@ def test_draws_follow_the_distribution(temperature: float, share: float):
     By hand: odds of 3 to 1 are 0.75; at temperature 1/2 they are 9 to 1, 0.9.
     """
     logits = torch.tensor([[3.0, 1.0]]).log().expand(10_000, 2)
-    drawn = pick(logits, temperature, 0, 1.0, torch.Generator().manual_seed(1))
+    draws = torch.rand(10_000, generator=torch.Generator().manual_seed(1))
+    drawn = pick(logits, temperature, draws=draws)
     assert (drawn == 0).float().mean().item() == pytest.approx(share, abs=0.015)
-    assert (pick(logits, temperature, 0, 0.7, None) == 0).all()  # the nucleus holds one token
+    # the nucleus holds one token
+    assert (pick(logits, temperature, top_p=0.7, draws=draws) == 0).all()
+
+
+def test_a_draw_takes_the_token_where_the_probabilities_reach_it():
+    """Catches: a removed token drawn, or none, at the ends of the interval; a sum beside 1.
+
+    p = (0, 0.25, 0, 0.75, 0): below 0.25 the second token, from there on the fourth.
+    """
+    logits = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0]).log().expand(5, 5)
+    draws = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2 ** -24])
+    assert pick(logits, 1.0, draws=draws).tolist() == [1, 1, 3, 3, 3]
+    many = torch.randn(500, 50_000)  # sums of many small numbers are not exactly 1
+    drawn = pick(many, 1.0, draws=torch.full((500,), 1 - 2 ** -24))
+    assert (drawn < 50_000).all()
+
+
+def test_a_drawn_row_does_not_depend_on_who_shares_its_batch(talker, images):
+    """Catches: random numbers that belong to a place in the batch, or to a step of all rows."""
+    draws = torch.rand(4, 10, generator=torch.Generator().manual_seed(3))
+    options = {"max_new_tokens": 10, "stop": 7, "temperature": 1.5}
+    together = generate(talker, images, PROMPTS, draws=draws, **options)
+    for b, (prompt, own) in enumerate(zip(PROMPTS, OF_ROW)):
+        pictures = None if own is None else images[own]
+        assert generate(talker, pictures, [prompt], draws=draws[b:b + 1], **options) == [
+            together[b]]
+    seeded = torch.Generator().manual_seed(3)
+    assert generate(talker, images, PROMPTS, generator=seeded, **options) == together
 
 
 def test_temperature_zero_and_top_k_one_are_greedy(talker, images):

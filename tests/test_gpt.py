@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minivlm.cache import Decoder, KVCache
 from minivlm.conversation import pack
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.losses import IGNORE_INDEX, next_token_loss
@@ -210,32 +211,28 @@ def test_recomputed_blocks_change_neither_loss_nor_gradients(gpt):
 # --- cache ---
 
 
-@pytest.mark.parametrize("pieces", [[6], [4, 2], [1] * 6])
-def test_reading_in_pieces_with_a_cache_equals_one_pass(gpt, pieces: list[int]):
-    """Catches: positions counted from each piece's start, layers that share a cache, a lost key."""
-    idx, cache, start, out = ids(2, 6), gpt.new_cache(2, 6), 0, []
-    for n in pieces:
-        where = torch.arange(start, start + n).expand(2, n)
-        out.append(gpt(idx[:, start:start + n], cache=cache, positions=where))
-        start += n
-    torch.testing.assert_close(torch.cat(out, dim=1), gpt(idx), rtol=1e-4, atol=1e-4)
-
-
-def test_cached_rows_go_on_at_their_own_length(gpt):
-    """Catches: a pad's key that stays visible, or one position for rows of different length.
-
-    Row 0 has 5 tokens, row 1 only 2 and three pads, whose keys its own new tokens overwrite.
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [(5, 5), (5, 2), (1, 4)])
+def test_new_tokens_with_a_cache_equal_one_pass(gpt, lengths: tuple[int, int]):
+    """Catches: a pad's key that stays visible, one position for rows of different length, layers
+    that share keys, a part of the block that is computed otherwise. Rows trade places on the way.
     """
-    idx, lengths = ids(2, 8), torch.tensor([5, 2])
-    cache = gpt.new_cache(2, 8)
-    first = idx[:, :5].clone()
-    first[1, 2:] = 0
-    gpt(first, cache=cache, positions=torch.arange(5).expand(2, 5))
+    idx, n = ids(2, 8), torch.tensor(lengths)
+    gpt.eval()
+    cache = KVCache(gpt.config.n_layer, 2, 8)
+    T = max(lengths)
+    whole = gpt(idx[:, :T], cache=cache)
+    assert torch.equal(whole, gpt(idx[:, :T]))
+    decoder = Decoder(gpt, cache, n)
     for step in range(3):
-        where = (lengths + step)[:, None]
-        got = gpt(idx.gather(1, where), cache=cache, positions=where)[:, 0]
-        for b, n in enumerate((lengths + step + 1).tolist()):
-            torch.testing.assert_close(got[b], gpt(idx[b:b + 1, :n])[0, -1], rtol=1e-4, atol=1e-4)
+        got = decoder(idx[range(2), n], n)
+        n += 1
+        for b in range(2):
+            want = gpt(idx[b:b + 1, :n[b]])[0, -1]
+            torch.testing.assert_close(got[b], want, rtol=1e-4, atol=1e-4)
+        turned = torch.tensor([1, 0])
+        decoder.select(turned)
+        idx, n = idx[turned], n[turned]
 
 
 def test_a_text_longer_than_the_context_is_refused(gpt):

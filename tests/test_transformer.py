@@ -1,4 +1,4 @@
-"""The block against torch's own, the masks against their definition, the cache against one pass."""
+"""The block against torch's own, the masks against their definition, the first weights."""
 
 import cmath
 import math
@@ -8,8 +8,7 @@ import torch
 from conftest import stir
 from torch import nn
 
-from minivlm.cache import KVCache
-from minivlm.attention_masks import attention_mask, segment_mask
+from minivlm.attention_masks import prefix_mask, segment_mask
 from minivlm.rotary import Llama3Scaling, frequencies, rotate, rotation
 from minivlm.transformer import (
     ACTS, Attention, Block, BlockConfig, RMSNorm, SwiGLU, init_lookup_heads, init_weights,
@@ -249,7 +248,7 @@ def test_prefix_mask_is_exact():
 
     Row 0 has a prefix of 3, row 1 none, row 2 one of 5, the whole row.
     """
-    mask = attention_mask(positions(3, 5), 5, torch.tensor([3, 0, 5]))
+    mask = prefix_mask(5, torch.tensor([3, 0, 5]))
     assert mask.shape == (3, 1, 5, 5) and mask.dtype == torch.bool
     by_hand = torch.tensor([
         [1, 1, 1, 0, 0],
@@ -261,15 +260,6 @@ def test_prefix_mask_is_exact():
     assert torch.equal(mask[0, 0], by_hand.bool())
     assert torch.equal(mask[1, 0], CAUSAL)
     assert mask[2].all()
-
-
-def test_causal_mask_counts_absolute_positions():
-    """Catches: a mask counted from the query's place in the call, wrong as soon as a cache is used.
-
-    Two rows ask for one position each, 2 and 0, of 4 keys.
-    """
-    mask = attention_mask(torch.tensor([[2], [0]]), 4)
-    assert mask[:, 0, 0].tolist() == [[True, True, True, False], [True, False, False, False]]
 
 
 def test_segment_mask_is_exact():
@@ -293,27 +283,9 @@ def test_segment_mask_is_exact():
 def test_every_query_sees_at_least_itself():
     """Catches: a row of the softmax with no key, which gives nan."""
     for length in range(6):
-        mask = attention_mask(positions(1, 5), 5, torch.tensor([length]))[0, 0]
+        mask = prefix_mask(5, torch.tensor([length]))[0, 0]
         assert mask.diagonal().all()
     assert segment_mask(torch.tensor([[0, 1, 2, -1, -1]]))[0, 0].diagonal().all()
-
-
-# --- cache ---
-
-
-def test_the_cache_writes_each_row_at_its_own_position():
-    """Catches: one position for all rows, a write into another row or layer, keys beyond n_keys."""
-    cache = KVCache(n_layer=2, batch=2, max_len=4, n_head=1, head_dim=1, like=torch.zeros(1))
-    first = torch.tensor([[[[1.0], [2.0], [3.0]]], [[[4.0], [5.0], [6.0]]]])  # (B=2, 1, T=3, 1)
-    cache.n_keys = 3
-    k, v = cache.write(1, first, -first, positions(2, 3))
-    assert torch.equal(k, first) and torch.equal(v, -first)
-    cache.n_keys = 4
-    new = torch.tensor([[[[7.0]]], [[[8.0]]]])
-    k, v = cache.write(1, new, -new, torch.tensor([[3], [1]]))
-    assert k[:, 0, :, 0].tolist() == [[1, 2, 3, 7], [4, 8, 6, 0]]
-    assert torch.equal(v, -k)
-    assert not cache.k[0].any() and not cache.v[0].any()
 
 
 # --- initial weights ---

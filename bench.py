@@ -1,0 +1,807 @@
+"""How fast our steps are, beside transformers' and TRL's on the same work in the same minute.
+
+   python bench.py                                  sizes of the default world
+   python bench.py --size base                      ViT-B/32, GPT-2 124M
+   python bench.py --size large --device cuda       ViT-L/14, GPT-2 350M
+
+Ours and the peer's take turns, so that a busy machine disturbs both alike, and a large matrix
+product is timed beside them: its rate is what the machine can do. Both have the same sizes,
+the same inputs and, where a loss can show it, the same weights.
+Reads: nothing; without the packages of the parity extra, only ours is timed.
+Writes: results/bench.json, in which other sizes stay.
+Expect (2 CPU cores): 5 min for tiny, 15 for base
+"""
+
+import gc
+import importlib.util
+import json
+import math
+import multiprocessing
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import train_ppo
+from minivlm.clip import CLIP, CLIPConfig
+from minivlm.conversation import make_row, pack
+from minivlm.generate import generate
+from minivlm.gpt import GPT, GPTConfig
+from minivlm.heads import Learner, RewardModel, ValueModel
+from minivlm.loading.batches import collate
+from minivlm.loading.images import Pictures
+from minivlm.losses import IGNORE_INDEX, clip_loss, dpo_loss, kl_estimate, next_token_loss
+from minivlm.optim import Optimizer, Together
+from minivlm.preferences.pairs import PairBatch, pair_logprobs
+from minivlm.pretrained import export
+from minivlm.pretrained.families import write_config
+from minivlm.pretrained.weight_names import clip_names, llava_names, lm_names, to_theirs
+from minivlm.rl import gae, kl_rewards, whiten
+from minivlm.rollout import PromptBatch, roll_out, share_vit
+from minivlm.running.machine import (
+    autocast, is_bfloat16, peak_memory, pick_device, provenance,
+)
+from minivlm.running.options import check, cli
+from minivlm.vit import ViTConfig
+from minivlm.vlm import VLM, VLMConfig
+
+# --- config ---
+
+
+@dataclass
+class Config:
+    """Options; the comments are the help texts."""
+
+    size: str = "tiny"  # tiny | base | large; the default world's, ViT-B/32 and GPT-2, ViT-L/14
+    only: str = ""  # cases to time, separated by commas; empty = all
+    rounds: int = 7  # >= 1; how often both take their turn
+    seconds: float = 1.0  # > 0; least duration of a turn
+    peers: bool = True  # time transformers and TRL too, if they are installed
+    memory: bool = True  # measure memory, each side in a process of its own
+    device: str = "cpu"  # auto, cpu, cuda, cuda:1
+    dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
+    compile: bool = False  # use torch.compile, for both
+    threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
+    seed: int = 0  # >= 0; decides weights and inputs
+    out: str = "results/bench.json"  # file to write
+
+    def __post_init__(self):
+        unknown = sorted(set(self.only.split(",")) - set(CASES) - {""})
+        if unknown:
+            raise ValueError(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Models, batches, and lengths in tokens, from the shortest to the longest."""
+
+    clip: CLIPConfig
+    gpt: GPTConfig
+    pairs: int  # CLIP's batch
+    caption: tuple[int, int]
+    windows: tuple[int, int]  # a language model's batch, B and T
+    rows: int  # of instruction tuning
+    question: tuple[int, int]
+    answer: tuple[int, int]
+    preferences: int  # DPO's batch
+    rollout: tuple[int, int]  # PPO's batch, and the tokens of each answer
+    asked: int  # prompts with pictures that are answered at once
+
+    @property
+    def vlm(self) -> VLMConfig:
+        """A VLM of both, with the projector of LlavaForConditionalGeneration."""
+        return VLMConfig(self.gpt.vocab_size - 1, self.clip.vit, self.gpt, "llava")
+
+
+GPT2 = GPTConfig(50257, 1024, 12, 12, 768)
+SIZES = {
+    "tiny": Size(
+        CLIPConfig(ViTConfig(60, 20, 4, 4, 128, "gelu"), 1536, 80, 3, 4, 128, 128, "gelu"),
+        GPTConfig(1536, 256, 4, 4, 128, act="gelu"), 192, (8, 40), (6, 255), 64, (8, 32),
+        (4, 40), 64, (128, 24), 64,
+    ),
+    "base": Size(
+        CLIPConfig(
+            ViTConfig(224, 32, 12, 12, 768), 49408, 77, 12, 8, 512, 512, "quick_gelu"
+        ),
+        GPT2, 16, (8, 40), (4, 128), 8, (8, 32), (8, 80), 4, (8, 24), 16,
+    ),
+    "large": Size(
+        CLIPConfig(
+            ViTConfig(224, 14, 24, 16, 1024), 49408, 77, 12, 12, 768, 768, "quick_gelu"
+        ),
+        GPTConfig(50257, 1024, 24, 16, 1024), 256, (8, 40), (16, 1023), 32, (8, 32),
+        (8, 200), 32, (64, 64), 64,
+    ),
+}
+
+
+# --- what both sides work on ---
+
+
+class Inputs:
+    """Random inputs of one size, the same whenever they are made with the same seed."""
+
+    def __init__(self, size: Size, seed: int, device: torch.device):
+        self.size = size
+        self.device = device
+        self.rng = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.words = min(size.gpt.vocab_size, size.clip.vocab_size) - 2  # no special id
+
+    def text(self, lengths: tuple[int, int]) -> list[int]:
+        """A text of random tokens, and of a random length."""
+        return [self.rng.randrange(2, self.words) for _ in range(self.rng.randint(*lengths))]
+
+    def pictures(self, n: int) -> Tensor:
+        """(n, 3, S, S)."""
+        S = self.size.clip.vit.image_size
+        return torch.randn(n, 3, S, S, generator=self.generator).to(self.device)
+
+    def prompt(self) -> list[int]:
+        """A question about a picture."""
+        c = self.size.vlm
+        return [c.image_id] * c.vit.n_tokens + self.text(self.size.question)
+
+
+def padded(rows: list[list[int]], fill: int, device: torch.device, left=False) -> Tensor:
+    """(B, T), the rows filled up on one side."""
+    T = max(map(len, rows))
+    full = [[fill] * (T - len(r)) + r if left else r + [fill] * (T - len(r)) for r in rows]
+    return torch.tensor(full, device=device)
+
+
+# --- how both are run ---
+
+
+@dataclass
+class Bench:
+    """What each case is made of; `hf` is transformers, or None."""
+
+    size: Size
+    inputs: Inputs
+    device: torch.device
+    cfg: Config
+    hf: object
+
+    def autocast(self):
+        """The context in which models compute."""
+        return autocast(self.device, self.cfg.dtype)
+
+    def ours(self, model: nn.Module) -> nn.Module:
+        """Put a model where it computes; compile it if asked."""
+        model = model.to(self.device)
+        return torch.compile(model) if self.cfg.compile else model
+
+    def peer(self, name: str, config: dict, weights: dict[str, Tensor]) -> nn.Module:
+        """Make transformers' model of a config with the same weights."""
+        weights = {k: w.detach().float().contiguous() for k, w in weights.items()}
+        with TemporaryDirectory() as folder:
+            export.write(Path(folder), weights, {"config.json": config})
+            model = getattr(self.hf, name).from_pretrained(folder)
+        return self.ours(model.train())
+
+
+def trainer(model: nn.Module, lr: float = 1e-4) -> Callable[[], None]:
+    """What transformers' Trainer does after the gradients: clip, fused AdamW, no gradients."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.95), fused=True)
+
+    def step() -> None:
+        nn.utils.clip_grad_norm_(params, 1.0)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+
+    return step
+
+
+@dataclass
+class Case:
+    """Two ways to do the same work once; both return the same loss, or None."""
+
+    ours: Callable[[], float | None]
+    peer: Callable[[], float | None] | None = None
+    n: int = 1  # how many units it does
+    unit: str = "step"
+    trains: bool = False  # whether its share of the matmul rate means something
+
+
+# --- training steps ---
+
+
+def clip(b: Bench) -> Case:
+    """CLIP: both towers, InfoNCE over all pairs."""
+    c, B = b.size.clip, b.size.pairs
+    model = CLIP(c)
+    rows = [b.inputs.text(b.size.caption) + [c.vocab_size - 1] for _ in range(B)]
+    images = b.inputs.pictures(B)
+    lengths = torch.tensor([len(row) for row in rows], device=b.device)
+    idx = padded(rows, c.vocab_size - 1, b.device)
+    peer = None
+    if b.hf:
+        weights = to_theirs(clip_names(c), model.state_dict())
+        theirs = b.peer("CLIPModel", export.clip_config(c, None), weights)
+        mask = (torch.arange(idx.shape[1], device=b.device) < lengths[:, None]).long()
+        update = trainer(theirs)
+
+        def peer() -> float:
+            with b.autocast():
+                loss = theirs(
+                    input_ids=idx, pixel_values=images, attention_mask=mask, return_loss=True
+                ).loss
+            loss.backward()
+            update()
+            return loss.item()
+
+    net = b.ours(model)
+    optimizer = Optimizer(model, 1e-4, 0)
+
+    def ours() -> float:
+        with b.autocast():
+            out = net(images, idx, lengths)
+        loss = clip_loss(*out)
+        loss.backward()
+        optimizer.step(1, 1.0)
+        model.clamp_scale()
+        return loss.item()
+
+    return Case(ours, peer, trains=True)
+
+
+def lm(b: Bench) -> Case:
+    """GPT: language modelling on windows without pads."""
+    c, (B, T) = b.size.gpt, b.size.windows
+    model = GPT(c)
+    ids = torch.tensor([b.inputs.text((T + 1, T + 1)) for _ in range(B)], device=b.device)
+    peer = None
+    if b.hf:
+        weights = to_theirs(lm_names(c), model.state_dict())
+        theirs = b.peer("GPT2LMHeadModel", write_config(c), weights)
+        update = trainer(theirs)
+
+        def peer() -> float:
+            with b.autocast():
+                loss = theirs(input_ids=ids, labels=ids).loss
+            loss.backward()
+            update()
+            return loss.item()
+
+    net = b.ours(model)
+    optimizer = Optimizer(model, 1e-4, 0)
+
+    def ours() -> float:
+        with b.autocast():
+            logits = net(ids[:, :-1])
+        loss = next_token_loss(logits, ids[:, 1:])
+        loss.backward()
+        optimizer.step(1, 1.0)
+        return loss.item()
+
+    return Case(ours, peer, trains=True)
+
+
+def llava(b: Bench, model: VLM) -> nn.Module:
+    """transformers' LLaVA with the weights of a VLM; the ViT is frozen."""
+    config = export.llava_config(model.config) | {"architectures": ["LlavaForConditionalGeneration"]}
+    weights = to_theirs(llava_names(model.config), model.state_dict())
+    theirs = b.peer("LlavaForConditionalGeneration", config, weights)
+    theirs.model.vision_tower.requires_grad_(False)
+    theirs.lm_head.weight = theirs.get_input_embeddings().weight  # tied, as ours
+    return theirs
+
+
+def vlm(b: Bench) -> VLM:
+    """A VLM whose ViT is frozen."""
+    model = VLM(b.size.vlm)
+    model.vit.requires_grad_(False)
+    return model
+
+
+def sft(b: Bench) -> Case:
+    """LLaVA's instruction tuning: cross-entropy on the answers, the ViT frozen."""
+    model = vlm(b)
+    prompts = [b.inputs.prompt() for _ in range(b.size.rows)]
+    rows = [make_row((p, False), (b.inputs.text(b.size.answer), True)) for p in prompts]
+    rows.sort(key=lambda row: len(row.ids))
+    images = b.inputs.pictures(len(rows))
+    n = [1] * len(rows)
+    batch = collate(rows, 0, b.size.gpt.block_size, None, images, n).to(b.device)
+    parts = batch.split(min(4, len(rows)))
+    peer = None
+    if b.hf:
+        theirs = llava(b, model)
+        full = padded([row.ids for row in rows], 0, b.device)
+        lengths = torch.tensor([len(row.ids) for row in rows], device=b.device)
+        mask = (torch.arange(full.shape[1], device=b.device) < lengths[:, None]).long()
+        labels = torch.full_like(full, IGNORE_INDEX)
+        labels[:, 1:] = batch.targets
+        update = trainer(theirs)
+
+        def peer() -> float:
+            with b.autocast():
+                loss = theirs(
+                    input_ids=full, attention_mask=mask, pixel_values=images, labels=labels
+                ).loss
+            loss.backward()
+            update()
+            return loss.item()
+
+    net = b.ours(model)
+    optimizer = Optimizer(model, 1e-4, 0)
+
+    def ours() -> float:
+        total = 0.0
+        for part in parts:
+            at = part.targets != IGNORE_INDEX
+            with b.autocast():
+                logits = net(part.idx, part.images, at=at)
+            loss = next_token_loss(logits, part.targets[at])
+            loss = loss * part.n_supervised / batch.n_supervised
+            loss.backward()
+            total += loss.item()
+        optimizer.step(1, 1.0)
+        return total
+
+    return Case(ours, peer, trains=True)
+
+
+def dpo(b: Bench) -> Case:
+    """DPO, the reference's log-probabilities known: ours reads a prompt once for both answers."""
+    model = vlm(b)
+    B, answer = b.size.preferences, b.size.answer
+    pairs = [(b.inputs.prompt(), b.inputs.text(answer), b.inputs.text(answer)) for _ in range(B)]
+    pairs.sort(key=lambda pair: sum(map(len, pair)))
+    images = b.inputs.pictures(B)
+    packed = [pack(prompt, [chosen, rejected]) for prompt, chosen, rejected in pairs]
+    batch = collate(
+        [row for row, _ in packed], 0, b.size.gpt.block_size, None, images, [1] * B,
+        [segments for _, segments in packed],
+    ).to(b.device)
+    parts = [PairBatch(x, torch.ones(x.idx.shape, device=b.device)) for x in batch.split(2)]
+    beta, ref = 0.1, torch.zeros(B, device=b.device)
+    peer = None
+    if b.hf:
+        from tests.parity.peers import functions
+
+        space = {"torch": torch, "F": F}
+        functions("trl", "trainer/dpo_trainer.py", ("get_batch_logps",), space)
+        theirs = llava(b, model)
+        rows = [prompt + pair[k] for k in (0, 1) for prompt, *pair in pairs]
+        full = padded(rows, 0, b.device)                             # (2 B, T)
+        starts = torch.tensor([len(prompt) for prompt, *_ in pairs] * 2, device=b.device)
+        lengths = torch.tensor([len(row) for row in rows], device=b.device)
+        columns = torch.arange(full.shape[1], device=b.device)
+        mask = columns < lengths[:, None]
+        labels = full.masked_fill(~mask | (columns < starts[:, None]), IGNORE_INDEX)
+        both = torch.cat([images, images])
+        update = trainer(theirs)
+
+        def peer() -> float:
+            with b.autocast():
+                logits = theirs(
+                    input_ids=full, attention_mask=mask.long(), pixel_values=both,
+                    use_cache=False,
+                ).logits
+            logps, _ = space["get_batch_logps"](logits, labels)
+            chosen, rejected = logps.chunk(2)
+            loss = dpo_loss(chosen, rejected, ref, ref, beta).mean()
+            loss.backward()
+            update()
+            return loss.item()
+
+    b.ours(model)
+    optimizer = Optimizer(model, 1e-4, 0)
+
+    def ours() -> float:
+        total = 0.0
+        for part in parts:
+            with b.autocast():
+                chosen, rejected, _ = pair_logprobs(model, part)
+            zeros = ref[:len(chosen)]
+            loss = dpo_loss(chosen, rejected, zeros, zeros, beta).sum() / B
+            loss.backward()
+            total += loss.item()
+        optimizer.step(1, 1.0)
+        return total
+
+    return Case(ours, peer, trains=True)
+
+
+def ppo(b: Bench) -> Case:
+    """An iteration of PPO: draw answers, score them, one pass of two updates.
+
+    TRL's value head sits on the policy; ours is a model of its own, as in InstructGPT, and
+    so has more to compute.
+    """
+    B, n_new = b.size.rollout
+    policy, ref, judge = vlm(b), vlm(b), RewardModel(vlm(b))
+    for other in (ref, judge.vlm):
+        other.vit.load_state_dict(policy.vit.state_dict())
+    prompts = [b.inputs.prompt() for _ in range(B)]
+    images = b.inputs.pictures(B)
+    peer = trl_iteration(b, policy, prompts, images, n_new) if b.hf else None
+
+    value_model = ValueModel.from_reward_model(judge)
+    share_vit([policy, ref, judge.vlm, value_model.vlm])
+    for frozen in (ref, judge):
+        frozen.requires_grad_(False)
+    learner = Learner(policy, value_model, 0.1)
+    for part in (learner, ref, judge):
+        part.to(b.device).eval()
+    optimizer = Together(Optimizer(policy, 1e-5, 0), Optimizer(value_model, 1e-5, 0))
+    # ids of no tokens: no answer ends early, on either side
+    ids = SimpleNamespace(end=-1, pad=0, image=policy.config.image_id)
+    questions = [{"id": str(i)} for i in range(B)]
+    batch = PromptBatch(questions, images, prompts, prompts, 0)
+    cfg = train_ppo.Config(batch_size=B, grad_accum=min(4, B // 2))
+    run = SimpleNamespace(autocast=b.autocast, check=lambda *args: None)
+
+    def ours() -> None:
+        with b.autocast():
+            rollout = roll_out(policy, ref, judge, value_model, batch, ids, n_new, 1.0)
+        mask = rollout.mask
+        kl = kl_estimate(rollout.logp, rollout.ref_logp)
+        rewards = kl_rewards(rollout.worth(1.0, 0.0), kl, mask, learner.kl_coef)
+        advs, returns = gae(rewards, rollout.values, mask, 1.0, 0.95)
+        train_ppo.update(
+            policy, learner, optimizer, rollout, whiten(advs, mask), returns, 1, 0, cfg, run
+        )
+
+    return Case(ours, peer, unit="iteration")
+
+
+def trl_iteration(
+    b: Bench, policy: VLM, prompts: list[list[int]], images: Tensor, n_new: int
+) -> Callable[[], None]:
+    """The same iteration with TRL's PPOTrainer, its methods read out of its file."""
+    import warnings
+
+    import numpy
+
+    from tests.parity.peers import functions
+
+    space = {"torch": torch, "F": F, "np": numpy, "math": math, "warnings": warnings,
+             "flatten_dict": dict}
+    functions("trl", "core.py", (
+        "masked_mean", "masked_var", "masked_whiten", "clip_by_value", "entropy_from_logits",
+        "logprobs_from_logits"), space)
+    space["PPODecorators"] = SimpleNamespace(empty_device_cache=lambda: lambda f: f)
+    methods = ("compute_rewards", "_kl_penalty", "compute_advantages", "loss",
+               "batched_forward_pass", "train_minibatch")
+    functions("trl", "trainer/ppo_trainer.py", methods, space)
+    B = len(prompts)
+
+    class WithValues(nn.Module):
+        """What AutoModelForCausalLMWithValueHead returns: logits, loss, values."""
+
+        def __init__(self, model: nn.Module):
+            super().__init__()
+            self.model = model
+            self.head = nn.Linear(b.size.gpt.n_embd, 1).to(b.device)
+
+        def forward(self, **inputs):
+            with b.autocast():
+                out = self.model(**inputs, output_hidden_states=True)
+            return out.logits.float(), None, self.head(out.hidden_states[-1].float())[..., 0]
+
+    drawer, ref, judge = (WithValues(llava(b, policy)) for _ in range(3))
+    params = [p for p in drawer.parameters() if p.requires_grad]
+    trainer = SimpleNamespace(
+        config=SimpleNamespace(
+            mini_batch_size=B // 2, kl_penalty="kl", whiten_rewards=False, gamma=1.0, lam=0.95,
+            cliprange=0.2, cliprange_value=0.2, vf_coef=0.1, ratio_threshold=10.0,
+            max_grad_norm=1.0),
+        accelerator=SimpleNamespace(
+            backward=lambda loss: loss.backward(), sync_gradients=True,
+            clip_grad_norm_=nn.utils.clip_grad_norm_),
+        kl_ctl=SimpleNamespace(value=0.1), is_encoder_decoder=False, model=drawer,
+        model_params=params, optimizer=torch.optim.AdamW(params, lr=1e-5, fused=True),
+    )
+    for name in methods:
+        setattr(trainer, name, (lambda f: lambda *a, **k: f(trainer, *a, **k))(space[name]))
+    left = padded(prompts, 0, b.device, left=True)                   # (B, T)
+    seen = padded([[1] * len(p) for p in prompts], 0, b.device, left=True)
+    queries = [torch.tensor(p, device=b.device) for p in prompts]
+
+    def iteration() -> None:
+        for part in (drawer, ref, judge):
+            part.eval()
+        with b.autocast():
+            out = drawer.model.generate(
+                input_ids=left, attention_mask=seen, pixel_values=images, do_sample=True,
+                top_k=0, max_new_tokens=n_new, min_new_tokens=n_new, pad_token_id=0,
+                suppress_tokens=[policy.config.image_id],
+            )
+        responses = list(out[:, -n_new:])
+        rows = [torch.cat(both).tolist() for both in zip(queries, responses)]
+        ids = padded(rows, 0, b.device)
+        mask = padded([[1] * len(row) for row in rows], 0, b.device)
+        inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": images}
+        with torch.no_grad():
+            _, _, values = judge(**inputs)
+            scores = values.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
+            logp, _, values, masks = trainer.batched_forward_pass(
+                drawer, queries, responses, inputs)
+            ref_logp, *_ = trainer.batched_forward_pass(ref, queries, responses, inputs)
+            rewards, _, _ = trainer.compute_rewards(scores, logp, ref_logp, masks)
+            values, advs, returns = trainer.compute_advantages(values, rewards, masks)
+        for rows in torch.randperm(B).split(B // 2):
+            part = {k: x[rows] for k, x in inputs.items()}
+            new_logp, logits, new_values, _ = trainer.batched_forward_pass(
+                drawer, [queries[i] for i in rows], [responses[i] for i in rows], part,
+                return_logits=True)
+            trainer.train_minibatch(
+                logp[rows], values[rows], new_logp, logits, new_values, masks[rows], advs[rows],
+                returns[rows])
+
+    return iteration
+
+
+# --- generation ---
+
+
+def greedy(b: Bench, n: int, n_new: int = 64) -> Case:
+    """Greedy generation of a GPT, with a KV cache, for n prompts of different lengths."""
+    c = b.size.gpt
+    model = GPT(c)
+    prompts = [b.inputs.text(b.size.question) for _ in range(n)]
+    peer = None
+    if b.hf:
+        weights = to_theirs(lm_names(c), model.state_dict())
+        theirs = b.peer("GPT2LMHeadModel", write_config(c), weights).eval()
+        left = padded(prompts, 0, b.device, left=True)
+        seen = padded([[1] * len(p) for p in prompts], 0, b.device, left=True)
+
+        def peer() -> None:
+            with b.autocast():
+                theirs.generate(
+                    input_ids=left, attention_mask=seen, do_sample=False, pad_token_id=0,
+                    max_new_tokens=n_new, min_new_tokens=n_new,
+                )
+
+    b.ours(model)
+
+    def ours() -> None:
+        with b.autocast():
+            generate(model, None, prompts, max_new_tokens=n_new, stop=-1)
+
+    return Case(ours, peer, n_new, "token of each row")
+
+
+def sample(b: Bench, n_new: int = 16) -> Case:
+    """Drawing answers to questions about pictures."""
+    model = vlm(b)
+    n = b.size.asked
+    prompts, images = [b.inputs.prompt() for _ in range(n)], b.inputs.pictures(n)
+    peer = None
+    if b.hf:
+        theirs = llava(b, model).eval()
+        left = padded(prompts, 0, b.device, left=True)
+        seen = padded([[1] * len(p) for p in prompts], 0, b.device, left=True)
+
+        def peer() -> None:
+            with b.autocast():
+                theirs.generate(
+                    input_ids=left, attention_mask=seen, pixel_values=images, do_sample=True,
+                    top_k=0, pad_token_id=0, max_new_tokens=n_new, min_new_tokens=n_new,
+                    suppress_tokens=[model.config.image_id],
+                )
+
+    b.ours(model)
+
+    def ours() -> None:
+        with b.autocast():
+            generate(
+                model, images, prompts, max_new_tokens=n_new, stop=-1, temperature=1.0,
+                generator=torch.Generator(b.device).manual_seed(0),
+            )
+
+    return Case(ours, peer, n_new, "token of each row")
+
+
+# --- batches ---
+
+
+def pictures(b: Bench, n: int = 16) -> Case:
+    """Reading photographs, JPEG files of 480 x 640: decode, resize, normalize."""
+    S = b.size.clip.vit.image_size
+    folder = TemporaryDirectory()
+    noise = torch.rand(n, 15, 20, 3, generator=b.inputs.generator).mul(255).byte().numpy()
+    names = [f"{i}.jpg" for i in range(n)]
+    for name, small in zip(names, noise):
+        large = Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
+        large.save(Path(folder.name) / name)
+    source = Pictures(folder.name, S, "crop")
+    peer = None
+    if b.hf:
+        side = {"height": S, "width": S}
+        processor = b.hf.CLIPImageProcessor(size={"shortest_edge": S}, crop_size=side)
+
+        def peer() -> None:
+            opened = [Image.open(Path(folder.name) / name) for name in names]
+            processor(images=opened, return_tensors="pt")
+
+    def ours() -> None:
+        source.get(names)
+        assert folder  # it lives as long as this function
+
+    return Case(ours, peer, n, "picture")
+
+
+def batches(b: Bench) -> Case:
+    """Making a batch of dialogues: pad, shift the targets, cut into micro-batches."""
+    prompts = [b.inputs.prompt() for _ in range(b.size.rows)]
+    rows = [make_row((p, False), (b.inputs.text(b.size.answer), True)) for p in prompts]
+
+    def ours() -> None:
+        collate(rows, 0, b.size.gpt.block_size).split(min(4, len(rows)))
+
+    return Case(ours, n=1, unit="batch")
+
+
+CASES = {
+    "clip": clip, "lm": lm, "sft": sft, "dpo": dpo, "ppo": ppo,
+    "greedy1": partial(greedy, n=1), "greedy16": partial(greedy, n=16), "sample": sample,
+    "pictures": pictures, "batches": batches,
+}
+TITLES = {
+    "clip": "CLIP, a step", "lm": "GPT, a step", "sft": "LLaVA's SFT, a step",
+    "dpo": "DPO, a step", "ppo": "PPO, an iteration", "greedy1": "greedy, 1 row, a token",
+    "greedy16": "greedy, 16 rows, a token of each", "sample": "drawn with pictures, a token",
+    "pictures": "reading a photograph", "batches": "a batch of dialogues",
+}
+
+
+# --- measuring ---
+
+
+def make(name: str, cfg: Config, peers: bool) -> Case:
+    """Prepare a case: models and inputs, the same whenever the seed is the same."""
+    torch.manual_seed(cfg.seed)
+    device = pick_device(cfg.device)
+    hf = None
+    if peers:
+        import transformers as hf
+
+        hf.logging.set_verbosity_error()
+        hf.logging.disable_progress_bar()
+    size = SIZES[cfg.size]
+    return CASES[name](Bench(size, Inputs(size, cfg.seed, device), device, cfg, hf))
+
+
+def seconds_of(do: Callable[[], object], n: int, device: torch.device) -> float:
+    """Seconds of one of n calls."""
+    begin = time.perf_counter()
+    for _ in range(n):
+        do()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - begin) / n
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, the best of five."""
+    n = 8192 if device.type == "cuda" else 1536
+    x, w = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    seconds = [seconds_of(lambda: F.linear(x, w), 1, device) for _ in range(6)][1:]
+    return 2 * n ** 3 / min(seconds)
+
+
+def peak_of(name: str, cfg: Config, peer: bool) -> float:
+    """GB that one side of a case needs at most, packages and inputs included."""
+    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    case = make(name, cfg, peer)
+    side = case.peer if peer else case.ours
+    side()
+    side()
+    return peak_memory("gb", pick_device(cfg.device)).get("gb", 0.0)
+
+
+def alone(name: str, cfg: Config, peer: bool) -> float:
+    """`peak_of` in a fresh process: this one still holds what other cases needed."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak_of, (name, cfg, peer))
+
+
+def measure(name: str, cfg: Config, peers: bool) -> dict:
+    """Time both sides of a case in turn.
+
+    Raises:
+        ValueError: if their first losses differ: then they do not do the same work.
+    """
+    device = pick_device(cfg.device)
+    half = is_bfloat16(device, cfg.dtype)
+    case = make(name, cfg, peers)
+    entry: dict = {"unit": case.unit}
+    sides = {"ours": case.ours} | ({"peer": case.peer} if case.peer else {})
+    if case.trains:
+        with FlopCounterMode(display=False) as counter:
+            losses = {"ours": case.ours()}
+        entry["gflop"] = counter.get_total_flops() / 1e9
+    else:
+        losses = {"ours": case.ours()}
+    if case.peer:
+        losses["peer"] = case.peer()
+    if None not in losses.values() and len(losses) == 2:
+        if abs(losses["ours"] - losses["peer"]) > (3e-2 if half else 1e-3):
+            raise ValueError(f"{name}: the first losses differ, {losses}")
+    calls = {}
+    for side, do in sides.items():
+        calls[side] = max(1, math.ceil(cfg.seconds / seconds_of(do, 1, device)))
+    times: dict[str, list[float]] = defaultdict(list)
+    rates = []
+    for _ in range(cfg.rounds):
+        rates.append(matmul_rate(device, torch.bfloat16 if half else torch.float32))
+        for side, do in sides.items():
+            times[side].append(seconds_of(do, calls[side], device) / case.n)
+    rate = statistics.median(rates)
+    entry["matmul_gflops"] = rate / 1e9
+    for side, values in times.items():
+        entry[f"{side}_ms"] = 1000 * statistics.median(values)
+    if case.peer:
+        ratios = sorted(p / o for o, p in zip(times["ours"], times["peer"]))
+        entry |= {"ratio": statistics.median(ratios), "ratio_low": ratios[0],
+                  "ratio_high": ratios[-1]}
+    if case.trains:
+        entry["share"] = 1e9 * entry["gflop"] / statistics.median(times["ours"]) / rate
+    return entry
+
+
+def line(name: str, entry: dict) -> str:
+    """What the screen shows of a case."""
+    parts = [f"{TITLES[name]:34s} {entry['ours_ms']:9.3f} ms"]
+    if "ratio" in entry:
+        parts.append(
+            f"peer {entry['peer_ms']:9.3f} ms  peer / ours {entry['ratio']:5.2f} "
+            f"({entry['ratio_low']:.2f} .. {entry['ratio_high']:.2f})"
+        )
+    if "share" in entry:
+        parts.append(f"{entry['share']:.2f} of {entry['matmul_gflops']:.0f} GFLOP/s")
+    if "gb" in entry:
+        parts.append(f"{entry['gb']:.1f} GB, peer {entry.get('peer_gb', 0):.1f}")
+    return "  ".join(parts)
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Time the cases, print a line of each, write the file; return the ratios."""
+    check(cfg)
+    began = time.time()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    peers = cfg.peers and importlib.util.find_spec("transformers") is not None
+    if cfg.peers and not peers:
+        print("transformers is not installed: only ours is timed; "
+              "tests/parity/install.sh installs it")
+    out = Path(cfg.out)
+    report = json.loads(out.read_text()) if out.is_file() else {}
+    old = report.get(cfg.size, {}).get("cases", {})
+    cases = {}
+    for name in cfg.only.split(",") if cfg.only else CASES:
+        entry = measure(name, cfg, peers)
+        gc.collect()
+        if cfg.memory:
+            entry["gb"] = alone(name, cfg, False)
+            if "peer_ms" in entry:
+                entry["peer_gb"] = alone(name, cfg, True)
+        print(line(name, entry), flush=True)
+        cases[name] = entry
+        # after each case, as a long run may be stopped
+        whole = provenance(cfg, began) | {"cases": old | cases}
+        out.write_text(json.dumps(report | {cfg.size: whole}, indent=1) + "\n")
+    return {name: entry["ratio"] for name, entry in cases.items() if "ratio" in entry}
+
+
+if __name__ == "__main__":
+    cli(main, Config)
