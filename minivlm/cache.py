@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivlm.attention_masks import added
-from minivlm.rotary import frequencies, rotation
+from minivlm.rotary import frequencies, rotate, rotation
 from minivlm.transformer import Block, SwiGLU
 
 LARGE = 400_000  # numbers in a matrix from which on oneDNN is faster, see `reads_faster`
@@ -77,14 +77,11 @@ class Decoder:
             columns = torch.arange(cache.n_columns, device=lengths.device)
             counts = (columns < lengths[:, None]) | (columns >= longest)
             self.gaps = added(counts[:, None, None], cache.kv[0])
-        self.rotary = None  # cosines and signed sines of all positions, (block_size, 1, D)
+        self.rotary = None  # `rotation` of all positions, (block_size, 1, D) each
         if gpt.config.rotary_base:
             f = frequencies(D, gpt.config.rotary_base, gpt.scaling, lengths.device)
             positions = torch.arange(gpt.config.block_size, device=lengths.device)
-            cos, sin = (x[0, 0, :, None] for x in rotation(positions[None], f))
-            dtype = cache.kv[0].dtype
-            self.rotary = (torch.cat([cos, cos], -1).to(dtype),
-                           torch.cat([-sin, sin], -1).to(dtype))
+            self.rotary = [x[0].to(cache.kv[0]) for x in rotation(positions[None], f)]
 
     def __call__(self, token: Tensor, positions: Tensor) -> Tensor:
         """Read each row's next token: (B,) ids, (B,) positions -> (B, V) logits."""
@@ -106,7 +103,7 @@ class Decoder:
                 y = torch.cat([norm_q(y[:, :H]), norm_k(y[:, H:H + G]), y[:, H + G:]], 1)
             if self.rotary is not None:
                 qk = y[:, :H + G]
-                qk.copy_(torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin))
+                qk.copy_(rotate(qk, cos, sin))
             kv.select(2, n).copy_(y.narrow(1, H, 2 * G))
             # the H / G queries that share keys are as many queries of one head
             y = F.scaled_dot_product_attention(

@@ -8,7 +8,7 @@ answers are the same, the work is more.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -54,7 +54,8 @@ def filter_logits(
         raise ValueError(
             f"temperature {temperature} is not above 0; greedy decoding needs no filter"
         )
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]            # (B, 1)
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -133,7 +134,8 @@ class Reader:
 
     Args:
         model: a VLM, or a GPT if images is None.
-        images: (n, 3, S, S), the pictures of all rows in order, or None.
+        images: (n, 3, S, S), the pictures of all rows in order, or (n, N, C), the same
+            already projected; or None.
         prompts: B lists of ids, of any lengths.
         max_new_tokens: the most new tokens of a row; a row gets fewer if it fills the
             context first.
@@ -175,7 +177,7 @@ class Reader:
             self.idx[b, : len(prompt)] = torch.tensor(prompt, device=device)
         # the placeholder must never be written: without a picture it cannot be read
         self.image_id = getattr(model.config, "image_id", None)
-        self.images = None  # those of each row, (n_b, 3, S, S)
+        self.images = None  # those of each row
         if images is not None:
             n_images = model.images_per_row(self.idx, len(images))
             self.images = images.to(device).split(n_images.tolist())
@@ -187,7 +189,7 @@ class Reader:
         if use_cache:
             cache = KVCache(gpt.config.n_layer, B, longest + self.steps)
         # many prompts are read in groups of similar length: fewer pads
-        n_groups = 4 if B > 8 and min(lengths) < longest else 1
+        n_groups = min(8, max(1, B // 4)) if min(lengths) < longest else 1
         order = self.lengths.argsort()
         read = [self._read(rows, cache) for rows in order.chunk(n_groups)]
         self._keep(torch.cat(read)[order.argsort()])
@@ -234,7 +236,8 @@ class Reader:
             options["cache"] = cache
         if self.images is not None:
             images = torch.cat([self.images[b] for b in rows.tolist()])
-            options["images"] = images if len(images) else None
+            if len(images):
+                options["images" if images.ndim == 4 else "img_emb"] = images
         if self.prefix is not None:
             options["prefix"] = self.prefix[rows]
         return self.model(self.idx[rows, :T], **options)
@@ -275,6 +278,7 @@ def stream(
     use_cache: bool = True,
     n_copies: int = 1,
     draws: Tensor | None = None,
+    watch: Callable[[list[int], Tensor, Tensor], None] | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield the next token of every row, step by step; None for a row that has ended.
 
@@ -287,6 +291,8 @@ def stream(
         generator: of the draws, on the model's device.
         draws: (rows, max_new_tokens) uniform in [0, 1), see `pick`, one for each token of
             each row; by default the generator makes them.
+        watch: is called at each step with the numbers of n rows, their logits, (n, V), and
+            the tokens that were chosen, (n,). Rows that have ended may be among them.
 
     Raises:
         ValueError: as `Reader`, or if the temperature is below 0.
@@ -310,6 +316,8 @@ def stream(
             token = pick(logits, temperature, top_k, top_p, u)       # (active rows,)
             if written is not None:
                 written[reader.rows, token] = True
+            if watch is not None:
+                watch(active, logits, token)
             tokens: list[int | None] = [None] * n
             for b, t in zip(active, token.tolist()):
                 if alive[b] and step < room[b]:

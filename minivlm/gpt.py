@@ -177,7 +177,7 @@ class GPT(nn.Module):
         c = self.config
         x = self.embed(idx) if emb is None else emb                  # (B, T, C)
         T = x.shape[1]
-        positions = self._positions(x, positions, segments)          # (B, T)
+        positions = self._positions(x, positions, segments)          # (B or 1, T)
         mask = mask_for(T, prefix, segments)                         # (B, 1, T, T)
         causal = mask is None
         if mask is not None:
@@ -206,14 +206,14 @@ class GPT(nn.Module):
     def _positions(
         self, x: Tensor, positions: Tensor | None, segments: Tensor | None
     ) -> Tensor:
-        """Find each token's position in its own text, (B, T); refuse too long texts."""
-        B, T, _ = x.shape
+        """Find each token's position in its own text, (B or 1, T); refuse too long texts."""
+        T = x.shape[1]
         if segments is not None:
             # each answer is a text of its own, so T may exceed block_size
             positions = segment_positions(segments)
         if positions is None:
             longest = T
-            positions = torch.arange(T, device=x.device).expand(B, T)
+            positions = torch.arange(T, device=x.device)[None]       # the same in all rows
         else:
             longest = int(positions.max()) + 1
         if longest > self.config.block_size:

@@ -24,7 +24,7 @@ from minivlm.vlm import VLM
 
 # --- reading ---
 
-N_PARTS = 4  # a rollout is read in parts, each of rows of similar length: fewer pads
+N_PARTS = 8  # a rollout is read in parts, each of rows of similar length: fewer pads
 
 
 def share_vit(vlms: Sequence[VLM]) -> None:
@@ -228,6 +228,39 @@ def describe(rollout: Rollout, true_scores: list[float]) -> dict[str, float]:
     return figures
 
 
+def of_answers(
+    steps: list[tuple[list[int], Tensor, Tensor]], targets: Tensor
+) -> list[Tensor]:
+    """Put figures of drawn tokens where the tokens stand.
+
+    Args:
+        steps: for the first tokens of the answers, then for the second, and so on: the
+            numbers of n rows, and for each figure its values, (n,).
+        targets: (B, T), -100 outside of the answers; what is told of later tokens than a
+            row has is left out.
+
+    Returns:
+        each figure, (B, T), 0 outside of the answers.
+
+    >>> one, two = torch.tensor([0.1, 0.2]), torch.tensor([0.3])
+    >>> of_answers([([0, 1], one), ([1], two)], torch.tensor([[-100, 5], [6, 7]]))
+    [tensor([[0.0000, 0.1000],
+            [0.2000, 0.3000]])]
+    """
+    at = targets != IGNORE_INDEX                                     # (B, T)
+    n_tokens = at.sum(1)                                             # (B,)
+    device = targets.device
+    out = []
+    for values in zip(*(figures for _, *figures in steps)):
+        table = torch.zeros(len(at), len(steps), device=device)      # (B, tokens)
+        for i, ((rows, *_), x) in enumerate(zip(steps, values)):
+            table[torch.tensor(rows, device=device), i] = x
+        is_token = torch.arange(len(steps), device=device) < n_tokens[:, None]
+        # both masks go row by row, and an answer is one piece
+        out.append(torch.zeros(at.shape, device=device).masked_scatter(at, table[is_token]))
+    return out
+
+
 @torch.no_grad()
 def roll_out(
     policy: VLM, ref: VLM, reward_model: RewardModel | None, value_model: ValueModel | None,
@@ -253,17 +286,6 @@ def roll_out(
     end, pad = tokenizer.end, tokenizer.pad
     images = batch.images.to(device)
 
-    # 1. the policy draws an answer to every question
-    drawn = generate(
-        policy, images, batch.prompts, keep_stop=True, stop=end,
-        max_new_tokens=max_new_tokens, temperature=temperature, use_cache=use_cache,
-        generator=torch.Generator(device).manual_seed(batch.seed),
-    )
-    ended = torch.tensor([ids[-1] == end for ids in drawn], device=device)
-    names = [str(question["id"]) for question in batch.questions]
-    rows = [answer_row(prompt, ids) for prompt, ids in zip(batch.prompts, drawn)]
-    dialogues = collate(rows, pad, policy.gpt.config.block_size, names).to(device)
-
     features: dict[tuple[int, bool], Tensor] = {}  # a ViT that models share computes once
 
     def feats_of(vlm: VLM) -> Tensor:
@@ -272,6 +294,25 @@ def roll_out(
         if key not in features:
             features[key] = vlm.vit.features(images)
         return features[key]
+
+    # 1. the policy draws an answer to every question
+    img_emb = policy.projector(feats_of(policy))                     # (B, N, C)
+    steps: list[tuple[list[int], Tensor, Tensor]] = []  # rows, log-probabilities, entropies
+
+    def watch(active: list[int], logits: Tensor, token: Tensor) -> None:
+        log_p = (logits / temperature).log_softmax(-1)               # (n, V)
+        logp = log_p.gather(1, token[:, None])[:, 0]                 # (n,)
+        steps.append((active, logp, torch.special.entr(log_p.exp()).sum(-1)))
+
+    drawn = generate(
+        policy, img_emb, batch.prompts, keep_stop=True, stop=end,
+        max_new_tokens=max_new_tokens, temperature=temperature, use_cache=use_cache,
+        generator=torch.Generator(device).manual_seed(batch.seed), watch=watch,
+    )
+    ended = torch.tensor([ids[-1] == end for ids in drawn], device=device)
+    names = [str(question["id"]) for question in batch.questions]
+    rows = [answer_row(prompt, ids) for prompt, ids in zip(batch.prompts, drawn)]
+    dialogues = collate(rows, pad, policy.gpt.config.block_size, names).to(device)
 
     # 2. policy and reference give each answer token a probability
     idx = dialogues.idx                                              # (B, T)
@@ -292,7 +333,12 @@ def roll_out(
                 entropy[rows, :T] = part_entropy
         return logp, entropy
 
-    logp, entropy = read(policy, with_entropy=True)
+    if torch.is_autocast_enabled(device.type):
+        # In half precision a pass over whole rows, as the update takes it, gives other
+        # numbers than one over new tokens; then the first ratios would not be 1.
+        logp, entropy = read(policy, with_entropy=True)
+    else:
+        logp, entropy = of_answers(steps, targets)
     feats = feats_of(policy)                                         # (B, N, Cv)
     with adapters_off(ref):
         ref_logp, _ = read(ref)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.rotary import frequencies, rotate, rotation
+from minivlm.rotary import frequencies, rotate
 
 
 @dataclass(frozen=True)
@@ -180,14 +180,16 @@ class Attention(nn.Module):
         """
         B, T, _ = x.shape
         H, G, D = self.heads
-        q, k, v = self.qkv(x).view(B, T, H + 2 * G, D).split((H, G, G), dim=2)
+        # queries and keys together, (B, T, H + G, D), and values, (B, T, G, D)
+        qk, v = self.qkv(x).view(B, T, H + 2 * G, D).split((H + G, G), dim=2)
         if self.qk_norm:
-            q, k = self.norm_q(q), self.norm_k(k)
-        # (B, H, T, D), (B, G, T, D), (B, G, T, D)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            q, k = qk.split((H, G), dim=2)
+            qk = torch.cat([self.norm_q(q), self.norm_k(k)], dim=2)
         if rotary is not None:
-            q = rotate(q, *rotary)
-            k = rotate(k, *rotary)
+            qk = rotate(qk, *rotary)
+        # (B, H, T, D), (B, G, T, D), (B, G, T, D)
+        q, k = qk.transpose(1, 2).split((H, G), dim=1)
+        v = v.transpose(1, 2)
         if keep is not None:
             keep(k, v)
         if mask is not None and G < H:  # the fused kernels take masks or groups, not both
@@ -307,7 +309,7 @@ def init_lookup_heads(blocks: nn.ModuleList, base: float) -> None:
             continue
         query_bias, key_bias, _ = attn.qkv.bias.view(3, H, D)
         for head in range(min(2, H // 2)):
-            cos, sin = rotation(torch.tensor([[head + 1]]), frequencies(D, base))
+            angle = (head + 1) * frequencies(D, base, device=key_bias.device)    # (D/2,)
             # 6: most of the weight is then on that one position
             query_bias[head, :D // 2] = 6
-            key_bias[head] = 6 * torch.cat([cos, sin], dim=-1).flatten()
+            key_bias[head] = 6 * torch.cat([angle.cos(), angle.sin()])

@@ -52,7 +52,8 @@ def test_before_the_first_update_the_ratio_is_1_and_the_kl_0(models, tokenizer, 
                            policy.projector(r.feats[rows]), temperature)
         assert ((logp - r.logp[rows]).exp() - 1).abs().max() < 1e-5
     for kind in ("k1", "k2", "k3"):
-        assert not kl_estimate(r.logp, r.ref_logp, kind).any()
+        # the draw and the reference's pass round differently
+        assert kl_estimate(r.logp, r.ref_logp, kind).abs().max() < 1e-5
 
 
 def test_a_policy_with_adapters_is_its_own_reference(models, tokenizer):

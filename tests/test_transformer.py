@@ -61,11 +61,23 @@ def test_a_boolean_mask_is_true_where_a_key_counts():
     torch.testing.assert_close(attn(x, mask=CAUSAL), attn(x, causal=True), rtol=1e-4, atol=1e-5)
 
 
+def turned(x: torch.Tensor, rotary: tuple) -> torch.Tensor:
+    """`rotate` for (B, H, T, D)."""
+    return rotate(x.transpose(1, 2), *rotary).transpose(1, 2)
+
+
+def test_the_gradient_of_a_rotation_is_that_of_its_definition():
+    """Catches: a gradient that turns the same way, or is of one half only."""
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    rotary = rotation(positions(2, 3) + 5, frequencies(6, 10.0))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, *rotary), x)
+
+
 def test_a_rotation_multiplies_by_a_complex_number_of_length_one():
     """Catches: the wrong half of a pair, a sign, an exponent, one angle for all positions."""
     places, D, base = torch.tensor([[0, 3, 7]]), 6, 10.0
     x = torch.randn(1, 2, 3, D)
-    got = rotate(x, *rotation(places, frequencies(D, base)))
+    got = turned(x, rotation(places, frequencies(D, base)))
     for t, p in enumerate(places[0].tolist()):
         for i in range(D // 2):
             z = torch.complex(x[..., t, i], x[..., t, i + D // 2])
@@ -87,10 +99,10 @@ def test_heads_start_at_equal_words_and_at_the_last_two_positions():
     init_lookup_heads(blocks, 1e5)
     x = torch.randn(1, 40, 128)
     x[0, 30:32] = x[0, 3:5]
-    cos, sin = rotation(positions(1, 40), frequencies(32, 1e5))
+    rotary = rotation(positions(1, 40), frequencies(32, 1e5))
     for i, block in enumerate(blocks):
         q, k, _ = block.attn.qkv(x).view(1, 40, 3, 4, 32).transpose(1, 3).unbind(2)
-        scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT / math.sqrt(32)
+        scores = turned(q, rotary) @ turned(k, rotary).mT / math.sqrt(32)
         seen = torch.ones(40, 40).tril().bool()
         weights = scores.masked_fill(~seen, -math.inf).softmax(-1)[0]  # (4, 40, 40)
         at = [float(weights[head].diagonal(-back).mean()) for head in (0, 1) for back in (1, 2)]
@@ -156,7 +168,7 @@ def test_norms_of_queries_and_keys_stand_before_the_rotation():
     rotary = rotation(positions(2, 5), frequencies(16, 100.0))
     q, k, v = attn.qkv(x).view(2, 5, 3, 2, 16).transpose(1, 3).unbind(2)
     q, k = (
-        rotate(y / y.square().mean(-1, keepdim=True).add(1e-5).sqrt() * norm.weight, *rotary)
+        turned(y / y.square().mean(-1, keepdim=True).add(1e-5).sqrt() * norm.weight, rotary)
         for y, norm in ((q, attn.norm_q), (k, attn.norm_k))
     )
     out = (q @ k.mT / 4).softmax(-1) @ v

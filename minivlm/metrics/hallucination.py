@@ -132,7 +132,7 @@ def mentions(text: str, phrases: Phrases) -> list[str]:
     >>> mentions("Two red cars and a gray cat.", phrases)
     ['red car', 'gray cat']
     """
-    longest = max((len(p.split()) for p in phrases), default=0)
+    longest = 1 + max((p.count(" ") for p in phrases), default=0)  # in words
     words = []
     for part in PAUSE.split(text):
         words += [token.replace("-", " ") for token in tokens_of(part)]
