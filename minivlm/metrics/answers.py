@@ -20,6 +20,8 @@ CLITIC = r"'(?:s|m|d|re|ve|ll)(?![^\W_]|-)"                          # of dog's,
 JOIN = rf"(?!{CLITIC})['-]|(?<=\d)(?:[.:](?=\d)|,(?=\d{{3}}(?!\d)))"
 RUN = rf"(?:(?!{UNSPACED}){LETTER})+"
 TOKEN = re.compile(rf"{UNSPACED}[{MARKS}]*|{RUN}(?:(?:{JOIN}){RUN})*|{CLITIC}")
+# the same words where no other scripts occur: a fifth of the time
+ASCII_TOKEN = re.compile(rf"[a-z0-9]+(?:(?:{JOIN})[a-z0-9]+)*|{CLITIC}")
 # what people write for ' and -
 PLAIN = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\xb4", "'") | {
     "\u2010": "-", "\u2011": "-",
@@ -44,6 +46,8 @@ def tokens_of(text: str) -> list[str]:
     >>> tokens_of("The dog's T-shirt isn't 'red'.")
     ['the', 'dog', "'s", 't-shirt', "isn't", 'red']
     """
+    if text.isascii():
+        return ASCII_TOKEN.findall(text.lower().translate(PLAIN))
     return TOKEN.findall(normalize("NFC", text.lower()).translate(PLAIN))
 
 
