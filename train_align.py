@@ -27,6 +27,7 @@ from minivlm.optim import Optimizer, lr_scale
 from minivlm.pretrained.weights import read_lm, read_vision
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
+from minivlm.running.processes import total
 from minivlm.running.run import Run
 from minivlm.vlm import VLM, VLMConfig
 
@@ -145,7 +146,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         batch = run.next_batch().to(run.device)
         loss = 0.0
-        for part in batch.split(cfg.grad_accum):
+        for part in run.parts(batch):
             # the gradient passes through the frozen GPT to the projector
             at = part.targets != IGNORE_INDEX                        # (B, T), the captions
             with run.autocast():
@@ -155,6 +156,7 @@ def main(cfg: Config) -> dict[str, float]:
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()
             loss += part_loss.item()
+        [loss] = total(loss)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.add(batch.ids, loss=loss, grad=grad, lr=cfg.lr * scale)

@@ -30,6 +30,7 @@ from minivlm.loading.prepared import load_meta, load_records
 from minivlm.losses import clip_loss, equal_rows, siglip_loss
 from minivlm.metrics import recall_at_k
 from minivlm.optim import Optimizer, lr_scale
+from minivlm.running import processes
 from minivlm.running.options import cli
 from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
@@ -135,15 +136,16 @@ def contrastive_backward(
     """Compute the gradients of a loss over all parts together, one part's graph at a time.
 
     Plain accumulation would compare a pair only with the pairs of its own part. Here the
-    vectors of all parts are computed first, without graphs. The loss over all of them gives
-    the gradients of the vectors. Then each part is computed again, with its graph, and the
-    gradients of its vectors flow back through it. The result is that of one large batch,
-    because the towers have no dropout: both passes give the same vectors.
+    vectors of all parts, and of all processes, are computed first. The loss over all of
+    them gives the gradients of the vectors. Then each part is computed again, with its
+    graph, and the gradients of its vectors flow back through it. The result is that of one
+    large batch, because the towers have no dropout: both passes give the same vectors.
 
     Args:
         model: maps (images, idx, lengths) to (img_z, txt_z, logit_scale), or to these and
             SigLIP's bias.
-        parts: micro-batches. A single one needs no second pass.
+        parts: micro-batches of this process. A single one keeps its graph and needs no
+            second pass.
         autocast: makes the context in which the model computes. The loss is computed
             outside of it, in float32: near 100, bfloat16 rounds to steps of 0.5.
         loss_of: takes what the model returns.
@@ -157,24 +159,26 @@ def contrastive_backward(
         with autocast():
             return model(part.images, part.idx, part.lengths)
 
-    if len(parts) == 1:
-        loss = loss_of(*features(parts[0]))
-        loss.backward()
-        return loss.item()
-    with torch.no_grad():
+    with torch.set_grad_enabled(len(parts) == 1):
         stored = [features(part) for part in parts]
-    img_z = torch.cat([z for z, *_ in stored]).requires_grad_()      # (B, C)
-    txt_z = torch.cat([z for _, z, *_ in stored]).requires_grad_()   # (B, C)
+    sizes = [len(z) for z, *_ in stored]
+    B = int(processes.total(sum(sizes))[0])
+    img_z, txt_z = (                                                 # (B, C) each
+        processes.gather(torch.cat([z[i] for z in stored]), B).requires_grad_()
+        for i in (0, 1)
+    )
     # the multiplier, and SigLIP's bias: () each
     learned = [x.detach().clone().requires_grad_() for x in stored[0][2:]]
     loss = loss_of(img_z, txt_z, *learned)
-    loss.backward()
-    sizes = [len(z) for z, *_ in stored]
-    img_grads, txt_grads = img_z.grad.split(sizes), txt_z.grad.split(sizes)
-    for part, img_grad, txt_grad in zip(parts, img_grads, txt_grads):
+    img_grad, txt_grad, *learned_grads = torch.autograd.grad(
+        loss, [img_z, txt_z, *learned], allow_unused=True, materialize_grads=True
+    )
+    grads = [processes.mine(grad).split(sizes) for grad in (img_grad, txt_grad)]
+    for part, known, *z_grads in zip(parts, stored, *grads):
         # the parts' shares of these numbers' gradients add up to the whole gradients
-        shares = [x.grad * len(part.idx) / sum(sizes) for x in learned]
-        torch.autograd.backward(list(features(part)), [img_grad, txt_grad, *shares])
+        shares = [g * len(part.idx) / B for g in learned_grads]
+        out = known if len(parts) == 1 else features(part)
+        torch.autograd.backward(list(out), [*z_grads, *shares])
     return loss.item()
 
 
@@ -247,7 +251,7 @@ def main(cfg: Config) -> dict[str, float]:
             break
 
         batch = run.next_batch().to(run.device)
-        parts = batch.split(cfg.grad_accum)
+        parts = run.parts(batch)
         loss = contrastive_backward(step_model, parts, run.autocast, loss_of)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)

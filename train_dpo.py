@@ -37,6 +37,7 @@ from minivlm.rollout import describe, roll_out
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
+from minivlm.running.processes import first_then_others, is_first, mine, total
 from minivlm.running.run import Run
 from minivlm.vlm import VLM
 
@@ -201,7 +202,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     def make_parts(step: int) -> list[Part]:
         chosen = shuffled(step, cfg.batch_size, len(pairs), cfg.seed, lengths[: len(pairs)])
-        parts = torch.tensor(chosen).tensor_split(cfg.grad_accum)
+        parts = torch.tensor(chosen).tensor_split(run.n_parts)
         return [(maker.batch([pairs[i] for i in part.tolist()]), part) for part in parts]
 
     prompts, questions = None, []
@@ -236,7 +237,9 @@ def main(cfg: Config) -> dict[str, float]:
     cache = ReferenceCache(Path(cfg.ref_logps or run.folder / "ref_logps.pt"), made_of,
                            overwrite=not cfg.ref_logps and not cfg.resume)
     run.begin(make_parts)
-    with run.autocast():
+    with run.autocast(), first_then_others():
+        if not is_first():  # the first process has written it
+            cache = ReferenceCache(cache.path, made_of, overwrite=False)
         ref_logp = cache.fill(
             ref, maker, pairs + val_pairs, lengths, cfg.average, run.device
         ).to(run.device)                                             # (n, 2)
@@ -254,9 +257,9 @@ def main(cfg: Config) -> dict[str, float]:
         if step == cfg.steps:
             break
 
+        parts = run.next_batch()
         sums: dict[str, float] = {}
-        ids = []
-        for batch, places in run.next_batch():
+        for batch, places in mine(parts):
             with run.autocast():
                 loss, figures = score_pairs(
                     step_model, batch.to(run.device), ref_logp[places], cfg
@@ -265,7 +268,8 @@ def main(cfg: Config) -> dict[str, float]:
             (loss * share).backward()
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value * share
-            ids += batch.rows.ids
+        sums = dict(zip(sums, total(*sums.values())))
+        ids = [name for batch, _ in parts for name in batch.rows.ids]
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.add(ids, **sums, grad=grad, lr=cfg.lr * scale)

@@ -19,6 +19,7 @@ from minivlm.loading.prepared import load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.running.options import cli
+from minivlm.running.processes import total
 from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
 
@@ -137,7 +138,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         batch = run.next_batch().to(run.device)
         loss = 0.0
-        for part in batch.split(cfg.grad_accum):
+        for part in run.parts(batch):
             at = part.targets != IGNORE_INDEX                        # (B, T)
             with run.autocast():
                 logits = step_model(part.idx, at=at)                 # (M, V)
@@ -146,6 +147,7 @@ def main(cfg: Config) -> dict[str, float]:
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()
             loss += part_loss.item()
+        [loss] = total(loss)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.add(batch.ids, loss=loss, grad=grad, lr=cfg.lr * scale)

@@ -14,7 +14,6 @@ import copy
 import math
 import random
 import time
-from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,6 +35,7 @@ from minivlm.rollout import (
 )
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
+from minivlm.running.processes import largest, rank, size, total
 from minivlm.running.run import Run
 
 # --- config ---
@@ -129,8 +129,10 @@ def update(
     figures: list[dict[str, float]] = []  # of each minibatch
     grad, n_updates = 0.0, 0
     for rows in minibatches(cfg.batch_size, cfg.minibatches, cfg.epochs, seed):
-        total: dict[str, float] = defaultdict(float)
-        for part_rows in by_length(rows, rollout.lengths, cfg.grad_accum):
+        sums = dict.fromkeys(("loss", "value_loss", "new_kl", "clip_fraction"), 0.0)
+        ratio_off = 0.0
+        own = rows[rows % size() == rank()]  # this process's answers
+        for part_rows in by_length(own, rollout.lengths, cfg.grad_accum):
             part = rollout.part(part_rows, advs, returns)
             with run.autocast():
                 img_emb = learner.vlm.projector(part.feats)          # (b, N, C)
@@ -157,16 +159,17 @@ def update(
             means = {"loss": loss, "value_loss": value_loss, "new_kl": new_kl,
                      "clip_fraction": clip_fraction}
             for name, value in means.items():
-                total[name] += float(value.detach() * share)
-            ratio_off = float(((logp - part.logp).exp() - 1).abs().max())
-            total["ratio_off"] = max(total["ratio_off"], ratio_off)
-        figures.append(total)
+                sums[name] += float(value.detach() * share)
+            off = float(((logp - part.logp).exp() - 1).abs().max())
+            ratio_off = max(ratio_off, off)
+        sums = dict(zip(sums, total(*sums.values())))
+        figures.append(sums | {"ratio_off": largest(ratio_off)})
         # NaN and inf do not end the updates here: run.check below must see them
-        if cfg.max_kl and cfg.max_kl < total["new_kl"] < math.inf:
+        if cfg.max_kl and cfg.max_kl < sums["new_kl"] < math.inf:
             learner.zero_grad()
             break
         grad = optimizer.step(scale, cfg.grad_clip)
-        run.check(total["loss"] + total["value_loss"], grad, rollout.names(rows))
+        run.check(sums["loss"] + sums["value_loss"], grad, rollout.names(rows))
         n_updates += 1
 
     out = {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
@@ -225,11 +228,20 @@ def main(cfg: Config) -> dict[str, float]:
         rows = shuffled(step, cfg.batch_size, len(questions), cfg.seed)
         return prompts.batch([questions[i] for i in rows], hash_seed(cfg.seed, step, 1))
 
-    def answer(batch: PromptBatch) -> tuple[Rollout, list[str], dict[str, float]]:
-        """Draw the policy's answers; return them, their texts, and figures of them."""
+    def answer(
+        batch: PromptBatch, shared: bool = True
+    ) -> tuple[Rollout, list[str], dict[str, float]]:
+        """Draw the policy's answers; return them, their texts, and figures of them.
+
+        Args:
+            shared: all processes share the questions out; else each answers all of them.
+        """
+        part = batch.share(rank(), size()) if shared else batch
         with run.autocast():
-            rollout = roll_out(policy, ref, reward_model, value_model, batch, tokenizer,
+            rollout = roll_out(policy, ref, reward_model, value_model, part, tokenizer,
                                cfg.max_new_tokens, cfg.temperature)
+        if shared:
+            rollout = rollout.together(len(batch.questions))
         texts = [tokenizer.decode(ids).strip() for ids in rollout.answers]
         true_scores = prompts.true_scores(batch.questions, texts)
         return rollout, texts, describe(rollout, true_scores)
@@ -252,7 +264,7 @@ def main(cfg: Config) -> dict[str, float]:
     for step in run.steps():
         # step 0 is measured before any update: policy equals reference, so their KL is 0
         if run.is_due(step):
-            rollout, texts, figures = answer(val_batch)
+            rollout, texts, figures = answer(val_batch, shared=False)
             sheet = prompts.sheet(val_questions, texts, rollout.score)
             sheet.save(run.folder / f"samples_{step}.png")
             worth = float(rollout.worth(cfg.end_penalty, cfg.length_penalty).mean())

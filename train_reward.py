@@ -33,6 +33,7 @@ from minivlm.preferences.rankings import load_rankings
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
+from minivlm.running.processes import mine, total
 from minivlm.running.run import Run
 
 # weight of a prompt's squared mean score. Pairs only compare scores, so without this term
@@ -196,7 +197,7 @@ def main(cfg: Config) -> dict[str, float]:
     def make_parts(step: int) -> list[Part]:
         chosen = shuffled(step, cfg.batch_size, len(rankings), cfg.seed, lengths)
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 1))
-        parts = torch.tensor(chosen).tensor_split(cfg.grad_accum)
+        parts = torch.tensor(chosen).tensor_split(run.n_parts)
         return [collect([rankings[i] for i in part.tolist()], generator) for part in parts]
 
     generator = torch.Generator().manual_seed(0)
@@ -225,8 +226,9 @@ def main(cfg: Config) -> dict[str, float]:
         if step == cfg.steps:
             break
 
-        loss, ids = 0.0, []
-        for batch, ranks, ratings in run.next_batch():
+        parts = run.next_batch()
+        loss = 0.0
+        for batch, ranks, ratings in mine(parts):
             batch, ranks = batch.to(run.device), ranks.to(run.device)
             gaps = ratings[:, :, None] - ratings[:, None]            # (B, K, K)
             margin = cfg.margin * gaps.clamp(min=0).to(run.device)
@@ -239,7 +241,8 @@ def main(cfg: Config) -> dict[str, float]:
             part_loss = part_loss * len(ranks) / cfg.batch_size
             part_loss.backward()
             loss += part_loss.item()
-            ids += batch.ids
+        [loss] = total(loss)
+        ids = [name for batch, *_ in parts for name in batch.ids]
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.add(ids, loss=loss, grad=grad, lr=cfg.lr * scale)

@@ -32,6 +32,7 @@ from minivlm.optim import Optimizer, lr_scale
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
+from minivlm.running.processes import total
 from minivlm.running.run import Run
 
 # --- config ---
@@ -153,7 +154,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         batch = run.next_batch().to(run.device)
         loss = 0.0
-        for part in batch.split(cfg.grad_accum):
+        for part in run.parts(batch):
             # questions and pictures have no targets: of dialogues only answers are scored
             at = part.targets != IGNORE_INDEX                        # (B, T)
             with run.autocast():
@@ -164,6 +165,7 @@ def main(cfg: Config) -> dict[str, float]:
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()
             loss += part_loss.item()
+        [loss] = total(loss)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.add(batch.ids, loss=loss, grad=grad, lr=cfg.lr * scale)

@@ -19,6 +19,7 @@ from minivlm.loading.batches import collate
 from minivlm.lora import adapters, adapters_off
 from minivlm.losses import IGNORE_INDEX, masked_mean, token_logprobs
 from minivlm.rl import shape_score
+from minivlm.running import processes
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -116,6 +117,8 @@ class PromptBatch:
     prompts: ids that the policy reads before it answers.
     reward_prompts: ids that the reward model reads before an answer; they may hold facts.
     seed: decides which answers are drawn.
+    shared: if this is a share of a batch: the process's rank, their number, and the rows of
+        the whole batch.
     """
 
     questions: list[dict]
@@ -123,6 +126,22 @@ class PromptBatch:
     prompts: list[list[int]]
     reward_prompts: list[list[int]]
     seed: int
+    shared: tuple[int, int, int] | None = None
+
+    def share(self, rank: int, size: int) -> "PromptBatch":
+        """Every size-th question, from the rank-th on; its answer is drawn as in the whole."""
+        parts = self.questions, self.images, self.prompts, self.reward_prompts
+        shared = rank, size, len(self.prompts)
+        return PromptBatch(*(x[rank::size] for x in parts), self.seed, shared)
+
+    def draws(self, n: int, device: torch.device) -> Tensor:
+        """Random numbers for n tokens of each answer, (B, n): each token of each row its own.
+
+        Those of a row do not depend on how the whole batch is shared out.
+        """
+        rank, size, n_rows = self.shared or (0, 1, len(self.prompts))
+        generator = torch.Generator(device).manual_seed(self.seed)
+        return torch.rand(n_rows, n, generator=generator, device=device)[rank::size]
 
 
 @dataclass
@@ -157,6 +176,9 @@ class Rollout:
     ended: (B,) bool, whether the policy wrote the end token.
     answers: ids of each answer, without the end token.
     ids: ids of the questions' records.
+
+    Where several processes share a rollout, `together` collects all but the features: these
+    stay with the process that has drawn the answer.
     """
 
     idx: Tensor
@@ -178,6 +200,21 @@ class Rollout:
         """(B, T) bool, True where the target is a token of the answer."""
         return self.targets != IGNORE_INDEX
 
+    def together(self, n: int) -> "Rollout":
+        """Collect a rollout of n answers from all processes, in the order of its batch."""
+        def tensor(x: Tensor | None, fill: float = 0) -> Tensor | None:
+            return None if x is None else processes.gather(x, n, fill)
+
+        return Rollout(
+            idx=tensor(self.idx), targets=tensor(self.targets, IGNORE_INDEX),
+            lengths=tensor(self.lengths), logp=tensor(self.logp),
+            ref_logp=tensor(self.ref_logp), entropy=tensor(self.entropy),
+            values=tensor(self.values), feats=self.feats, value_feats=self.value_feats,
+            score=tensor(self.score), ended=tensor(self.ended.long()).bool(),
+            answers=processes.gather_items(self.answers, n),
+            ids=processes.gather_items(self.ids, n),
+        )
+
     def names(self, rows: Tensor | None = None) -> list[str]:
         """Return the ids of the questions' records, for all rows or for some, (b,)."""
         if rows is None:
@@ -185,8 +222,12 @@ class Rollout:
         return [self.ids[i] for i in rows.tolist()]
 
     def part(self, rows: Tensor, advs: Tensor, returns: Tensor) -> RolloutPart:
-        """Cut out the given rows, (b,); advs and returns are those of all rows, (B, T)."""
+        """Cut out the given rows, (b,); advs and returns are those of all rows, (B, T).
+
+        The rows must be this process's own.
+        """
         T = int(self.lengths[rows].max())
+        own = rows // processes.size()  # their places among the features
         return RolloutPart(
             idx=self.idx[rows, :T],
             targets=self.targets[rows, :T],
@@ -195,8 +236,8 @@ class Rollout:
             values=self.values[rows, :T],
             advs=advs[rows, :T],
             returns=returns[rows, :T],
-            feats=self.feats[rows],
-            value_feats=self.value_feats[rows],
+            feats=self.feats[own],
+            value_feats=self.value_feats[own],
         )
 
     def worth(self, end_penalty: float, length_penalty: float) -> Tensor:
@@ -307,7 +348,7 @@ def roll_out(
     drawn = generate(
         policy, img_emb, batch.prompts, keep_stop=True, stop=end,
         max_new_tokens=max_new_tokens, temperature=temperature, use_cache=use_cache,
-        generator=torch.Generator(device).manual_seed(batch.seed), watch=watch,
+        draws=batch.draws(max_new_tokens, device), watch=watch,
     )
     ended = torch.tensor([ids[-1] == end for ids in drawn], device=device)
     names = [str(question["id"]) for question in batch.questions]

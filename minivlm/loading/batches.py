@@ -73,23 +73,22 @@ class Batch:
             raise ValueError(
                 f"a batch of {B} rows cannot be split into {n} parts; lower grad_accum"
             )
-        if n == 1:
-            return [self]
+        return [self.take(slice(B * i // n, B * (i + 1) // n)) for i in range(n)]
+
+    def take(self, rows: slice) -> "Batch":
+        """Take some rows, with their pictures, cut to the T of the longest of them."""
+        if rows in (slice(None), slice(0, None, 1), slice(0, len(self.idx))):
+            return self
         # all fields but the pictures have one entry for each row
         fields = {k: v for k, v in vars(self).items() if k != "images" and v is not None}
-        parts = []
-        start = 0  # index of the micro-batch's first picture
-        for i in range(n):
-            rows = slice(B * i // n, B * (i + 1) // n)
-            stop = start + sum(self.n_images[rows])
-            images = self.images[start:stop] if stop > start else None
-            of_rows = {k: v[rows] for k, v in fields.items()}
-            T = int(self.lengths[rows].max())
-            for name in of_rows.keys() & {"idx", "targets", "segments"}:
-                of_rows[name] = of_rows[name][:, :T]
-            parts.append(Batch(images=images, **of_rows))
-            start = stop
-        return parts
+        of_rows = {k: v[rows] for k, v in fields.items()}
+        T = int(of_rows["lengths"].max())
+        for name in of_rows.keys() & {"idx", "targets", "segments"}:
+            of_rows[name] = of_rows[name][:, :T]
+        images = None
+        if sum(of_rows["n_images"]):
+            images = torch.cat(self.images.split(self.n_images)[rows])
+        return Batch(images=images, **of_rows)
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same batch on another device."""

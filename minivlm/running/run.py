@@ -34,13 +34,14 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
-from minivlm.running import checkpoint
+from minivlm.running import checkpoint, processes
 from minivlm.running.files import read_text
 from minivlm.running.machine import (
     autocast, environment, is_bfloat16, peak_memory, pick_device, seed_everything,
 )
 from minivlm.running.options import check, printable, settings
 from minivlm.running.workers import batches
+from minivlm.loading.batches import Batch
 from minivlm.tokenizer import Tokenizer
 
 # the columns that every metrics.csv has between "step" and the stage's own
@@ -53,6 +54,9 @@ class Run:
     Between `begin` and `finish`, a first SIGTERM only sets `terminated`: the run saves a
     checkpoint at its next step and ends with exit code 143. A second SIGTERM ends the
     process at once.
+
+    Several processes may run together, see processes.py. All of them go through the same
+    steps and measure the same model; the first one alone writes.
 
     Args:
         cfg: the script's Config; `begin` writes it to config.json.
@@ -74,7 +78,11 @@ class Run:
         if cfg.resume and not self.ckpt.is_file():
             raise ValueError(f"nothing to resume in {self.folder}: it has no ckpt.pt")
         seed_everything(cfg.seed, cfg.threads)
-        self.device = pick_device(cfg.device)
+        self.device = processes.start(pick_device(cfg.device))
+        if processes.size() > 1 and cfg.batch_size < processes.size():
+            raise ValueError(
+                f"a batch of {cfg.batch_size} is too small for {processes.size()} processes"
+            )
         self.half = is_bfloat16(self.device, cfg.dtype)
         self.meter = Meter()
         self.start = 0                  # the step that this process begins with
@@ -119,6 +127,7 @@ class Run:
             **made_of,
         }
         if not self.cfg.resume:
+            processes.copy_first([*model.parameters(), *model.buffers()])
             return
         self.start, self.best_loss = checkpoint.resume(
             self.ckpt, stage, self.configs, model, optimizer, self.meter
@@ -143,6 +152,15 @@ class Run:
             ValueError: if the log of a resumed run is damaged, or as `make_batch`.
         """
         make_batch(self.start)
+        if processes.is_first():
+            self._take_over()
+        processes.wait()
+        self.stream = batches(make_batch, self.start, self.cfg.steps, self.cfg.workers)
+        if threading.current_thread() is threading.main_thread():  # no other thread may
+            self.handler = signal.signal(signal.SIGTERM, self._terminate)
+
+    def _take_over(self) -> None:
+        """Make the folder this run's: delete what is stale, write what it is made of."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stale = [self.folder / "stopped.json"]
         if self.cfg.resume:
@@ -154,14 +172,11 @@ class Run:
         options = json.dumps(dataclasses.asdict(self.cfg), indent=2)
         (self.folder / "config.json").write_text(options + "\n")
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        known = environment() | {"command": command}
+        known = environment() | {"command": command, "processes": processes.size()}
         # a file's name may hold bytes that are no UTF-8; they cannot be written as text
         lines = printable("".join(f"{k}: {v}\n" for k, v in known.items()))
         (self.folder / "env.txt").write_text(lines, encoding="utf-8")
         shutil.copy(self.script, self.folder / self.script.name)
-        self.stream = batches(make_batch, self.start, self.cfg.steps, self.cfg.workers)
-        if threading.current_thread() is threading.main_thread():  # no other thread may
-            self.handler = signal.signal(signal.SIGTERM, self._terminate)
 
     # --- the loop ---
 
@@ -177,9 +192,11 @@ class Run:
         """
         self.bar = tqdm(
             range(self.start, self.cfg.steps + 1), desc=self.stage, initial=self.start,
-            total=self.cfg.steps, disable=None,
+            total=self.cfg.steps, disable=None if processes.is_first() else True,
         )
         for self.step in self.bar:
+            # the signal may reach the processes at different steps
+            self.terminated = sum(processes.total(self.terminated)) > 0
             if not self.is_due(self.step):
                 if self.step > self.start and self.step % self.cfg.log_every == 0:
                     self._write_row({})
@@ -222,6 +239,17 @@ class Run:
         if self.terminated and self.step < self.cfg.steps:
             self._stop()
 
+    @property
+    def n_parts(self) -> int:
+        """Micro-batches of a batch that all processes share out: cfg.grad_accum or more."""
+        P = processes.size()
+        return math.ceil(self.cfg.grad_accum / P) * P
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """Cut this process's share of a batch into cfg.grad_accum micro-batches."""
+        rows = slice(processes.rank(), None, processes.size())
+        return batch.take(rows).split(self.cfg.grad_accum)
+
     def next_batch(self):
         """Return the batch of this step, as `make_batch` made it."""
         self.began = time.time()
@@ -248,7 +276,8 @@ class Run:
                 "recent_losses": self.recent,
             }
             stopped = self.folder / "stopped.json"
-            stopped.write_text(json.dumps(found, indent=2) + "\n")
+            if processes.is_first():
+                stopped.write_text(json.dumps(found, indent=2) + "\n")
             self._restore_handler()
             name, value = ("gradient", grad) if math.isfinite(loss) else ("loss", loss)
             raise ValueError(
@@ -307,15 +336,18 @@ class Run:
 
     def _stop(self) -> None:
         """End a terminated run that has saved, with exit code 143, as shells expect."""
-        print(
-            f"\nterminated; {self.ckpt} is at step {self.step}, --resume continues",
-            file=sys.stderr,
-        )
+        if processes.is_first():
+            print(
+                f"\nterminated; {self.ckpt} is at step {self.step}, --resume continues",
+                file=sys.stderr,
+            )
         raise SystemExit(128 + signal.SIGTERM)
 
     # --- files ---
 
     def _save(self, paths: list[Path]) -> None:
+        if not processes.is_first():
+            return
         checkpoint.save(
             paths, stage=self.stage, configs=self.configs, model=self.model,
             tokenizer=self.tokenizer, step=self.step, best=self.best_loss,
@@ -328,6 +360,8 @@ class Run:
         If the file lacks a column, the column is added, and is empty in older rows.
         """
         means = self.meter.means()
+        if not processes.is_first():
+            return
         row = {"step": self.step} | dict.fromkeys(COLUMNS, "") | means | figures
         row |= peak_memory("gb", self.device) | {"min": round(self.minutes, 2)}
         columns = []
