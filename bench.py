@@ -42,7 +42,10 @@ from minivlm.gpt import GPT, GPTConfig
 from minivlm.heads import Learner, RewardModel, ValueModel
 from minivlm.loading.batches import collate
 from minivlm.loading.images import Pictures
-from minivlm.losses import IGNORE_INDEX, clip_loss, dpo_loss, kl_estimate, next_token_loss
+from minivlm.losses import (
+    IGNORE_INDEX, clip_loss, dpo_loss, kl_estimate, next_token_loss, ppo_policy_loss,
+    ppo_value_loss,
+)
 from minivlm.optim import Optimizer, Together
 from minivlm.preferences.pairs import PairBatch, pair_logprobs
 from minivlm.pretrained import export
@@ -294,8 +297,8 @@ def lm(b: Bench) -> Case:
 
 def llava(b: Bench, model: VLM) -> nn.Module:
     """transformers' LLaVA with the weights of a VLM; the ViT is frozen."""
-    config = export.llava_config(model.config) | {"architectures": ["LlavaForConditionalGeneration"]}
     weights = to_theirs(llava_names(model.config), model.state_dict())
+    config = export.llava_config(model.config)
     theirs = b.peer("LlavaForConditionalGeneration", config, weights)
     theirs.model.vision_tower.requires_grad_(False)
     theirs.lm_head.weight = theirs.get_input_embeddings().weight  # tied, as ours
@@ -419,11 +422,13 @@ def dpo(b: Bench) -> Case:
     return Case(ours, peer, trains=True)
 
 
-def ppo(b: Bench) -> Case:
+def ppo(b: Bench, peer_of: Callable) -> Case:
     """An iteration of PPO: draw answers, score them, one pass of two updates.
 
-    TRL's value head sits on the policy; ours is a model of its own, as in InstructGPT, and
-    so has more to compute.
+    Args:
+        peer_of: makes the peer's iteration. TRL 0.11 has two trainers. The value head of
+            PPOTrainer sits on the policy. PPOv2Trainer has a value model of its own, as
+            InstructGPT and we do, which takes nearly twice the arithmetic.
     """
     B, n_new = b.size.rollout
     policy, ref, judge = vlm(b), vlm(b), RewardModel(vlm(b))
@@ -431,7 +436,7 @@ def ppo(b: Bench) -> Case:
         other.vit.load_state_dict(policy.vit.state_dict())
     prompts = [b.inputs.prompt() for _ in range(B)]
     images = b.inputs.pictures(B)
-    peer = trl_iteration(b, policy, prompts, images, n_new) if b.hf else None
+    peer = peer_of(b, policy, prompts, images, n_new) if b.hf else None
 
     value_model = ValueModel.from_reward_model(judge)
     share_vit([policy, ref, judge.vlm, value_model.vlm])
@@ -462,6 +467,29 @@ def ppo(b: Bench) -> Case:
     return Case(ours, peer, unit="iteration")
 
 
+class WithValues(nn.Module):
+    """A model of transformers with a head that gives a value at each token."""
+
+    def __init__(self, b: Bench, policy: VLM):
+        super().__init__()
+        self.b = b
+        self.model = llava(b, policy)
+        self.head = nn.Linear(b.size.gpt.n_embd, 1).to(b.device)
+
+    def values(self, **inputs) -> Tensor:
+        """(B, T), without logits."""
+        with self.b.autocast():
+            hidden = self.model.model(**inputs).last_hidden_state
+        return self.head(hidden.float())[..., 0]
+
+    def forward(self, **inputs):
+        """Logits, no loss, values: what TRL's AutoModelForCausalLMWithValueHead returns."""
+        with self.b.autocast():
+            out = self.model(**inputs, output_hidden_states=True)
+        values = self.head(out.hidden_states[-1].float())[..., 0]
+        return out.logits.float(), None, values
+
+
 def trl_iteration(
     b: Bench, policy: VLM, prompts: list[list[int]], images: Tensor, n_new: int
 ) -> Callable[[], None]:
@@ -482,21 +510,7 @@ def trl_iteration(
                "batched_forward_pass", "train_minibatch")
     functions("trl", "trainer/ppo_trainer.py", methods, space)
     B = len(prompts)
-
-    class WithValues(nn.Module):
-        """What AutoModelForCausalLMWithValueHead returns: logits, loss, values."""
-
-        def __init__(self, model: nn.Module):
-            super().__init__()
-            self.model = model
-            self.head = nn.Linear(b.size.gpt.n_embd, 1).to(b.device)
-
-        def forward(self, **inputs):
-            with b.autocast():
-                out = self.model(**inputs, output_hidden_states=True)
-            return out.logits.float(), None, self.head(out.hidden_states[-1].float())[..., 0]
-
-    drawer, ref, judge = (WithValues(llava(b, policy)) for _ in range(3))
+    drawer, ref, judge = (WithValues(b, policy) for _ in range(3))
     params = [p for p in drawer.parameters() if p.requires_grad]
     trainer = SimpleNamespace(
         config=SimpleNamespace(
@@ -530,7 +544,7 @@ def trl_iteration(
         mask = padded([[1] * len(row) for row in rows], 0, b.device)
         inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": images}
         with torch.no_grad():
-            _, _, values = judge(**inputs)
+            values = judge.values(**inputs)
             scores = values.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
             logp, _, values, masks = trainer.batched_forward_pass(
                 drawer, queries, responses, inputs)
@@ -545,6 +559,72 @@ def trl_iteration(
             trainer.train_minibatch(
                 logp[rows], values[rows], new_logp, logits, new_values, masks[rows], advs[rows],
                 returns[rows])
+
+    return iteration
+
+
+def trl2_iteration(
+    b: Bench, policy: VLM, prompts: list[list[int]], images: Tensor, n_new: int
+) -> Callable[[], None]:
+    """The same iteration as TRL's PPOv2Trainer takes it, whose loop is one long method.
+
+    So the calls of the models, their order and their shapes are TRL's, the lines are not.
+    """
+    B = len(prompts)
+    drawer, ref = llava(b, policy), llava(b, policy)
+    value_model, judge = WithValues(b, policy), WithValues(b, policy)
+    both = nn.ModuleList([drawer, value_model])
+    adamw = torch.optim.AdamW(
+        [p for p in both.parameters() if p.requires_grad], lr=1e-5, fused=True
+    )
+    left = padded(prompts, 0, b.device, left=True)                   # (B, T)
+    seen = padded([[1] * len(p) for p in prompts], 0, b.device, left=True)
+    answer = slice(left.shape[1] - 1, -1)  # positions that predict the answer
+    ones = torch.ones(B, n_new, dtype=torch.bool, device=b.device)
+
+    def logits_of(model: nn.Module, inputs: dict) -> Tensor:
+        with b.autocast():
+            return model(**inputs).logits[:, answer].float()
+
+    def logp_of(logits: Tensor, ids: Tensor) -> Tensor:
+        return logits.log_softmax(-1).gather(2, ids[..., None])[..., 0]
+
+    def iteration() -> None:
+        with torch.no_grad(), b.autocast():
+            out = drawer.generate(
+                input_ids=left, attention_mask=seen, pixel_values=images, do_sample=True,
+                top_k=0, max_new_tokens=n_new, min_new_tokens=n_new, pad_token_id=0,
+                suppress_tokens=[policy.config.image_id], return_dict_in_generate=True,
+                output_scores=True,
+            )
+        ids = out.sequences[:, -n_new:]                              # (B, n_new)
+        mask = torch.cat([seen, ones.long()], dim=1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        inputs = {"input_ids": out.sequences, "attention_mask": mask,
+                  "position_ids": positions, "pixel_values": images}
+        with torch.no_grad():
+            logp = logp_of(torch.stack(out.scores, dim=1).float(), ids)
+            ref_logp = logp_of(logits_of(ref, inputs), ids)
+            values = value_model.values(**inputs)[:, answer]
+            rewards = -0.1 * (logp - ref_logp)
+            rewards[:, -1] += judge.values(**inputs)[:, -1]
+            advs, returns = gae(rewards, values, ones, 1.0, 0.95)
+            advs = whiten(advs, ones)
+        for rows in torch.randperm(B).split(B // 2):
+            part = {k: x[rows] for k, x in inputs.items()}
+            new_values = value_model.values(**part)[:, answer]
+            logits = logits_of(drawer, part)
+            loss, _ = ppo_policy_loss(
+                logp_of(logits, ids[rows]), logp[rows], advs[rows], ones[rows], 0.2
+            )
+            value_loss = ppo_value_loss(
+                new_values, values[rows], returns[rows], ones[rows], 0.2
+            )
+            (loss + 0.1 * value_loss).backward()
+            adamw.step()
+            adamw.zero_grad()
+            with torch.no_grad():  # TRL logs the entropy
+                (logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)).mean()
 
     return iteration
 
@@ -652,13 +732,15 @@ def batches(b: Bench) -> Case:
 
 
 CASES = {
-    "clip": clip, "lm": lm, "sft": sft, "dpo": dpo, "ppo": ppo,
+    "clip": clip, "lm": lm, "sft": sft, "dpo": dpo,
+    "ppo": partial(ppo, peer_of=trl_iteration), "ppo2": partial(ppo, peer_of=trl2_iteration),
     "greedy1": partial(greedy, n=1), "greedy16": partial(greedy, n=16), "sample": sample,
     "pictures": pictures, "batches": batches,
 }
 TITLES = {
     "clip": "CLIP, a step", "lm": "GPT, a step", "sft": "LLaVA's SFT, a step",
-    "dpo": "DPO, a step", "ppo": "PPO, an iteration", "greedy1": "greedy, 1 row, a token",
+    "dpo": "DPO, a step", "ppo": "PPO, an iteration",
+    "ppo2": "PPO, value model of its own", "greedy1": "greedy, 1 row, a token",
     "greedy16": "greedy, 16 rows, a token of each", "sample": "drawn with pictures, a token",
     "pictures": "reading a photograph", "batches": "a batch of dialogues",
 }

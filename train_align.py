@@ -27,7 +27,7 @@ from minivlm.optim import Optimizer, lr_scale
 from minivlm.pretrained.weights import read_lm, read_vision
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
-from minivlm.running.processes import total
+from minivlm.running.processes import add_gradients, share, total
 from minivlm.running.run import Run
 from minivlm.vlm import VLM, VLMConfig
 
@@ -146,7 +146,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         batch = run.next_batch().to(run.device)
         loss = 0.0
-        for part in run.parts(batch):
+        for part in batch.take(share()).split(cfg.grad_accum):
             # the gradient passes through the frozen GPT to the projector
             at = part.targets != IGNORE_INDEX                        # (B, T), the captions
             with run.autocast():
@@ -158,6 +158,7 @@ def main(cfg: Config) -> dict[str, float]:
             loss += part_loss.item()
         [loss] = total(loss)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
+        add_gradients(optimizer.params)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.add(batch.ids, loss=loss, grad=grad, lr=cfg.lr * scale)
 

@@ -251,9 +251,10 @@ def main(cfg: Config) -> dict[str, float]:
             break
 
         batch = run.next_batch().to(run.device)
-        parts = run.parts(batch)
+        parts = batch.take(processes.share()).split(cfg.grad_accum)
         loss = contrastive_backward(step_model, parts, run.autocast, loss_of)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
+        processes.add_gradients(optimizer.params)
         grad = optimizer.step(scale, cfg.grad_clip)
         model.clamp_scale()
         multiplier = model.logit_scale.item()

@@ -37,7 +37,7 @@ from minivlm.rollout import describe, roll_out
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
-from minivlm.running.processes import first_then_others, is_first, mine, total
+from minivlm.running.processes import add_gradients, first_then_others, is_first, mine, total
 from minivlm.running.run import Run
 from minivlm.vlm import VLM
 
@@ -271,6 +271,7 @@ def main(cfg: Config) -> dict[str, float]:
         sums = dict(zip(sums, total(*sums.values())))
         ids = [name for batch, _ in parts for name in batch.rows.ids]
         scale = lr_scale(step, cfg.steps, cfg.warmup)
+        add_gradients(optimizer.params)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.add(ids, **sums, grad=grad, lr=cfg.lr * scale)
 

@@ -19,7 +19,7 @@ from minivlm.loading.prepared import load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.running.options import cli
-from minivlm.running.processes import total
+from minivlm.running.processes import add_gradients, share, total
 from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
 
@@ -138,7 +138,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         batch = run.next_batch().to(run.device)
         loss = 0.0
-        for part in run.parts(batch):
+        for part in batch.take(share()).split(cfg.grad_accum):
             at = part.targets != IGNORE_INDEX                        # (B, T)
             with run.autocast():
                 logits = step_model(part.idx, at=at)                 # (M, V)
@@ -149,6 +149,7 @@ def main(cfg: Config) -> dict[str, float]:
             loss += part_loss.item()
         [loss] = total(loss)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
+        add_gradients(optimizer.params)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.add(batch.ids, loss=loss, grad=grad, lr=cfg.lr * scale)
 

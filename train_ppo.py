@@ -35,7 +35,7 @@ from minivlm.rollout import (
 )
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
-from minivlm.running.processes import largest, rank, size, total
+from minivlm.running.processes import add_gradients, largest, rank, size, total
 from minivlm.running.run import Run
 
 # --- config ---
@@ -168,6 +168,7 @@ def update(
         if cfg.max_kl and cfg.max_kl < sums["new_kl"] < math.inf:
             learner.zero_grad()
             break
+        add_gradients(optimizer.params)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.check(sums["loss"] + sums["value_loss"], grad, rollout.names(rows))
         n_updates += 1

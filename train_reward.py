@@ -33,7 +33,7 @@ from minivlm.preferences.rankings import load_rankings
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
-from minivlm.running.processes import mine, total
+from minivlm.running.processes import add_gradients, mine, total
 from minivlm.running.run import Run
 
 # weight of a prompt's squared mean score. Pairs only compare scores, so without this term
@@ -244,6 +244,7 @@ def main(cfg: Config) -> dict[str, float]:
         [loss] = total(loss)
         ids = [name for batch, *_ in parts for name in batch.ids]
         scale = lr_scale(step, cfg.steps, cfg.warmup)
+        add_gradients(optimizer.params)
         grad = optimizer.step(scale, cfg.grad_clip)
         run.add(ids, loss=loss, grad=grad, lr=cfg.lr * scale)
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.projector import Projector
-from minivlm.running.processes import add_gradients
 from minivlm.transformer import Attention, Block, SwiGLU
 
 
@@ -165,8 +164,7 @@ class Optimizer:
     def step(self, scale: float, clip: float) -> float:
         """Clip the gradient to norm `clip`, take a step, and set the gradient to None.
 
-        Where several processes train together, their gradients are added up first. If the
-        gradient is NaN or inf, no step is taken: it would make the weights NaN.
+        If the gradient is NaN or inf, no step is taken: it would make the weights NaN.
 
         Args:
             scale: share of the peak learning rates, see `lr_scale`.
@@ -176,7 +174,6 @@ class Optimizer:
         Returns:
             the gradient's norm before clipping.
         """
-        add_gradients(self.params)
         # a limit of 0 would multiply every gradient by 0
         norm = float(nn.utils.clip_grad_norm_(self.params, clip or math.inf))
         for part, peak in zip(self.parts, self.peaks):
@@ -211,6 +208,7 @@ class Together:
 
     def __init__(self, *optimizers: Optimizer):
         self.optimizers = optimizers
+        self.params = [p for optimizer in optimizers for p in optimizer.params]
 
     def step(self, scale: float, clip: float) -> float:
         """Step all of them; return the first one's gradient norm, see `Optimizer.step`."""

@@ -654,6 +654,48 @@ def memory_tables() -> list[list[str]]:
     return tables
 
 
+SPEED = {  # cases of bench.py
+    "clip": "CLIP, a step", "lm": "GPT, a step", "sft": "LLaVA's SFT, a step",
+    "dpo": "DPO, a step", "ppo": "PPO, an iteration (peer: value head on the policy)",
+    "ppo2": "PPO, an iteration (peer: value model of its own)",
+    "greedy1": "greedy, one row, a token", "greedy16": "greedy, 16 rows, a token of each",
+    "sample": "drawn with pictures, a token of each", "pictures": "reading a photograph",
+    "batches": "making a batch of dialogues",
+}
+
+
+def speed_tables() -> list[list[str]]:
+    """Ours beside transformers and TRL, from bench.json, a table for each size."""
+    path = HERE / "bench.json"
+    tables = []
+    for size, report in json.loads(path.read_text()).items() if path.is_file() else ():
+        env = report["environment"]
+        cases = report["cases"]
+        where = env["gpu"] if env["gpu"] != "none" else cores(env["cpu"])
+        rate = statistics.median(entry["matmul_gflops"] for entry in cases.values())
+        lines = [
+            f"`python bench.py --size {size}`; {where}, {rate:.0f} GFLOP/s in a large matrix "
+            f"product; torch {env['torch']}. In brackets the lowest and the highest of "
+            f"{report['config']['rounds']} turns.",
+            "",
+            *head([size, "ours, ms", "peer / ours", "share of that rate", "GB", "GB, peer"]),
+        ]
+        for name, label in SPEED.items():
+            if name not in cases:
+                continue
+            entry = cases[name]
+            ratio = share = ""
+            if "ratio" in entry:
+                low, high = entry["ratio_low"], entry["ratio_high"]
+                ratio = f"{entry['ratio']:.2f} ({low:.2f} .. {high:.2f})"
+            if "share" in entry:
+                share = f"{entry['share']:.2f}"
+            memory = [f"{entry[k]:.1f}" if k in entry else "" for k in ("gb", "peer_gb")]
+            lines.append(line([label, f"{entry['ours_ms']:.3g}", ratio, share, *memory]))
+        tables.append(lines)
+    return tables
+
+
 # --- pages ---
 
 
@@ -725,7 +767,7 @@ def clip_table() -> list[str]:
 
 def block() -> str:
     """The tables of the README."""
-    return joined([front_table(), clip_table()])
+    return joined([front_table(), clip_table(), *speed_tables()])
 
 
 def report_block() -> str:
@@ -752,6 +794,7 @@ def page() -> str:
         "SigLIP's loss": siglip_tables(),
         "Wide pictures": [wide_table()],
         "Parts of a block": [parts_table()],
+        "Speed": speed_tables(),
         "Memory": memory_tables(),
         "NLVR": [main_table("nlvr")],
         "CIFAR-10": [cifar_table()],

@@ -26,7 +26,7 @@ SCRIPTS = (
 )
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
 EXTRAS = {  # optional: extras of setup.py
-    ("teachers.py", "openai"),
+    ("teachers.py", "openai"), ("bench.py", "transformers"),
     ("weights.py", "safetensors"), ("tokenizers.py", "regex"),
     ("sentencepiece.py", "tokenizers"),
     ("test_pretrained.py", "safetensors"), ("test_families.py", "safetensors"),
@@ -147,7 +147,7 @@ def test_only_core_packages_are_imported():
                 top = name.split(".")[0]
                 own = any((ROOT / f / f"{top}.py").exists() for f in ("", "results"))
                 own = own or any((ROOT / "tests").rglob(f"{top}.py"))
-                own = own or top in ("setuptools", "parity")
+                own = own or top in ("setuptools", "parity", "tests")
                 extra = (path.name, top) in EXTRAS
                 assert top in CORE or own or extra or top in sys.stdlib_module_names, (
                     f"{path.name} imports {name}"

@@ -62,9 +62,14 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def share() -> slice:
+    """This process's rows of a batch: every size-th, from its rank on."""
+    return slice(rank(), None, size())
+
+
 def mine(items: Sequence[T]) -> Sequence[T]:
-    """This process's share of a list: every size-th item, from its rank on."""
-    return items[rank()::size()]
+    """This process's share of a list or of a tensor's rows."""
+    return items[share()]
 
 
 @contextmanager

@@ -41,7 +41,6 @@ from minivlm.running.machine import (
 )
 from minivlm.running.options import check, printable, settings
 from minivlm.running.workers import batches
-from minivlm.loading.batches import Batch
 from minivlm.tokenizer import Tokenizer
 
 # the columns that every metrics.csv has between "step" and the stage's own
@@ -244,11 +243,6 @@ class Run:
         """Micro-batches of a batch that all processes share out: cfg.grad_accum or more."""
         P = processes.size()
         return math.ceil(self.cfg.grad_accum / P) * P
-
-    def parts(self, batch: Batch) -> list[Batch]:
-        """Cut this process's share of a batch into cfg.grad_accum micro-batches."""
-        rows = slice(processes.rank(), None, processes.size())
-        return batch.take(rows).split(self.cfg.grad_accum)
 
     def next_batch(self):
         """Return the batch of this step, as `make_batch` made it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minivlm.losses import next_token_loss
-from minivlm.attention_masks import attention_mask, segment_mask
+from minivlm.attention_masks import prefix_mask, segment_mask
 from parity.peers import whole
 
 
@@ -49,24 +49,19 @@ def grid(B: int, queries: Tensor, n_keys: int) -> tuple[Tensor, ...]:
 def test_the_prefix_mask_is_paligemmas(agreement):
     """Catches a prefix that sees what follows, one token too long or short, an empty row.
 
-    There the prefix is a block that sees itself both ways, laid over the causal mask. Half of the
-    cases have a cache, whose queries begin anywhere.
+    There the prefix is a block that sees itself both ways, laid over the causal mask.
     """
     masks = whole("transformers.masking_utils")
     seen = agreement("prefix mask: truth values, no empty row", "transformers",
                      "masking_utils.causal_mask_function, blockwise_overlay", 0)
     for rng in seen.cases():
-        B, T, prefix = rng.randint(1, 5), rng.randint(1, 20), None
-        start = torch.randint(0, rng.choice((1, 8)), (B, 1))
-        positions = start + torch.arange(T)                          # (B, T)
-        n_keys = int(positions.max()) + 1
-        allowed = masks.causal_mask_function
-        if rng.random() < 0.9:
-            prefix = torch.randint(0, n_keys + 1, (B,))
-            block = torch.where(torch.arange(n_keys) < prefix[:, None], 0, -1)
-            allowed = masks.or_masks(allowed, masks.blockwise_overlay(block))
-        ours = attention_mask(positions, n_keys, prefix)
-        seen.same(ours, allowed(*grid(B, positions, n_keys)))
+        B, T = rng.randint(1, 5), rng.randint(1, 20)
+        positions = torch.arange(T).expand(B, T)
+        prefix = torch.randint(0, T + 1, (B,))
+        block = torch.where(positions < prefix[:, None], 0, -1)
+        allowed = masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(block))
+        ours = prefix_mask(T, prefix)
+        seen.same(ours, allowed(*grid(B, positions, T)))
         seen.same(bool(ours.any(-1).all()), True)
 
 

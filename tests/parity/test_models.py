@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minivlm.cache import Decoder, KVCache
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.gpt import GPT, GPTConfig
 from minivlm.losses import siglip_loss
@@ -297,21 +298,20 @@ def test_a_cache_is_transformers_with_left_padding(hf, agreement, tmp_path, fami
             right = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
             left = torch.tensor([[0] * (longest - len(r)) + r for r in rows])
             mask = torch.tensor([[0] * (longest - n) + [1] * n for n in lengths])
-            cache = ours.new_cache(2, c.block_size)
-            positions = torch.arange(longest).expand(2, longest)
-            mine = ours(right, cache=cache, positions=positions)
-            mine = mine[torch.arange(2), torch.tensor(lengths) - 1]
+            cache = KVCache(c.n_layer, 2, c.block_size)
+            at = torch.tensor(lengths)
+            mine = ours(right, cache=cache)[torch.arange(2), at - 1]
+            decoder = Decoder(ours, cache, at)
             out = theirs(input_ids=left, attention_mask=mask, use_cache=True,
                          position_ids=(mask.cumsum(1) - 1).clamp(min=0))
             seen.close(mine, out.logits[:, -1])
             for step in range(c.block_size - longest):
-                new = torch.randint(0, c.vocab_size, (2, 1))
-                at = torch.tensor(lengths)[:, None] + step
+                new = torch.randint(0, c.vocab_size, (2,))
                 mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
-                mine = ours(new, cache=cache, positions=at)[:, 0]
-                out = theirs(input_ids=new, attention_mask=mask, position_ids=at,
+                out = theirs(input_ids=new[:, None], attention_mask=mask,
+                             position_ids=(at + step)[:, None],
                              past_key_values=out.past_key_values)
-                seen.close(mine, out.logits[:, -1])
+                seen.close(decoder(new, at + step), out.logits[:, -1])
 
 
 @pytest.mark.parametrize("family", LM)

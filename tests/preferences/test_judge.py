@@ -91,7 +91,7 @@ def test_a_judged_run_counts_what_failed_and_asks_only_that_again(
     monkeypatch.setattr(preferences, "OpenAITeacher", Judge)
     (tmp_path / "rubric.txt").write_text("rate")
     cfg = preferences.Config(run=str(tmp_path), data=str(tmp_path), n=12, n_val=1, k=2,
-                             max_new_tokens=8, rater="judge", model="m",
+                             max_new_tokens=8, rater="judge", model="m", seed=1,
                              rubric=f"{tmp_path}/rubric.txt")
     first = preferences.main(cfg)
     n = len(Judge.asked)

@@ -82,8 +82,8 @@ def test_several_processes_train_as_one_does(alone, shared, stage):
 
 def train(folder: Path, runs: Path, out: Path, n: int, *more: str) -> subprocess.Popen:
     """train_sft.py itself, as torchrun starts it."""
-    args = ["--init", f"{runs}/align", "--data", str(folder), "--out", str(out), "--batch_size", "8",
-            "--grad_accum", "1", "--eval_every", "3", "--log_every", "1", "--seed", "3", *more]
+    args = ["--init", f"{runs}/align", "--data", str(folder), "--out", str(out), "--batch_size",
+            "8", "--grad_accum", "1", "--eval_every", "3", "--log_every", "1", "--seed", "3", *more]
     whole = command(n)
     whole[-1] = str(ROOT / "train_sft.py")
     return subprocess.Popen(whole + args, env=environment(), stdout=subprocess.PIPE,
