@@ -27,7 +27,7 @@ from minivlm.optim import Optimizer, lr_scale
 from minivlm.pretrained.weights import read_lm, read_vision
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
-from minivlm.running.processes import add_gradients, share, total
+from minivlm.running.processes import add_gradients, own_rows, total
 from minivlm.running.run import Run
 from minivlm.vlm import VLM, VLMConfig
 
@@ -146,7 +146,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         batch = run.next_batch().to(run.device)
         loss = 0.0
-        for part in batch.take(share()).split(cfg.grad_accum):
+        for part in batch.take(own_rows()).split(cfg.grad_accum):
             # the gradient passes through the frozen GPT to the projector
             at = part.targets != IGNORE_INDEX                        # (B, T), the captions
             with run.autocast():

@@ -33,7 +33,7 @@ from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import lr_scale, with_slower_part
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
-from minivlm.running.processes import add_gradients, share, total
+from minivlm.running.processes import add_gradients, own_rows, total
 from minivlm.running.run import Run
 from minivlm.transformer import Block
 from minivlm.vlm import VLMConfig
@@ -222,7 +222,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch = run.next_batch().to(run.device)
         generator = torch.Generator().manual_seed(hash_seed(cfg.seed, step, 2))
         loss, parts_of_loss = 0.0, defaultdict(float)
-        for part in batch.take(share()).split(cfg.grad_accum):
+        for part in batch.take(own_rows()).split(cfg.grad_accum):
             # the writing loss is a mean over tokens, the other two are means over rows
             share = part.n_supervised / batch.n_supervised
             row_share = len(part.idx) / len(batch.idx)

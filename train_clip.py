@@ -251,7 +251,7 @@ def main(cfg: Config) -> dict[str, float]:
             break
 
         batch = run.next_batch().to(run.device)
-        parts = batch.take(processes.share()).split(cfg.grad_accum)
+        parts = batch.take(processes.own_rows()).split(cfg.grad_accum)
         loss = contrastive_backward(step_model, parts, run.autocast, loss_of)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         processes.add_gradients(optimizer.params)

@@ -19,7 +19,7 @@ from minivlm.loading.prepared import load_records
 from minivlm.losses import IGNORE_INDEX, next_token_loss
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.running.options import cli
-from minivlm.running.processes import add_gradients, share, total
+from minivlm.running.processes import add_gradients, own_rows, total
 from minivlm.running.run import Run
 from minivlm.tokenizer import Tokenizer
 
@@ -138,7 +138,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         batch = run.next_batch().to(run.device)
         loss = 0.0
-        for part in batch.take(share()).split(cfg.grad_accum):
+        for part in batch.take(own_rows()).split(cfg.grad_accum):
             at = part.targets != IGNORE_INDEX                        # (B, T)
             with run.autocast():
                 logits = step_model(part.idx, at=at)                 # (M, V)

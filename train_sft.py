@@ -32,7 +32,7 @@ from minivlm.optim import Optimizer, lr_scale
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
-from minivlm.running.processes import add_gradients, share, total
+from minivlm.running.processes import add_gradients, own_rows, total
 from minivlm.running.run import Run
 
 # --- config ---
@@ -154,7 +154,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         batch = run.next_batch().to(run.device)
         loss = 0.0
-        for part in batch.take(share()).split(cfg.grad_accum):
+        for part in batch.take(own_rows()).split(cfg.grad_accum):
             # questions and pictures have no targets: of dialogues only answers are scored
             at = part.targets != IGNORE_INDEX                        # (B, T)
             with run.autocast():

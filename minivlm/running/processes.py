@@ -62,14 +62,14 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def share() -> slice:
+def own_rows() -> slice:
     """This process's rows of a batch: every size-th, from its rank on."""
     return slice(rank(), None, size())
 
 
 def mine(items: Sequence[T]) -> Sequence[T]:
     """This process's share of a list or of a tensor's rows."""
-    return items[share()]
+    return items[own_rows()]
 
 
 @contextmanager
