@@ -112,7 +112,7 @@ GPT2 = GPTConfig(50257, 1024, 12, 12, 768)
 SIZES = {
     "tiny": Size(
         CLIPConfig(ViTConfig(60, 20, 4, 4, 128, "gelu"), 1536, 80, 3, 4, 128, 128, "gelu"),
-        GPTConfig(1536, 256, 4, 4, 128, act="gelu"), 192, (8, 40), (6, 255), 64, (8, 32),
+        GPTConfig(1536, 256, 4, 4, 128, act="gelu"), 192, (8, 40), (6, 256), 64, (8, 32),
         (4, 40), 64, (128, 24), 64,
     ),
     "base": Size(
@@ -125,7 +125,7 @@ SIZES = {
         CLIPConfig(
             ViTConfig(224, 14, 24, 16, 1024), 49408, 77, 12, 12, 768, 768, "quick_gelu"
         ),
-        GPTConfig(50257, 1024, 24, 16, 1024), 256, (8, 40), (16, 1023), 32, (8, 32),
+        GPTConfig(50257, 1024, 24, 16, 1024), 256, (8, 40), (16, 1024), 32, (8, 32),
         (8, 200), 32, (64, 64), 64,
     ),
 }
@@ -276,7 +276,9 @@ def lm(b: Bench) -> Case:
 
         def peer() -> float:
             with b.autocast():
-                loss = theirs(input_ids=ids, labels=ids).loss
+                loss = theirs(
+                    input_ids=ids[:, :-1], labels=ids[:, 1:], shift_labels=ids[:, 1:]
+                ).loss
             loss.backward()
             update()
             return loss.item()

@@ -137,6 +137,11 @@ def peak_memory(name: str, device: torch.device | None = None) -> dict[str, floa
     """
     if device is not None and device.type == "cuda":
         return {name: round(torch.cuda.max_memory_reserved(device) / 1e9, 2)}
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux; getrusage would count what a parent process had used
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if found:
+            return {name: round(int(found[1]) * 1024 / 1e9, 2)}
     if resource is None:
         return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
