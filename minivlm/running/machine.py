@@ -18,6 +18,8 @@ try:
 except ImportError:  # Windows has no such module
     resource = None
 
+STATUS = Path("/proc/self/status")  # Linux only
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is a GPU if there is one, else the CPU.
@@ -137,9 +139,8 @@ def peak_memory(name: str, device: torch.device | None = None) -> dict[str, floa
     """
     if device is not None and device.type == "cuda":
         return {name: round(torch.cuda.max_memory_reserved(device) / 1e9, 2)}
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux; getrusage would count what a parent process had used
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+    if STATUS.is_file():  # getrusage would count what a parent process had used before
+        found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())
         if found:
             return {name: round(int(found[1]) * 1024 / 1e9, 2)}
     if resource is None:

@@ -160,16 +160,22 @@ def test_a_command_that_is_no_text_does_not_end_the_run(tmp_path, tokenizer, mon
 def test_memory_that_the_system_does_not_tell_is_no_column(tmp_path, tokenizer, monkeypatch):
     """Catches a figure of 0 GB, or an error, on Windows, which has no module `resource`."""
     monkeypatch.setattr(machine, "resource", None)
+    monkeypatch.setattr(machine, "STATUS", tmp_path / "none")
     run = started(Config(out=str(tmp_path), steps=2), tokenizer)
     train(run)
     assert "gb" not in rows_of(run)[0] and rows_of(run)[0]["min"]
     assert "peak_gb" not in machine.provenance(Config(), 0.0)
 
 
-def test_memory_is_in_gigabytes(monkeypatch):
+def test_memory_is_in_gigabytes(tmp_path, monkeypatch):
     """Catches kibibytes taken for kilobytes: Linux tells 2,000,000 KiB, which are 2.048 GB; macOS
     tells bytes.
     """
+    status = tmp_path / "status"
+    status.write_text("VmPeak:\t 9000000 kB\nVmHWM:\t 2000000 kB\nVmRSS:\t 1000 kB\n")
+    monkeypatch.setattr(machine, "STATUS", status)
+    assert machine.peak_memory("gb") == {"gb": 2.05}
+    status.unlink()
     usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=2_000_000))
     monkeypatch.setattr(machine, "resource", usage)
     monkeypatch.setattr("sys.platform", "linux")
