@@ -268,6 +268,7 @@ def lm(b: Bench) -> Case:
     c, (B, T) = b.size.gpt, b.size.windows
     model = GPT(c)
     ids = torch.tensor([b.inputs.text((T + 1, T + 1)) for _ in range(B)], device=b.device)
+    read, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     peer = None
     if b.hf:
         weights = to_theirs(lm_names(c), model.state_dict())
@@ -276,9 +277,7 @@ def lm(b: Bench) -> Case:
 
         def peer() -> float:
             with b.autocast():
-                loss = theirs(
-                    input_ids=ids[:, :-1], labels=ids[:, 1:], shift_labels=ids[:, 1:]
-                ).loss
+                loss = theirs(input_ids=read, labels=labels, shift_labels=labels).loss
             loss.backward()
             update()
             return loss.item()
@@ -288,8 +287,8 @@ def lm(b: Bench) -> Case:
 
     def ours() -> float:
         with b.autocast():
-            logits = net(ids[:, :-1])
-        loss = next_token_loss(logits, ids[:, 1:])
+            logits = net(read)
+        loss = next_token_loss(logits, labels)
         loss.backward()
         optimizer.step(1, 1.0)
         return loss.item()
