@@ -15,7 +15,6 @@ keys and values of a token written at once.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -162,9 +161,10 @@ def reads_faster(weight: Tensor) -> bool:
 
     With few rows, reading the matrix takes the time. Here MKL, which `F.linear` calls, reads
     GPT-2's head with one thread, 14 GB/s, and oneDNN with all of them, 31. For a small
-    matrix, the ten microseconds that oneDNN needs to begin are too many.
+    matrix, the ten microseconds that oneDNN needs to begin are too many. Its operator has
+    no public name, but torch's own compiler calls it, too.
     """
-    return (
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and (
         weight.device.type == "cpu" and weight.dtype == torch.float32
         and weight.numel() >= LARGE and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
