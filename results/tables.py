@@ -691,7 +691,9 @@ def speed_tables() -> list[list[str]]:
             if "share" in entry:
                 share = f"{entry['share']:.2f}"
             memory = [f"{entry[k]:.1f}" if k in entry else "" for k in ("gb", "peer_gb")]
-            lines.append(line([label, f"{entry['ours_ms']:.3g}", ratio, share, *memory]))
+            ms = entry["ours_ms"]
+            time = f"{ms:,.0f}" if ms > 100 else f"{ms:.3g}"
+            lines.append(line([label, time, ratio, share, *memory]))
         tables.append(lines)
     return tables
 
