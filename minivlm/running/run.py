@@ -321,7 +321,9 @@ class Run:
 
     def _terminate(self, *_) -> None:
         self.terminated = True
-        self._restore_handler()
+        # torchrun sends the signal more than once, and SIGKILL after half a minute
+        if processes.size() == 1:
+            self._restore_handler()
 
     def _restore_handler(self) -> None:
         """Let the next SIGTERM do what it did before `begin`."""

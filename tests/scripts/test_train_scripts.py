@@ -467,6 +467,8 @@ for name in {[f"train_{stage}" for stage in STAGES]}:
     except SystemExit as done:
         assert done.code == 0
 import train_lm
+from minivlm.running import machine
+machine.STATUS = machine.Path("none")  # nor has Windows /proc
 train_lm.main(train_lm.Config(data={str(folder)!r}, out={str(tmp_path)!r}, steps=1, n_layer=1,
                               n_embd=32, batch_size=2, eval_every=1, device="cpu"))
 """
