@@ -117,6 +117,10 @@ def test_scores_values_and_ends_belong_to_their_answers(models, tokenizer):
         seen = torch.tensor([prompts[b] + ids[:-1]])
         values = value_model(seen, images[b:b + 1])[0, len(prompts[b]) - 1:]
         torch.testing.assert_close(r.values[b][r.mask[b]], values, rtol=1e-4, atol=1e-4)
+    logp, entropy = logprobs(policy, tokenizer.image, r.idx, r.targets, policy.projector(r.feats),
+                             1.6, with_entropy=True)
+    torch.testing.assert_close(r.logp, logp, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(r.entropy, entropy, rtol=1e-3, atol=1e-3)
 
 
 def test_the_cache_changes_nothing(models, tokenizer):
