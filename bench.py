@@ -1,12 +1,12 @@
-"""How fast our steps are, beside transformers' and TRL's on the same work in the same minute.
+"""Time our steps beside those of transformers and TRL, on the same work.
 
    python bench.py                                  sizes of the default world
    python bench.py --size base                      ViT-B/32, GPT-2 124M
    python bench.py --size large --device cuda       ViT-L/14, GPT-2 350M
 
-Ours and the peer's take turns, so that a busy machine disturbs both alike, and a large matrix
-product is timed beside them: its rate is what the machine can do. Both have the same sizes,
-the same inputs and, where a loss can show it, the same weights.
+Our step and the peer's take turns, so that a busy machine disturbs both alike. A large
+matrix product is timed in every turn: its rate is what the machine can do. Both sides have
+the same sizes and inputs. Where there is a loss, they also have the same weights.
 Reads: nothing; without the packages of the parity extra, only ours is timed.
 Writes: results/bench.json, in which other sizes stay.
 Expect (2 CPU cores): 5 min for tiny, 15 for base
@@ -67,7 +67,7 @@ from minivlm.vlm import VLM, VLMConfig
 class Config:
     """Options; the comments are the help texts."""
 
-    size: str = "tiny"  # tiny | base | large; the default world's, ViT-B/32 and GPT-2, ViT-L/14
+    size: str = "tiny"  # tiny | base | large; base is ViT-B/32 and GPT-2 124M
     only: str = ""  # cases to time, separated by commas; empty = all
     rounds: int = 7  # >= 1; how often both take their turn
     seconds: float = 1.0  # > 0; least duration of a turn
@@ -197,15 +197,17 @@ class Bench:
         return self.ours(model.train())
 
 
-def trainer(model: nn.Module, lr: float = 1e-4) -> Callable[[], None]:
-    """What transformers' Trainer does after the gradients: clip, fused AdamW, no gradients."""
+def trainer(model: nn.Module, lr: float = 1e-4) -> Callable[[Tensor], float]:
+    """What transformers' Trainer does with a loss: gradients, clipping, a step of AdamW."""
     params = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.95), fused=True)
 
-    def step() -> None:
+    def step(loss: Tensor) -> float:
+        loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
+        return loss.item()
 
     return step
 
@@ -244,9 +246,7 @@ def clip(b: Bench) -> Case:
                 loss = theirs(
                     input_ids=idx, pixel_values=images, attention_mask=mask, return_loss=True
                 ).loss
-            loss.backward()
-            update()
-            return loss.item()
+            return update(loss)
 
     net = b.ours(model)
     optimizer = Optimizer(model, 1e-4, 0)
@@ -278,9 +278,7 @@ def lm(b: Bench) -> Case:
         def peer() -> float:
             with b.autocast():
                 loss = theirs(input_ids=read, labels=labels, shift_labels=labels).loss
-            loss.backward()
-            update()
-            return loss.item()
+            return update(loss)
 
     net = b.ours(model)
     optimizer = Optimizer(model, 1e-4, 0)
@@ -338,9 +336,7 @@ def sft(b: Bench) -> Case:
                 loss = theirs(
                     input_ids=full, attention_mask=mask, pixel_values=images, labels=labels
                 ).loss
-            loss.backward()
-            update()
-            return loss.item()
+            return update(loss)
 
     net = b.ours(model)
     optimizer = Optimizer(model, 1e-4, 0)
@@ -401,9 +397,7 @@ def dpo(b: Bench) -> Case:
             logps, _ = space["get_batch_logps"](logits, labels)
             chosen, rejected = logps.chunk(2)
             loss = dpo_loss(chosen, rejected, ref, ref, beta).mean()
-            loss.backward()
-            update()
-            return loss.item()
+            return update(loss)
 
     b.ours(model)
     optimizer = Optimizer(model, 1e-4, 0)

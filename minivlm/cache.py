@@ -32,7 +32,7 @@ class KVCache:
 
     Args:
         n_layer, n_rows: L, B.
-        n_columns: how many tokens of a row it can hold, gaps included.
+        n_columns: tokens of the longest prompt, and new tokens of a row.
     """
 
     def __init__(self, n_layer: int, n_rows: int, n_columns: int):
@@ -58,8 +58,6 @@ class Decoder:
         gpt: in evaluation mode.
         cache: as the pass over the prompts has filled it.
         lengths: (B,) tokens of each row's prompt.
-
-    Source: positions without left padding, as in contract 2 of README.md.
     """
 
     def __init__(self, gpt: nn.Module, cache: KVCache, lengths: Tensor):
@@ -76,10 +74,10 @@ class Decoder:
             columns = torch.arange(cache.n_columns, device=lengths.device)
             counts = (columns < lengths[:, None]) | (columns >= longest)
             self.gaps = added(counts[:, None, None], cache.kv[0])
-        self.rotary = None  # `rotation` of all positions, (block_size, 1, D) each
+        self.rotary = None  # `rotation` of all positions, (n_columns, 1, D) each
         if gpt.config.rotary_base:
             f = frequencies(D, gpt.config.rotary_base, gpt.scaling, lengths.device)
-            positions = torch.arange(gpt.config.block_size, device=lengths.device)
+            positions = torch.arange(cache.n_columns, device=lengths.device)
             self.rotary = [x[0].to(cache.kv[0]) for x in rotation(positions[None], f)]
 
     def __call__(self, token: Tensor, positions: Tensor) -> Tensor:

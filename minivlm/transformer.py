@@ -232,8 +232,8 @@ class Block(nn.Module):
 
         Args:
             places: (M,) positions whose output is wanted, counted over all rows; None: all.
-                The last block of a tower need not compute the others: their keys and values
-                are all that is read of them.
+                The last block of a tower needs the keys and values of all positions, but
+                the output of these alone.
         """
         y = self.attn(self.norm1(x), places=places, **options)
         x = (x if places is None else taken(x, places)) + self.drop(y)

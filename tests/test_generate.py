@@ -334,7 +334,7 @@ def test_draws_follow_the_distribution(temperature: float, share: float):
 
 
 def test_a_draw_takes_the_token_where_the_probabilities_reach_it():
-    """Catches: a removed token drawn, or none, at the ends of the interval; a sum beside 1.
+    """Catches: a token of probability 0 for draws near 0 or 1; an index behind the last token.
 
     p = (0, 0.25, 0, 0.75, 0): below 0.25 the second token, from there on the fourth.
     """

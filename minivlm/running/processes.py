@@ -27,10 +27,11 @@ BUCKET = 25_000_000  # numbers that are added up at once
 
 
 def start(device: torch.device) -> torch.device:
-    """Meet the other processes that torchrun has started, if there are any.
+    """Connect this process with the others, if torchrun has started several.
 
     Args:
-        device: the device asked for; of GPUs each process of a machine gets its own.
+        device: as the options name it. If it is a GPU, each process of a machine gets
+            another one.
 
     Returns:
         the device of this process.
@@ -91,8 +92,7 @@ def total(*values: float) -> list[float]:
     """Add each value up over all processes, in float64."""
     if size() == 1:
         return list(values)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    # an MPS or CPU tensor would do, but NCCL adds on GPUs alone
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL adds on GPUs alone
     sums = torch.tensor(values, dtype=torch.float64, device=device)
     with _together():
         dist.all_reduce(sums)
@@ -112,8 +112,8 @@ def add_gradients(params: Sequence[Tensor]) -> None:
     """
     if size() == 1:
         return
-    present = torch.tensor([p.grad is not None for p in params], device=params[0].device)
-    counts = present.float()
+    present = [float(p.grad is not None) for p in params]
+    counts = torch.tensor(present, device=params[0].device)
     with _together():
         dist.all_reduce(counts)
         reached = [p for p, n in zip(params, counts.tolist()) if n]

@@ -159,7 +159,7 @@ class Run:
             self.handler = signal.signal(signal.SIGTERM, self._terminate)
 
     def _take_over(self) -> None:
-        """Make the folder this run's: delete what is stale, write what it is made of."""
+        """Delete the files of an older run; write options, environment and script."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stale = [self.folder / "stopped.json"]
         if self.cfg.resume:

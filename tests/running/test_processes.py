@@ -1,4 +1,4 @@
-"""Several processes against one: the same losses, the same weights, one line when one is lost."""
+"""Several processes train as one does; if one of them is lost, the others end with a line each."""
 
 import csv
 import os
