@@ -194,12 +194,10 @@ class Run:
             total=self.cfg.steps, disable=None if processes.is_first() else True,
         )
         for self.step in self.bar:
-            # the signal may reach the processes at different steps
-            self.terminated = sum(processes.total(self.terminated)) > 0
             if not self.is_due(self.step):
                 if self.step > self.start and self.step % self.cfg.log_every == 0:
                     self._write_row({})
-                if self.terminated:
+                if self._is_to_stop():
                     self._save([self.ckpt])
                     self._stop()
             yield self.step
@@ -235,7 +233,7 @@ class Run:
         is_best = last_is_best or loss < self.best_loss
         self.best_loss = loss if last_is_best else min(self.best_loss, loss)
         self._save([self.best, self.ckpt] if is_best else [self.ckpt])
-        if self.terminated and self.step < self.cfg.steps:
+        if self.step < self.cfg.steps and self._is_to_stop():
             self._stop()
 
     @property
@@ -318,6 +316,13 @@ class Run:
         return (time.time() - self.started) / 60
 
     # --- signals ---
+
+    def _is_to_stop(self) -> bool:
+        """Whether SIGTERM has come to any process; all of them must ask at the same step.
+
+        The signal may reach the processes at different steps.
+        """
+        return sum(processes.total(self.terminated)) > 0
 
     def _terminate(self, *_) -> None:
         self.terminated = True
