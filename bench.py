@@ -54,7 +54,7 @@ from minivlm.pretrained.weight_names import clip_names, llava_names, lm_names, t
 from minivlm.rl import gae, kl_rewards, whiten
 from minivlm.rollout import PromptBatch, roll_out, share_vit
 from minivlm.running.machine import (
-    autocast, is_bfloat16, peak_memory, pick_device, provenance,
+    autocast, is_bfloat16, matmul_rate, peak_memory, pick_device, provenance, seconds_of,
 )
 from minivlm.running.options import check, cli
 from minivlm.vit import ViTConfig
@@ -75,7 +75,6 @@ class Config:
     memory: bool = True  # measure memory, each side in a process of its own
     device: str = "cpu"  # auto, cpu, cuda, cuda:1
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
-    compile: bool = False  # use torch.compile, for both
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     seed: int = 0  # >= 0; decides weights and inputs
     out: str = "results/bench.json"  # file to write
@@ -183,18 +182,13 @@ class Bench:
         """The context in which models compute."""
         return autocast(self.device, self.cfg.dtype)
 
-    def ours(self, model: nn.Module) -> nn.Module:
-        """Put a model where it computes; compile it if asked."""
-        model = model.to(self.device)
-        return torch.compile(model) if self.cfg.compile else model
-
     def peer(self, name: str, config: dict, weights: dict[str, Tensor]) -> nn.Module:
         """Make transformers' model of a config with the same weights."""
         weights = {k: w.detach().float().contiguous() for k, w in weights.items()}
         with TemporaryDirectory() as folder:
             export.write(Path(folder), weights, {"config.json": config})
             model = getattr(self.hf, name).from_pretrained(folder)
-        return self.ours(model.train())
+        return model.train().to(self.device)
 
 
 def trainer(model: nn.Module, lr: float = 1e-4) -> Callable[[Tensor], float]:
@@ -248,7 +242,7 @@ def clip(b: Bench) -> Case:
                 ).loss
             return update(loss)
 
-    net = b.ours(model)
+    net = model.to(b.device)
     optimizer = Optimizer(model, 1e-4, 0)
 
     def ours() -> float:
@@ -280,7 +274,7 @@ def lm(b: Bench) -> Case:
                 loss = theirs(input_ids=read, labels=labels, shift_labels=labels).loss
             return update(loss)
 
-    net = b.ours(model)
+    net = model.to(b.device)
     optimizer = Optimizer(model, 1e-4, 0)
 
     def ours() -> float:
@@ -338,7 +332,7 @@ def sft(b: Bench) -> Case:
                 ).loss
             return update(loss)
 
-    net = b.ours(model)
+    net = model.to(b.device)
     optimizer = Optimizer(model, 1e-4, 0)
 
     def ours() -> float:
@@ -399,7 +393,7 @@ def dpo(b: Bench) -> Case:
             loss = dpo_loss(chosen, rejected, ref, ref, beta).mean()
             return update(loss)
 
-    b.ours(model)
+    model.to(b.device)
     optimizer = Optimizer(model, 1e-4, 0)
 
     def ours() -> float:
@@ -456,7 +450,7 @@ def ppo(b: Bench, peer_of: Callable) -> Case:
         rewards = kl_rewards(rollout.worth(1.0, 0.0), kl, mask, learner.kl_coef)
         advs, returns = gae(rewards, rollout.values, mask, 1.0, 0.95)
         train_ppo.update(
-            policy, learner, optimizer, rollout, whiten(advs, mask), returns, 1, 0, cfg, run
+            learner, optimizer, rollout, whiten(advs, mask), returns, 1, 0, cfg, run
         )
 
     return Case(ours, peer, unit="iteration")
@@ -646,7 +640,7 @@ def greedy(b: Bench, n: int, n_new: int = 64) -> Case:
                     max_new_tokens=n_new, min_new_tokens=n_new,
                 )
 
-    b.ours(model)
+    model.to(b.device)
 
     def ours() -> None:
         with b.autocast():
@@ -674,7 +668,7 @@ def sample(b: Bench, n_new: int = 16) -> Case:
                     suppress_tokens=[model.config.image_id],
                 )
 
-    b.ours(model)
+    model.to(b.device)
 
     def ours() -> None:
         with b.autocast():
@@ -756,24 +750,6 @@ def make(name: str, cfg: Config, peers: bool) -> Case:
         hf.logging.disable_progress_bar()
     size = SIZES[cfg.size]
     return CASES[name](Bench(size, Inputs(size, cfg.seed, device), device, cfg, hf))
-
-
-def seconds_of(do: Callable[[], object], n: int, device: torch.device) -> float:
-    """Seconds of one of n calls."""
-    begin = time.perf_counter()
-    for _ in range(n):
-        do()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - begin) / n
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of five."""
-    n = 8192 if device.type == "cuda" else 1536
-    x, w = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    seconds = [seconds_of(lambda: F.linear(x, w), 1, device) for _ in range(6)][1:]
-    return 2 * n ** 3 / min(seconds)
 
 
 def peak_of(name: str, cfg: Config, peer: bool) -> float:

@@ -52,46 +52,52 @@ fi
 
 source venv.sh
 begin=$(date +%s)  # options below are unquoted on purpose: each is a list of words, or nothing
-say() { printf '\n--- %s (after %d s) ---\n' "$1" "$(($(date +%s) - begin))"; }
+mkdir -p "$out"
+echo "part,began" > "$out/times.csv"  # seconds from the start to each part's; for the report
+say() {
+    local now=$(($(date +%s) - begin))
+    echo "$1,$now" >> "$out/times.csv"
+    printf '\n--- %s (after %d s) ---\n' "$2" "$now"
+}
 
-say "data: draw or read the pictures, write what is said about them, train the tokenizer"
+say data "data: draw or read the pictures, write what is said about them, train the tokenizer"
 $python "data/$data/prepare.py" --out "$folder" ${source:+--source "$source"} $prepare
-say "stage 0, language: a GPT learns to continue text"
+say lm "stage 0, language: a GPT learns to continue text"
 $python train_lm.py --data "$folder" --out "$out/lm" --seed "$seed" $lm $steps
-say "stage 1, alignment: pictures and captions meet"
+say clip "stage 1, alignment: pictures and captions meet"
 $python train_clip.py --data "$folder" --out "$out/clip" --seed "$seed" $clip $steps
-say "measure CLIP on held-out pictures"
+say "measure CLIP" "measure CLIP on held-out pictures"
 $python evaluate.py --run "$out/clip" --data "$folder" $few
-say "stage 2, captioning: the model learns to say what is there"
+say caption "stage 2, captioning: the model learns to say what is there"
 $python train_caption.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/caption" --seed "$seed" $caption $steps
-say "measure the captioner: captions, and the same questions as the chatbot's, which it cannot answer"
+say "measure the captioner" "measure the captioner: captions, and the same questions as the chatbot's, which it cannot answer"
 $python evaluate.py --run "$out/caption" --data "$folder" --clip_score "$out/clip" --no-blind --n_questions 40 --n_describe 100 $few
-say "stage 3a, connector: the projector alone learns, as in LLaVA, whose 3b starts from here"
+say align "stage 3a, connector: the projector alone learns, as in LLaVA, whose 3b starts from here"
 $python train_align.py --data "$folder" --clip "$out/clip" --lm "$out/lm" --out "$out/align" --seed "$seed" $steps
-say "stage 3b, instructions: the captioner learns to answer"
+say sft "stage 3b, instructions: the captioner learns to answer"
 $python train_sft.py --data "$folder" --init "$out/caption" --out "$out/sft" --seed "$seed" $sft $steps
-say "measure the chatbot on held-out pictures"
+say "measure SFT" "measure the chatbot on held-out pictures"
 seconds=$(($(date +%s) - begin))
 $python evaluate.py --run "$out/sft" --data "$folder" --train_seconds $seconds $few
 if [ "$until" != sft ]; then
-    say "rankings: the chatbot's own answers, judged by a simulated human"
+    say rankings "rankings: the chatbot's own answers, judged by a simulated human"
     $python data/preferences.py --run "$out/sft" --data "$folder" --seed "$seed" $rank
-    say "stage 4a, reward: which answer is better?"
+    say reward "stage 4a, reward: which answer is better?"
     $python train_reward.py --data "$folder" --init "$out/sft" --out "$out/reward" --seed "$seed" $steps
-    say "stage 4b, PPO: the chatbot learns to be preferred, near to where it was"
+    say ppo "stage 4b, PPO: the chatbot learns to be preferred, near to where it was"
     $python train_ppo.py --data "$folder" --init "$out/sft" --reward "$out/reward" --out "$out/ppo" --seed "$seed" $ppo $steps
-    say "measure it again"
+    say "measure PPO" "measure it again"
     $python evaluate.py --run "$out/ppo" --data "$folder" --no-blind $few
 fi
 if [ "$until" = dpo ]; then
-    say "stage 4c, DPO: the chatbot learns from the same rankings, pair by pair, without a reward model"
+    say dpo "stage 4c, DPO: the chatbot learns from the same rankings, pair by pair, without a reward model"
     $python train_dpo.py --data "$folder" --init "$out/sft" --out "$out/dpo" --seed "$seed" $dpo $steps
-    say "measure it too"
+    say "measure DPO" "measure it too"
     $python evaluate.py --run "$out/dpo" --data "$folder" --no-blind $few
 fi
 report="$out/report"
 [ "$out" != runs ] || report=report
-say "report: tables, curves, six pictures with each stage's answer"
-$python results/report.py "$out" "$folder" "$report" "$until" $(($(date +%s) - begin))
-say "done"
+say report "report: tables, curves, six pictures with each stage's answer"
+$python results/report.py "$out" "$folder" "$report" "$until"
+say done "done"
 echo "talk to it: $python chat.py --run $out/$until --image $folder/samples/0.png"

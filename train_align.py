@@ -65,7 +65,6 @@ class Config:
     seed: int = 0  # >= 0; decides the initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
-    compile: bool = False  # use torch.compile: slow to start, then faster
     checkpoint_blocks: bool = False  # compute activations again: less memory, more time
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
@@ -98,7 +97,6 @@ def main(cfg: Config) -> dict[str, float]:
     model.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     model.projector.requires_grad_(True)
     place(model, run.device, run.half)
-    step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
     def load(split: str) -> list[dict]:
@@ -150,12 +148,12 @@ def main(cfg: Config) -> dict[str, float]:
             # the gradient passes through the frozen GPT to the projector
             at = part.targets != IGNORE_INDEX                        # (B, T), the captions
             with run.autocast():
-                logits = step_model(part.idx, part.images, at=at)    # (M, V)
+                logits = model(part.idx, part.images, at=at)    # (M, V)
             # weighted by its caption tokens, so that all parts add up to the batch's mean
             part_loss = next_token_loss(logits, part.targets[at])
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()
-            loss += part_loss.item()
+            loss += part_loss.detach()
         [loss] = total(loss)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         add_gradients(optimizer.params)

@@ -35,7 +35,6 @@ from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.processes import add_gradients, own_rows, total
 from minivlm.running.run import Run
-from minivlm.transformer import Block
 from minivlm.vlm import VLMConfig
 
 # --- config ---
@@ -74,7 +73,6 @@ class Config:
     seed: int = 0  # >= 0; decides the initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
-    compile: bool = False  # use torch.compile on every block: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
@@ -144,10 +142,6 @@ def main(cfg: Config) -> dict[str, float]:
     model = Captioner(config)
     take_towers(model.vlm, clip, lm)
     place(model, run.device, run.half)
-    if cfg.compile:
-        for module in model.modules():
-            if isinstance(module, Block):
-                module.compile()
 
     # --- data ---
     reading = Reading(cfg.data, 0 if blip else cfg.n_texts, tokenizer)
@@ -233,8 +227,8 @@ def main(cfg: Config) -> dict[str, float]:
                 part_loss = (losses["itc"] + losses["itm"]) * row_share
                 part_loss = part_loss + losses["lm"] * share
                 for name in ("itc", "itm"):
-                    parts_of_loss[name] += losses[name].item() * row_share
-                parts_of_loss["match"] += match.item() * row_share
+                    parts_of_loss[name] += losses[name].detach() * row_share
+                parts_of_loss["match"] += match * row_share
             else:
                 at = part.targets != IGNORE_INDEX                    # (B, T)
                 with run.autocast():
@@ -245,7 +239,7 @@ def main(cfg: Config) -> dict[str, float]:
                     logits, part.targets[at], smoothing, part.weights_at(at)
                 ) * share
             part_loss.backward()
-            loss += part_loss.item()
+            loss += part_loss.detach()
         [loss, *sums] = total(loss, *parts_of_loss.values())
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         add_gradients(optimizer.params)

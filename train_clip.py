@@ -73,7 +73,6 @@ class Config:
     seed: int = 0  # >= 0; decides the initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
-    compile: bool = False  # use torch.compile: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
@@ -231,7 +230,6 @@ def main(cfg: Config) -> dict[str, float]:
     loss_of = LOSSES[cfg.loss]
     n_compared = cfg.batch_size if cfg.loss == "siglip" else 0
     model = CLIP(config).to(run.device)
-    step_model = torch.compile(model) if cfg.compile else model
 
     # --- optimizer ---
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
@@ -252,7 +250,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         batch = run.next_batch().to(run.device)
         parts = batch.take(processes.own_rows()).split(cfg.grad_accum)
-        loss = contrastive_backward(step_model, parts, run.autocast, loss_of)
+        loss = contrastive_backward(model, parts, run.autocast, loss_of)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         processes.add_gradients(optimizer.params)
         grad = optimizer.step(scale, cfg.grad_clip)

@@ -87,7 +87,6 @@ class Config:
     seed: int = 0  # >= 0; decides the order of the data and the draws
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
-    compile: bool = False  # use torch.compile: slow to start, then faster
     checkpoint_blocks: bool = False  # compute activations again: less memory, more time
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
@@ -106,7 +105,7 @@ Part = tuple[PairBatch, Tensor]  # b pairs, and their places (b,) in the list of
 
 def score_pairs(
     model: VLM, batch: PairBatch, ref_logp: Tensor, cfg: Config
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the mean loss of B pairs, (), and figures for the log, means over the pairs.
 
     Args:
@@ -136,7 +135,7 @@ def score_pairs(
         "chosen_logp": chosen.mean(),
         "rejected_logp": rejected.mean(),
     }
-    return loss, {name: float(value.detach()) for name, value in figures.items()}
+    return loss, {name: value.detach() for name, value in figures.items()}
 
 
 @torch.no_grad()
@@ -148,13 +147,13 @@ def evaluate(
     Args:
         ref_logp: (n, 2), the reference's log-probabilities of chosen and rejected answers.
     """
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     for batch, places in val_parts:
         with run.autocast():
             _, figures = score_pairs(model, batch.to(run.device), ref_logp[places], cfg)
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value * len(places) / len(ref_logp)
-    return {f"val_{name}": value for name, value in sums.items()}
+    return {f"val_{name}": value.item() for name, value in sums.items()}
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -179,7 +178,6 @@ def main(cfg: Config) -> dict[str, float]:
     # evaluation mode: with dropout, an answer's log-probability would be random
     for part in (model, ref):
         place(part.eval(), run.device, run.half)
-    step_model = torch.compile(model) if cfg.compile else model
 
     # --- data ---
     maker = PairMaker(cfg.data, model, tokenizer, cfg.changed)
@@ -258,22 +256,22 @@ def main(cfg: Config) -> dict[str, float]:
             break
 
         parts = run.next_batch()
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         for batch, places in mine(parts):
             with run.autocast():
                 loss, figures = score_pairs(
-                    step_model, batch.to(run.device), ref_logp[places], cfg
+                    model, batch.to(run.device), ref_logp[places], cfg
                 )
             share = len(places) / cfg.batch_size  # each pair weighs the same
             (loss * share).backward()
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value * share
-        sums = dict(zip(sums, total(*sums.values())))
+        sums_of_all = dict(zip(sums, total(*sums.values())))
         ids = [name for batch, _ in parts for name in batch.rows.ids]
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         add_gradients(optimizer.params)
         grad = optimizer.step(scale, cfg.grad_clip)
-        run.add(ids, **sums, grad=grad, lr=cfg.lr * scale)
+        run.add(ids, **sums_of_all, grad=grad, lr=cfg.lr * scale)
 
     # --- finish ---
     return run.finish()

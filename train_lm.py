@@ -57,7 +57,6 @@ class Config:
     seed: int = 0  # >= 0; decides the initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
-    compile: bool = False  # use torch.compile: slow to start, then faster
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
@@ -117,7 +116,6 @@ def main(cfg: Config) -> dict[str, float]:
         n_inner=n_inner, norm=cfg.norm,
     )
     model = GPT(config).to(run.device)
-    step_model = torch.compile(model) if cfg.compile else model
 
     # --- optimizer ---
     optimizer = Optimizer(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
@@ -141,12 +139,12 @@ def main(cfg: Config) -> dict[str, float]:
         for part in batch.take(own_rows()).split(cfg.grad_accum):
             at = part.targets != IGNORE_INDEX                        # (B, T)
             with run.autocast():
-                logits = step_model(part.idx, at=at)                 # (M, V)
+                logits = model(part.idx, at=at)                 # (M, V)
             # every token of a window is a target, except the first
             part_loss = next_token_loss(logits, part.targets[at])
             part_loss = part_loss * part.n_supervised / batch.n_supervised
             part_loss.backward()
-            loss += part_loss.item()
+            loss += part_loss.detach()
         [loss] = total(loss)
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         add_gradients(optimizer.params)

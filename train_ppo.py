@@ -90,7 +90,6 @@ class Config:
     seed: int = 0  # >= 0; decides which questions are asked and which answers are drawn
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
-    compile: bool = False  # use torch.compile: slow to start, then faster
     checkpoint_blocks: bool = False  # compute activations again: less memory, more time
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that load pictures ahead; 0 = none
@@ -105,8 +104,8 @@ class Config:
 
 
 def update(
-    policy: torch.nn.Module, learner: Learner, optimizer: Together, rollout: Rollout,
-    advs: Tensor, returns: Tensor, scale: float, seed: int, cfg: Config, run: Run,
+    learner: Learner, optimizer: Together, rollout: Rollout, advs: Tensor, returns: Tensor,
+    scale: float, seed: int, cfg: Config, run: Run,
 ) -> dict[str, float]:
     """Take clipped steps on the answers of one rollout; stop if the policy has moved far.
 
@@ -117,7 +116,6 @@ def update(
                        + mean_t (values_t - returns_t)^2 / 2, clipped too
 
     Args:
-        policy: the learner's policy, possibly compiled.
         advs, returns: (B, T).
         scale: share of the peak learning rates.
         seed: decides the order of the answers.
@@ -130,15 +128,15 @@ def update(
     grad, n_updates = 0.0, 0
     for rows in minibatches(cfg.batch_size, cfg.minibatches, cfg.epochs, seed):
         sums = dict.fromkeys(("loss", "value_loss", "new_kl", "clip_fraction"), 0.0)
-        ratio_off = 0.0
+        ratios_off: list[Tensor] = []
         own = rows[rows % size() == rank()]  # this process's answers
         for part_rows in by_length(own, rollout.lengths, cfg.grad_accum):
             part = rollout.part(part_rows, advs, returns)
             with run.autocast():
                 img_emb = learner.vlm.projector(part.feats)          # (b, N, C)
                 logp, _ = logprobs(
-                    policy, learner.vlm.config.image_id, part.idx, part.targets, img_emb,
-                    cfg.temperature,
+                    learner.vlm, learner.vlm.config.image_id, part.idx, part.targets,
+                    img_emb, cfg.temperature,
                 )                                                    # (b, T)
                 img_emb = learner.value_model.vlm.projector(part.value_feats)
                 values = learner.value_model(
@@ -159,11 +157,11 @@ def update(
             means = {"loss": loss, "value_loss": value_loss, "new_kl": new_kl,
                      "clip_fraction": clip_fraction}
             for name, value in means.items():
-                sums[name] += float(value.detach() * share)
-            off = float(((logp - part.logp).exp() - 1).abs().max())
-            ratio_off = max(ratio_off, off)
+                sums[name] += value.detach() * share
+            ratios_off.append(((logp - part.logp).exp() - 1).abs().max())
         sums = dict(zip(sums, total(*sums.values())))
-        figures.append(sums | {"ratio_off": largest(ratio_off)})
+        off = largest(max(map(float, ratios_off), default=0.0))
+        figures.append(sums | {"ratio_off": off})
         # NaN and inf do not end the updates here: run.check below must see them
         if cfg.max_kl and cfg.max_kl < sums["new_kl"] < math.inf:
             learner.zero_grad()
@@ -214,7 +212,6 @@ def main(cfg: Config) -> dict[str, float]:
     learner = Learner(policy, value_model, cfg.kl_coef)
     for part in (learner, ref, reward_model):
         place(part.eval(), run.device, run.half)
-    step_model = torch.compile(policy) if cfg.compile else policy
 
     # --- data ---
     facts = scorer["configs"]["facts"]
@@ -294,8 +291,8 @@ def main(cfg: Config) -> dict[str, float]:
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         order = hash_seed(cfg.seed, step, 2)
         figures |= update(
-            step_model, learner, optimizer, rollout, whiten(advs, mask), returns, scale,
-            order, cfg, run,
+            learner, optimizer, rollout, whiten(advs, mask), returns, scale, order, cfg,
+            run,
         )
 
         # 4. log, and adapt the KL coefficient

@@ -75,7 +75,6 @@ class Config:
     seed: int = 0  # >= 0; decides the head's initial weights and the order of the data
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
     dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
-    compile: bool = False  # use torch.compile: slow to start, then faster
     checkpoint_blocks: bool = False  # compute activations again: less memory, more time
     threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
@@ -210,7 +209,6 @@ def main(cfg: Config) -> dict[str, float]:
     optimizer = with_slower_part(
         model, model.vlm.vit, cfg.vit_rate, cfg.lr, cfg.muon_lr, cfg.weight_decay
     )
-    step_score = torch.compile(score) if cfg.compile else score
 
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
@@ -233,14 +231,14 @@ def main(cfg: Config) -> dict[str, float]:
             gaps = ratings[:, :, None] - ratings[:, None]            # (B, K, K)
             margin = cfg.margin * gaps.clamp(min=0).to(run.device)
             with run.autocast():
-                scores = step_score(model, batch, ranks)             # (B, K)
+                scores = score(model, batch, ranks)             # (B, K)
             # missing answers have score 0, so they do not change the sum
             mean = scores.sum(1) / (ranks > 0).sum(1)                # (B,)
             part_loss = ranking_loss(scores, ranks, margin) + CENTER * mean.square().mean()
             # each prompt weighs the same, however many pairs it has
             part_loss = part_loss * len(ranks) / cfg.batch_size
             part_loss.backward()
-            loss += part_loss.item()
+            loss += part_loss.detach()
         [loss] = total(loss)
         ids = [name for batch, *_ in parts for name in batch.ids]
         scale = lr_scale(step, cfg.steps, cfg.warmup)

@@ -80,7 +80,7 @@ def logprobs(
     ratio of a policy to itself, before any update, is 1.
 
     Args:
-        model: a VLM, compiled or not.
+        model: a VLM.
         image_id: the placeholder, which is never drawn.
         idx, targets: (B, T); targets are -100 outside of the answers.
         img_emb: (n, N, C), the pictures as this model's projector maps them, or None if no

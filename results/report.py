@@ -1,11 +1,12 @@
 """Write the report of a whole run: what each stage took and can do, curves, answers.
 
-    python results/report.py [runs] [data/book/prepared] [report] [dpo] [seconds]
+    python results/report.py [runs] [data/book/prepared] [report] [dpo]
 
 The arguments: the folder of the run folders lm, clip, caption, align, sft, reward, ppo
 and dpo, of which the later ones may be missing; the data folder; the folder to write; the
-last stage to report; how long everything took. evaluate.py must have measured the run
-folders before.
+last stage to report. evaluate.py must have measured the run folders before. When each part
+of the whole began stands in times.csv, which speedrun.sh writes; without it the table has
+the stages alone.
 
 Writes report.md, curves.png, answers.png, and, if pictures of the data folder show
 something unusual, captioner.png. Nobody chose the pictures of answers.png: they are the
@@ -13,12 +14,15 @@ first ones of each kind of question. Nor those of captioner.png: they are the fi
 held-out pictures that show something unusual.
 """
 
+import csv
 import json
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from asking import load_answerer
@@ -26,7 +30,7 @@ from charts import FONT, Points, legend, panel, smooth
 from minivlm.loading.images import Pictures, contact_sheet
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.metrics import answer_ok
-from minivlm.running.machine import environment
+from minivlm.running.machine import environment, matmul_rate
 from tables import LABELS, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,19 +63,48 @@ CURVES = (  # stages, column of evaluations, of training rows, title, logarithmi
 PANEL, GAP, HEIGHT = 330, 110, 300  # pixels
 
 
-def table(runs: Path, stages: list[str]) -> list[str]:
-    """Time and memory of each stage; then what each chatbot can do."""
-    lines = ["| stage | minutes | peak memory, GB |", "|---|---|---|"]
-    for stage in stages:
-        last = read_log(runs / stage / "metrics.csv")[-1]
-        lines.append(f"| {NAMES[stage]} | {last['min']:.1f} | {last['gb']:.2f} |")
+def seconds_of_parts(runs: Path, stages: list[str]) -> dict[str, float]:
+    """How long each part of the whole took, in order: data, stages, measurements."""
+    path = runs / "times.csv"
+    if not path.is_file():
+        return {s: 60 * read_log(runs / s / "metrics.csv")[-1]["min"] for s in stages}
+    with path.open(newline="") as f:
+        began = {row["part"]: float(row["began"]) for row in csv.DictReader(f)}
+    # the last part is this report
+    return {part: end - begin
+            for (part, begin), end in zip(began.items(), list(began.values())[1:])}
+
+
+def time_table(runs: Path, stages: list[str]) -> list[str]:
+    """Where the time goes; how near to the machine's rate a stage comes; its memory."""
+    seconds = seconds_of_parts(runs, stages)
+    whole = sum(seconds.values())
+    lines = [
+        "| part | minutes | share | of the rate of large matrix products | peak memory, GB |",
+        "|---|---|---|---|---|",
+    ]
+    for part, took in seconds.items():
+        rate = memory = ""
+        if part in stages:
+            log = read_log(runs / part / "metrics.csv")
+            memory = f"{log[-1]['gb']:.2f}"
+            shares = [value for _, value in points(log, "mfu")]
+            rate = f"{statistics.median(shares):.2f}" if shares else ""
+        lines.append(
+            f"| {NAMES.get(part, part)} | {took / 60:.1f} | {took / whole:.0%} | {rate} "
+            f"| {memory} |"
+        )
+    return lines
+
+
+def skill_table(runs: Path, stages: list[str]) -> list[str]:
+    """What each chatbot can do."""
     figures = {}
     for stage in stages:
         path = runs / stage / "eval.json"
         if stage != "clip" and path.is_file():  # CLIP answers no questions
             figures[stage] = json.loads(path.read_text())["figures"]
-    lines += [
-        "",
+    lines = [
         "| held-out pictures | " + " | ".join(NAMES[stage] for stage in figures) + " |",
         "|---" * (len(figures) + 1) + "|",
     ]
@@ -237,7 +270,7 @@ def compare_captioner(
 
 def main(
     runs: str = "runs", data: str = "data/book/prepared", out: str = "report",
-    until: str = "dpo", seconds: str = "",
+    until: str = "dpo",
 ) -> None:
     """Write the report."""
     run_folder, report = Path(runs), Path(out)
@@ -257,13 +290,16 @@ def main(
             logs[NAMES[stage]] = path
     answers(logs, Path(data)).save(report / "answers.png")
     env = environment()
-    took = ""
-    if seconds:
-        took = f"Data, all stages and measurements: {int(seconds) / 60:.1f} minutes. "
+    rate = matmul_rate(torch.device("cpu"), torch.float32) / 1e9
+    minutes = sum(seconds_of_parts(run_folder, stages).values()) / 60
     lines = [
         "# What each stage can do", "",
-        f"{took}{env['cpu']}; torch {env['torch']}; commit {env['commit']}.", "",
-        *table(run_folder, stages), "",
+        f"All parts: {minutes:.1f} minutes. {env['cpu']}, {rate:.0f} GFLOP/s in a large "
+        f"matrix product; torch {env['torch']}; commit {env['commit']}.", "",
+        *time_table(run_folder, stages), "",
+        "The rate is that of the products in a step, median over the log; of tokens that "
+        "are written one by one, as in PPO's rollouts, none is counted.", "",
+        *skill_table(run_folder, stages), "",
         "![six pictures, a question each, the answer of each stage](answers.png)", "",
         "![losses and scores over steps](curves.png)", "",
         *compare_captioner(run_folder, stages, Path(data), report),

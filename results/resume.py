@@ -42,7 +42,7 @@ STAGES = {
     "dpo": "--init {runs}/sft --batch_size 6 --n_val 6 --max_new_tokens 6",
 }
 CHECKPOINTS = ("ckpt", "best")
-NOT_COMPARED = ("ms", "gb", "min")  # ends of the names of columns with wall time and memory
+NOT_COMPARED = ("ms", "mfu", "gb", "min")  # ends of the names of columns of time and memory
 
 
 @dataclass

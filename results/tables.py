@@ -773,13 +773,14 @@ def block() -> str:
 
 
 def report_block() -> str:
-    """What the README shows of the report: how long it took, and its pictures."""
+    """What the README shows of the report: where the time went, and its pictures."""
     if not REPORT.is_file():
         return ""
     _, took, *parts = REPORT.read_text().split("\n\n")  # the first part is the title
+    times = [part for part in parts if part.startswith("| part")]
     pictures = [part.strip() for part in parts if part.startswith("![")]
     shown = "\n".join(pictures).replace("](", "](docs/report/")
-    return f"{took}\n\n{shown}"
+    return "\n\n".join([took, *times, shown])
 
 
 def page() -> str:

@@ -13,14 +13,15 @@ SCRIPTS = ("lm", "clip", "caption", "align", "sft", "reward", "ppo", "dpo")
 ROOMS = ("loading", "metrics", "evaluation", "preferences", "engine", "pretrained", "running")
 MATHEMATICS = {"losses", "rl"}
 NETWORKS = {"transformer", "rotary", "attention_masks", "cache", "vit", "gpt", "clip", "projector",
-            "vlm", "captioner", "heads", "lora"}
+            "vlm", "captioner", "heads", "lora", "flops"}
 # what each part of minivlm may import from minivlm, besides itself
 MAY_IMPORT = {
     "mathematics": set(),
     "networks": {"mathematics"},
     "optim": {"networks"},
     "words": {"mathematics", "networks", "loading", "running"},
-    "running": {"words"},  # the type of the tokenizer, whose text checkpoints hold
+    # the type of the tokenizer, whose text checkpoints hold; what a model computes
+    "running": {"words", "networks"},
     "loading": {"mathematics", "networks", "words", "running", "metrics"},
     "metrics": set(),
     "evaluation": {"mathematics", "networks", "words", "running", "loading", "metrics"},

@@ -88,11 +88,26 @@ def test_the_quiz_is_a_row_and_clip_a_table_of_its_own(tables):
 
 def test_the_readme_shows_every_picture_of_the_report(tables):
     """Catches a block that depends on where in the report a picture stands."""
-    parts = ("# T", "Took.", "![a](a.png)", "## S", "Text.", "![b](b.png)\n")
+    times = "| part | minutes |\n|---|---|"
+    parts = ("# T", "Took.", times, "| other |", "![a](a.png)", "## S", "Text.", "![b](b.png)\n")
     tables.REPORT.write_text("\n\n".join(parts))
     assert tables.report_block() == (
-        "Took.\n\n![a](docs/report/a.png)\n![b](docs/report/b.png)"
+        f"Took.\n\n{times}\n\n![a](docs/report/a.png)\n![b](docs/report/b.png)"
     )
+
+
+def test_the_report_says_where_the_time_goes(script, tmp_path):
+    """Catches a part that gets the time of the one before it, and shares of something else."""
+    report = script("report")
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "metrics.csv").write_text(
+        "step,mfu,gb,min\n0,,0.4,0.1\n10,0.4,0.5,0.5\n20,0.6,0.5,1.0\n30,0.7,0.5,1.25\n")
+    [row] = report.time_table(tmp_path, ["lm"])[2:]
+    assert row == "| LM | 1.2 | 100% | 0.60 | 0.50 |"
+    (tmp_path / "times.csv").write_text("part,began\ndata,0\nlm,30\nmeasure LM,120\nreport,150\n")
+    rows = report.time_table(tmp_path, ["lm"])[2:]
+    assert rows == ["| data | 0.5 | 20% |  |  |", "| LM | 1.5 | 60% | 0.60 | 0.50 |",
+                    "| measure LM | 0.5 | 20% |  |  |"]
 
 
 def test_smoothing_keeps_straight_lines_and_their_ends(script):

@@ -194,9 +194,12 @@ def known(phrase: str, things: list[Thing], names: frozenset[str]) -> bool:
     nouns, colors = vocabulary(names)
     # what is in the picture is known, even if the vocabulary lacks it
     kinds = {t.kind for t in things}
-    nouns = nouns | kinds | set(map(plural, kinds))
+    kinds |= set(map(plural, kinds))
     color, _, rest = noun.partition(" ")
-    return noun in nouns or (color in colors | {t.color for t in things} and rest in nouns)
+    if color in colors or any(color == t.color for t in things):
+        if rest in nouns or rest in kinds:
+            return True
+    return noun in nouns or noun in kinds
 
 
 @lru_cache(maxsize=None)
@@ -302,6 +305,7 @@ def claims(text: str) -> tuple[list[Claim], list[str]]:
     return read, other
 
 
+@lru_cache(maxsize=10_000)  # models say the same things of many pictures
 def _first_claim(sentence: str) -> tuple[Claim | None, str]:
     """Read the longest claim that a sentence begins with, up to a comma or its end.
 

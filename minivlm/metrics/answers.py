@@ -1,6 +1,7 @@
 """Decide whether a short answer is right and in the wanted style; VQA's accuracy."""
 
 import re
+from functools import lru_cache
 from unicodedata import category, normalize
 
 # --- words ---
@@ -51,6 +52,7 @@ def tokens_of(text: str) -> list[str]:
     return TOKEN.findall(normalize("NFC", text.lower()).translate(PLAIN))
 
 
+@lru_cache(maxsize=10_000)  # phrases and short answers come again and again
 def words_of(text: str) -> str:
     """Return the words of a text with a space around each: " the top left ".
 

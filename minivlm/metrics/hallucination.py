@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter, defaultdict
+from functools import lru_cache
 
 from minivlm.metrics.answers import tokens_of
 
@@ -132,7 +133,7 @@ def mentions(text: str, phrases: Phrases) -> list[str]:
     >>> mentions("Two red cars and a gray cat.", phrases)
     ['red car', 'gray cat']
     """
-    longest = 1 + max((p.count(" ") for p in phrases), default=0)  # in words
+    longest = _most_words(tuple(phrases))
     words = []
     for part in PAUSE.split(text):
         words += [token.replace("-", " ") for token in tokens_of(part)]
@@ -150,6 +151,12 @@ def mentions(text: str, phrases: Phrases) -> list[str]:
         else:
             i += 1
     return names
+
+
+@lru_cache(maxsize=8)  # for all texts about a data set the phrases are the same
+def _most_words(phrases: tuple[str, ...]) -> int:
+    """How many words the longest of the phrases has."""
+    return 1 + max((p.count(" ") for p in phrases), default=0)
 
 
 def _is_part(phrase: str, words: list[str], phrases: Phrases) -> bool:

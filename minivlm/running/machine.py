@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -127,6 +128,26 @@ def provenance(cfg, began: float) -> dict:
         "minutes": round((time.time() - began) / 60, 2),
         **peak_memory("peak_gb"),
     }
+
+
+def seconds_of(do: Callable[[], object], n: int, device: torch.device) -> float:
+    """Seconds of one of n calls, until the device has done its work."""
+    begin = time.perf_counter()
+    for _ in range(n):
+        do()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - begin) / n
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure FLOP/s of a large matrix product, the best of five: what can be reached."""
+    n = 8192 if device.type == "cuda" else 1024
+    # a generator of its own: a training's draws must not depend on a measurement
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, n, generator=generator).to(device, dtype)
+    seconds = [seconds_of(lambda: x @ x, 1, device) for _ in range(6)][1:]
+    return 2 * n ** 3 / min(seconds)
 
 
 def peak_memory(name: str, device: torch.device | None = None) -> dict[str, float]:

@@ -88,12 +88,13 @@ def _together() -> Iterator[None]:
         ) from error
 
 
-def total(*values: float) -> list[float]:
-    """Add each value up over all processes, in float64."""
+def total(*values: float | Tensor) -> list[float]:
+    """Add each value, a number or a tensor of shape (), up over all processes, in float64."""
+    numbers = [float(value) for value in values]
     if size() == 1:
-        return list(values)
+        return numbers
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL adds on GPUs alone
-    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
     with _together():
         dist.all_reduce(sums)
     return sums.tolist()

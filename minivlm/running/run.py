@@ -29,22 +29,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
+from minivlm.flops import FlopCounter
 from minivlm.running import checkpoint, processes
 from minivlm.running.files import read_text
 from minivlm.running.machine import (
-    autocast, environment, is_bfloat16, peak_memory, pick_device, seed_everything,
+    autocast, environment, is_bfloat16, matmul_rate, peak_memory, pick_device,
+    seed_everything,
 )
 from minivlm.running.options import check, printable, settings
 from minivlm.running.workers import batches
 from minivlm.tokenizer import Tokenizer
 
 # the columns that every metrics.csv has between "step" and the stage's own
-COLUMNS = ("loss", "lr", "grad", "ms", "data_ms")
+COLUMNS = ("loss", "lr", "grad", "ms", "data_ms", "mfu")
+peak_rate = lru_cache(matmul_rate)  # measured once for all runs of a process
 
 
 class Run:
@@ -117,6 +122,7 @@ class Run:
         """
         self.stage = stage
         self.model = model
+        self.counter = FlopCounter(model)
         self.optimizer = optimizer
         self.tokenizer = tokenizer
         self.configs = {
@@ -154,6 +160,8 @@ class Run:
         if processes.is_first():
             self._take_over()
         processes.wait()
+        dtype = torch.bfloat16 if self.half else torch.float32
+        self.peak = peak_rate(self.device, dtype)
         self.stream = batches(make_batch, self.start, self.cfg.steps, self.cfg.workers)
         if threading.current_thread() is threading.main_thread():  # no other thread may
             self.handler = signal.signal(signal.SIGTERM, self._terminate)
@@ -247,6 +255,7 @@ class Run:
         self.began = time.time()
         batch = next(self.stream)
         self.got_batch = time.time()
+        self.counter.flops = 0
         return batch
 
     def check(self, loss: float, grad: float, ids: list[str]) -> None:
@@ -283,6 +292,10 @@ class Run:
     ) -> None:
         """Check the figures of one step, and add them to the means of the next row.
 
+        Three columns of time come with them: ms of the step, data_ms of waiting for its
+        batch, and mfu, the arithmetic that `FlopCounter` counted in it as a share of what
+        large matrix products alone could have done in that time.
+
         Args:
             ids: the ids of the batch's records.
             loss: the step's loss.
@@ -295,9 +308,11 @@ class Run:
         """
         self.check(loss, grad, ids)
         self.recent = self.recent[-4:] + [round(loss, 4)]
-        now = time.time()
+        seconds = time.time() - self.began
+        if self.counter.flops:  # compiled models are not counted
+            more["mfu"] = self.counter.flops / seconds / self.peak
         self.meter.add(
-            loss=loss, lr=lr, grad=grad, ms=1000 * (now - self.began),
+            loss=loss, lr=lr, grad=grad, ms=1000 * seconds,
             data_ms=1000 * (self.got_batch - self.began), **more,
         )
         self.bar.set_postfix(loss=f"{loss:.3f}")

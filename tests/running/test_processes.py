@@ -15,7 +15,7 @@ from minivlm.running import processes
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("lm", "clip", "siglip", "caption", "align", "sft", "reward", "ppo", "dpo")
-MACHINE = {"ms", "data_ms", "rollout_ms", "gb", "min"}  # columns that no two runs share
+MACHINE = {"ms", "data_ms", "rollout_ms", "mfu", "gb", "min"}  # columns that no two runs share
 
 
 def command(n: int, *args: str) -> list[str]:

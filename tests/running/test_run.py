@@ -216,6 +216,27 @@ def test_the_log_holds_means_every_few_steps_and_figures_where_they_are_due(tmp_
     assert {r["lr"] for r in rows[1:]} == {"0.5"} and float(rows[1]["ms"]) >= 0
 
 
+def test_the_log_tells_the_share_of_the_machines_rate(tmp_path, tokenizer, monkeypatch):
+    """Catches arithmetic of an evaluation that counts as a step's, and a sum that is never reset.
+
+    A step takes 2 seconds. A map of one weight reads 4 rows: 8 operations, and 8 for its gradient.
+    """
+    now = [0.0]
+    monkeypatch.setattr(module, "peak_rate", lambda *_: 16.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: now[0]))
+    run = started(Config(out=str(tmp_path), steps=4), tokenizer)
+    for step in run.steps():
+        run.model(torch.ones(100, 1))  # whoever measures calls the model, too
+        if step == 4:
+            run.record({}, loss=0.0)
+            break
+        run.next_batch()
+        now[0] += 2
+        run.model(torch.ones(4, 1))
+        run.add([], loss=1.0, grad=1.0, lr=1.0)
+    assert [r["mfu"] for r in rows_of(run)] == ["0.5", "0.5"]
+
+
 def test_the_last_figures_are_returned_and_printed(tmp_path, tokenizer, capsys):
     """Catches a summary of another step."""
     run = started(Config(out=str(tmp_path), steps=3), tokenizer)
@@ -235,10 +256,10 @@ def test_a_new_column_is_added_to_the_rows_before(tmp_path, tokenizer, monkeypat
     run.step = 20
     run._write_row({"val": math.nan})
     assert run.csv.read_text() == (
-        "step,loss,lr,grad,ms,data_ms,val,gb,min,scale\n"
-        "0,,,,,,4.625,0.5,0.0,\n"
-        "10,2.5,,,,,,0.5,0.0,3.0\n"
-        "20,,,,,,nan,0.5,0.0,\n"
+        "step,loss,lr,grad,ms,data_ms,mfu,val,gb,min,scale\n"
+        "0,,,,,,,4.625,0.5,0.0,\n"
+        "10,2.5,,,,,,,0.5,0.0,3.0\n"
+        "20,,,,,,,nan,0.5,0.0,\n"
     )
     assert not list(tmp_path.glob("*.tmp"))
 

@@ -50,7 +50,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     """A log's rows without the columns that hold wall time and memory."""
     with path.open() as f:
         return [
-            {k: v for k, v in row.items() if not k.endswith(("ms", "gb", "min"))}
+            {k: v for k, v in row.items() if not k.endswith(("ms", "mfu", "gb", "min"))}
             for row in csv.DictReader(f)
         ]
 
