@@ -24,7 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from minivlm.cache import KVCache
 from minivlm.attention_masks import added, mask_for, segment_positions
 from minivlm.rotary import Llama3Scaling, frequencies, rotation
-from minivlm.transformer import NORMS, Block, BlockConfig, init_lookup_heads, init_weights
+from minivlm.transformer import (
+    NORMS, Block, BlockConfig, init_lookup_heads, init_weights, lengthened,
+)
 
 
 EMBEDDING_SCALE = 5  # of our own GPT, against GPT-2's initial weights
@@ -191,7 +193,11 @@ class GPT(nn.Module):
             f = frequencies(D, c.rotary_base, self.scaling, x.device)            # (D/2,)
             rotary = rotation(positions, f)
         x = self.drop(x)
-        places = None if at is None else at.flatten().nonzero()[:, 0]             # (M,)
+        places, M = None, None
+        if at is not None:
+            places = at.flatten().nonzero()[:, 0]                    # (M,)
+            M = len(places)
+            places = lengthened(places)                              # (M or a few more,)
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
             keep = None if cache is None else partial(cache.fill, layer)
@@ -201,7 +207,7 @@ class GPT(nn.Module):
                 x, causal=causal, mask=mask, keep=keep, rotary=rotary,
                 places=places if layer == last else None,
             )
-        return self.norm(x)                                          # (B, T, C) or (M, C)
+        return self.norm(x[:M])                                      # (B, T, C) or (M, C)
 
     def _positions(
         self, x: Tensor, positions: Tensor | None, segments: Tensor | None

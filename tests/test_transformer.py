@@ -12,6 +12,7 @@ from minivlm.attention_masks import prefix_mask, segment_mask
 from minivlm.rotary import Llama3Scaling, frequencies, rotate, rotation
 from minivlm.transformer import (
     ACTS, Attention, Block, BlockConfig, RMSNorm, SwiGLU, init_lookup_heads, init_weights,
+    lengthened,
 )
 
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
@@ -318,3 +319,15 @@ def test_initial_weights_are_gpt_2s():
             assert into_stream.weight.std().item() == pytest.approx(0.02 / 4, rel=0.03)
         for part in (block.attn.qkv, block.attn.proj, block.mlp[0], block.mlp[2]):
             assert not part.bias.any()
+
+
+def test_few_different_numbers_of_places_occur():
+    """Catches a compilation for every number of answer tokens, and places that come too often."""
+    lengths = {}
+    for n in range(2000):
+        places = torch.arange(7, 7 + n)
+        longer = lengthened(places)
+        assert torch.equal(longer[:n], places) and (longer[n:] == 7).all()
+        assert n <= len(longer) <= n * 17 / 16
+        lengths[n] = len(longer)
+    assert lengths[31] == 31 and len({lengths[n] for n in range(513, 1025)}) == 16
