@@ -377,6 +377,66 @@ def ppo_policy_loss(
     return -masked_mean(torch.minimum(unclipped, clipped), mask), clip_fraction
 
 
+def group_policy_loss(
+    logp: Tensor, old_logp: Tensor, advs: Tensor, mask: Tensor, kind: str,
+    clip_low: float, clip_high: float, longest: int, kl: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped loss for advantages of whole answers: the losses of GRPO and RLOO.
+
+        ratio_t = exp(logp_t - old_logp_t)
+        gain_t = min(ratio_t adv, clip(ratio_t, 1 - clip_low, 1 + clip_high) adv) - kl_t
+
+        grpo       - mean over answers of (sum_t gain_t / tokens of the answer)
+        dr_grpo    - mean over answers of (sum_t gain_t / longest)
+        rloo       - mean over answers of gain, whose ratio is the whole answer's,
+                     exp(sum_t (logp_t - old_logp_t)), and whose kl is sum_t kl_t
+
+    grpo divides by an answer's own length, so that a token of a long answer counts less.
+    Long wrong answers are then punished less than short ones; dr_grpo divides all by the
+    same number. While the policy has not moved, rloo's gradient is that of REINFORCE. A
+    larger `clip_high` lets rare tokens become likely sooner (DAPO).
+
+    Args:
+        logp, old_logp: (B, T) nats, as `ppo_policy_loss` takes them.
+        advs: (B,) of the answers, see `rl.group_advantages`.
+        mask: (B, T) bool, True at tokens of the answer.
+        kind: grpo, dr_grpo or rloo.
+        clip_low, clip_high: > 0; ratios outside get no gradient.
+        longest: tokens that an answer may have; dr_grpo divides by it.
+        kl: (B, T) cost of each token, already times its coefficient; or None.
+
+    Returns:
+        () loss; and clip_fraction, the () share of tokens, for rloo of answers, that get no
+        gradient.
+
+    Raises:
+        ValueError: for another kind, or if a row has no answer.
+
+    Source: Shao et al. 2024, arXiv:2402.03300, eq. 3; Liu et al. 2025, arXiv:2503.20783,
+    section 3.2; Ahmadian et al. 2024, arXiv:2402.14740, eqs. 6 and 9, clipped as in
+    huggingface/trl; clip_high: Yu et al. 2025 (DAPO), arXiv:2503.14476, eq. 10.
+
+    >>> zero, mask = torch.zeros(1, 2), torch.ones(1, 2).bool()
+    >>> group_policy_loss(zero, zero, torch.tensor([3.0]), mask, "dr_grpo", 0.2, 0.2, 4)
+    (tensor(-1.5000), tensor(0.))
+    """
+    if kind not in ("grpo", "dr_grpo", "rloo"):
+        raise ValueError(f"kind {kind!r} is not one of grpo, dr_grpo, rloo")
+    if not mask.any(1).all():
+        raise ValueError("a row has no token of an answer")
+    log_ratio = (at_least_float32(logp) - old_logp).masked_fill(~mask, 0.0)      # (B, T)
+    cost = torch.zeros_like(log_ratio) if kl is None else kl.masked_fill(~mask, 0.0)
+    if kind == "rloo":  # an answer is one action
+        log_ratio, cost = log_ratio.sum(1, keepdim=True), cost.sum(1, keepdim=True)
+        mask = mask.any(1, keepdim=True)                             # (B, 1)
+    ratio = log_ratio.exp()
+    free = ratio * advs[:, None]
+    held = ratio.clamp(1 - clip_low, 1 + clip_high) * advs[:, None]
+    gain = (torch.minimum(free, held) - cost).masked_fill(~mask, 0.0)
+    n = longest if kind == "dr_grpo" else mask.sum(1)
+    return -(gain.sum(1) / n).mean(), masked_mean((held < free).float(), mask)
+
+
 def ppo_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_eps: float
 ) -> Tensor:

@@ -156,6 +156,46 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return whitened.masked_fill(~mask, 0.0)
 
 
+def group_advantages(scores: Tensor, kind: str) -> Tensor:
+    """How much better each answer is than the others to the same prompt; no value is needed.
+
+        grpo       (score - mean) / (std + 1e-4)      mean and std of the prompt's k answers
+        dr_grpo    score - mean
+        rloo       score - mean of the k - 1 others, which is k / (k - 1) (score - mean)
+
+    Dividing by the deviation gives a prompt more weight where its answers score nearly
+    alike, which dr_grpo's authors call a bias. If all k score alike, all advantages are 0.
+
+    Args:
+        scores: (B, k) of k answers to each of B prompts.
+        kind: grpo, dr_grpo or rloo.
+
+    Returns:
+        (B, k), with mean 0 over each row.
+
+    Raises:
+        ValueError: for another kind, or if k is 1: there is nothing to compare with.
+
+    Source: GRPO: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, section 4.1.2, with the
+    unbiased deviation and 1e-4 of huggingface/trl; Dr. GRPO: Liu et al. 2025,
+    arXiv:2503.20783, section 3.2; RLOO: Ahmadian et al. 2024, arXiv:2402.14740, eq. 9.
+
+    >>> group_advantages(torch.tensor([[0.0, 0.0, 3.0]]), "rloo")  # 3 - 0, 0 - 1.5
+    tensor([[-1.5000, -1.5000,  3.0000]])
+    """
+    k = scores.shape[1]
+    if k < 2:
+        raise ValueError(f"{k} answer to a prompt has no others to be compared with")
+    advs = scores - scores.mean(1, keepdim=True)                     # (B, k)
+    if kind == "grpo":
+        return advs / (scores.std(1, keepdim=True) + 1e-4)
+    if kind == "dr_grpo":
+        return advs
+    if kind == "rloo":
+        return advs * k / (k - 1)
+    raise ValueError(f"kind {kind!r} is not one of grpo, dr_grpo, rloo")
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """Return the share of the returns' variance that the values predict.
 

@@ -47,6 +47,32 @@ def follows(answer: str, q: dict) -> bool:
     return metrics.style_ok(answer, q["style"])
 
 
+def checked(answer: str, q: dict, phrases: metrics.Phrases) -> dict[str, float]:
+    """Check an answer by program, part by part; each part is 0 .. 1, and 1 is good.
+
+        right     as `is_right`. Of a question with `names`, it is the share of these that
+                  the answer mentions, times the share of its mentions that are in `names`
+                  or `may`: 1 exactly if it is right. 0 if nobody says what is right.
+        form      as `follows`
+        refusal   whether it refuses where that is due, and nowhere else
+
+    Args:
+        q: a question with all keys of `UNSET`.
+        phrases: those of meta.json.
+
+    Source: rewards that a program can verify: accuracy and format, DeepSeek-R1,
+    arXiv:2501.12948, section 2.2.2.
+    """
+    right = float(bool(is_right(answer, q, phrases)))
+    if q["names"] and phrases and not q["expect"]:
+        named = set(metrics.mentions(answer, phrases))
+        allowed = {*q["names"], *q["may"]}
+        right = len(named & set(q["names"])) / len(set(q["names"]))
+        right *= len(named & allowed) / max(1, len(named))
+    return {"right": right, "form": float(follows(answer, q)),
+            "refusal": float(refuses_rightly(answer, q))}
+
+
 def is_right(answer: str, q: dict, phrases: metrics.Phrases) -> bool | None:
     """Whether an answer is right, or None if the question does not say what is right.
 

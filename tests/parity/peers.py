@@ -8,6 +8,7 @@ import __future__
 import ast
 import importlib
 import importlib.util
+import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,17 @@ REMEDY = "tests/parity/install.sh installs the peers"
 
 
 def folder_of(package: str) -> Path:
-    """Where a package is installed, without importing it; skip the test if it is not."""
+    """Where a package is installed, without importing it; skip the test if it is not.
+
+    package: its name; or "trl-0.24.0", a second version that install.sh puts into a folder of its
+        own.
+    """
+    name, _, version = package.partition("-")
+    if version:
+        folder = Path(sys.prefix) / "peers" / package / name
+        if not folder.is_dir():
+            pytest.skip(f"{package} is not installed: {REMEDY}")
+        return folder
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         pytest.skip(f"{package} is not installed: {REMEDY}")
@@ -54,3 +65,16 @@ def functions(package: str, file: str, names: tuple[str, ...], space: dict) -> d
     missing = [name for name in names if name not in space]
     assert not missing, f"{package}/{file} has no {', '.join(missing)}"
     return {name: space[name] for name in names}
+
+
+def lines(package: str, file: str, first: str, last: str) -> str:
+    """The lines of a file from one that begins with `first` to one that begins with `last`.
+
+    For a few lines in the middle of a method of hundreds. Each must stand in the file once.
+    """
+    source = (folder_of(package) / file).read_text().splitlines()
+    ends = []
+    for text in (first, last):
+        [place] = [i for i, line in enumerate(source) if line.strip().startswith(text)]
+        ends.append(place)
+    return textwrap.dedent("\n".join(source[ends[0]:ends[1] + 1]))
