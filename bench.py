@@ -242,12 +242,12 @@ def clip(b: Bench) -> Case:
                 ).loss
             return update(loss)
 
-    net = model.to(b.device)
+    model.to(b.device)
     optimizer = Optimizer(model, 1e-4, 0)
 
     def ours() -> float:
         with b.autocast():
-            out = net(images, idx, lengths)
+            out = model(images, idx, lengths)
         loss = clip_loss(*out)
         loss.backward()
         optimizer.step(1, 1.0)
@@ -274,12 +274,12 @@ def lm(b: Bench) -> Case:
                 loss = theirs(input_ids=read, labels=labels, shift_labels=labels).loss
             return update(loss)
 
-    net = model.to(b.device)
+    model.to(b.device)
     optimizer = Optimizer(model, 1e-4, 0)
 
     def ours() -> float:
         with b.autocast():
-            logits = net(read)
+            logits = model(read)
         loss = next_token_loss(logits, labels)
         loss.backward()
         optimizer.step(1, 1.0)
@@ -332,7 +332,7 @@ def sft(b: Bench) -> Case:
                 ).loss
             return update(loss)
 
-    net = model.to(b.device)
+    model.to(b.device)
     optimizer = Optimizer(model, 1e-4, 0)
 
     def ours() -> float:
@@ -340,7 +340,7 @@ def sft(b: Bench) -> Case:
         for part in parts:
             at = part.targets != IGNORE_INDEX
             with b.autocast():
-                logits = net(part.idx, part.images, at=at)
+                logits = model(part.idx, part.images, at=at)
             loss = next_token_loss(logits, part.targets[at])
             loss = loss * part.n_supervised / batch.n_supervised
             loss.backward()

@@ -12,9 +12,9 @@ class FlopCounter:
         linear map, convolution   2 x numbers it gives x numbers that each is a sum of
         attention                 4 x B x H x T x T x D: scores, and the sum of the values
 
-    What a gradient needs is counted with the forward pass: as much again for the input of a
-    map, if it has a gradient, and for its weight, if it learns; for attention twice as
-    much. So a language model with N weights in its maps, the head among them, needs
+    The backward pass is counted together with the forward pass. A map counts once more if
+    its input has a gradient, and once more if its weight learns. Attention counts twice
+    more. So a language model with N weights in its maps, the head among them, needs
     6 N + 12 L H D T for a token of a row of T, as in the source. Where attention is causal,
     half of its scores are never used, and count all the same.
 
@@ -36,7 +36,9 @@ class FlopCounter:
             elif isinstance(module, Attention):
                 module.register_forward_hook(self._add_attention)
 
-    def _add_map(self, module: nn.Linear | nn.Conv2d, inputs: tuple, output: Tensor) -> None:
+    def _add_map(
+        self, module: nn.Linear | nn.Conv2d, inputs: tuple, output: Tensor
+    ) -> None:
         if _is_elsewhere():
             return
         weight = module.weight

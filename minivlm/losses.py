@@ -388,8 +388,8 @@ def group_policy_loss(
 
         grpo       - mean over answers of (sum_t gain_t / tokens of the answer)
         dr_grpo    - mean over answers of (sum_t gain_t / longest)
-        rloo       - mean over answers of gain, whose ratio is the whole answer's,
-                     exp(sum_t (logp_t - old_logp_t)), and whose kl is sum_t kl_t
+        rloo       - mean over answers of (min(ratio adv, clip(ratio, ...) adv) - sum_t kl_t)
+                     where ratio = exp(sum_t (logp_t - old_logp_t)), one for each answer
 
     grpo divides by an answer's own length, so that a token of a long answer counts less.
     Long wrong answers are then punished less than short ones; dr_grpo divides all by the

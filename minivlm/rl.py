@@ -157,7 +157,9 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def group_advantages(scores: Tensor, kind: str) -> Tensor:
-    """How much better each answer is than the others to the same prompt; no value is needed.
+    """Compare each answer's score with the scores of the other answers to its prompt.
+
+    GRPO and RLOO need no value model: the group of answers takes its place.
 
         grpo       (score - mean) / (std + 1e-4)      mean and std of the prompt's k answers
         dr_grpo    score - mean

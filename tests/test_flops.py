@@ -74,7 +74,7 @@ def test_a_frozen_tower_counts_a_third_and_adapters_two_thirds():
 
 
 def test_a_model_counts_the_places_that_it_computes():
-    """Catches an output that is counted for positions which the last block leaves out."""
+    """Catches a head that counts all positions where it computes one."""
     gpt = GPT(GPTConfig(vocab_size=50, block_size=16, n_layer=1, n_head=2, n_embd=8))
     at = torch.zeros(2, 6, dtype=torch.bool)
     at[0, 3] = True

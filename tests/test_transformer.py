@@ -322,7 +322,7 @@ def test_initial_weights_are_gpt_2s():
 
 
 def test_few_different_numbers_of_places_occur():
-    """Catches a compilation for every number of answer tokens, and places that come too often."""
+    """Catches a new shape for every number of answer tokens, and too many repeated places."""
     lengths = {}
     for n in range(2000):
         places = torch.arange(7, 7 + n)

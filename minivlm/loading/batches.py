@@ -92,11 +92,15 @@ class Batch:
         return Batch(images=images, **of_rows)
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the same batch on another device, to a GPU without waiting for the copy."""
+        """Return the same batch on another device.
+
+        The CPU does not wait until a copy to a GPU is finished.
+        """
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
         if device.type == "cuda":  # copies from pinned memory need not be waited for
             tensors = {k: v if v.is_cuda else v.pin_memory() for k, v in tensors.items()}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items()})
+        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
+        return replace(self, **moved)
 
 
 def collate(

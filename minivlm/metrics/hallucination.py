@@ -153,7 +153,7 @@ def mentions(text: str, phrases: Phrases) -> list[str]:
     return names
 
 
-@lru_cache(maxsize=8)  # for all texts about a data set the phrases are the same
+@lru_cache(maxsize=8)  # all texts of a data set are searched for the same phrases
 def _most_words(phrases: tuple[str, ...]) -> int:
     """How many words the longest of the phrases has."""
     return 1 + max((p.count(" ") for p in phrases), default=0)

@@ -89,7 +89,11 @@ def _together() -> Iterator[None]:
 
 
 def total(*values: float | Tensor) -> list[float]:
-    """Add each value, a number or a tensor of shape (), up over all processes, in float64."""
+    """Add each value up over all processes, in float64.
+
+    Args:
+        values: numbers, or tensors of shape ().
+    """
     numbers = [float(value) for value in values]
     if size() == 1:
         return numbers

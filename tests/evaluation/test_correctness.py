@@ -40,7 +40,7 @@ def test_a_name_that_nothing_stands_for_is_said():
     ("- nothing", (0, 1, 1)), ("I'm sorry, I can't say.", (0, 0, 0)),
 ])
 def test_a_description_is_checked_by_what_it_names_and_what_it_invents(answer, want):
-    """Catches a share of the wrong whole, and a refusal that obeys the form."""
+    """Catches a share divided by the wrong count, and a refusal that counts as a list."""
     q = UNSET | {"kind": "list", "style": "list", "names": ["circle", "ring"]}
     verdict = checked(answer, q, PHRASES | {"dog": "dog"})
     assert tuple(verdict.values()) == pytest.approx(want)
