@@ -63,8 +63,9 @@ def checked(answer: str, q: dict, phrases: metrics.Phrases) -> dict[str, float]:
     Source: rewards that a program can verify: accuracy and format, DeepSeek-R1,
     arXiv:2501.12948, section 2.2.2.
     """
-    right = float(bool(is_right(answer, q, phrases)))
-    if q["names"] and phrases and not q["expect"]:
+    if q["expect"] or not q["names"] or not phrases:
+        right = float(bool(is_right(answer, q, phrases)))
+    else:
         named = set(metrics.mentions(answer, phrases))
         allowed = {*q["names"], *q["may"]}
         right = len(named & set(q["names"])) / len(set(q["names"]))
