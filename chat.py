@@ -31,7 +31,7 @@ from minivlm.loading.models import fit_of, place, vlm_from
 from minivlm.loading.prepared import load_meta
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint, machine, options
-from minivlm.tokenizer import Tokenizer
+from minivlm.tokenizer import CHATBOTS, Tokenizer
 from minivlm.vlm import VLM
 
 COMMANDS = (
@@ -150,7 +150,7 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     machine.seed_everything(cfg.seed, cfg.threads)
     device = machine.pick_device(cfg.device)
-    state = load_state(cfg.run, ("sft", "dpo", "ppo", "align", "caption"))
+    state = load_state(cfg.run, (*CHATBOTS, "align", "caption"))
     tokenizer = checkpoint.tokenizer_of(state)
     half = machine.is_bfloat16(device, cfg.dtype)
     model = vlm_from(state, take=True, half=half).requires_grad_(False).eval()

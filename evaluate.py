@@ -35,7 +35,7 @@ from minivlm.loading.prepared import load_meta, load_records
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint, machine, options
 from minivlm.running.files import read_lines, read_text
-from minivlm.tokenizer import Tokenizer
+from minivlm.tokenizer import CHATBOTS, Tokenizer
 from minivlm.vlm import VLM
 
 # --- config ---
@@ -91,7 +91,7 @@ def check_request(cfg: Config, stage: str, meta: dict) -> None:
     if cfg.questions != "eval" and not file.is_file():
         raise FileNotFoundError(f"no questions at {file}; data/quiz.py writes a quiz")
     if cfg.axes:
-        if stage not in ("sft", "ppo", "dpo") or not meta.get("phrases"):
+        if stage not in CHATBOTS or not meta.get("phrases"):
             raise ValueError("--axes needs a chatbot, and pictures whose objects are known")
         if not cfg.ask or not cfg.describe:
             raise ValueError(
@@ -252,7 +252,7 @@ def main(cfg: Config) -> Figures:
     machine.seed_everything(cfg.seed, cfg.threads)
     device = machine.pick_device(cfg.device)
     meta = load_meta(cfg.data)
-    state = load_state(cfg.run, ("clip", "align", "caption", "sft", "ppo", "dpo"))
+    state = load_state(cfg.run, ("clip", "align", "caption", *CHATBOTS))
     tokenizer = checkpoint.tokenizer_of(state)
     if state["stage"] == "clip":
         model = clip_from(state).to(device).eval()

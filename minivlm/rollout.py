@@ -117,6 +117,7 @@ class PromptBatch:
     prompts: ids that the policy reads before it answers.
     reward_prompts: ids that the reward model reads before an answer; they may hold facts.
     seed: decides which answers are drawn.
+    n_copies: how many rows side by side ask the same; their prompt is read once.
     shared: if this is a share of a batch: the process's rank, their number, and the rows of
         the whole batch.
     """
@@ -126,13 +127,16 @@ class PromptBatch:
     prompts: list[list[int]]
     reward_prompts: list[list[int]]
     seed: int
+    n_copies: int = 1
     shared: tuple[int, int, int] | None = None
 
     def share(self, rank: int, size: int) -> "PromptBatch":
         """Every size-th question, from the rank-th on; its answer is drawn as in the whole."""
+        if size == 1:
+            return self
         parts = self.questions, self.images, self.prompts, self.reward_prompts
         shared = rank, size, len(self.prompts)
-        return PromptBatch(*(x[rank::size] for x in parts), self.seed, shared)
+        return PromptBatch(*(x[rank::size] for x in parts), self.seed, shared=shared)
 
     def draws(self, n: int, device: torch.device) -> Tensor:
         """Random numbers for n tokens of each answer, (B, n): each token of each row its own.
@@ -148,18 +152,20 @@ class PromptBatch:
 class RolloutPart:
     """Some rows of a rollout, cut to the longest of them, as PPO's update reads them.
 
-    feats and value_feats are (b, N, Cv), all others (b, T).
+    feats and value_feats are (b, N, Cv), all others (b, T). What belongs to a value model is
+    None if there is none.
     """
 
     idx: Tensor
     targets: Tensor
     mask: Tensor
     logp: Tensor
-    values: Tensor
+    ref_logp: Tensor
+    values: Tensor | None
     advs: Tensor
-    returns: Tensor
+    returns: Tensor | None
     feats: Tensor
-    value_feats: Tensor
+    value_feats: Tensor | None
 
 
 @dataclass
@@ -221,23 +227,30 @@ class Rollout:
             return self.ids
         return [self.ids[i] for i in rows.tolist()]
 
-    def part(self, rows: Tensor, advs: Tensor, returns: Tensor) -> RolloutPart:
-        """Cut out the given rows, (b,); advs and returns are those of all rows, (B, T).
+    def part(self, rows: Tensor, advs: Tensor, returns: Tensor | None = None) -> RolloutPart:
+        """Cut out the given rows, (b,), which must be this process's own.
 
-        The rows must be this process's own.
+        Args:
+            advs, returns: of all rows, (B, T); or (B,) advantages of whole answers, and no
+                returns.
         """
         T = int(self.lengths[rows].max())
         own = rows // processes.size()  # their places among the features
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows, :T] if x.ndim == 2 else x[rows]
+
         return RolloutPart(
-            idx=self.idx[rows, :T],
-            targets=self.targets[rows, :T],
-            mask=self.mask[rows, :T],
-            logp=self.logp[rows, :T],
-            values=self.values[rows, :T],
-            advs=advs[rows, :T],
-            returns=returns[rows, :T],
+            idx=cut(self.idx),
+            targets=cut(self.targets),
+            mask=cut(self.mask),
+            logp=cut(self.logp),
+            ref_logp=cut(self.ref_logp),
+            values=cut(self.values),
+            advs=cut(advs),
+            returns=cut(returns),
             feats=self.feats[own],
-            value_feats=self.value_feats[own],
+            value_feats=None if self.value_feats is None else self.value_feats[own],
         )
 
     def worth(self, end_penalty: float, length_penalty: float) -> Tensor:
@@ -325,7 +338,8 @@ def roll_out(
     """
     device = next(policy.parameters()).device
     end, pad = tokenizer.end, tokenizer.pad
-    images = batch.images.to(device)
+    k = batch.n_copies
+    images = batch.images[::k].to(device)
 
     features: dict[tuple[int, bool], Tensor] = {}  # a ViT that models share computes once
 
@@ -333,7 +347,7 @@ def roll_out(
         """Patch features, (B, N, Cv), kept for the ViT with and without its adapters."""
         key = id(vlm.vit), any(adapter.on for _, adapter in adapters(vlm.vit))
         if key not in features:
-            features[key] = vlm.vit.features(images)
+            features[key] = vlm.vit.features(images).repeat_interleave(k, dim=0)
         return features[key]
 
     # 1. the policy draws an answer to every question
@@ -346,9 +360,9 @@ def roll_out(
         steps.append((active, logp, torch.special.entr(log_p.exp()).sum(-1)))
 
     drawn = generate(
-        policy, img_emb, batch.prompts, keep_stop=True, stop=end,
+        policy, img_emb[::k], batch.prompts[::k], keep_stop=True, stop=end,
         max_new_tokens=max_new_tokens, temperature=temperature, use_cache=use_cache,
-        draws=batch.draws(max_new_tokens, device), watch=watch,
+        n_copies=k, draws=batch.draws(max_new_tokens, device), watch=watch,
     )
     ended = torch.tensor([ids[-1] == end for ids in drawn], device=device)
     names = [str(question["id"]) for question in batch.questions]

@@ -53,6 +53,7 @@ LONGEST_WORD = 100
 LONGEST_SPACE = 100_000
 LONG_SPACE = re.compile(r"(?<!\s)\s{%d,}" % LONGEST_SPACE)
 SPECIAL_NAME = re.compile(r"<\|\w+\|>|</?\w+>")  # in the marks of a chat template
+CHATBOTS = ("sft", "ppo", "dpo", "grpo")  # stages whose models answer in turns
 MAGIC = "#sentencepiece "  # so begins a file of sentencepiece.py
 # their order decides their ids
 SPECIALS = (
@@ -281,7 +282,7 @@ class Tokenizer:
         A chatbot ends its answers with <|end|>. A captioner or a language model ends a text
         with <|endoftext|>, and has never seen <|end|>.
         """
-        return self.end if stage in ("sft", "ppo", "dpo") else self.endoftext
+        return self.end if stage in CHATBOTS else self.endoftext
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 1024) -> "Tokenizer":

@@ -9,13 +9,14 @@ from minivlm.loading.models import fit_of, vlm_from
 from minivlm.loading.prepared import load_meta
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
+from minivlm.tokenizer import CHATBOTS
 
 LONGEST, BATCH = 96, 16  # tokens of an answer, answers written at a time
 
 
 def load_answerer(run: str | Path, data: str | Path) -> Answerer:
     """Load a captioner or chatbot: questions with their "image" -> answers."""
-    state = load_state(run, ("caption", "sft", "ppo", "dpo"))
+    state = load_state(run, ("caption", *CHATBOTS))
     model = vlm_from(state).eval()
     tokenizer = checkpoint.tokenizer_of(state)
     pictures = Pictures(data, model.vit.config.image_size, fit_of(state))

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SCRIPTS = (
     "train_lm", "train_clip", "train_caption", "train_align", "train_sft", "train_reward",
-    "train_ppo", "train_dpo", "evaluate", "chat",
+    "train_ppo", "train_grpo", "train_dpo", "evaluate", "chat",
     "data.book.prepare", "data.nlvr.prepare", "data.coco.prepare", "data.cifar10.prepare",
     "data.webdata.prepare", "data.llava.prepare", "data.capfilt", "data.instruct", "data.quiz",
     "data.preferences",

@@ -42,6 +42,7 @@ import train_align
 import train_caption
 import train_clip
 import train_dpo
+import train_grpo
 import train_lm
 import train_ppo
 import train_reward
@@ -468,6 +469,9 @@ SCRIPTS = {  # name -> main, Config, options, the files that it reads
     "ppo": (train_ppo, {"init": "sft", "reward": "reward", "max_new_tokens": 2, "minibatches": 1,
                         "grad_accum": 1},
             {"train": scene, "prompts": questions, "prompts_val": questions}),
+    "grpo": (train_grpo, {"init": "sft", "max_new_tokens": 2, "minibatches": 1, "grad_accum": 1,
+                          "n_copies": 2},
+             {"train": scene, "prompts": questions, "prompts_val": questions}),
     "dpo": (train_dpo, {"init": "sft", "max_new_tokens": 2},
             {"train": scene, "preferences_pairs": PAIRS, "preferences_val_pairs": PAIRS,
              "prompts_val": questions}),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("lm", "clip", "caption", "align", "sft", "reward", "ppo", "dpo")
+SCRIPTS = ("lm", "clip", "caption", "align", "sft", "reward", "ppo", "grpo", "dpo")
 ROOMS = ("loading", "metrics", "evaluation", "preferences", "engine", "pretrained", "running")
 MATHEMATICS = {"losses", "rl"}
 NETWORKS = {"transformer", "rotary", "attention_masks", "cache", "vit", "gpt", "clip", "projector",

@@ -101,7 +101,7 @@ def test_a_missing_layer_and_a_rank_of_0_are_refused(vlm):
     assert not list(adapters(vlm)) and all(p.requires_grad for p in vlm.parameters())
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo", "dpo"])
 def test_a_stage_trains_adapters_and_its_checkpoint_is_a_model_like_any_other(
     stage, folder, runs, tmp_path: Path
 ):

@@ -85,14 +85,14 @@ def test_a_probability_of_one_has_no_loss_in_half_precision():
     assert next_token_loss(logits, torch.tensor([[1]])) > 1e5
 
 
-@pytest.mark.parametrize("stage", ["clip", "sft", "ppo", "dpo"])
+@pytest.mark.parametrize("stage", ["clip", "sft", "ppo", "grpo", "dpo"])
 def test_a_run_in_bfloat16_goes_where_one_in_float32_goes(stage, runs, folder, tmp_path):
     """Catches a model that only computes in one type, and weights that are kept in the other."""
     script, cfg = config_of(stage, folder, runs, out=str(tmp_path), dtype="bfloat16", steps=2)
     script.main(cfg)
     a, b = (rows_of(out / "metrics.csv") for out in (runs / stage, tmp_path))
     # a score is that of six drawn answers, and half precision draws others
-    key = "val_entropy" if stage == "ppo" else "val_loss"
+    key = "val_entropy" if stage in ("ppo", "grpo") else "val_loss"
     measured = [(row, exact) for row, exact in zip(b, a) if row[key]]  # others are means of steps
     assert [row["step"] for row, _ in measured] == ["0", "2"]
     for row, exact in measured:

@@ -19,7 +19,7 @@ from minivlm.loading.models import fit_of, vlm_from
 from minivlm.loading.prepared import load_records
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint
-from minivlm.tokenizer import Tokenizer
+from minivlm.tokenizer import CHATBOTS, Tokenizer
 from minivlm.vlm import VLM
 
 QuestionsWithAnswers = list[tuple[dict, list[str]]]
@@ -88,7 +88,7 @@ def ask_pool(
         FileNotFoundError, ValueError: if a run folder has no checkpoint of a chatbot.
     """
     # all checkpoints are read before any sampling, which takes minutes
-    states = [load_state(name.strip(), ("sft", "ppo", "dpo")) for name in runs]
+    states = [load_state(name.strip(), CHATBOTS) for name in runs]
     share = math.ceil(k / len(states))
     drawn: dict[str, list[list[str]]] = {q["id"]: [] for q in questions}
     for state in states:

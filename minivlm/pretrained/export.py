@@ -31,7 +31,7 @@ from minivlm.pretrained.weights import safetensors, select_strategy
 from minivlm.running import checkpoint
 from minivlm.sentencepiece import SentencePiece, TO_TEXT
 from minivlm.templates import TEMPLATES, Template
-from minivlm.tokenizer import Tokenizer, byte_letters
+from minivlm.tokenizer import CHATBOTS, Tokenizer, byte_letters
 from minivlm.vit import MEAN, STD, ViTConfig
 from minivlm.vlm import VLMConfig
 
@@ -398,6 +398,6 @@ def main(cfg: Config) -> None:
     # a run folder has a config.json of its own, which an export would replace
     if not cfg.out or list(Path(cfg.out).glob("*.pt")):
         raise ValueError(f"out is {cfg.out!r}; name a folder that is not a run's")
-    state = checkpoint.load(cfg.run, ("lm", "clip", "align", "sft", "ppo", "dpo"))
+    state = checkpoint.load(cfg.run, ("lm", "clip", "align", *CHATBOTS))
     name = export(state, Path(cfg.out))
     print(f"{cfg.out}: transformers.{name}.from_pretrained({cfg.out!r}) loads it")

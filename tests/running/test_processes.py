@@ -14,7 +14,7 @@ import torch
 from minivlm.running import processes
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("lm", "clip", "siglip", "caption", "align", "sft", "reward", "ppo", "dpo")
+STAGES = ("lm", "clip", "siglip", "caption", "align", "sft", "reward", "ppo", "grpo", "dpo")
 MACHINE = {"ms", "data_ms", "rollout_ms", "mfu", "gb", "min"}  # columns that no two runs share
 
 

@@ -57,7 +57,7 @@ def test_the_models_that_judge_are_bit_identical_after_training(
     assert after["value_model.head.weight"].any()  # it began at 0
 
 
-@pytest.mark.parametrize("stage", ["ppo", "dpo"])
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "dpo"])
 def test_the_latest_policy_counts_as_best(stage, runs, folder, tmp_path, monkeypatch):
     """Catches: the chatbot before its preference training taken for the one behind it, because a
     noisy figure was best at step 0. Here every evaluation is worse than the one before.

@@ -21,6 +21,7 @@ import train_align
 import train_caption
 import train_clip
 import train_dpo
+import train_grpo
 import train_lm
 import train_ppo
 import train_reward
@@ -40,7 +41,8 @@ def config_of(stage: str, folder: Path, runs: Path, **changes):
     """The stage's script and the Config its run was made with, some fields changed."""
     script = {
         "lm": train_lm, "clip": train_clip, "caption": train_caption, "align": train_align,
-        "sft": train_sft, "reward": train_reward, "ppo": train_ppo, "dpo": train_dpo,
+        "sft": train_sft, "reward": train_reward, "ppo": train_ppo,
+        "grpo": train_grpo, "dpo": train_dpo,
     }[stage]
     made = json.loads((runs / stage / "config.json").read_text())
     return script, script.Config(**(made | changes))
@@ -55,7 +57,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         ]
 
 
-STAGES = ("lm", "clip", "caption", "align", "sft", "reward", "ppo", "dpo")
+STAGES = ("lm", "clip", "caption", "align", "sft", "reward", "ppo", "grpo", "dpo")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -81,7 +83,7 @@ def test_the_first_logged_loss_is_what_theory_says(runs, folder):
     assert math.log(40) - 0.1 < clip < math.log(40) + 0.9
 
 
-@pytest.mark.parametrize("stage", ("sft", "reward", "ppo", "dpo"))
+@pytest.mark.parametrize("stage", ("sft", "reward", "ppo", "grpo", "dpo"))
 def test_evaluating_more_often_does_not_change_the_weights(stage, runs, folder, tmp_path):
     """Catches validation that draws from training's generators or leaves the model in eval mode."""
     script, cfg = config_of(stage, folder, runs, out=str(tmp_path), eval_every=1)
@@ -104,7 +106,7 @@ def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path
     script, once = config_of(stage, folder, runs, out=str(tmp_path / "once"), grad_accum=1, **same)
     script.main(once)
     a, b = (rows_of(f / "metrics.csv")[1] for f in (tmp_path, tmp_path / "once"))
-    after = "val_score" if stage == "ppo" else "val_loss"
+    after = "val_score" if stage in ("ppo", "grpo") else "val_loss"
     assert float(a[after]) == pytest.approx(float(b[after]), abs=1e-4)
     value = ("value_loss",) if stage == "ppo" else ()
     # a step's size hides the gradient's: Muon and AdamW normalize
@@ -220,7 +222,7 @@ def test_the_language_model_learns_on_its_tiny_corpus(folder, tmp_path):
     assert row["val_loss"] < -sum(p * math.log(p) for p in shares)
 
 
-@pytest.mark.parametrize("stage", ("clip", "caption", "sft", "ppo", "dpo"))
+@pytest.mark.parametrize("stage", ("clip", "caption", "sft", "ppo", "grpo", "dpo"))
 def test_evaluation_writes_figures_beside_a_blind_baseline(stage, runs, folder, tmp_path):
     """Catches an evaluation that cannot run on a weak model, or whose blind side sees."""
     out = tmp_path / "figures.json"
@@ -237,7 +239,7 @@ def test_evaluation_writes_figures_beside_a_blind_baseline(stage, runs, folder, 
     assert all(0 <= v <= (10 if k == "captions/cider" else 2.5 if "clip_score" in k else 1)
                for k, v in figures.items())
     for group, stages in {"captions/clip_score": ("caption",), "zero_shot/": ("clip",),
-                          "ranked/": ("caption", "align", "sft", "ppo", "dpo")}.items():
+                          "ranked/": ("caption", "align", "sft", "ppo", "grpo", "dpo")}.items():
         assert any(k.startswith(group) for k in figures) == (stage in stages)
 
 
@@ -316,6 +318,11 @@ def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys, mon
     ("ppo", {"split": "nothing"}, "no data at"), ("ppo", {"records": "val"}, "no picture train"),
     ("ppo", {"reward": "nowhere"}, "train_reward.py"), ("ppo", {"batch_size": 9999}, "larger than"),
     ("ppo", {"minibatches": 7, "grad_accum": 1}, "minibatches times grad_accum, 7 is more than"),
+    ("grpo", {"init": "lm"}, "stage 'lm'"), ("grpo", {"advantage": "ppo"}, "advantage 'ppo'"),
+    ("grpo", {"n_copies": 1}, "n_copies is 1, expected >= 2"), ("grpo", {"kl": "k3"}, "kl 'k3'"),
+    ("grpo", {"n_copies": 4}, "batch_size 6 is not a multiple of n_copies 4"),
+    ("grpo", {"reward": "nowhere"}, "train_reward.py"), ("grpo", {"lr": 0.0}, "are both 0"),
+    ("grpo", {"clip_high": 0.0}, "clip_high is 0.0, expected > 0"),
     ("dpo", {"init": "clip"}, "stage 'clip'"), ("dpo", {"kind": "kto"}, "kind 'kto'"),
     ("dpo", {"beta": 0.0}, "beta is 0.0"), ("dpo", {"split": "nothing"}, "no pairs at"),
     ("dpo", {"kind": "ipo", "label_smoothing": 0.1}, "label_smoothing is 0.1 for kind ipo"),
@@ -347,7 +354,7 @@ def test_a_mistake_in_the_options_does_not_cost_the_run_there_is(
     assert all(p.read_text() == "the old run" for p in out.iterdir())
 
 
-@pytest.mark.parametrize("stage", ("lm", "reward", "ppo"))
+@pytest.mark.parametrize("stage", ("lm", "reward", "ppo", "grpo"))
 def test_a_clip_of_0_is_no_clip(stage, runs, folder, tmp_path):
     """Catches a run that learns nothing with a healthy column of gradients."""
     rows = []
@@ -421,7 +428,7 @@ def lengthen(record: dict) -> dict:
 @pytest.mark.parametrize("stage, splits", [
     ("clip", ("train", "val")), ("caption", ("train", "val")), ("align", ("train", "val")),
     ("sft", ("train", "val")), ("reward", ("preferences", "preferences_val")),
-    ("ppo", ("prompts", "prompts_val")),
+    ("ppo", ("prompts", "prompts_val")), ("grpo", ("prompts", "prompts_val")),
     ("dpo", ("preferences_pairs", "preferences_val_pairs", "prompts_val")),
 ])
 def test_records_too_long_are_refused_or_left_out_and_counted(

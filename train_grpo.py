@@ -1,0 +1,292 @@
+"""GRPO, Dr. GRPO, RLOO: k answers to a prompt are compared with each other; there are no values.
+
+   adv = (score - mean of the k) / std of the k        grpo; dr_grpo and rloo do not divide
+   loss = - mean over answers of min(ratio_t adv, clip(ratio_t, 1 - clip_eps, 1 + clip_high) adv)
+
+What differs from train_ppo.py is the algorithm. An answer's score comes from a program that knows
+what is right (--reward checked), or from a reward model.
+
+Source: GRPO: DeepSeekMath, arXiv:2402.03300, section 4.1; Dr. GRPO: arXiv:2503.20783; RLOO:
+Ahmadian et al. 2024, arXiv:2402.14740; checked answers about pictures: R1-V, 2025.
+Reads: runs/sft, prompts.jsonl.   Writes: runs/grpo, samples_*.png in it.
+Expect (2 CPU cores): 4 min; more answers are right
+Run: python train_grpo.py [--advantage rloo] [--reward runs/reward]
+"""
+
+import copy
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from minivlm.evaluation.correctness import UNSET, checked
+from minivlm.loading.batches import hash_seed, shuffled
+from minivlm.loading.models import place, reward_model_from, vlm_from
+from minivlm.lora import LAYERS, add_lora
+from minivlm.losses import group_policy_loss, kl_estimate, masked_mean
+from minivlm.optim import Optimizer, lr_scale
+from minivlm.preferences.prompts import Prompts
+from minivlm.pretrained.weights import load_state
+from minivlm.rl import group_advantages, minibatches
+from minivlm.rollout import (
+    PromptBatch, Rollout, by_length, describe, logprobs, roll_out, share_vit,
+)
+from minivlm.running import checkpoint
+from minivlm.running.options import cli
+from minivlm.running.processes import add_gradients, largest, rank, size, total
+from minivlm.running.run import Run
+
+# --- config ---
+
+
+@dataclass
+class Config:
+    """Options of the run; the comments are the help texts."""
+
+    # data
+    data: str = "data/book/prepared"  # data folder made by a prepare.py
+    split: str = "prompts"  # file of the data folder with questions to learn from
+    val_split: str = "prompts_val"  # file with questions to measure with
+    records: str = "train"  # file with the records of those questions' pictures
+    skip_long: bool = False  # leave out records longer than the context, say how many
+    out: str = "runs/grpo"  # run folder to write
+    # model
+    init: str = "runs/sft"  # policy and reference: a run of sft, dpo, ppo; or a published LLaVA
+    lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
+    # rollout
+    batch_size: int = 256  # >= 2; answers per rollout
+    n_copies: int = 8  # >= 2; answers to each prompt, k; batch_size is a multiple of it
+    temperature: float = 1.0  # > 0; for drawing answers and for all log-probabilities
+    max_new_tokens: int = 96  # >= 1; longest answer in tokens
+    # rewards
+    reward: str = "checked"  # checked: by a program; or run folder of a reward model
+    right: float = 1.0  # >= 0; checked reward of a right answer
+    form: float = 0.2  # >= 0; checked reward of an answer of the form asked for
+    refusal: float = 0.2  # >= 0; checked reward of refusing where that is due, and only there
+    end_penalty: float = 1.0  # >= 0; subtracted from the score of an answer without an end
+    advantage: str = "grpo"  # grpo | dr_grpo | rloo; dr_grpo divides by no deviation or length
+    kl_coef: float = 0.04  # >= 0; cost of a nat of KL to the reference (DeepSeekMath: .04)
+    kl: str = "loss"  # loss | reward; a token's own cost (k3), or part of its answer's score
+    # optimization
+    steps: int = 60  # >= 0; rollouts, each followed by its updates
+    epochs: int = 1  # >= 1; passes over a rollout
+    minibatches: int = 2  # >= 1; parts of a rollout, with an optimizer step each
+    grad_accum: int = 4  # >= 1; micro-batches per minibatch, each of similar lengths
+    clip_eps: float = 0.2  # > 0; how far a ratio may fall below 1
+    clip_high: float = 0.28  # > 0; how far a ratio may rise above 1 (DAPO: .28)
+    lr: float = 2e-4  # >= 0; peak learning rate of AdamW
+    muon_lr: float = 0.0  # >= 0; peak learning rate of Muon; 0 = AdamW for all
+    weight_decay: float = 0.0  # >= 0; on matrices and embeddings
+    warmup: int = 5  # >= 0; rollouts until the peak learning rate
+    grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
+    # machine
+    n_val: int = 300  # >= 1; held-out questions to measure with
+    eval_every: int = 20  # >= 1; rollouts between evaluations, each logged and saved
+    log_every: int = 1  # >= 1; rollouts between rows of training figures in metrics.csv
+    seed: int = 0  # >= 0; decides which questions are asked and which answers are drawn
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
+    dtype: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on a GPU, else float32
+    checkpoint_blocks: bool = False  # compute activations again: less memory, more time
+    threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
+    workers: int = 0  # >= 0; processes that load pictures ahead; 0 = none
+    resume: bool = False  # continue the run in `out`
+
+    def __post_init__(self):
+        if self.batch_size % self.n_copies:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of n_copies {self.n_copies}"
+            )
+        # raises a ValueError if it is none
+        group_advantages(torch.zeros(1, self.n_copies), self.advantage)
+
+
+# --- update ---
+
+
+def update(
+    policy: torch.nn.Module, optimizer: Optimizer, rollout: Rollout, advs: Tensor,
+    scale: float, seed: int, cfg: Config, run: Run,
+) -> dict[str, float]:
+    """Take clipped steps on the answers of one rollout.
+
+    Args:
+        advs: (B,) of the answers.
+        scale: share of the peak learning rates.
+        seed: decides the order of the answers.
+
+    Returns:
+        means over the minibatches; first_ratio_off is of the first minibatch, grad of the
+        last step. docs/ppo.md explains each figure.
+    """
+    figures: list[dict[str, float]] = []  # of each minibatch
+    grad = 0.0
+    for rows in minibatches(cfg.batch_size, cfg.minibatches, cfg.epochs, seed):
+        sums = dict.fromkeys(("loss", "new_kl", "clip_fraction"), 0.0)
+        ratios_off: list[Tensor] = []
+        own = rows[rows % size() == rank()]  # this process's answers
+        for part_rows in by_length(own, rollout.lengths, cfg.grad_accum):
+            part = rollout.part(part_rows, advs)
+            with run.autocast():
+                img_emb = policy.projector(part.feats)               # (b, N, C)
+                logp, _ = logprobs(
+                    policy, policy.config.image_id, part.idx, part.targets, img_emb,
+                    cfg.temperature,
+                )                                                    # (b, T)
+            cost = None
+            if cfg.kl == "loss":
+                cost = cfg.kl_coef * kl_estimate(logp, part.ref_logp, "k3")
+            loss, clip_fraction = group_policy_loss(
+                logp, part.logp, part.advs, part.mask, cfg.advantage, cfg.clip_eps,
+                cfg.clip_high, cfg.max_new_tokens, cost,
+            )
+            share = len(part_rows) / len(rows)  # every answer weighs the same
+            (loss * share).backward()
+
+            logp = logp.detach()
+            new_kl = masked_mean(kl_estimate(part.logp, logp, "k3"), part.mask)
+            means = {"loss": loss, "new_kl": new_kl, "clip_fraction": clip_fraction}
+            for name, value in means.items():
+                sums[name] += value.detach() * share
+            ratios_off.append(((logp - part.logp).exp() - 1).abs().max())
+        sums = dict(zip(sums, total(*sums.values())))
+        off = largest(max(map(float, ratios_off), default=0.0))
+        figures.append(sums | {"ratio_off": off})
+        add_gradients(optimizer.params)
+        grad = optimizer.step(scale, cfg.grad_clip)
+        run.check(sums["loss"], grad, rollout.names(rows))
+
+    out = {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
+    out["first_ratio_off"] = figures[0]["ratio_off"]
+    out["grad"] = grad
+    return out
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Train; return the last evaluation."""
+    # --- run ---
+    run = Run(cfg, __file__)
+
+    # --- model ---
+    before = load_state(cfg.init, ("sft", "dpo", "ppo"))
+    tokenizer = checkpoint.tokenizer_of(before)
+    weights = {"init": checkpoint.fingerprint(before)}
+    policy = vlm_from(before, take=True, half=run.half)
+    # a captioner may be a prefix-LM; a chatbot is always causal
+    config = policy.config = replace(policy.config, prefix_lm=False)
+    if cfg.lora:  # the reference is the same model with its adapters off
+        add_lora(policy, LAYERS, cfg.lora, frozen=policy.vit)
+        ref = policy
+    else:
+        ref = copy.deepcopy(policy).requires_grad_(False)
+    policy.gpt.checkpoint_blocks = cfg.checkpoint_blocks
+    reward_model, facts = None, False
+    if cfg.reward != "checked":
+        scorer = checkpoint.load(cfg.reward, ("reward",))
+        if scorer["configs"]["tokenizer"] != tokenizer.identity:
+            raise ValueError(f"{cfg.reward} and {cfg.init} have different tokenizers")
+        weights["reward"] = checkpoint.fingerprint(scorer)
+        facts = scorer["configs"]["facts"]
+        reward_model = reward_model_from(scorer, take=True, half=run.half)
+        reward_model.requires_grad_(False)
+    judges = [] if reward_model is None else [reward_model]
+    share_vit([policy, ref, *(judge.vlm for judge in judges)])
+    policy.vit.requires_grad_(False)
+    # evaluation mode: dropout would move a ratio off 1 before the first update
+    for part in (policy, ref, *judges):
+        place(part.eval(), run.device, run.half)
+
+    # --- data ---
+    prompts = Prompts(cfg.data, cfg.records, policy, tokenizer, facts)
+    questions = prompts.load(cfg.split, cfg.max_new_tokens, cfg.skip_long)
+    val_questions = prompts.load(cfg.val_split, cfg.max_new_tokens, cfg.skip_long)
+    n_val = min(cfg.n_val, len(val_questions))
+    val_questions = random.Random(cfg.seed).sample(val_questions, n_val)
+    val_batch = prompts.batch(val_questions, cfg.seed)
+
+    def make_batch(step: int) -> PromptBatch:
+        """Prompts with their copies side by side."""
+        n = cfg.batch_size // cfg.n_copies
+        rows = shuffled(step, n, len(questions), cfg.seed)
+        copies = [questions[i] for i in rows for _ in range(cfg.n_copies)]
+        batch = prompts.batch(copies, hash_seed(cfg.seed, step, 1))
+        return replace(batch, n_copies=cfg.n_copies)
+
+    def answer(
+        batch: PromptBatch, shared: bool = True
+    ) -> tuple[Rollout, list[str], dict[str, float]]:
+        """Draw the policy's answers and score them; return them, their texts, figures.
+
+        Args:
+            shared: all processes share the questions out; else each answers all of them.
+        """
+        part = batch.share(rank(), size()) if shared else batch
+        with run.autocast():
+            rollout = roll_out(policy, ref, reward_model, None, part, tokenizer,
+                               cfg.max_new_tokens, cfg.temperature)
+        if shared:
+            rollout = rollout.together(len(batch.questions))
+        texts = [tokenizer.decode(ids).strip() for ids in rollout.answers]
+        parts: Counter[str] = Counter()  # of the checked reward: sums over the answers
+        scores = []
+        for text, q in zip(texts, batch.questions):
+            verdict = checked(text, UNSET | q, prompts.phrases)
+            parts.update(verdict)
+            scores.append(sum(getattr(cfg, name) * x for name, x in verdict.items()))
+        if reward_model is None:
+            rollout.score = torch.tensor(scores, device=run.device)
+        figures = describe(rollout, prompts.true_scores(batch.questions, texts))
+        return rollout, texts, figures | {name: x / len(texts) for name, x in parts.items()}
+
+    # --- optimizer ---
+    optimizer = Optimizer(policy, cfg.lr, cfg.muon_lr, cfg.weight_decay)
+
+    # --- resume ---
+    # what checkpoints contain; with --resume it is restored from the last one
+    run.hold("grpo", policy, optimizer, tokenizer, config, fit=prompts.pictures.mode,
+             **weights)
+    # try a rollout first: run.begin deletes the older run in `out`
+    answer(make_batch(run.start))
+    run.begin(make_batch)
+
+    # --- loop ---
+    for step in run.steps():
+        # step 0 is measured before any update: policy equals reference, so their KL is 0
+        if run.is_due(step):
+            rollout, texts, figures = answer(val_batch, shared=False)
+            sheet = prompts.sheet(val_questions, texts, rollout.score)
+            sheet.save(run.folder / f"samples_{step}.png")
+            # Between two draws of a few hundred answers, score and KL change by as much as
+            # they do in training, so the latest model counts as best.
+            run.record({f"val_{name}": x for name, x in figures.items()},
+                       loss=-figures["score"], last_is_best=True)
+        if step == cfg.steps:
+            break
+
+        # 1. roll out: the policy answers each question k times, and the answers are scored
+        rollout, _, figures = answer(run.next_batch())
+        rollout_ms = 1000 * (time.time() - run.began)
+
+        # 2. advantages: how much better each answer is than the others to its question
+        worth = rollout.worth(cfg.end_penalty, 0.0)                      # (B,)
+        # a group whose answers all score alike teaches nothing
+        spread = worth.view(-1, cfg.n_copies).std(1)                     # (B / k,)
+        figures["dead_groups"] = float((spread < 1e-6).float().mean())
+        if cfg.kl == "reward":
+            worth = worth - cfg.kl_coef * (rollout.logp - rollout.ref_logp).sum(1)
+        advs = group_advantages(worth.view(-1, cfg.n_copies), cfg.advantage).flatten()   # (B,)
+
+        # 3. update: the policy takes clipped steps on these answers
+        scale = lr_scale(step, cfg.steps, cfg.warmup)
+        order = hash_seed(cfg.seed, step, 2)
+        figures |= update(policy, optimizer, rollout, advs, scale, order, cfg, run)
+        run.add(rollout.names(), **figures, lr=cfg.lr * scale, rollout_ms=rollout_ms)
+
+    # --- finish ---
+    return run.finish()
+
+
+if __name__ == "__main__":
+    cli(main, Config)
