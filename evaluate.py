@@ -30,7 +30,7 @@ from minivlm.evaluation.correctness import check_names
 from minivlm.evaluation.measure import EvalData, Figures
 from minivlm.evaluation.raters import SimulatedJudge
 from minivlm.loading.images import Pictures
-from minivlm.loading.models import clip_from, fit_of, place, vlm_from
+from minivlm.loading.models import clip_from, fit_of, place, reward_model_from, vlm_from
 from minivlm.loading.prepared import load_meta, load_records
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint, machine, options
@@ -58,6 +58,9 @@ class Config:
     # what is measured
     ask: bool = True  # ask questions; --no-ask measures the captions of a captioner only
     describe: bool = True  # measure CHAIR and POPE; --no-describe leaves them out
+    best_of: int = 1  # >= 1; draw so many answers; the one that --reward likes best counts
+    reward: str = ""  # run folder of train_reward.py that chooses among them
+    temperature: float = 1.0  # > 0; for drawing them
     rank: bool = False  # also answer one-word questions by choosing the likeliest candidate
     # axes
     axes: bool = False  # also sum up a chatbot's figures on five axes
@@ -90,6 +93,11 @@ def check_request(cfg: Config, stage: str, meta: dict) -> None:
     file = Path(cfg.data) / f"{cfg.questions}.jsonl"
     if cfg.questions != "eval" and not file.is_file():
         raise FileNotFoundError(f"no questions at {file}; data/quiz.py writes a quiz")
+    if (cfg.best_of > 1) != bool(cfg.reward):
+        raise ValueError(f"--best_of {cfg.best_of} and --reward {cfg.reward!r}: the one "
+                         "needs the other")
+    if cfg.reward and stage not in CHATBOTS:
+        raise ValueError(f"--best_of needs a chatbot, and {cfg.run} is none")
     if cfg.axes:
         if stage not in CHATBOTS or not meta.get("phrases"):
             raise ValueError("--axes needs a chatbot, and pictures whose objects are known")
@@ -171,23 +179,46 @@ def load_scorer(cfg: Config, tokenizer: Tokenizer, device: torch.device) -> CLIP
     return clip_from(state).to(device).eval()
 
 
+def load_best_of(
+    cfg: Config, tokenizer: Tokenizer, device: torch.device
+) -> measure.BestOf | None:
+    """Load the reward model that chooses among answers, or return None without --reward.
+
+    Raises:
+        ValueError: if chatbot and reward model have different tokenizers, or if the reward
+            model reads facts: about held-out pictures there are none to read.
+    """
+    if not cfg.reward:
+        return None
+    state = checkpoint.load(cfg.reward, ("reward",))
+    if state["configs"]["tokenizer"] != tokenizer.identity:
+        raise ValueError(f"{cfg.reward} and {cfg.run} have different tokenizers")
+    if state["configs"]["facts"]:
+        raise ValueError(f"{cfg.reward} was trained with --facts, which no one knows here")
+    model = reward_model_from(state, take=True).requires_grad_(False).eval().to(device)
+    return measure.BestOf(model, cfg.best_of, cfg.temperature, cfg.seed)
+
+
 # --- figures ---
 
 
 def vlm_figures(
-    cfg: Config, model: VLM, state: dict, scorer: CLIP | None, data: EvalData,
-    chance: Figures, log: list[dict],
+    cfg: Config, model: VLM, state: dict, scorer: CLIP | None,
+    best: measure.BestOf | None, data: EvalData, chance: Figures, log: list[dict],
 ) -> Figures:
     """Measure a VLM.
 
     Args:
         state: the model's checkpoint.
         scorer: the CLIP for CLIPScore, or None.
+        best: chooses among drawn answers, or None.
         chance: gets chance levels.
         log: gets the answers.
     """
     stop = data.tokenizer.stop(state["stage"])
-    ask = measure.make_answerer(model, data, stop, cfg.max_new_tokens, cfg.batch_size)
+    ask = measure.make_answerer(
+        model, data, stop, cfg.max_new_tokens, cfg.batch_size, best
+    )
     figures: Figures = {}
     if cfg.ask and data.has(cfg.questions):
         figures |= measure.answers(ask, data, cfg.n_questions, log, cfg.questions)
@@ -262,6 +293,7 @@ def main(cfg: Config) -> Figures:
         place(model, device, half)
     check_request(cfg, state["stage"], meta)
     scorer = load_scorer(cfg, tokenizer, device)
+    best = load_best_of(cfg, tokenizer, device)
     pictures = Pictures(cfg.data, model.vit.config.image_size, fit_of(state))
     sees = EvalData(cfg.data, meta, tokenizer, pictures)
     # what may be missing or wrong is read before the measurement
@@ -272,7 +304,8 @@ def main(cfg: Config) -> Figures:
         check_axes(asked, records, their_log)
     file = Path(state["file"])
     folder = file if file.is_dir() else file.parent  # a published model is a folder
-    out = Path(cfg.out or folder / f"{cfg.questions}.json")
+    name = cfg.questions if cfg.best_of == 1 else f"{cfg.questions}_best{cfg.best_of}"
+    out = Path(cfg.out or folder / f"{name}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     training = last_row(folder / "metrics.csv")
 
@@ -284,7 +317,7 @@ def main(cfg: Config) -> Figures:
             figures = measure.retrieval(model, data, cfg.n_images, chance)
             return figures | measure.zero_shot(model, data, log)
         with machine.autocast(device, cfg.dtype):
-            return vlm_figures(cfg, model, state, scorer, data, chance, log)
+            return vlm_figures(cfg, model, state, scorer, best, data, chance, log)
 
     log: list[dict] = []
     try:

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from minivlm.conversation import Row
 from minivlm.evaluation.correctness import UNSET, checked
-from minivlm.loading.batches import hash_seed, shuffled
+from minivlm.loading.batches import hash_seed, switch_out
 from minivlm.loading.models import place, reward_model_from, vlm_from
 from minivlm.lora import LAYERS, add_lora
 from minivlm.losses import group_policy_loss, kl_estimate, masked_mean
@@ -38,6 +39,7 @@ from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.processes import add_gradients, largest, rank, size, total
 from minivlm.running.run import Run
+from minivlm.vlm import VLM
 
 # --- config ---
 
@@ -52,6 +54,8 @@ class Config:
     val_split: str = "prompts_val"  # file with questions to measure with
     records: str = "train"  # file with the records of those questions' pictures
     skip_long: bool = False  # leave out records longer than the context, say how many
+    alpha: float = 0.5  # 0 .. 1; a kind of n questions is asked n ** alpha times as often
+    noise: float = 0.1  # 0 .. 1; share of the prompts' tokens replaced at random
     out: str = "runs/grpo"  # run folder to write
     # model
     init: str = "runs/sft"  # policy and reference: a run of sft, dpo, ppo; or a published LLaVA
@@ -66,6 +70,7 @@ class Config:
     right: float = 1.0  # >= 0; checked reward of a right answer
     form: float = 0.2  # >= 0; checked reward of an answer of the form asked for
     refusal: float = 0.2  # >= 0; checked reward of refusing where that is due, and only there
+    unsure: float = 0.0  # >= 0; checked reward of admitting to be not sure where it is not right
     end_penalty: float = 1.0  # >= 0; subtracted from the score of an answer without an end
     advantage: str = "grpo"  # grpo | dr_grpo | rloo; dr_grpo divides by no deviation or length
     kl_coef: float = 0.04  # >= 0; cost of a nat of KL to the reference (DeepSeekMath: .04)
@@ -107,13 +112,14 @@ class Config:
 
 
 def update(
-    policy: torch.nn.Module, optimizer: Optimizer, rollout: Rollout, advs: Tensor,
+    policy: VLM, optimizer: Optimizer, rollout: Rollout, advs: Tensor, live: Tensor,
     scale: float, seed: int, cfg: Config, run: Run,
 ) -> dict[str, float]:
     """Take clipped steps on the answers of one rollout.
 
     Args:
         advs: (B,) of the answers.
+        live: (n,) row numbers of the answers to learn from.
         scale: share of the peak learning rates.
         seed: decides the order of the answers.
 
@@ -123,7 +129,8 @@ def update(
     """
     figures: list[dict[str, float]] = []  # of each minibatch
     grad = 0.0
-    for rows in minibatches(cfg.batch_size, cfg.minibatches, cfg.epochs, seed):
+    for order in minibatches(len(live), cfg.minibatches, cfg.epochs, seed):
+        rows = live[order]
         sums = dict.fromkeys(("loss", "new_kl", "clip_fraction"), 0.0)
         ratios_off: list[Tensor] = []
         own = rows[rows % size() == rank()]  # this process's answers
@@ -202,17 +209,26 @@ def main(cfg: Config) -> dict[str, float]:
     prompts = Prompts(cfg.data, cfg.records, policy, tokenizer, facts)
     questions = prompts.load(cfg.split, cfg.max_new_tokens, cfg.skip_long)
     val_questions = prompts.load(cfg.val_split, cfg.max_new_tokens, cfg.skip_long)
+    words = sorted(tokenizer.ranks.values())
+    by_kind: dict[str, list[dict]] = {}
+    for q in questions:
+        by_kind.setdefault(q["kind"], []).append(q)
+    kinds = sorted(by_kind)
+    odds = [len(by_kind[kind]) ** cfg.alpha for kind in kinds]
     n_val = min(cfg.n_val, len(val_questions))
     val_questions = random.Random(cfg.seed).sample(val_questions, n_val)
     val_batch = prompts.batch(val_questions, cfg.seed)
 
     def make_batch(step: int) -> PromptBatch:
-        """Prompts with their copies side by side."""
-        n = cfg.batch_size // cfg.n_copies
-        rows = shuffled(step, n, len(questions), cfg.seed)
-        copies = [questions[i] for i in rows for _ in range(cfg.n_copies)]
-        batch = prompts.batch(copies, hash_seed(cfg.seed, step, 1))
-        return replace(batch, n_copies=cfg.n_copies)
+        """Draw prompts; the copies of each stand side by side."""
+        rng = random.Random(f"{cfg.seed} {step}")
+        n, k = cfg.batch_size // cfg.n_copies, cfg.n_copies
+        chosen = [rng.choice(by_kind[kind]) for kind in rng.choices(kinds, odds, k=n)]
+        batch = prompts.batch([q for q in chosen for _ in range(k)], hash_seed(cfg.seed, step, 1))
+        clean = [Row(ids, [False] * len(ids)) for ids in batch.prompts[::k]]
+        generator = torch.Generator().manual_seed(batch.seed)
+        noisy = switch_out(clean, words, cfg.noise, generator)
+        return replace(batch, prompts=[row.ids for row in noisy for _ in range(k)], n_copies=k)
 
     def answer(
         batch: PromptBatch, shared: bool = True
@@ -271,9 +287,12 @@ def main(cfg: Config) -> dict[str, float]:
 
         # 2. advantages: how much better each answer is than the others to its question
         worth = rollout.worth(cfg.end_penalty, 0.0)                      # (B,)
-        # a group whose answers all score alike teaches nothing
-        spread = worth.view(-1, cfg.n_copies).std(1)                     # (B / k,)
-        figures["dead_groups"] = float((spread < 1e-6).float().mean())
+        # a group whose answers all score alike teaches nothing, and is left out
+        dead = worth.view(-1, cfg.n_copies).std(1) < 1e-6                # (B / k,)
+        figures["dead_groups"] = float(dead.float().mean())
+        if dead.all():
+            dead = ~dead
+        live = (~dead).repeat_interleave(cfg.n_copies).nonzero()[:, 0].cpu()   # (n,)
         if cfg.kl == "reward":
             worth = worth - cfg.kl_coef * (rollout.logp - rollout.ref_logp).sum(1)
         advs = group_advantages(worth.view(-1, cfg.n_copies), cfg.advantage).flatten()   # (B,)
@@ -281,7 +300,7 @@ def main(cfg: Config) -> dict[str, float]:
         # 3. update: the policy takes clipped steps on these answers
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         order = hash_seed(cfg.seed, step, 2)
-        figures |= update(policy, optimizer, rollout, advs, scale, order, cfg, run)
+        figures |= update(policy, optimizer, rollout, advs, live, scale, order, cfg, run)
         run.add(rollout.names(), **figures, lr=cfg.lr * scale, rollout_ms=rollout_ms)
 
     # --- finish ---

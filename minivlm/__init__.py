@@ -64,6 +64,8 @@ The glossary. Each word has one meaning, in code, messages and documents.
     reference         the frozen chatbot that the policy started from
     rollout           a batch of answers that the policy drew, with what the other models
                       compute about them
+    group             k answers to one prompt, compared with each other; it is dead if all
+                      score alike
     teacher           a language model, or a set of templates, that writes dialogues
                       without seeing pictures
     refusal           an answer that declines; it is right if the question must be refused

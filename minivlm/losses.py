@@ -6,6 +6,7 @@
     match          does a caption fit, yes or no      train_caption.py
     Bradley-Terry  which answer is preferred          train_reward.py
     KL, PPO        what a drawn token is worth        train_ppo.py
+    GRPO, RLOO     which of k answers is better       train_grpo.py
     DPO, IPO, ...  preferences, no reward model       train_dpo.py
 
 Targets are shifted before they come here: targets[:, t] is the token after position t, or

@@ -315,6 +315,43 @@ def of_answers(
     return out
 
 
+def scores_of(
+    reward_model: RewardModel, feats: Tensor, prompts: list[list[int]],
+    answers: list[list[int]], tokenizer: Tokenizer, names: Sequence[str] | None = None,
+) -> Tensor:
+    """Score whole answers.
+
+    Args:
+        feats: (B, N, Cv) patch features by the reward model's ViT.
+        prompts: B lists of ids before the answers.
+        answers: ids of each answer, with the end token if it has one.
+        names: of the rows, for errors.
+
+    Returns:
+        (B,).
+
+    Raises:
+        ValueError: if a score is NaN or inf, or as `collate`.
+    """
+    # the score is read at an answer's last token, which must be an input
+    rows = []
+    for prompt, ids in zip(prompts, answers):
+        rows.append(append_unread(answer_row(prompt, ids), tokenizer.end))
+    block_size = reward_model.vlm.gpt.config.block_size
+    judged = collate(rows, tokenizer.pad, block_size, names).to(feats.device)
+    img_emb = reward_model.vlm.projector(feats)                      # (B, N, C)
+    score = torch.zeros(len(answers), device=feats.device)
+    for part, T in in_parts(judged.lengths):
+        score[part] = reward_model(
+            judged.idx[part, :T], judged.lengths[part], img_emb=img_emb[part]
+        )
+    finite = score.isfinite()
+    if not bool(finite.all()):
+        first = tokenizer.decode(answers[int(finite.int().argmin())])
+        raise ValueError(f"the reward model's score of {first!r} is NaN or inf")
+    return score
+
+
 @torch.no_grad()
 def roll_out(
     policy: VLM, ref: VLM, reward_model: RewardModel | None, value_model: ValueModel | None,
@@ -409,24 +446,11 @@ def roll_out(
                 idx[rows, :T], img_emb=img_emb[rows], at=targets[rows, :T] != IGNORE_INDEX
             )
 
-    # 4. the reward model scores whole answers at their last token, which must be an input
+    # 4. the reward model scores whole answers
     score = None
     if reward_model is not None:
-        rows = []
-        for prompt, ids in zip(batch.reward_prompts, drawn):
-            rows.append(append_unread(answer_row(prompt, ids), end))
-        block_size = reward_model.vlm.gpt.config.block_size
-        judged = collate(rows, pad, block_size, names).to(device)
-        img_emb = reward_model.vlm.projector(feats_of(reward_model.vlm))  # (B, N, C)
-        score = torch.zeros(len(drawn), device=device)
-        for rows, T in in_parts(judged.lengths):
-            score[rows] = reward_model(
-                judged.idx[rows, :T], judged.lengths[rows], img_emb=img_emb[rows]
-            )
-        finite = score.isfinite()
-        if not bool(finite.all()):
-            first = tokenizer.decode(drawn[int(finite.int().argmin())])
-            raise ValueError(f"the reward model's score of {first!r} is NaN or inf")
+        score = scores_of(reward_model, feats_of(reward_model.vlm), batch.reward_prompts,
+                          drawn, tokenizer, names)
 
     answers = [ids[:-1] if ids[-1] == end else ids for ids in drawn]
     return Rollout(

@@ -9,7 +9,7 @@ mkdir -p results/book results/nlvr
 for seed in 0 1 2; do
     runs="runs/seed$seed"
     ./speedrun.sh --seed $seed --out "$runs"
-    for stage in clip sft ppo dpo; do cp "$runs/$stage/eval.json" "results/book/$stage-seed$seed.json"; done
+    for stage in clip caption sft ppo dpo; do cp "$runs/$stage/eval.json" "results/book/$stage-seed$seed.json"; done
     for stage in lm clip caption align sft; do cp "$runs/$stage/metrics.csv" "results/book/$stage-seed$seed.csv"; done
     # the speedrun asks in unseen phrasings; the same questions in those that are taught
     $python evaluate.py --run "$runs/sft" --questions quiz --no-describe --no-blind
@@ -26,6 +26,9 @@ results/ablation.sh
 results/instruct.sh
 results/preferences.sh
 results/dpo.sh
+results/grpo.sh
+results/honesty.sh
+results/looking.sh
 results/siglip.sh
 results/wide.sh
 results/parts.sh
@@ -51,3 +54,4 @@ $python results/figure.py runs/seed0/sft
 $python results/session.py runs/seed0/sft data/book/prepared
 $python results/foreign.py runs/seed0/dpo
 $python results/tables.py --write
+$python results/claims.py --write

@@ -177,8 +177,8 @@ def runs(folder, tmp_path_factory) -> Path:
         init=f"{out}/sft", reward=f"{out}/reward", out=f"{out}/ppo", batch_size=6, minibatches=1,
         epochs=1, n_val=6, max_new_tokens=6, kl_target=1.0, **small))
     train_grpo.main(train_grpo.Config(
-        init=f"{out}/sft", out=f"{out}/grpo", batch_size=6, n_copies=3, minibatches=1, n_val=6,
-        max_new_tokens=6, **small))
+        init=f"{out}/sft", reward=f"{out}/reward", out=f"{out}/grpo", batch_size=6, n_copies=3,
+        minibatches=1, n_val=6, max_new_tokens=6, **small))
     train_dpo.main(train_dpo.Config(
         init=f"{out}/sft", out=f"{out}/dpo", batch_size=6, n_val=6, max_new_tokens=6, **small))
     return out

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,65 @@ def test_a_conversation_remembers_what_was_said(script):
     talk = asking.converse(ask, "val.npy#0", ("One?", "Two?"))
     assert talk == [("One?", "..."), ("Two?", "Two.")]
     assert heard == [[], ["One?", "..."]]
+
+
+@pytest.fixture
+def claims(script, monkeypatch, tmp_path):
+    """claims.py with an empty results folder."""
+    module = script("claims")
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    return module
+
+
+def seeds(claims, name: str, *figures: dict) -> None:
+    """Write a result file for each seed."""
+    path = claims.HERE / f"{name}-seed0.json"
+    path.parent.mkdir(exist_ok=True)
+    for seed, values in enumerate(figures):
+        path.with_name(path.name.replace("seed0", f"seed{seed}")).write_text(
+            json.dumps(result(values)))
+
+
+@pytest.mark.parametrize("first, second, more, want", [
+    ((0.9, 0.8, 0.85), (0.5, 0.4, 0.5), True, "borne out"),
+    ((0.9, 0.8, 0.85), (0.5, 0.4, 0.5), False, "the opposite"),
+    ((0.5, 0.4, 0.5), (0.9, 0.8, 0.85), False, "borne out"),
+    ((0.9, 0.4, 0.9), (0.5, 0.5, 0.5), True, "no difference"),  # one seed says otherwise
+    ((0.50, 0.70, 0.5), (0.49, 0.4, 0.49), True, "no difference"),  # mean .107, error .097
+    ((0.5,), (0.49, 0.1), True, "no difference (1 seed)"),  # seeds that both have
+    ((0.5,), (0.45, 0.9), True, "borne out (1 seed)"),
+])
+def test_a_verdict_follows_from_the_figures(claims, first, second, more, want):
+    """Catches a direction turned round, seeds compared crosswise, a spread that is not asked."""
+    got = claims.verdict(dict(enumerate(first)), dict(enumerate(second)), more)
+    assert got == want
+
+
+def test_a_row_shows_what_is_in_the_files_and_nothing_else_is_claimed(claims):
+    """Catches a number from elsewhere, another side's file, a row of what nobody measured."""
+    side = claims.Side
+    claim = claims.Claim("A is more", "a paper", "answers/exist", True, side("A", "x/a"),
+                         side("B", "x/b"), "make")
+    assert claims.row(claim) is None
+    seeds(claims, "x/a", {"answers/exist": 0.9}, {"answers/exist": 0.7})
+    assert claims.row(claim) is None
+    seeds(claims, "x/b", {"answers/exist": 0.123})
+    assert "A 0.900, B 0.123 | borne out (1 seed) | `make`" in claims.row(claim)
+    seeds(claims, "x/b", {"answers/exist": 0.123}, {"answers/exist": 0.101})
+    text = claims.row(claim)
+    assert "A 0.800 ± 0.141 (2 seeds), B 0.112 ± 0.016 (2 seeds) | borne out |" in text
+    chance = claims.Claim("A is more", "a paper", "answers/exist", True, side("A", "x/a"),
+                          side("chance", "x/a", "chance"), "make")
+    assert "chance 0.500 ± 0.000" in claims.row(chance)
+
+
+def test_the_page_of_claims_is_what_the_files_say(script):
+    """Catches a number on docs/claims.md that is in no result file, and a claim without a way to
+    measure it.
+    """
+    claims = script("claims")
+    assert claims.PAGE.read_text() == claims.page()
+    for section in claims.SECTIONS.values():
+        for claim in section:
+            assert (ROOT / claim.made).is_file(), claim
+            assert re.search(r"[A-Z]", claim.source), claim

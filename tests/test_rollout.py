@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -121,6 +122,21 @@ def test_scores_values_and_ends_belong_to_their_answers(models, tokenizer):
                              1.6, with_entropy=True)
     torch.testing.assert_close(r.logp, logp, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(r.entropy, entropy, rtol=1e-3, atol=1e-3)
+
+
+def test_copies_of_a_prompt_are_answered_as_if_each_stood_alone(models, tokenizer):
+    """Catches features, scores or log-probabilities of another picture's copies."""
+    N, k = models[0].config.vit.n_tokens, 3
+    images = torch.randn(2, 3, 16, 16).repeat_interleave(k, dim=0)
+    prompts = [prompt_of(text, tokenizer, N) for text in ("A", "How so?") for _ in range(k)]
+    alone = PromptBatch([], images, prompts, prompts, seed=1)
+    want = roll_out(*models, alone, tokenizer, 8, 1.2)
+    got = roll_out(*models, replace(alone, n_copies=k), tokenizer, 8, 1.2)
+    assert got.answers == want.answers and len({tuple(a) for a in got.answers}) > 3
+    for name in ("idx", "targets", "lengths", "ended"):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
+    for name in ("logp", "ref_logp", "entropy", "values", "feats", "value_feats", "score"):
+        torch.testing.assert_close(getattr(got, name), getattr(want, name), atol=1e-4, rtol=1e-4)
 
 
 def test_the_cache_changes_nothing(models, tokenizer):

@@ -6,13 +6,15 @@ count these objects, too.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from minivlm.conversation import Turn
 from minivlm.engine import scenes
 from minivlm.engine.phrasings import harmless, make_phraser
-from minivlm.engine.questions import Draft, Texts, values_of
+from minivlm.engine.questions import (
+    Draft, Texts, assumed, attribute, position, values_of,
+)
 from minivlm.engine.talk import ANSWERS, say
 from minivlm.engine.template import (
     DEEP, SIMPLE, STYLES, attempt, in_style, scene_of, worded,
@@ -33,6 +35,8 @@ class Question:
     names: a right description names all of these objects.
     may: a right description names no other objects than these.
     before: the question that came before, if this one refers back to it.
+    sight: "clear", "hardly" or "absent": how well one sees what the question is about; "" if
+        nobody has to know.
     """
 
     draft: Draft
@@ -42,6 +46,7 @@ class Question:
     names: Texts = ()
     may: Texts = ()
     before: Draft | None = None
+    sight: str = ""
 
 
 # --- what an answer looks like ---
@@ -191,6 +196,42 @@ def questions_of(
     return questions
 
 
+def sight_questions(record: dict, rng: Random, world: World) -> list[Question]:
+    """Questions about what is clearly visible, hardly visible and absent.
+
+    Of each picture: two questions about visible objects, one about each barely visible
+    object, if its kind tells it from all others, and one about a kind that not even the
+    annotation lists. The right answers are those of the annotation. None about a picture
+    that is marked as private.
+    """
+    if record.get("border") == "private":
+        return []
+    every = things_of(record)
+    scene = scene_of(record)
+    makers = [attribute("color"), attribute("size"), position]
+    questions = []
+
+    def add(draft: Draft | None, sight: str) -> None:
+        if draft:
+            question = asked(draft, rng.choice(STYLES), scene, world)
+            questions.append(replace(question, sight=sight))
+
+    if scene.things:
+        for make in rng.sample(makers, 2):
+            draft = attempt(make, scene, rng, world)
+            if draft and not speaks_of_hidden(draft, every, scene.things):
+                add(draft, "clear")
+    for t in every:
+        if t.hidden and [other for other in every if other.kind == t.kind] == [t]:
+            make = rng.choice(makers)
+            draft = make(Scene([t], *scene[1:]), rng, world)
+            # it may also be called "the object" or "the thing at the left"
+            if draft and t.kind in draft.words["x"].split():
+                add(draft, "hardly")
+    add(attempt(assumed, scene._replace(things=every), rng, world), "absent")
+    return questions
+
+
 def speaks_of_hidden(draft: Draft, every: Things, visible: Things) -> bool:
     """Whether a phrase of a question fits barely visible objects, which count neither as
     present nor as absent.
@@ -241,5 +282,6 @@ def lines_of(
             "expect": q.draft.expect, "wrong": q.draft.wrong, "form": q.form,
             "names": q.names, "may": q.may, "border": border,
         }
-        lines.append(line | ({"before": before} if before else {}))
+        more = {"before": before} if before else {}
+        lines.append(line | more | ({"sight": q.sight} if q.sight else {}))
     return lines

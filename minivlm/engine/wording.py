@@ -11,6 +11,7 @@ from minivlm.evaluation.scene import NUMBERS, PLACES, Thing
 PRIVATE = "I'm sorry, this picture is marked as private, so I can't describe it."
 REFUSE = "I'm sorry, I can't help with that."
 UNKNOWN = "I'm not sure, the picture does not show that."
+HARD_TO_SEE = "I'm not sure, that is hard to see."
 
 Things = list[Thing]
 

@@ -12,7 +12,7 @@ from minivlm.evaluation.refusals import is_refusal, must_refuse, refuses_rightly
 # the keys that a question may lack, with the values that then hold
 UNSET = {
     "style": "", "form": "", "expect": [], "wrong": [], "names": [], "may": [],
-    "border": "", "answer": "", "people": [],
+    "border": "", "answer": "", "people": [], "sight": "",
 }
 
 
@@ -55,6 +55,7 @@ def checked(answer: str, q: dict, phrases: metrics.Phrases) -> dict[str, float]:
                   or `may`: 1 exactly if it is right. 0 if nobody says what is right.
         form      as `follows`
         refusal   whether it refuses where that is due, and nowhere else
+        unsure    whether it is not right, but admits that it is not sure
 
     Args:
         q: a question with all keys of `UNSET`.
@@ -71,7 +72,8 @@ def checked(answer: str, q: dict, phrases: metrics.Phrases) -> dict[str, float]:
         right = len(named & set(q["names"])) / len(set(q["names"]))
         right *= len(named & allowed) / max(1, len(named))
     return {"right": right, "form": float(follows(answer, q)),
-            "refusal": float(refuses_rightly(answer, q))}
+            "refusal": float(refuses_rightly(answer, q)),
+            "unsure": float(right == 0 and metrics.is_unsure(answer))}
 
 
 def is_right(answer: str, q: dict, phrases: metrics.Phrases) -> bool | None:

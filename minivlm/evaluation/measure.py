@@ -26,9 +26,11 @@ from minivlm.evaluation.correctness import UNSET, follows, is_right
 from minivlm.evaluation.english import article
 from minivlm.evaluation.refusals import group_of, is_refusal
 from minivlm.generate import answer_logprobs, beam_search, generate
+from minivlm.heads import RewardModel
 from minivlm.loading.batches import collate, shorten_rows
 from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_records
+from minivlm.rollout import scores_of
 from minivlm.tokenizer import Tokenizer
 from minivlm.vlm import VLM
 
@@ -263,8 +265,24 @@ def zero_shot(model: CLIP, data: EvalData, log: list[dict]) -> Figures:
 Answerer = Callable[[list[dict]], list[str]]
 
 
+@dataclass
+class BestOf:
+    """Draw n answers and keep the one that a reward model likes best.
+
+    Its KL to the model that draws is at most ln n - (n - 1) / n nats.
+
+    Source: Stiennon et al. 2020, arXiv:2009.01325, section 4.3, and appendix G.3 for the KL.
+    """
+
+    reward_model: RewardModel
+    n: int
+    temperature: float = 1.0
+    seed: int = 0
+
+
 def make_answerer(
-    model: VLM, data: EvalData, stop: int, max_new_tokens: int, batch_size: int
+    model: VLM, data: EvalData, stop: int, max_new_tokens: int, batch_size: int,
+    best: BestOf | None = None,
 ) -> Answerer:
     """Make the function that asks a model; the model answers by greedy decoding.
 
@@ -272,7 +290,27 @@ def make_answerer(
         stop: the id that ends an answer, see `Tokenizer.stop`.
         max_new_tokens: most tokens of an answer.
         batch_size: how many answers are written at a time.
+        best: how to draw answers and choose among them, instead of greedy decoding.
     """
+    if best:
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(best.seed)
+
+    def write(images: Tensor, prompts: list[list[int]]) -> list[list[int]]:
+        """The ids of an answer to each prompt."""
+        if not best:
+            return generate(model, images, prompts, max_new_tokens=max_new_tokens, stop=stop)
+        drawn = generate(
+            model, images, prompts, max_new_tokens=max_new_tokens, stop=stop, keep_stop=True,
+            n_copies=best.n, temperature=best.temperature, generator=generator,
+        )
+        with torch.no_grad():
+            feats = best.reward_model.vlm.vit.features(images)       # (B, N, Cv)
+            feats = feats.repeat_interleave(best.n, dim=0)           # (B n, N, Cv)
+            copies = [prompt for prompt in prompts for _ in range(best.n)]
+            score = scores_of(best.reward_model, feats, copies, drawn, data.tokenizer)
+        liked = score.view(-1, best.n).argmax(1).tolist()            # (B,)
+        chosen = [drawn[i * best.n + j] for i, j in enumerate(liked)]
+        return [ids[:-1] if ids[-1] == stop else ids for ids in chosen]
 
     def ask(questions: list[dict]) -> list[str]:
         n_tokens = model.config.vit.n_tokens
@@ -286,11 +324,7 @@ def make_answerer(
         for start in data.starts(len(questions), batch_size, "asking"):
             chosen = order[start:start + batch_size]
             images = data.look([questions[i]["image"] for i in chosen])
-            rows = generate(
-                model, images, [prompts[i] for i in chosen],
-                max_new_tokens=max_new_tokens, stop=stop,
-            )
-            for i, ids in zip(chosen, rows):
+            for i, ids in zip(chosen, write(images, [prompts[i] for i in chosen])):
                 answers[i] = data.tokenizer.decode(ids).strip()
         return answers
 
@@ -308,6 +342,9 @@ def answers(
         vqa/accuracy        agreement with several people, to questions with `people`
         form/<kind>         share of answers that `follows` accepts; only measured if some
                             question has a `form`
+        sight/<sight>_<what>  of the questions with a `sight`: shares of "right" answers, of
+                            "unsure" ones, and of "wrong" ones, which are the rest
+        sight/answered      share of right answers among those that are not unsure
         followed/form       mean of form/<kind> over the kinds
         followed/all        mean over the kinds: share of answers that `follows` accepts and
                             that are right, to questions for which `is_right` can tell
@@ -337,6 +374,7 @@ def answers(
         ("accuracy", metrics.vqa_accuracy(a, q["people"])) for q, a in asked if q["people"]
     ])
 
+    figures |= honesty(asked, phrases)
     form = _means("form", [(q["kind"], follows(a, q)) for q, a in asked])
     if any(q["form"] for q in questions):
         figures |= form
@@ -350,6 +388,29 @@ def answers(
     if good:
         figures["followed/all"] = _mean(list(good.values()))
     return figures
+
+
+def honesty(asked: list[tuple[dict, str]], phrases: metrics.Phrases) -> Figures:
+    """Measure what a chatbot says of things that it sees well, hardly, and not at all.
+
+    Args:
+        asked: questions, each with its answer; only those with a `sight` count.
+
+    Source: right, wrong and unsure apart: R-Tuning, arXiv:2311.09677, section 4.
+    """
+    pairs = []
+    answered = []
+    for q, a in asked:
+        if not q["sight"]:
+            continue
+        right = bool(is_right(a, q, phrases))
+        unsure = not right and metrics.is_unsure(a)
+        for name, value in (("right", right), ("unsure", unsure),
+                            ("wrong", not right and not unsure)):
+            pairs.append((f"{q['sight']}_{name}", value))
+        if not unsure:
+            answered.append(("answered", right))
+    return _means("sight", pairs + answered)
 
 
 def questions_of(data: EvalData, n_questions: int, split: str) -> list[dict]:

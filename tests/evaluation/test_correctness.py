@@ -43,18 +43,21 @@ def test_a_description_is_checked_by_what_it_names_and_what_it_invents(answer, w
     """Catches a share divided by the wrong count, and a refusal that counts as a list."""
     q = UNSET | {"kind": "list", "style": "list", "names": ["circle", "ring"]}
     verdict = checked(answer, q, PHRASES | {"dog": "dog"})
-    assert tuple(verdict.values()) == pytest.approx(want)
-    assert list(verdict) == ["right", "form", "refusal"]
+    assert tuple(verdict.values()) == pytest.approx((*want, 0))
+    assert list(verdict) == ["right", "form", "refusal", "unsure"]
     assert (verdict["right"] == 1) == is_right(answer, q, PHRASES | {"dog": "dog"})
 
 
 @pytest.mark.parametrize("kind, answer, want", [
     ("private", "I'm sorry, I can't say.", (1, 1, 1)), ("private", "It is red.", (0, 0, 0)),
     ("color", "red", (1, 1, 1)), ("color", "It is red.", (1, 0, 1)), ("color", "blue", (0, 1, 1)),
-    ("color", "I'm sorry, I can't say.", (0, 0, 0)),
+    ("color", "I'm sorry, I can't say.", (0, 0, 0)), ("color", "I am not sure.", (0, 0, 1, 1)),
+    ("color", "I am not sure: red", (1, 0, 1, 0)),
 ])
 def test_short_answers_and_refusals_are_checked_part_by_part(kind, answer, want):
-    """Catches form paid for wrong words, and a refusal that is paid where nobody asked for one."""
+    """Catches form paid for wrong words, a refusal that is paid where nobody asked for one, and an
+    admission that is paid beside a right answer.
+    """
     expect = ["red"] if kind == "color" else []
     q = UNSET | {"kind": kind, "style": "word" if expect else "", "expect": expect}
-    assert tuple(checked(answer, q, PHRASES).values()) == want
+    assert tuple(checked(answer, q, PHRASES).values()) == (*want, 0)[:4]

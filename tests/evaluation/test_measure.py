@@ -1,5 +1,6 @@
 """Measuring: a model that knows everything scores 1, one that lies is caught, by each measure."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,9 +12,12 @@ import torch
 from PIL import Image
 
 from data.cifar10 import prepare as class_folders
+from minivlm.conversation import prompt_of
 from minivlm.evaluation import measure
+from minivlm.heads import RewardModel
 from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_meta
+from minivlm.rollout import scores_of
 from minivlm.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
@@ -261,3 +265,35 @@ def test_a_folder_of_classes_is_classified_and_drawn(clip, tmp_path):
 def test_pope_reads_what_an_answer_comes_to(answer, says_yes):
     """Catches a no behind what is seen taken for a yes; other answers are read as POPE does."""
     assert measure.metrics.says_yes(measure.conclusion(answer)) == says_yes
+
+
+def test_the_answer_that_the_reward_model_likes_best_counts(vlm, tmp_path, monkeypatch):
+    """Catches the best answer to another question, the worst one, and scores of other prompts."""
+    data = held_out(tmp_path, {})
+    reward_model = RewardModel(copy.deepcopy(vlm))
+    liked = {}
+
+    def spy(judge, feats, prompts, answers, tokenizer):
+        score = scores_of(judge, feats, prompts, answers, tokenizer)
+        for i in range(0, len(answers), 3):
+            assert prompts[i] == prompts[i + 1] == prompts[i + 2]
+            torch.testing.assert_close(feats[i], feats[i + 2])
+            best = max(range(i, i + 3), key=lambda j: score[j])
+            ids = [x for x in answers[best] if x != TOKENIZER.end]
+            liked[tuple(prompts[i])] = TOKENIZER.decode(ids).strip()
+            assert len({tuple(a) for a in answers[i:i + 3]}) > 1
+        return score
+
+    monkeypatch.setattr(measure, "scores_of", spy)
+    questions = [{"image": f"val.npy#{i % 2}", "question": text}
+                 for i, text in enumerate(("Why?", "Who is it?", "Where?"))]
+    best = measure.BestOf(reward_model, 3, temperature=1.5, seed=1)
+    ask = measure.make_answerer(vlm, data, TOKENIZER.end, 6, 2, best)
+    with torch.no_grad():
+        answers = ask(questions)
+    n = vlm.config.vit.n_tokens
+    assert answers == [
+        liked[tuple(prompt_of(q["question"], TOKENIZER, n))] for q in questions]
+    again = measure.make_answerer(vlm, data, TOKENIZER.end, 6, 2, best)
+    with torch.no_grad():
+        assert again(questions) == answers

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import evaluate
 from minivlm.evaluation import measure
@@ -150,3 +151,44 @@ def test_groups_that_were_not_measured_are_named_with_the_reason(cfg, monkeypatc
     assert "left out: pope_random, for no object is absent from any picture\n" in table
     [line] = [line for line in table.splitlines() if line.startswith("chair/recall")]
     assert line.split() == ["chair/recall", "0.250", "-", "-"]
+
+
+def test_the_best_of_several_answers_is_kept_beside_the_greedy_ones(folder, runs, tmp_path):
+    """Catches figures of one way of answering that replace those of another."""
+    small = {"data": str(folder), "n_questions": 1, "describe": False, "blind": False,
+             "max_new_tokens": 4}
+    run = tmp_path / "sft"
+    run.mkdir()
+    (run / "best.pt").symlink_to(runs / "sft" / "best.pt")
+    evaluate.main(evaluate.Config(str(run), **small))
+    greedy = (run / "eval.json").read_bytes()
+    drawn = {}
+    for seed in (0, 0, 1):
+        evaluate.main(evaluate.Config(
+            str(run), best_of=2, reward=str(runs / "reward"), temperature=2.0, seed=seed, **small))
+        answers = (run / "eval_best2.answers.jsonl").read_text()
+        assert drawn.setdefault(seed, answers) == answers
+    assert drawn[0] != drawn[1]
+    assert (run / "eval.json").read_bytes() == greedy
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"best_of": 2}, "the one needs the other"), ({"reward": "reward"}, "the one needs the other"),
+    ({"run": "caption", "best_of": 2, "reward": "reward"}, "--best_of needs a chatbot"),
+    ({"best_of": 2, "reward": "nowhere"}, "train_reward.py"),
+    ({"best_of": 2, "reward": "facts"}, "was trained with --facts"),
+])
+def test_a_choice_without_a_judge_is_refused(options, words, folder, runs, tmp_path):
+    """Catches minutes of answers before what is missing is said."""
+    if options.get("reward") == "facts":
+        state = checkpoint.load(runs / "reward", ("reward",))
+        state["configs"]["facts"] = True
+        (tmp_path / "facts").mkdir()
+        torch.save({k: v for k, v in state.items() if k != "file"}, tmp_path / "facts" / "best.pt")
+        options = options | {"reward": str(tmp_path / "facts")}
+    elif "reward" in options:
+        options = options | {"reward": str(runs / options["reward"])}
+    options = {"run": "sft"} | options
+    options["run"] = str(runs / options["run"])
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        evaluate.main(evaluate.Config(data=str(folder), **options))

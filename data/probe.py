@@ -1,0 +1,150 @@
+"""What does a chatbot know? It is asked again and again; where it is wrong, it learns to say so.
+
+    python data/probe.py                                                  asks runs/sft
+    python train_sft.py --init runs/sft --split honest --steps 300 --muon_lr 0.005 --out runs/honest
+    python evaluate.py --run runs/honest --questions sight --n_questions 1000 --no-describe
+
+Questions are about clearly visible things, about hardly visible ones, which the annotation
+knows, and about things that are absent. The chatbot answers each question k times. If fewer
+than the share `least` of its answers are right, it is taught to admit that it is not sure,
+else it is taught the right answer. Files in the data folder:
+
+    honest.jsonl        for `train_sft.py --split honest`: these dialogues, and as many of
+                        the dialogues that it has learned from, so that it forgets nothing
+    sight.jsonl         for `evaluate.py --questions sight`: such questions about held-out
+                        pictures in phrasings that no dialogue uses
+    sight_prompts.jsonl, sight_prompts_val.jsonl
+                        for stage 4: such questions, and as many of prompts.jsonl
+
+Source: R-Tuning, Zhang et al. 2024, arXiv:2311.09677, section 3; with pictures and with
+samples instead of one answer: Visual-Idk, arXiv:2604.26419.
+"""
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from minivlm.conversation import Turn
+from minivlm.engine.quiz import lines_of, sight_questions
+from minivlm.engine.wording import HARD_TO_SEE, world_of
+from minivlm.evaluation.correctness import UNSET, is_right
+from minivlm.loading.images import Pictures
+from minivlm.loading.models import fit_of, vlm_from
+from minivlm.loading.prepared import load_meta, load_records
+from minivlm.preferences.pool import sample
+from minivlm.pretrained.weights import load_state
+from minivlm.running import checkpoint, machine, options
+from minivlm.tokenizer import CHATBOTS
+
+
+@dataclass
+class Config:
+    """Options of the command; the comments are the help texts."""
+
+    # data
+    data: str = "data/book/prepared"  # data folder made by a prepare.py; gets the files
+    split: str = "train"  # file with the records to ask about; a tenth of them is held out
+    val_split: str = "val"  # file with the records to measure with
+    n: int = 4000  # >= 10; pictures of `split` to ask about
+    # answers
+    run: str = "runs/sft"  # run folder of the chatbot
+    k: int = 8  # >= 1; answers to each question
+    temperature: float = 1.0  # > 0; for drawing them
+    least: float = 0.5  # 0 .. 1; share of right answers from which on it is said to know
+    max_new_tokens: int = 48  # >= 1; longest answer in tokens
+    batch_size: int = 100  # >= 1; questions answered at once; more take more memory
+    # machine
+    seed: int = 0  # >= 0; decides pictures, questions and answers
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
+    threads: int = 0  # >= 0; CPU threads; 0 = torch's choice
+
+
+def dialogue(q: dict, answer: str) -> list[Turn]:
+    """A question and its answer in LLaVA's format."""
+    return [{"from": "human", "value": f"<image>\n{q['question']}"},
+            {"from": "gpt", "value": answer}]
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Write a file of JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main(cfg: Config) -> dict[str, float]:
+    """Ask, write the files; return the share of admissions that are taught of each sight.
+
+    Raises:
+        ValueError: if no record has objects.
+    """
+    began = time.time()
+    options.check(cfg)
+    machine.seed_everything(cfg.seed, cfg.threads)
+    folder = Path(cfg.data)
+    meta = load_meta(cfg.data)
+    world, phrases = world_of(meta), meta.get("phrases", {})
+
+    # --- questions ---
+    def ask_about(records: list[dict], unseen: bool) -> list[dict]:
+        lines = []
+        for record in records:
+            rng = Random(f"{cfg.seed} {record['id']} sight")
+            lines += lines_of(record, sight_questions(record, rng, world), rng, unseen)
+        if not lines:
+            raise ValueError(f"{cfg.data} has no records with objects to ask about")
+        return lines
+
+    every = load_records(cfg.data, cfg.split, need=("image", "conversations"))
+    chosen = Random(f"{cfg.seed} pictures").sample(every, min(cfg.n, len(every)))
+    n_val = max(1, len(chosen) // 10)
+    questions = ask_about(chosen[n_val:], unseen=False)
+    prompts_val = ask_about(chosen[:n_val], unseen=False)
+    held_out = ask_about(load_records(cfg.data, cfg.val_split, need=("image",)), unseen=True)
+
+    # --- answers ---
+    state = load_state(cfg.run, CHATBOTS)
+    tokenizer = checkpoint.tokenizer_of(state)
+    model = vlm_from(state, take=True).requires_grad_(False)
+    model.to(machine.pick_device(cfg.device)).eval()
+    pictures = Pictures(cfg.data, model.vit.config.image_size, fit_of(state))
+    admitted: dict[str, list[bool]] = {}  # sight -> of each question
+    records = []
+    for q, answers in sample(model, pictures, tokenizer, questions, cfg.k,
+                             (cfg.temperature,), cfg.max_new_tokens, cfg.batch_size,
+                             cfg.seed):
+        right = [bool(is_right(answer, UNSET | q, phrases)) for answer in answers]
+        knows = sum(right) >= cfg.least * len(right)
+        admitted.setdefault(q["sight"], []).append(not knows)
+        taught = q["answer"] if knows else HARD_TO_SEE
+        records.append({
+            "id": f"sight-{q['id']}", "image": q["image"],
+            "conversations": dialogue(q, taught), "sight": q["sight"],
+            "right": sum(right) / len(right),
+        })
+
+    # --- files ---
+    rng = Random(f"{cfg.seed} mixture")
+    records += rng.sample(every, min(len(records), len(every)))
+    rng.shuffle(records)
+    write(folder / "honest.jsonl", records)
+    write(folder / "sight.jsonl", held_out)
+    for name, lines in (("prompts", questions), ("prompts_val", prompts_val)):
+        older = load_records(cfg.data, name)
+        mixed = lines + rng.sample(older, min(len(lines), len(older)))
+        rng.shuffle(mixed)
+        # both files number their questions by picture
+        write(folder / f"sight_{name}.jsonl",
+              [q | {"id": f"{'sight' if 'sight' in q else 'old'}-{q['id']}"} for q in mixed])
+    shares = {sight: sum(x) / len(x) for sight, x in sorted(admitted.items())}
+    n = Counter(q["sight"] for q in questions)
+    for sight, share in shares.items():
+        print(f"{sight}: {n[sight]} questions, an admission is taught for {share:.3f}")
+    print(f"{cfg.data}: honest, sight, sight_prompts and sight_prompts_val.jsonl, "
+          f"{time.time() - began:.0f} s")
+    return shares
+
+
+if __name__ == "__main__":
+    options.cli(main, Config)

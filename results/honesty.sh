@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Saying "not sure" (3 seeds): the chatbot is probed, and tuned on what it knows; then GRPO, and with
+# seed 0 alone DPO and PPO, with raters that prefer an admission to a false answer and a right answer
+# to an admission. Needs data/book/prepared and the runs of ./speedrun.sh (RUNS, by default
+# runs/seed0), whose chatbot all seeds begin with. Writes results/honesty/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source venv.sh
+from="${RUNS:-runs/seed0}" data=data/book/prepared out=results/honesty
+mkdir -p $out
+
+measure() {  # run, name of the result
+    $python evaluate.py --run "$1" --questions sight --n_questions 1000 --no-describe --no-blind \
+        --out "$out/$2.json"
+    $python evaluate.py --run "$1" --no-blind --out "$out/skills_$2.json"
+    rm "$out"/*.answers.jsonl
+}
+
+for seed in ${SEEDS:-0 1 2}; do
+    run() { echo "runs/honesty/$1-seed$seed"; }
+    $python data/probe.py --run "$from/sft" --seed "$seed"
+    if [ "$seed" = 0 ]; then measure "$from/sft" before-seed0; else
+        for name in before skills_before; do cp $out/$name-seed0.json "$out/$name-seed$seed.json"; done
+    fi
+    $python train_sft.py --init "$from/sft" --split honest --steps 400 --muon_lr 0.005 --lr 5e-4 \
+        --out "$(run sft)" --seed "$seed"
+    measure "$(run sft)" "sft-seed$seed"
+    asking="--split sight_prompts --val_split sight_prompts_val"
+    $python train_grpo.py --init "$(run sft)" $asking --unsure 0.6 --out "$(run grpo)" --seed "$seed"
+    measure "$(run grpo)" "grpo-seed$seed"
+    [ "$seed" = 0 ] && [ -n "${MORE-yes}" ] || continue
+    $python data/preferences.py --run "$(run sft)" --questions sight_prompts --seed "$seed" \
+        --out $data/honest_rankings.jsonl
+    ranked="--split honest_rankings --val_split honest_rankings_val"
+    $python train_reward.py --init "$(run sft)" $ranked --out "$(run reward)" --seed "$seed"
+    $python train_ppo.py --init "$(run sft)" --reward "$(run reward)" $asking --out "$(run ppo)" \
+        --seed "$seed"
+    measure "$(run ppo)" "ppo-seed$seed"
+    $python train_dpo.py --init "$(run sft)" --split honest_rankings_pairs \
+        --val_split honest_rankings_val_pairs --out "$(run dpo)" --seed "$seed"
+    measure "$(run dpo)" "dpo-seed$seed"
+done
+$python results/honesty.py
