@@ -39,6 +39,7 @@ from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.processes import add_gradients, first_then_others, is_first, mine, total
 from minivlm.running.run import Run
+from minivlm.tokenizer import CHATBOTS
 from minivlm.vlm import VLM
 
 # --- config ---
@@ -58,7 +59,7 @@ class Config:
     skip_long: bool = False  # leave out records longer than the context, say how many
     out: str = "runs/dpo"  # run folder to write
     # model
-    init: str = "runs/sft"  # policy and reference: a run of sft, dpo, ppo; or a published LLaVA
+    init: str = "runs/sft"  # policy and reference: a chatbot's run, or a published LLaVA
     ref_logps: str = ""  # file to keep the reference's log-probabilities; empty = in `out`
     freeze_vit: bool = True  # do not train the ViT
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
@@ -162,7 +163,7 @@ def main(cfg: Config) -> dict[str, float]:
     run = Run(cfg, __file__)
 
     # --- model ---
-    before = load_state(cfg.init, ("sft", "dpo", "ppo"))
+    before = load_state(cfg.init, CHATBOTS)
     tokenizer = checkpoint.tokenizer_of(before)
     weights = checkpoint.fingerprint(before)
     model = vlm_from(before, take=True, half=run.half)

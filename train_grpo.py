@@ -39,6 +39,7 @@ from minivlm.running import checkpoint
 from minivlm.running.options import cli
 from minivlm.running.processes import add_gradients, largest, rank, size, total
 from minivlm.running.run import Run
+from minivlm.tokenizer import CHATBOTS
 from minivlm.vlm import VLM
 
 # --- config ---
@@ -54,14 +55,14 @@ class Config:
     val_split: str = "prompts_val"  # file with questions to measure with
     records: str = "train"  # file with the records of those questions' pictures
     skip_long: bool = False  # leave out records longer than the context, say how many
-    alpha: float = 0.5  # 0 .. 1; a kind of n questions is asked n ** alpha times as often
-    noise: float = 0.1  # 0 .. 1; share of the prompts' tokens replaced at random
+    alpha: float = 0.0  # 0 .. 1; a kind of n questions is asked n ** alpha times as often
+    noise: float = 0.05  # 0 .. 1; share of the prompts' tokens replaced at random
     out: str = "runs/grpo"  # run folder to write
     # model
-    init: str = "runs/sft"  # policy and reference: a run of sft, dpo, ppo; or a published LLaVA
+    init: str = "runs/sft"  # policy and reference: a chatbot's run, or a published LLaVA
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
     # rollout
-    batch_size: int = 256  # >= 2; answers per rollout
+    batch_size: int = 512  # >= 2; answers per rollout
     n_copies: int = 8  # >= 2; answers to each prompt, k; batch_size is a multiple of it
     temperature: float = 1.0  # > 0; for drawing answers and for all log-probabilities
     max_new_tokens: int = 96  # >= 1; longest answer in tokens
@@ -73,12 +74,12 @@ class Config:
     unsure: float = 0.0  # >= 0; checked reward of admitting to be not sure where it is not right
     end_penalty: float = 1.0  # >= 0; subtracted from the score of an answer without an end
     advantage: str = "grpo"  # grpo | dr_grpo | rloo; dr_grpo divides by no deviation or length
-    kl_coef: float = 0.04  # >= 0; cost of a nat of KL to the reference (DeepSeekMath: .04)
+    kl_coef: float = 0.1  # >= 0; cost of a nat of KL to the reference (DeepSeekMath: .04)
     kl: str = "loss"  # loss | reward; a token's own cost (k3), or part of its answer's score
     # optimization
-    steps: int = 60  # >= 0; rollouts, each followed by its updates
+    steps: int = 110  # >= 0; rollouts, each followed by its updates
     epochs: int = 1  # >= 1; passes over a rollout
-    minibatches: int = 2  # >= 1; parts of a rollout, with an optimizer step each
+    minibatches: int = 1  # >= 1; parts of a rollout, with an optimizer step each
     grad_accum: int = 4  # >= 1; micro-batches per minibatch, each of similar lengths
     clip_eps: float = 0.2  # > 0; how far a ratio may fall below 1
     clip_high: float = 0.28  # > 0; how far a ratio may rise above 1 (DAPO: .28)
@@ -89,7 +90,7 @@ class Config:
     grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     n_val: int = 300  # >= 1; held-out questions to measure with
-    eval_every: int = 20  # >= 1; rollouts between evaluations, each logged and saved
+    eval_every: int = 55  # >= 1; rollouts between evaluations, each logged and saved
     log_every: int = 1  # >= 1; rollouts between rows of training figures in metrics.csv
     seed: int = 0  # >= 0; decides which questions are asked and which answers are drawn
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one
@@ -129,7 +130,8 @@ def update(
     """
     figures: list[dict[str, float]] = []  # of each minibatch
     grad = 0.0
-    for order in minibatches(len(live), cfg.minibatches, cfg.epochs, seed):
+    n = min(cfg.minibatches, len(live))
+    for order in minibatches(len(live), n, cfg.epochs, seed):
         rows = live[order]
         sums = dict.fromkeys(("loss", "new_kl", "clip_fraction"), 0.0)
         ratios_off: list[Tensor] = []
@@ -177,7 +179,7 @@ def main(cfg: Config) -> dict[str, float]:
     run = Run(cfg, __file__)
 
     # --- model ---
-    before = load_state(cfg.init, ("sft", "dpo", "ppo"))
+    before = load_state(cfg.init, CHATBOTS)
     tokenizer = checkpoint.tokenizer_of(before)
     weights = {"init": checkpoint.fingerprint(before)}
     policy = vlm_from(before, take=True, half=run.half)

@@ -1,7 +1,8 @@
-"""What does a chatbot know? It is asked again and again; where it is wrong, it learns to say so.
+r"""What does a chatbot know? It is asked again and again; where it is wrong, it learns to say so.
 
     python data/probe.py                                                  asks runs/sft
-    python train_sft.py --init runs/sft --split honest --steps 300 --muon_lr 0.005 --out runs/honest
+    python train_sft.py --init runs/sft --split honest --val_split honest_val --steps 600 \
+        --muon_lr 0.005 --lr 5e-4 --out runs/honest
     python evaluate.py --run runs/honest --questions sight --n_questions 1000 --no-describe
 
 Questions are about clearly visible things, about hardly visible ones, which the annotation
@@ -9,8 +10,9 @@ knows, and about things that are absent. The chatbot answers each question k tim
 than the share `least` of its answers are right, it is taught to admit that it is not sure,
 else it is taught the right answer. Files in the data folder:
 
-    honest.jsonl        for `train_sft.py --split honest`: these dialogues, and as many of
-                        the dialogues that it has learned from, so that it forgets nothing
+    honest.jsonl, honest_val.jsonl
+                        for `train_sft.py`: these dialogues, and as many of those that it
+                        has learned from, so that it forgets nothing
     sight.jsonl         for `evaluate.py --questions sight`: such questions about held-out
                         pictures in phrasings that no dialogue uses
     sight_prompts.jsonl, sight_prompts_val.jsonl
@@ -48,7 +50,7 @@ class Config:
     data: str = "data/book/prepared"  # data folder made by a prepare.py; gets the files
     split: str = "train"  # file with the records to ask about; a tenth of them is held out
     val_split: str = "val"  # file with the records to measure with
-    n: int = 4000  # >= 10; pictures of `split` to ask about
+    n: int = 6000  # >= 10; pictures of `split` to ask about
     # answers
     run: str = "runs/sft"  # run folder of the chatbot
     k: int = 8  # >= 1; answers to each question
@@ -87,17 +89,17 @@ def main(cfg: Config) -> dict[str, float]:
     world, phrases = world_of(meta), meta.get("phrases", {})
 
     # --- questions ---
-    def ask_about(records: list[dict], unseen: bool) -> list[dict]:
+    def ask_about(pictured: list[dict], unseen: bool) -> list[dict]:
         lines = []
-        for record in records:
+        for record in pictured:
             rng = Random(f"{cfg.seed} {record['id']} sight")
             lines += lines_of(record, sight_questions(record, rng, world), rng, unseen)
         if not lines:
             raise ValueError(f"{cfg.data} has no records with objects to ask about")
         return lines
 
-    every = load_records(cfg.data, cfg.split, need=("image", "conversations"))
-    chosen = Random(f"{cfg.seed} pictures").sample(every, min(cfg.n, len(every)))
+    records = load_records(cfg.data, cfg.split, need=("image", "conversations"))
+    chosen = Random(f"{cfg.seed} pictures").sample(records, min(cfg.n, len(records)))
     n_val = max(1, len(chosen) // 10)
     questions = ask_about(chosen[n_val:], unseen=False)
     prompts_val = ask_about(chosen[:n_val], unseen=False)
@@ -109,39 +111,45 @@ def main(cfg: Config) -> dict[str, float]:
     model = vlm_from(state, take=True).requires_grad_(False)
     model.to(machine.pick_device(cfg.device)).eval()
     pictures = Pictures(cfg.data, model.vit.config.image_size, fit_of(state))
-    admitted: dict[str, list[bool]] = {}  # sight -> of each question
-    records = []
-    for q, answers in sample(model, pictures, tokenizer, questions, cfg.k,
+    admitted: dict[str, list[bool]] = {}  # sight -> of each question to learn from
+    probed: dict[bool, list[dict]] = {True: [], False: []}  # held out, or to learn from
+    held_out_images = {q["image"] for q in prompts_val}
+    for q, answers in sample(model, pictures, tokenizer, questions + prompts_val, cfg.k,
                              (cfg.temperature,), cfg.max_new_tokens, cfg.batch_size,
                              cfg.seed):
         right = [bool(is_right(answer, UNSET | q, phrases)) for answer in answers]
         knows = sum(right) >= cfg.least * len(right)
-        admitted.setdefault(q["sight"], []).append(not knows)
-        taught = q["answer"] if knows else HARD_TO_SEE
-        records.append({
+        is_held_out = q["image"] in held_out_images
+        if not is_held_out:
+            admitted.setdefault(q["sight"], []).append(not knows)
+        probed[is_held_out].append({
             "id": f"sight-{q['id']}", "image": q["image"],
-            "conversations": dialogue(q, taught), "sight": q["sight"],
-            "right": sum(right) / len(right),
+            "conversations": dialogue(q, q["answer"] if knows else HARD_TO_SEE),
+            "sight": q["sight"], "right": sum(right) / len(right),
         })
 
     # --- files ---
     rng = Random(f"{cfg.seed} mixture")
-    records += rng.sample(every, min(len(records), len(every)))
-    rng.shuffle(records)
-    write(folder / "honest.jsonl", records)
+
+    def mixed(lines: list[dict], older: list[dict]) -> list[dict]:
+        """The lines and as many older ones, in random order."""
+        every = lines + rng.sample(older, min(len(lines), len(older)))
+        return rng.sample(every, len(every))
+
+    others = [r for r in records if r["image"] not in held_out_images]
+    for name, is_held_out in (("honest", False), ("honest_val", True)):
+        write(folder / f"{name}.jsonl", mixed(probed[is_held_out], others))
     write(folder / "sight.jsonl", held_out)
     for name, lines in (("prompts", questions), ("prompts_val", prompts_val)):
-        older = load_records(cfg.data, name)
-        mixed = lines + rng.sample(older, min(len(lines), len(older)))
-        rng.shuffle(mixed)
         # both files number their questions by picture
         write(folder / f"sight_{name}.jsonl",
-              [q | {"id": f"{'sight' if 'sight' in q else 'old'}-{q['id']}"} for q in mixed])
+              [q | {"id": f"{'sight' if 'sight' in q else 'old'}-{q['id']}"}
+               for q in mixed(lines, load_records(cfg.data, name))])
     shares = {sight: sum(x) / len(x) for sight, x in sorted(admitted.items())}
     n = Counter(q["sight"] for q in questions)
     for sight, share in shares.items():
         print(f"{sight}: {n[sight]} questions, an admission is taught for {share:.3f}")
-    print(f"{cfg.data}: honest, sight, sight_prompts and sight_prompts_val.jsonl, "
+    print(f"{cfg.data}: honest, honest_val, sight, sight_prompts, sight_prompts_val.jsonl, "
           f"{time.time() - began:.0f} s")
     return shares
 

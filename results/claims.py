@@ -31,11 +31,13 @@ class Side:
     label: what it is.
     files: path of its result files in results/, without -seed<n>.json.
     part: "figures", "blind" (the same model, shown gray pictures) or "chance".
+    shared: whether all seeds of the other side begin with this one model, measured once.
     """
 
     label: str
     files: str
     part: str = "figures"
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,27 +144,35 @@ claims_about(
           "LLaVA-RLHF, arXiv:2309.14525: MMHal 1.8, 2.1", CHAIR, False,
           Side("facts", "dpo/ppo_facts"), Side("without", "dpo/ppo"), "results/dpo.sh"),
 )
+_before = Side("SFT", "grpo/sft", shared=True)
 _group = {"grpo": ("GRPO", "DeepSeekMath, arXiv:2402.03300"),
           "dr_grpo": ("Dr. GRPO", "arXiv:2503.20783"),
           "rloo": ("RLOO", "Ahmadian et al., arXiv:2402.14740")}
 claims_about(
+    "Preferences",
+    *(Claim(f"PPO invents less, whatever the seed and the rounding ({words})",
+            "LLaVA-RLHF, arXiv:2309.14525", CHAIR, False, Side("PPO", f"ppo/{n}"),
+            Side("SFT", "ppo/sft", shared=True), "results/ppo.sh")
+      for n, words in ((1, "1 thread"), (2, "2 threads"))),
+)
+claims_about(
     "Rewards that can be checked",
     *(Claim(f"{label} answers more questions rightly", source, ALL, True,
-            Side(label, f"grpo/{name}"), Side("SFT", "grpo/sft"), "results/grpo.sh")
+            Side(label, f"grpo/{name}"), _before, "results/grpo.sh")
       for name, (label, source) in _group.items()),
     Claim("GRPO invents less", "R1-V, 2025: counting things in pictures", CHAIR, False,
-          Side("GRPO", "grpo/grpo"), Side("SFT", "grpo/sft"), "results/grpo.sh"),
+          Side("GRPO", "grpo/grpo"), _before, "results/grpo.sh"),
     Claim("RLOO, without a value model, is better than PPO",
           "Ahmadian et al., arXiv:2402.14740", ALL, True, Side("RLOO", "grpo/rloo"),
           Side("PPO", "grpo/ppo"), "results/grpo.sh"),
     Claim("The best of 16 answers, by the reward model, invents less",
           "Stiennon et al., arXiv:2009.01325; Gao et al., arXiv:2210.10760", CHAIR, False,
-          Side("best of 16", "grpo/best16"), Side("greedy", "grpo/sft"), "results/grpo.sh"),
+          Side("best of 16", "grpo/best16"), _before, "results/grpo.sh"),
     Claim("but follows less than RL does", "Gao et al., arXiv:2210.10760", ALL, False,
           Side("best of 16", "grpo/best16"), Side("PPO", "grpo/ppo"), "results/grpo.sh"),
 )
 _honest = Side("R-Tuning", "honesty/sft")
-_plain = Side("before", "honesty/before")
+_plain = Side("before", "honesty/before", shared=True)
 _TUNED = "R-Tuning, arXiv:2311.09677; Visual-Idk, arXiv:2604.26419: truthful 57.9, 67.3 %"
 claims_about(
     "Saying \"not sure\"",
@@ -236,12 +246,15 @@ def number(found: dict[int, float]) -> str:
 def row(claim: Claim) -> str | None:
     """The line of a table, or None if the claim was not measured."""
     first, second = (values(side, claim.figure) for side in (claim.first, claim.second))
+    if claim.second.shared and second:
+        second = dict.fromkeys(first, second[0])
     seeds = first.keys() & second.keys()
     if not seeds:
         return None
     first, second = ({seed: found[seed] for seed in seeds} for found in (first, second))
+    once = f"{second[0]:.3f}" if claim.second.shared else number(second)
     measured = (f"{LABELS.get(claim.figure, claim.figure)}: "
-                f"{claim.first.label} {number(first)}, {claim.second.label} {number(second)}")
+                f"{claim.first.label} {number(first)}, {claim.second.label} {once}")
     return line([claim.claim, claim.source, measured, verdict(first, second, claim.more),
                  f"`{claim.made}`"])
 

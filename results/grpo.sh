@@ -24,11 +24,7 @@ grpo() {  # name, seed, options
 }
 
 measure "$from/sft" sft-seed0
-for seed in ${SEEDS:-0 1 2}; do
-    grpo grpo "$seed"
-    # the chatbot that all seeds begin with is measured once
-    for name in sft quiz_sft; do [ "$seed" = 0 ] || cp $out/$name-seed0.json "$out/$name-seed$seed.json"; done
-done
+for seed in ${SEEDS:-0 1 2}; do grpo grpo "$seed"; done
 if [ -n "${MORE-yes}" ]; then
     grpo rloo 0 --advantage rloo
     grpo dr_grpo 0 --advantage dr_grpo

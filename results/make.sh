@@ -1,57 +1,67 @@
 #!/usr/bin/env bash
-# Measure every number of the README anew: the speedrun with three seeds, captioning, the ablation, the
-# data engine, stage 4, SigLIP's loss, wide pictures, parts of a block, memory, NLVR, CIFAR-10.
+# Measure every number of the README anew. It takes most of a day; whoever stops it and starts it again
+# goes on behind the last part that ended. What other code has made counts as not made.
 # NLVR_SOURCE and CIFAR10_SOURCE name the corpora; a part without its corpus is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
-mkdir -p results/book results/nlvr
-for seed in 0 1 2; do
-    runs="runs/seed$seed"
-    ./speedrun.sh --seed $seed --out "$runs"
-    for stage in clip caption sft ppo dpo; do cp "$runs/$stage/eval.json" "results/book/$stage-seed$seed.json"; done
-    for stage in lm clip caption align sft; do cp "$runs/$stage/metrics.csv" "results/book/$stage-seed$seed.csv"; done
+code=$(git ls-files -s minivlm data '*.py' | sha256sum | cut -c 1-12)
+mkdir -p results/book results/nlvr runs/made
+
+part() {  # name, command; what this code has made is not made again
+    local made="runs/made/$1"
+    if [ "$(cat "$made" 2>/dev/null)" = "$code" ]; then return; fi
+    printf '\n=== %s ===\n' "$1"
+    "${@:2}"
+    echo "$code" > "$made"
+}
+book() {  # seed
+    local runs="runs/seed$1"
+    ./speedrun.sh --seed "$1" --out "$runs"
+    for stage in clip caption sft ppo dpo; do cp "$runs/$stage/eval.json" "results/book/$stage-seed$1.json"; done
+    for stage in lm clip caption align sft; do cp "$runs/$stage/metrics.csv" "results/book/$stage-seed$1.csv"; done
     # the speedrun asks in unseen phrasings; the same questions in those that are taught
     $python evaluate.py --run "$runs/sft" --questions quiz --no-describe --no-blind
-    cp "$runs/sft/quiz.json" "results/book/quiz-seed$seed.json"
-done
-# what is known of facts that no dialogue tells, where nothing was ever read
-$python train_lm.py --steps 0 --out runs/unread/lm
-$python train_caption.py --n_texts 0 --clip runs/seed0/clip --lm runs/unread/lm --out runs/unread/caption
-$python train_sft.py --n_texts 0 --init runs/unread/caption --out runs/unread/sft
-$python evaluate.py --run runs/unread/sft --out results/book/unread-seed0.json
-rm results/book/unread-seed0.answers.jsonl
-results/captions.sh
-results/ablation.sh
-results/instruct.sh
-results/preferences.sh
-results/dpo.sh
-results/grpo.sh
-results/honesty.sh
-results/looking.sh
-results/siglip.sh
-results/wide.sh
-results/parts.sh
-$python results/backbones.py
-if [ -n "${NLVR_SOURCE:-}" ]; then
+    cp "$runs/sft/quiz.json" "results/book/quiz-seed$1.json"
+}
+unread() {  # what is known of facts that no dialogue tells, where nothing was ever read
+    $python train_lm.py --steps 0 --out runs/unread/lm
+    $python train_caption.py --n_texts 0 --clip runs/seed0/clip --lm runs/unread/lm --out runs/unread/caption
+    $python train_sft.py --n_texts 0 --init runs/unread/caption --out runs/unread/sft
+    $python evaluate.py --run runs/unread/sft --out results/book/unread-seed0.json
+    rm results/book/unread-seed0.answers.jsonl
+}
+nlvr() {
     ./speedrun.sh --data nlvr --source "$NLVR_SOURCE"
     for stage in clip sft; do cp "runs/nlvr/$stage/eval.json" "results/nlvr/$stage-seed0.json"; done
     $python data/instruct.py --data data/nlvr/prepared --n 3000
     $python results/sample.py data/nlvr/prepared
-fi
-if [ -n "${CIFAR10_SOURCE:-}" ]; then
-    data=data/cifar10/prepared run=runs/cifar10/clip
+}
+cifar10() {
+    local data=data/cifar10/prepared run=runs/cifar10/clip
     mkdir -p results/cifar10
     $python data/cifar10/prepare.py --source "$CIFAR10_SOURCE" --out $data
     $python train_clip.py --data $data --out $run --patch_size 4 --batch_size 128 --shift 4 --mirror --steps 1200 --eval_every 300
     $python evaluate.py --run $run --data $data --out results/cifar10/clip-seed0.json
     mv results/cifar10/clip-seed0.answers.jsonl $run/eval.answers.jsonl
     $python results/confusion.py $run results/cifar10/confusion.png
-fi
-rm -rf docs/report
-cp -r runs/seed0/report docs/report
-$python results/figure.py runs/seed0/sft
-$python results/session.py runs/seed0/sft data/book/prepared
-$python results/foreign.py runs/seed0/dpo
+}
+pages() {
+    rm -rf docs/report
+    cp -r runs/seed0/report docs/report
+    $python results/figure.py runs/seed0/sft
+    $python results/session.py runs/seed0/sft data/book/prepared
+    $python results/foreign.py runs/seed0/dpo
+}
+
+for seed in 0 1 2; do part book$seed book $seed; done
+part unread unread
+for name in ppo grpo honesty looking captions ablation instruct preferences dpo siglip wide parts; do
+    part $name results/$name.sh
+done
+part backbones $python results/backbones.py
+[ -z "${NLVR_SOURCE:-}" ] || part nlvr nlvr
+[ -z "${CIFAR10_SOURCE:-}" ] || part cifar10 cifar10
+part pages pages
 $python results/tables.py --write
 $python results/claims.py --write

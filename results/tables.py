@@ -135,7 +135,19 @@ AXES = {
     "axes/honesty/unsure_hidden": "honesty: \"not sure\" about barely visible things",
     "axes/honesty/unsure_visible": "\"not sure\" about visible things",
 }
-LABELS = MAIN | CAPTIONS | AXES
+SIGHT = {
+    "sight/clear_right": "clearly visible things: right",
+    "sight/clear_wrong": "wrong",
+    "sight/clear_unsure": "not sure",
+    "sight/hardly_right": "hardly visible things: right",
+    "sight/hardly_wrong": "wrong",
+    "sight/hardly_unsure": "not sure",
+    "sight/absent_right": "absent things: said to be absent",
+    "sight/absent_wrong": "wrong",
+    "sight/absent_unsure": "not sure",
+    "sight/answered": "right, of all that it does not call unsure",
+}
+LABELS = MAIN | CAPTIONS | AXES | SIGHT
 REWARD = {
     "accuracy/gap_1-": "agrees with people, where true ratings differ by 1 or more",
     "accuracy/gap_0.5-1": "agrees with people, where they differ by .5 to 1",
@@ -177,6 +189,12 @@ NOT_PPO = {"ppo": "PPO", "hot": "PPO, higher rate", "no_kl": "higher rate, no KL
            "ppo_caption": "PPO of a captioner"}
 METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "ppo_facts": "PPO, facts (LLaVA-RLHF)",
            "silkie": "DPO, pool and judge (Silkie)"}
+CHECKED = {"sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
+           "k2": "2 answers a prompt", "k16": "16", "ppo": "PPO",
+           "best16": "SFT, best of 16 by the reward model"}
+HONEST = {"before": "SFT", "sft": "R-Tuning", "grpo": "and GRPO", "ppo": "and PPO",
+          "dpo": "and DPO"}
+THREADS = {"sft": "SFT", "1": "PPO, 1 thread", "2": "PPO, 2 threads"}
 FAMILY = {"dpo": "DPO, dense", "plain": "DPO, plain", "cdpo": "cDPO", "ipo": "IPO",
           "lora": "LoRA", "dpo2": "second round", "dpo3": "third round"}
 
@@ -572,6 +590,42 @@ def axes_tables() -> list[list[str]]:
     ]
 
 
+def measured(columns: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """The columns that have results."""
+    return {label: reports for label, reports in columns.items() if reports}
+
+
+def checked_tables() -> list[list[str]]:
+    """GRPO and its kin in unseen phrasings and in taught ones; all begin with one chatbot."""
+    unseen = measured(named("grpo", CHECKED))
+    taught = measured(named("grpo", {f"quiz_{name}": label for name, label in CHECKED.items()}))
+    keys = (*FRONT, *MORE_SKILLS)
+    return [
+        side_by_side("Rewards that a program checks; unseen phrasings", unseen, keys),
+        side_by_side("The same in taught phrasings", taught,
+                     ("followed/all", "followed/form", "refused/due", "refused/harmless")),
+    ]
+
+
+def honesty_tables() -> list[list[str]]:
+    """What is said of things seen well, hardly, and not at all; what else changed."""
+    sights = measured(named("honesty", HONEST))
+    skills = measured(
+        named("honesty", {f"skills_{name}": label for name, label in HONEST.items()}))
+    return [
+        side_by_side("Questions about what is seen well, hardly, not at all", sights, SIGHT),
+        side_by_side("All other questions", skills, FRONT),
+        picture("right answers over answers \"not sure\"", "honesty/figure.png"),
+    ]
+
+
+def ppo_table() -> list[str]:
+    """PPO with five seeds and two numbers of threads, from one chatbot and reward model."""
+    columns = measured(named("ppo", THREADS))
+    keys = ("chair/chair_i", "chair/recall", "followed/all", "refused/due", "refused/harmless")
+    return side_by_side("PPO from one chatbot and one reward model", columns, keys)
+
+
 # --- photographs ---
 
 
@@ -794,6 +848,9 @@ def page() -> str:
         "The data engine": dialogue_tables(),
         "Preferences": preference_tables(),
         "Five axes": axes_tables(),
+        "PPO, seed by seed": [ppo_table()],
+        "Checked rewards": checked_tables(),
+        "Saying \"not sure\"": honesty_tables(),
         "SigLIP's loss": siglip_tables(),
         "Wide pictures": [wide_table()],
         "Parts of a block": [parts_table()],

@@ -22,7 +22,7 @@ SCRIPTS = (
     "train_ppo", "train_grpo", "train_dpo", "evaluate", "chat",
     "data.book.prepare", "data.nlvr.prepare", "data.coco.prepare", "data.cifar10.prepare",
     "data.webdata.prepare", "data.llava.prepare", "data.capfilt", "data.instruct", "data.quiz",
-    "data.preferences",
+    "data.preferences", "data.probe",
 )
 CORE = {"torch", "numpy", "PIL", "tqdm", "tiktoken", "pytest", "minivlm", "data"}
 EXTRAS = {  # optional: extras of setup.py

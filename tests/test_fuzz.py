@@ -47,7 +47,7 @@ import train_lm
 import train_ppo
 import train_reward
 import train_sft
-from data import capfilt, instruct, preferences, quiz
+from data import capfilt, instruct, preferences, probe, quiz
 from data.cifar10 import prepare as cifar10
 from data.coco import prepare as coco
 from data.llava import prepare as llava
@@ -553,12 +553,14 @@ def test_a_data_folder_is_measured_or_refused_before_a_model_is_asked(stage, dat
 # --- the data engine ---
 
 
-@pytest.mark.parametrize("command", ["instruct", "quiz", "capfilt"])
+@pytest.mark.parametrize("command", ["instruct", "quiz", "capfilt", "probe"])
 @fuzz(10)
 @given(st.data())
 def test_records_make_dialogues_and_questions_or_are_refused(command, data):
     """Catches a record that the data engine turns into what training or measuring refuses."""
-    contents, good = data.draw(files(folder_of({"val": scene})))
+    more = {"train": scene, "prompts": questions, "prompts_val": questions}
+    splits = {"val": scene} | (more if command == "probe" else {})
+    contents, good = data.draw(files(folder_of(splits)))
     with workplace() as folder, rehearsal([]):
         write(folder, packs() | contents)
         same = {"data": str(folder), "split": "val"}
@@ -567,6 +569,8 @@ def test_records_make_dialogues_and_questions_or_are_refused(command, data):
             "quiz": lambda: quiz.main(quiz.Config(**same)),
             "capfilt": lambda: capfilt.main(capfilt.Config(
                 run="caption", threshold=0, max_new_tokens=2, **same)),
+            "probe": lambda: probe.main(probe.Config(
+                str(folder), n=10, run="sft", k=1, max_new_tokens=2)),
         }
         counts = attempt(command, folder, mains[command], None, "no dialogue passes")
         assert counts or not good
@@ -579,6 +583,11 @@ def test_records_make_dialogues_and_questions_or_are_refused(command, data):
                 made = load_records(folder, name, ("image", "kind", "question"), unique=True)
                 assert sum(counts.values()) == len(made)
                 assert all(re.compile(q["form"]) and "<image>" not in q["question"] for q in made)
+        elif counts and command == "probe":
+            made = load_records(folder, "honest", ("image", "conversations"), unique=True)
+            assert len(render_records(made, BYTES, N_TOKENS)) == len(made) > 0
+            for name in ("sight", "sight_prompts", "sight_prompts_val"):
+                load_records(folder, name, ("image", "kind", "question"), unique=True)
         elif counts:
             made = load_records(folder, "capfilt", ("image", "captions"))
             assert len(made) == counts["kept"] and (counts["pictures"] == 4 or not good)

@@ -81,7 +81,7 @@ def test_what_is_mostly_wrong_is_admitted_and_the_rest_is_taught(copied, runs, m
     of_question = {q["id"]: q for q in lines(copied, "sight_prompts") if "sight" in q}
     taught = [r for r in lines(copied, "honest") if "sight" in r]
     older = [r for r in lines(copied, "honest") if "sight" not in r]
-    assert len(of_question) == len(taught) and len(older) == min(len(taught), 200)
+    assert len(of_question) == len(taught) and len(older) == min(len(taught), 200 - 12)
     for r in taught:
         q = of_question[r["id"]]
         wanted = HARD_TO_SEE if q["kind"] == "position" else q["answer"]
@@ -93,6 +93,8 @@ def test_what_is_mostly_wrong_is_admitted_and_the_rest_is_taught(copied, runs, m
 
     held_out = {q["image"] for q in lines(copied, "sight_prompts_val") if "sight" in q}
     assert held_out and not held_out & {q["image"] for q in of_question.values()}
+    assert not held_out & {r["image"] for r in taught + older}
+    assert held_out == {r["image"] for r in lines(copied, "honest_val") if "sight" in r}
     for q in lines(copied, "sight"):
         assert q["image"].startswith("val.npy") and q["sight"]
     # other words than those that are taught
