@@ -89,10 +89,10 @@ def main(cfg: Config) -> dict[str, float]:
     world, phrases = world_of(meta), meta.get("phrases", {})
 
     # --- questions ---
-    def ask_about(pictured: list[dict], unseen: bool) -> list[dict]:
+    def ask_about(pictured: list[dict], seed: int, unseen: bool) -> list[dict]:
         lines = []
         for record in pictured:
-            rng = Random(f"{cfg.seed} {record['id']} sight")
+            rng = Random(f"{seed} {record['id']} sight")
             lines += lines_of(record, sight_questions(record, rng, world), rng, unseen)
         if not lines:
             raise ValueError(f"{cfg.data} has no records with objects to ask about")
@@ -101,9 +101,12 @@ def main(cfg: Config) -> dict[str, float]:
     records = load_records(cfg.data, cfg.split, need=("image", "conversations"))
     chosen = Random(f"{cfg.seed} pictures").sample(records, min(cfg.n, len(records)))
     n_val = max(1, len(chosen) // 10)
-    questions = ask_about(chosen[n_val:], unseen=False)
-    prompts_val = ask_about(chosen[:n_val], unseen=False)
-    held_out = ask_about(load_records(cfg.data, cfg.val_split, need=("image",)), unseen=True)
+    questions = ask_about(chosen[n_val:], cfg.seed, unseen=False)
+    prompts_val = ask_about(chosen[:n_val], cfg.seed, unseen=False)
+    # whatever the seed: all chatbots are measured alike
+    held_out = ask_about(
+        load_records(cfg.data, cfg.val_split, need=("image",)), 0, unseen=True
+    )
 
     # --- answers ---
     state = load_state(cfg.run, CHATBOTS)

@@ -18,13 +18,14 @@ measure() {  # run, name of the result
 
 for seed in ${SEEDS:-0 1 2}; do
     run() { echo "runs/honesty/$1-seed$seed"; }
-    $python data/probe.py --run "$from/sft" --seed "$seed"
+    $python data/probe.py --run "$from/sft" --n 10000 --least 0.6 --seed "$seed"
     [ "$seed" != 0 ] || measure "$from/sft" before-seed0
     $python train_sft.py --init "$from/sft" --split honest --val_split honest_val --steps 600 \
         --muon_lr 0.005 --lr 5e-4 --out "$(run sft)" --seed "$seed"
     measure "$(run sft)" "sft-seed$seed"
     asking="--split sight_prompts --val_split sight_prompts_val"
-    $python train_grpo.py --init "$(run sft)" $asking --unsure 0.6 --out "$(run grpo)" --seed "$seed"
+    $python train_grpo.py --init "$(run sft)" $asking --unsure 0.9 --alpha 1 --steps 60 \
+        --out "$(run grpo)" --seed "$seed"
     measure "$(run grpo)" "grpo-seed$seed"
     [ "$seed" = 0 ] && [ -n "${MORE-yes}" ] || continue
     $python data/preferences.py --run "$(run sft)" --questions sight_prompts --seed "$seed" \

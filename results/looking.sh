@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
-from="${RUNS:-runs/seed0}" data=data/book/prepared gray=data/book/gray out=results/looking
+from="${RUNS:-runs/seed0}" data=data/book/prepared gray=data/book/prepared_gray out=results/looking
 mkdir -p $out $gray
 cp -r $data/*.json* $data/tokenizer.tiktoken $gray
 $python -c "
