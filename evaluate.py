@@ -10,8 +10,10 @@ training is meant to improve: hallucination, helpfulness, safety, preference (wi
 another run, as a simulated judge decides), honesty.
 
 Reads: a run folder and a data folder.
-Writes: eval.json (or quiz.json) and the answers, eval.answers.jsonl, in the run folder.
+Writes: eval.json (or quiz.json, eval_best16.json) and the answers, eval.answers.jsonl, in the
+run folder.
 Run: python evaluate.py --run runs/sft [--questions quiz]
+     python evaluate.py --run runs/sft --best_of 16 --reward runs/reward
      python evaluate.py --run runs/dpo --axes --against runs/sft
 """
 
@@ -36,7 +38,7 @@ from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint, machine, options
 from minivlm.running.files import read_lines, read_text
 from minivlm.tokenizer import CHATBOTS, Tokenizer
-from minivlm.vlm import VLM
+from minivlm.vlm import VLM, VLMConfig
 
 # --- config ---
 
@@ -180,22 +182,27 @@ def load_scorer(cfg: Config, tokenizer: Tokenizer, device: torch.device) -> CLIP
 
 
 def load_best_of(
-    cfg: Config, tokenizer: Tokenizer, device: torch.device
-) -> measure.BestOf | None:
-    """Load the reward model that chooses among answers, or return None without --reward.
+    cfg: Config, tokenizer: Tokenizer, config: VLMConfig, fit: str, device: torch.device
+) -> measure.BestOf:
+    """Load the reward model that chooses among the answers of a chatbot.
+
+    Args:
+        config, fit: of the chatbot.
 
     Raises:
-        ValueError: if chatbot and reward model have different tokenizers, or if the reward
-            model reads facts: about held-out pictures there are none to read.
+        ValueError: if chatbot and reward model have different tokenizers or see pictures
+            differently, or if the reward model reads facts, of which nobody tells here.
     """
-    if not cfg.reward:
-        return None
     state = checkpoint.load(cfg.reward, ("reward",))
     if state["configs"]["tokenizer"] != tokenizer.identity:
         raise ValueError(f"{cfg.reward} and {cfg.run} have different tokenizers")
     if state["configs"]["facts"]:
         raise ValueError(f"{cfg.reward} was trained with --facts, which no one knows here")
+    if fit_of(state) != fit:
+        raise ValueError(f"{cfg.reward} and {cfg.run} make pictures square in other ways")
     model = reward_model_from(state, take=True).requires_grad_(False).eval().to(device)
+    if model.vlm.config.vit.image_size != config.vit.image_size:
+        raise ValueError(f"{cfg.reward} and {cfg.run} see pictures of other sizes")
     return measure.BestOf(model, cfg.best_of, cfg.temperature, cfg.seed)
 
 
@@ -293,7 +300,9 @@ def main(cfg: Config) -> Figures:
         place(model, device, half)
     check_request(cfg, state["stage"], meta)
     scorer = load_scorer(cfg, tokenizer, device)
-    best = load_best_of(cfg, tokenizer, device)
+    best = None
+    if cfg.reward:
+        best = load_best_of(cfg, tokenizer, model.config, fit_of(state), device)
     pictures = Pictures(cfg.data, model.vit.config.image_size, fit_of(state))
     sees = EvalData(cfg.data, meta, tokenizer, pictures)
     # what may be missing or wrong is read before the measurement

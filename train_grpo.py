@@ -1,10 +1,12 @@
-"""GRPO, Dr. GRPO, RLOO: k answers to a prompt are compared with each other; there are no values.
+"""GRPO, Dr. GRPO, RLOO: k answers to a prompt are compared with each other; no value model.
 
-   adv = (score - mean of the k) / std of the k        grpo; dr_grpo and rloo do not divide
-   loss = - mean over answers of min(ratio_t adv, clip(ratio_t, 1 - clip_eps, 1 + clip_high) adv)
+   adv = (score - mean of the k) / std of the k        of a whole answer
+   loss = - mean over tokens, then answers, of
+            min(ratio_t adv, clip(ratio_t, 1 - clip_eps, 1 + clip_high) adv) - kl_coef KL_t
 
-What differs from train_ppo.py is the algorithm. An answer's score comes from a program that knows
-what is right (--reward checked), or from a reward model.
+Dr. GRPO does not divide, and RLOO compares an answer with the other k - 1 alone: see
+rl.group_advantages and losses.group_policy_loss. All else is as in train_ppo.py. An answer's
+score comes from a program that knows what is right (--reward checked), or from a reward model.
 
 Source: GRPO: DeepSeekMath, arXiv:2402.03300, section 4.1; Dr. GRPO: arXiv:2503.20783; RLOO:
 Ahmadian et al. 2024, arXiv:2402.14740; checked answers about pictures: R1-V, 2025.
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from minivlm.conversation import Row
-from minivlm.evaluation.correctness import UNSET, checked
+from minivlm.evaluation.correctness import UNSET, checked, says_what_is_right
 from minivlm.loading.batches import hash_seed, switch_out
 from minivlm.loading.models import place, reward_model_from, vlm_from
 from minivlm.lora import LAYERS, add_lora
@@ -101,12 +103,10 @@ class Config:
     resume: bool = False  # continue the run in `out`
 
     def __post_init__(self):
-        if self.batch_size % self.n_copies:
+        if self.n_copies > 1 and self.batch_size % self.n_copies:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of n_copies {self.n_copies}"
             )
-        # raises a ValueError if it is none
-        group_advantages(torch.zeros(1, self.n_copies), self.advantage)
 
 
 # --- update ---
@@ -130,6 +130,9 @@ def update(
     """
     figures: list[dict[str, float]] = []  # of each minibatch
     grad = 0.0
+    if not len(live):
+        names = ("loss", "new_kl", "clip_fraction", "ratio_off", "first_ratio_off", "grad")
+        return dict.fromkeys(names, 0.0)
     n = min(cfg.minibatches, len(live))
     for order in minibatches(len(live), n, cfg.epochs, seed):
         rows = live[order]
@@ -151,14 +154,16 @@ def update(
                 logp, part.logp, part.advs, part.mask, cfg.advantage, cfg.clip_eps,
                 cfg.clip_high, cfg.max_new_tokens, cost,
             )
-            share = len(part_rows) / len(rows)  # every answer weighs the same
-            (loss * share).backward()
+            # every answer weighs the same
+            (loss * len(part_rows) / len(rows)).backward()
 
             logp = logp.detach()
             new_kl = masked_mean(kl_estimate(part.logp, logp, "k3"), part.mask)
-            means = {"loss": loss, "new_kl": new_kl, "clip_fraction": clip_fraction}
-            for name, value in means.items():
-                sums[name] += value.detach() * share
+            sums["loss"] += loss.detach() * len(part_rows) / len(rows)
+            # and every token the same, in what is only logged
+            share = part.mask.sum() / rollout.mask[rows].sum()
+            sums["new_kl"] += new_kl * share
+            sums["clip_fraction"] += clip_fraction * share
             ratios_off.append(((logp - part.logp).exp() - 1).abs().max())
         sums = dict(zip(sums, total(*sums.values())))
         off = largest(max(map(float, ratios_off), default=0.0))
@@ -183,8 +188,7 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer = checkpoint.tokenizer_of(before)
     weights = {"init": checkpoint.fingerprint(before)}
     policy = vlm_from(before, take=True, half=run.half)
-    # a captioner may be a prefix-LM; a chatbot is always causal
-    config = policy.config = replace(policy.config, prefix_lm=False)
+    config = policy.config
     if cfg.lora:  # the reference is the same model with its adapters off
         add_lora(policy, LAYERS, cfg.lora, frozen=policy.vit)
         ref = policy
@@ -211,6 +215,13 @@ def main(cfg: Config) -> dict[str, float]:
     prompts = Prompts(cfg.data, cfg.records, policy, tokenizer, facts)
     questions = prompts.load(cfg.split, cfg.max_new_tokens, cfg.skip_long)
     val_questions = prompts.load(cfg.val_split, cfg.max_new_tokens, cfg.skip_long)
+    if cfg.reward == "checked" and not any(
+        says_what_is_right(UNSET | q, prompts.phrases) for q in questions
+    ):
+        raise ValueError(f"no question of {cfg.split} says what is right; --reward needs the "
+                         "run folder of a reward model")
+    part_weights = {"right": cfg.right, "form": cfg.form, "refusal": cfg.refusal,
+                    "unsure": cfg.unsure}
     words = sorted(tokenizer.ranks.values())
     by_kind: dict[str, list[dict]] = {}
     for q in questions:
@@ -222,15 +233,15 @@ def main(cfg: Config) -> dict[str, float]:
     val_batch = prompts.batch(val_questions, cfg.seed)
 
     def make_batch(step: int) -> PromptBatch:
-        """Draw prompts; the copies of each stand side by side."""
+        """Draw prompts, with noise for the policy; the copies of each stand side by side."""
         rng = random.Random(f"{cfg.seed} {step}")
-        n, k = cfg.batch_size // cfg.n_copies, cfg.n_copies
+        n = cfg.batch_size // cfg.n_copies
         chosen = [rng.choice(by_kind[kind]) for kind in rng.choices(kinds, odds, k=n)]
-        batch = prompts.batch([q for q in chosen for _ in range(k)], hash_seed(cfg.seed, step, 1))
-        clean = [Row(ids, [False] * len(ids)) for ids in batch.prompts[::k]]
+        batch = prompts.batch(chosen, hash_seed(cfg.seed, step, 1))
+        clean = [Row(ids, [False] * len(ids)) for ids in batch.prompts]
         generator = torch.Generator().manual_seed(batch.seed)
         noisy = switch_out(clean, words, cfg.noise, generator)
-        return replace(batch, prompts=[row.ids for row in noisy for _ in range(k)], n_copies=k)
+        return replace(batch, prompts=[row.ids for row in noisy]).copied(cfg.n_copies)
 
     def answer(
         batch: PromptBatch, shared: bool = True
@@ -252,7 +263,7 @@ def main(cfg: Config) -> dict[str, float]:
         for text, q in zip(texts, batch.questions):
             verdict = checked(text, UNSET | q, prompts.phrases)
             parts.update(verdict)
-            scores.append(sum(getattr(cfg, name) * x for name, x in verdict.items()))
+            scores.append(sum(part_weights[name] * x for name, x in verdict.items()))
         if reward_model is None:
             rollout.score = torch.tensor(scores, device=run.device)
         figures = describe(rollout, prompts.true_scores(batch.questions, texts))
@@ -276,10 +287,11 @@ def main(cfg: Config) -> dict[str, float]:
             rollout, texts, figures = answer(val_batch, shared=False)
             sheet = prompts.sheet(val_questions, texts, rollout.score)
             sheet.save(run.folder / f"samples_{step}.png")
-            # Between two draws of a few hundred answers, score and KL change by as much as
-            # they do in training, so the latest model counts as best.
+            # Between two draws of a few hundred answers the score changes by as much as in
+            # training, so the latest model counts as best.
             run.record({f"val_{name}": x for name, x in figures.items()},
-                       loss=-figures["score"], last_is_best=True)
+                       loss=-float(rollout.worth(cfg.end_penalty, 0.0).mean()),
+                       last_is_best=True)
         if step == cfg.steps:
             break
 
@@ -292,8 +304,6 @@ def main(cfg: Config) -> dict[str, float]:
         # a group whose answers all score alike teaches nothing, and is left out
         dead = worth.view(-1, cfg.n_copies).std(1) < 1e-6                # (B / k,)
         figures["dead_groups"] = float(dead.float().mean())
-        if dead.all():
-            dead = ~dead
         live = (~dead).repeat_interleave(cfg.n_copies).nonzero()[:, 0].cpu()   # (n,)
         if cfg.kl == "reward":
             worth = worth - cfg.kl_coef * (rollout.logp - rollout.ref_logp).sum(1)

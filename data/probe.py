@@ -6,7 +6,7 @@ r"""What does a chatbot know? It is asked again and again; where it is wrong, it
     python evaluate.py --run runs/honest --questions sight --n_questions 1000 --no-describe
 
 Questions are about clearly visible things, about hardly visible ones, which the annotation
-knows, and about things that are absent. The chatbot answers each question k times. If fewer
+knows, and about absent things. The chatbot answers each question k times. If fewer
 than the share `least` of its answers are right, it is taught to admit that it is not sure,
 else it is taught the right answer. Files in the data folder:
 
@@ -98,15 +98,17 @@ def main(cfg: Config) -> dict[str, float]:
             raise ValueError(f"{cfg.data} has no records with objects to ask about")
         return lines
 
+    # all that is read is read before the sampling, which takes a minute
     records = load_records(cfg.data, cfg.split, need=("image", "conversations"))
+    val_records = load_records(cfg.data, cfg.val_split, need=("image", "conversations"))
+    older = {name: load_records(cfg.data, name, need=("image",))
+             for name in ("prompts", "prompts_val")}
     chosen = Random(f"{cfg.seed} pictures").sample(records, min(cfg.n, len(records)))
     n_val = max(1, len(chosen) // 10)
     questions = ask_about(chosen[n_val:], cfg.seed, unseen=False)
     prompts_val = ask_about(chosen[:n_val], cfg.seed, unseen=False)
     # whatever the seed: all chatbots are measured alike
-    held_out = ask_about(
-        load_records(cfg.data, cfg.val_split, need=("image",)), 0, unseen=True
-    )
+    held_out = ask_about(val_records, 0, unseen=True)
 
     # --- answers ---
     state = load_state(cfg.run, CHATBOTS)
@@ -116,7 +118,7 @@ def main(cfg: Config) -> dict[str, float]:
     pictures = Pictures(cfg.data, model.vit.config.image_size, fit_of(state))
     admitted: dict[str, list[bool]] = {}  # sight -> of each question to learn from
     probed: dict[bool, list[dict]] = {True: [], False: []}  # held out, or to learn from
-    held_out_images = {q["image"] for q in prompts_val}
+    held_out_images = {r["image"] for r in chosen[:n_val]}
     for q, answers in sample(model, pictures, tokenizer, questions + prompts_val, cfg.k,
                              (cfg.temperature,), cfg.max_new_tokens, cfg.batch_size,
                              cfg.seed):
@@ -134,20 +136,25 @@ def main(cfg: Config) -> dict[str, float]:
     # --- files ---
     rng = Random(f"{cfg.seed} mixture")
 
-    def mixed(lines: list[dict], older: list[dict]) -> list[dict]:
-        """The lines and as many older ones, in random order."""
-        every = lines + rng.sample(older, min(len(lines), len(older)))
+    def mixed(lines: list[dict], others: list[dict]) -> list[dict]:
+        """The lines and as many others, in random order."""
+        every = lines + rng.sample(others, min(len(lines), len(others)))
         return rng.sample(every, len(every))
 
-    others = [r for r in records if r["image"] not in held_out_images]
-    for name, is_held_out in (("honest", False), ("honest_val", True)):
-        write(folder / f"{name}.jsonl", mixed(probed[is_held_out], others))
+    to_learn_from = [r for r in records if r["image"] not in held_out_images]
+    write(folder / "honest.jsonl", mixed(probed[False], to_learn_from))
+    write(folder / "honest_val.jsonl", mixed(probed[True], val_records))
     write(folder / "sight.jsonl", held_out)
-    for name, lines in (("prompts", questions), ("prompts_val", prompts_val)):
-        # both files number their questions by picture
+    # no picture is in both files of prompts
+    asked_images = {r["image"] for r in chosen[n_val:]}
+    for name, lines, elsewhere in (
+        ("prompts", questions, held_out_images), ("prompts_val", prompts_val, asked_images)
+    ):
+        others = [q for q in older[name] if q["image"] not in elsewhere]
+        # two files that number their questions by picture
         write(folder / f"sight_{name}.jsonl",
               [q | {"id": f"{'sight' if 'sight' in q else 'old'}-{q['id']}"}
-               for q in mixed(lines, load_records(cfg.data, name))])
+               for q in mixed(lines, others)])
     shares = {sight: sum(x) / len(x) for sight, x in sorted(admitted.items())}
     n = Counter(q["sight"] for q in questions)
     for sight, share in shares.items():

@@ -130,8 +130,21 @@ class PromptBatch:
     n_copies: int = 1
     shared: tuple[int, int, int] | None = None
 
+    def copied(self, k: int) -> "PromptBatch":
+        """Each question k times, side by side."""
+        def copies(of_questions: list) -> list:
+            return [x for x in of_questions for _ in range(k)]
+
+        return PromptBatch(
+            copies(self.questions), self.images.repeat_interleave(k, dim=0),
+            copies(self.prompts), copies(self.reward_prompts), self.seed, n_copies=k,
+        )
+
     def share(self, rank: int, size: int) -> "PromptBatch":
-        """Every size-th question, from the rank-th on; its answer is drawn as in the whole."""
+        """Every size-th question, from the rank-th on; its answer is drawn as in the whole.
+
+        Copies are torn apart, and each process reads their prompts anew.
+        """
         if size == 1:
             return self
         parts = self.questions, self.images, self.prompts, self.reward_prompts
@@ -152,8 +165,8 @@ class PromptBatch:
 class RolloutPart:
     """Some rows of a rollout, cut to the longest of them, as PPO's update reads them.
 
-    feats and value_feats are (b, N, Cv), all others (b, T). What belongs to a value model is
-    None if there is none.
+    feats and value_feats are (b, N, Cv), all others (b, T), but advs may be (b,), of whole
+    answers. What belongs to a value model is None if there is none.
     """
 
     idx: Tensor
@@ -178,7 +191,7 @@ class Rollout:
     entropy: (B, T) nats, of the policy's distribution, 0 outside of the answers.
     values: (B, T) by the value model, or None.
     feats, value_feats: (B, N, Cv) patch features by the ViTs of policy and value model.
-    score: (B,) by the reward model, or None.
+    score: (B,) by the reward model or by a program, or None.
     ended: (B,) bool, whether the policy wrote the end token.
     answers: ids of each answer, without the end token.
     ids: ids of the questions' records.

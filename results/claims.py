@@ -20,7 +20,9 @@ from tables import LABELS, head, line
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "claims.md"
-SAME = 0.02  # a difference of less, with one seed, says nothing
+LEAST = 0.02  # a smaller difference, with one seed, says nothing
+MORE, LESS, SAME = "more", "less", "same"
+ASKED = "asked here"  # no paper says so
 LONG = "LLaVA, arXiv:2304.08485"
 
 
@@ -42,19 +44,19 @@ class Side:
 
 @dataclass(frozen=True)
 class Claim:
-    """The first side has more of the figure than the second, or less.
+    """The first side has more of the figure than the second, or less, or as much.
 
     claim: as the source has it.
     source: where it stands, and how large it is there.
     figure: key of a result file's figures.
-    more: whether the source says that the first side has more of it.
+    says: MORE, LESS or SAME: what the source says the first side has of it.
     made: the command that writes the files.
     """
 
     claim: str
     source: str
     figure: str
-    more: bool
+    says: str
     first: Side
     second: Side
     made: str
@@ -75,73 +77,75 @@ def claims_about(section: str, *claims: Claim) -> None:
 claims_about(
     "Pictures and captions",
     Claim("InfoNCE finds the caption of a picture", "CLIP, arXiv:2103.00020",
-          "retrieval/image_to_text_r1", True, Side("CLIP", "book/clip"),
+          "retrieval/image_to_text_r1", MORE, Side("CLIP", "book/clip"),
           Side("gray pictures", "book/clip", "blind"), RUN),
     Claim("and classifies what it never saw named together", "CLIP, arXiv:2103.00020",
-          "zero_shot/held_out", True, Side("CLIP", "book/clip"),
+          "zero_shot/held_out", MORE, Side("CLIP", "book/clip"),
           Side("gray pictures", "book/clip", "blind"), RUN),
     *(Claim(f"SigLIP's loss finds captions better, {n} pairs a batch",
             "SigLIP, arXiv:2303.15343: by a wide margin below 16,000 pairs",
-            "retrieval/image_to_text_r1", True, Side("SigLIP", f"siglip/siglip-{n}"),
+            "retrieval/image_to_text_r1", MORE, Side("SigLIP", f"siglip/siglip-{n}"),
             Side("InfoNCE", f"siglip/infonce-{n}"), "results/siglip.sh")
       for n in (32, 128, 512)),
     Claim("A cropped picture is worse than a stretched one",
-          "Prismatic, arXiv:2402.07865", "retrieval/image_to_text_r1", False,
+          "Prismatic, arXiv:2402.07865", "retrieval/image_to_text_r1", LESS,
           Side("cropped", "wide/crop"), Side("stretched", "wide/stretch"), "results/wide.sh"),
     Claim("Padding is not better than stretching", "Prismatic, arXiv:2402.07865: p = .018",
-          "retrieval/image_to_text_r1", False, Side("padded", "wide/pad"),
+          "retrieval/image_to_text_r1", LESS, Side("padded", "wide/pad"),
           Side("stretched", "wide/stretch"), "results/wide.sh"),
     Claim("A prefix-LM captions better than a plain one", "SimVLM, arXiv:2108.10904",
-          "captions/cider", True, Side("prefix-LM", "captions/prefix_lm"),
+          "captions/cider", MORE, Side("prefix-LM", "captions/prefix_lm"),
           Side("LM", "captions/lm"), "results/captions.sh"),
     Claim("Captions filtered and written anew train better",
-          "BLIP, arXiv:2201.12086: CIDEr 127.8, 129.7", "captions/cider", True,
+          "BLIP, arXiv:2201.12086: CIDEr 127.8, 129.7", "captions/cider", MORE,
           Side("CapFilt", "captions/capfilt"), Side("web", "captions/web"),
           "results/captions.sh"),
 )
 claims_about(
     "Instructions",
     Claim("Who was taught captions alone does not answer \"what is unusual here?\"",
-          LONG, "answers/what_strange", False,
+          LONG, "answers/what_strange", LESS,
           Side("captioner", "book/caption"), SFT, RUN),
-    Claim("nor any other question", LONG, ALL, False,
+    Claim("nor any other question", LONG, ALL, LESS,
           Side("captioner", "book/caption"), SFT, RUN),
     Claim("Instruction tuning lights up what pretraining knows: a chatbot tells facts that no "
-          "dialogue tells", f"{LONG}; LIMA, arXiv:2305.11206", "answers/untold", True,
+          "dialogue tells", f"{LONG}; LIMA, arXiv:2305.11206", "answers/untold", MORE,
           SFT, Side("never read a text", "book/unread"), RUN),
-    Claim("It looks at the picture to do so", LONG, "answers/untold", True, SFT,
+    Claim("It looks at the picture to do so", LONG, "answers/untold", MORE, SFT,
           Side("gray pictures", "book/sft", "blind"), RUN),
     Claim("A connector stage before SFT helps",
-          f"{LONG}: ScienceQA 90.92, without it 85.81; Prismatic: one stage is better", ALL, True,
+          f"{LONG}: ScienceQA 90.92, without it 85.81; Prismatic: one stage is better", ALL, MORE,
           Side("with 3a", "ablation/full"), Side("without", "ablation/no_3a"),
           "results/ablation.sh"),
     *(Claim(f"All three types of dialogues are better than without {name}",
-            f"{LONG}: 85.1 with all", ALL, True,
+            f"{LONG}: 85.1 with all", ALL, MORE,
             Side("all", "instruct/held_out_30000"), Side("without", f"instruct/held_out_no_{key}"),
             "results/instruct.sh")
       for key, name in (("conversation", "conversations"), ("detail", "descriptions"),
                         ("reasoning", "reasoning"))),
-    Claim("Few dialogues are enough: thirty times as many hardly help",
-          "LIMA, arXiv:2305.11206: 1,000 examples", ALL, True,
+    Claim("Few dialogues are enough: thirty times as many do not help",
+          "LIMA, arXiv:2305.11206: 1,000 examples", ALL, SAME,
           Side("30,000", "instruct/held_out_30000"), Side("1,000", "instruct/held_out_1000"),
           "results/instruct.sh"),
 )
 claims_about(
     "Preferences",
-    *(Claim(words, source, figure, more, Side(label, f"book/{name}"), SFT, RUN)
+    *(Claim(f"{label} invents less", source, CHAIR, LESS, Side(label, f"book/{name}"), SFT, RUN)
       for name, label, source in (
           ("ppo", "PPO", "LLaVA-RLHF, arXiv:2309.14525"),
-          ("dpo", "DPO", "Silkie, arXiv:2312.10665; RLHF-V, arXiv:2312.00849: -34.8 %"))
-      for words, figure, more in (
-          (f"{label} invents less", CHAIR, False),
-          (f"{label} is more helpful: names more of what is there", "chair/recall", True),
-          (f"{label} does more of what is asked, rightly", ALL, True),
-          (f"{label} refuses more of what must be refused", "refused/due", True))),
+          ("dpo", "DPO", "Silkie, arXiv:2312.10665; RLHF-V, arXiv:2312.00849: -34.8 %"))),
+    *(Claim(f"{label} {words}", source, figure, MORE, Side(label, f"book/{name}"), SFT, RUN)
+      for name, label in (("ppo", "PPO"), ("dpo", "DPO"))
+      for words, source, figure in (
+          ("is more helpful: names more of what is there",
+           "LLaVA-RLHF, arXiv:2309.14525; Silkie, arXiv:2312.10665", "chair/recall"),
+          ("does more of what is asked, rightly", ASKED, ALL),
+          ("refuses more of what must be refused", ASKED, "refused/due"))),
     Claim("Preference tuning can do without looking: DPO with gray pictures invents as much less",
-          "mDPO, arXiv:2406.11839: like scores with pictures removed", CHAIR, True,
+          "mDPO, arXiv:2406.11839: like scores with pictures removed", CHAIR, SAME,
           Side("gray DPO", "looking/gray"), Side("DPO", "looking/dpo"), "results/looking.sh"),
     Claim("PPO with a reward model that is told facts invents less",
-          "LLaVA-RLHF, arXiv:2309.14525: MMHal 1.8, 2.1", CHAIR, False,
+          "LLaVA-RLHF, arXiv:2309.14525: MMHal 1.8, 2.1", CHAIR, LESS,
           Side("facts", "dpo/ppo_facts"), Side("without", "dpo/ppo"), "results/dpo.sh"),
 )
 _before = Side("SFT", "grpo/sft", shared=True)
@@ -151,24 +155,24 @@ _group = {"grpo": ("GRPO", "DeepSeekMath, arXiv:2402.03300"),
 claims_about(
     "Preferences",
     *(Claim(f"PPO invents less, whatever the seed and the rounding ({words})",
-            "LLaVA-RLHF, arXiv:2309.14525", CHAIR, False, Side("PPO", f"ppo/{n}"),
+            "LLaVA-RLHF, arXiv:2309.14525", CHAIR, LESS, Side("PPO", f"ppo/{n}"),
             Side("SFT", "ppo/sft", shared=True), "results/ppo.sh")
       for n, words in ((1, "1 thread"), (2, "2 threads"))),
 )
 claims_about(
     "Rewards that can be checked",
-    *(Claim(f"{label} answers more questions rightly", source, ALL, True,
+    *(Claim(f"{label} answers more questions rightly", source, ALL, MORE,
             Side(label, f"grpo/{name}"), _before, "results/grpo.sh")
       for name, (label, source) in _group.items()),
-    Claim("GRPO invents less", "R1-V, 2025: counting things in pictures", CHAIR, False,
+    Claim("GRPO invents less", "R1-V, 2025: counting things in pictures", CHAIR, LESS,
           Side("GRPO", "grpo/grpo"), _before, "results/grpo.sh"),
-    Claim("RLOO, without a value model, is better than PPO",
-          "Ahmadian et al., arXiv:2402.14740", ALL, True, Side("RLOO", "grpo/rloo"),
+    Claim("RLOO, without a value model, is better than PPO with the same reward model",
+          "Ahmadian et al., arXiv:2402.14740", ALL, MORE, Side("RLOO", "grpo/rloo_reward"),
           Side("PPO", "grpo/ppo"), "results/grpo.sh"),
     Claim("The best of 16 answers, by the reward model, invents less",
-          "Stiennon et al., arXiv:2009.01325; Gao et al., arXiv:2210.10760", CHAIR, False,
+          "Stiennon et al., arXiv:2009.01325; Gao et al., arXiv:2210.10760", CHAIR, LESS,
           Side("best of 16", "grpo/best16"), _before, "results/grpo.sh"),
-    Claim("but follows less than RL does", "Gao et al., arXiv:2210.10760", ALL, False,
+    Claim("It invents less than PPO with that reward model", ASKED, CHAIR, LESS,
           Side("best of 16", "grpo/best16"), Side("PPO", "grpo/ppo"), "results/grpo.sh"),
 )
 _honest = Side("R-Tuning", "honesty/sft")
@@ -177,16 +181,16 @@ _TUNED = "R-Tuning, arXiv:2311.09677; Visual-Idk, arXiv:2604.26419: truthful 57.
 claims_about(
     "Saying \"not sure\"",
     Claim("Probed and taught, a chatbot says \"not sure\" of what is hardly visible", _TUNED,
-          "sight/hardly_unsure", True, _honest, _plain, "results/honesty.sh"),
-    Claim("and answers wrongly less often", _TUNED, "sight/hardly_wrong", False, _honest, _plain,
+          "sight/hardly_unsure", MORE, _honest, _plain, "results/honesty.sh"),
+    Claim("and answers wrongly less often", _TUNED, "sight/hardly_wrong", LESS, _honest, _plain,
           "results/honesty.sh"),
-    Claim("What it still answers is right more often", _TUNED, "sight/answered", True, _honest,
+    Claim("What it still answers is right more often", _TUNED, "sight/answered", MORE, _honest,
           _plain, "results/honesty.sh"),
     Claim("The price: it is unsure of clear things, too", "CRaFT: over-refusal is the known price",
-          "sight/clear_unsure", True, _honest, _plain, "results/honesty.sh"),
-    *(Claim(f"{label} behind it answers wrongly less often", "Visual-Idk: DPO behind SFT",
-            "sight/hardly_wrong", False, Side(label, f"honesty/{name}"), _honest,
-            "results/honesty.sh")
+          "sight/clear_unsure", MORE, _honest, _plain, "results/honesty.sh"),
+    *(Claim(f"{label} behind it answers wrongly less often",
+            "Visual-Idk, arXiv:2604.26419: DPO behind SFT", "sight/hardly_wrong", LESS,
+            Side(label, f"honesty/{name}"), _honest, "results/honesty.sh")
       for name, label in (("dpo", "DPO"), ("ppo", "PPO"), ("grpo", "GRPO"))),
 )
 
@@ -206,29 +210,40 @@ def values(side: Side, figure: str) -> dict[int, float]:
     return found
 
 
-def verdict(first: dict[int, float], second: dict[int, float], more: bool) -> str:
-    """Say whether the first side has more (or less) of a figure than the second.
+def verdict(first: dict[int, float], second: dict[int, float], says: str) -> str:
+    """Say whether the first side has more of a figure than the second, or less, or as much.
 
     Seeds that both sides have are compared one by one. A difference counts if its mean is above
-    twice its standard error and all seeds agree in its sign; with one seed, if it is above SAME.
+    twice its standard error and all seeds agree in its sign; with one seed, if it is above
+    LEAST.
 
-    >>> verdict({0: 0.9, 1: 0.8}, {0: 0.5, 1: 0.4}, True)
+    Args:
+        first, second: seed -> the figure.
+        says: MORE, LESS or SAME, of the first side.
+
+    >>> verdict({0: 0.9, 1: 0.8}, {0: 0.5, 1: 0.4}, MORE)
     'borne out'
-    >>> verdict({0: 0.5}, {0: 0.9, 1: 0.7}, True)
+    >>> verdict({0: 0.5}, {0: 0.9, 1: 0.7}, MORE)
     'the opposite (1 seed)'
-    >>> verdict({0: 0.9, 1: 0.8}, {0: 0.8, 1: 0.9}, True)
+    >>> verdict({0: 0.9, 1: 0.8}, {0: 0.8, 1: 0.9}, MORE)
     'no difference'
+    >>> verdict({0: 0.9, 1: 0.8}, {0: 0.8, 1: 0.9}, SAME)
+    'borne out'
     """
     seeds = sorted(first.keys() & second.keys())
-    sign = 1 if more else -1
+    sign = -1 if says == LESS else 1
     gaps = [sign * (first[seed] - second[seed]) for seed in seeds]
     mean = statistics.fmean(gaps)
     if len(gaps) == 1:
-        counts = abs(mean) > SAME
+        counts = abs(mean) > LEAST
     else:
         error = statistics.stdev(gaps) / math.sqrt(len(gaps))
         counts = abs(mean) > 2 * error and len({gap > 0 for gap in gaps}) == 1
-    text = "no difference" if not counts else "borne out" if mean > 0 else "the opposite"
+    if says == SAME:
+        text = "more" if mean > 0 else "less"
+        text = f"no: {text}" if counts else "borne out"
+    else:
+        text = "no difference" if not counts else "borne out" if mean > 0 else "the opposite"
     return text if len(gaps) > 1 else f"{text} (1 seed)"
 
 
@@ -255,7 +270,7 @@ def row(claim: Claim) -> str | None:
     once = f"{second[0]:.3f}" if claim.second.shared else number(second)
     measured = (f"{LABELS.get(claim.figure, claim.figure)}: "
                 f"{claim.first.label} {number(first)}, {claim.second.label} {once}")
-    return line([claim.claim, claim.source, measured, verdict(first, second, claim.more),
+    return line([claim.claim, claim.source, measured, verdict(first, second, claim.says),
                  f"`{claim.made}`"])
 
 
@@ -266,7 +281,7 @@ def page() -> str:
         "Written by `python results/claims.py --write` from the files in `results/`. A cell is "
         "the mean over the seeds ± their standard deviation. A verdict follows from a rule: "
         "the difference counts if all seeds agree in its sign and its mean is above twice its "
-        f"standard error; with one seed, if it is above {SAME}. What holds for two million "
+        f"standard error; with one seed, if it is above {LEAST}. What holds for two million "
         "weights and drawn pictures need not hold elsewhere, nor the other way round.",
     ]
     missing = []

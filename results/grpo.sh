@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Checked rewards (3 seeds): GRPO from the SFT chatbot; with seed 0 alone RLOO, Dr. GRPO, 2 and 16
-# answers to a prompt, and the best of 16 answers by the reward model. Needs data/book/prepared and
-# the runs of ./speedrun.sh (RUNS, by default runs/seed0): all seeds begin with its chatbot, so they
-# tell how far the draws of RL matter. Writes results/grpo/.
+# answers to a prompt, RLOO with the reward model, and the best of 16 answers by it. All seeds begin
+# with one chatbot, that of RUNS (runs/seed0 of results/make.sh, or RUNS=runs for that of
+# ./speedrun.sh), so they tell how far the draws of RL matter. Writes results/grpo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -28,6 +28,7 @@ for seed in ${SEEDS:-0 1 2}; do grpo grpo "$seed"; done
 if [ -n "${MORE-yes}" ]; then
     grpo rloo 0 --advantage rloo
     grpo dr_grpo 0 --advantage dr_grpo
+    grpo rloo_reward 0 --advantage rloo --reward "$from/reward"
     for k in 2 16; do grpo "k$k" 0 --n_copies $k; done
     measure "$from/ppo" ppo-seed0
     measure "$from/sft" best16-seed0 --best_of 16 --reward "$from/reward"

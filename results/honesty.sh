@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Saying "not sure" (3 seeds): the chatbot is probed, and tuned on what it knows; then GRPO, and with
 # seed 0 alone DPO and PPO, with raters that prefer an admission to a false answer and a right answer
-# to an admission. Needs data/book/prepared and the runs of ./speedrun.sh (RUNS, by default
-# runs/seed0), whose chatbot all seeds begin with. Writes results/honesty/.
+# to an admission. All seeds begin with one chatbot, that of RUNS: runs/seed0 of results/make.sh, or
+# RUNS=runs for that of ./speedrun.sh. Writes results/honesty/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
@@ -16,8 +16,8 @@ measure() {  # run, name of the result
     rm "$out"/*.answers.jsonl
 }
 
+run() { echo "runs/honesty/$1-seed$seed"; }
 for seed in ${SEEDS:-0 1 2}; do
-    run() { echo "runs/honesty/$1-seed$seed"; }
     $python data/probe.py --run "$from/sft" --n 10000 --least 0.6 --seed "$seed"
     [ "$seed" != 0 ] || measure "$from/sft" before-seed0
     $python train_sft.py --init "$from/sft" --split honest --val_split honest_val --steps 600 \

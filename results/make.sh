@@ -5,15 +5,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
-code=$(git ls-files -s minivlm data '*.py' | sha256sum | cut -c 1-12)
+code=$(git ls-files minivlm data ':(glob)*.py' speedrun.sh | xargs cat | sha256sum | cut -c 1-12)
 mkdir -p results/book results/nlvr runs/made
 
 part() {  # name, command; what this code has made is not made again
-    local made="runs/made/$1"
-    if [ "$(cat "$made" 2>/dev/null)" = "$code" ]; then return; fi
+    local made="runs/made/$1" by="$code ${SEEDS-} ${MORE-yes}"
+    if [ -f "results/$1.sh" ]; then by="$by $(sha256sum < "results/$1.sh")"; fi
+    if [ "$(cat "$made" 2>/dev/null)" = "$by" ]; then return; fi
     printf '\n=== %s ===\n' "$1"
     "${@:2}"
-    echo "$code" > "$made"
+    echo "$by" > "$made"
 }
 book() {  # seed
     local runs="runs/seed$1"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How far do PPO's figures move from seed to seed and from machine to machine? Five seeds with one
 # thread, which rounds as another machine would, and three with two threads, from one chatbot and one
-# reward model. Needs data/book/prepared and the runs of ./speedrun.sh (RUNS, by default runs/seed0).
+# reward model, those of RUNS: runs/seed0 of results/make.sh, or RUNS=runs for those of ./speedrun.sh.
 # Writes results/ppo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,9 +20,15 @@ ppo() {  # threads, seed
 }
 
 measure "$from/sft" sft-seed0
-for seed in 0 2 4; do  # two at a time
-    ppo 1 $seed & one=$!
-    [ $seed = 4 ] || ppo 1 $((seed + 1))
-    wait $one
+trap 'kill $(jobs -p) 2>/dev/null' EXIT
+set -- ${SEEDS:-0 1 2 3 4}
+while [ $# -gt 0 ]; do  # two at a time, a thread each
+    ppo 1 "$1" & one=$!
+    two=""
+    [ $# = 1 ] || { ppo 1 "$2" & two=$!; }
+    wait $one $two
+    shift; [ $# = 0 ] || shift
 done
-for seed in 0 1 2; do ppo 2 $seed; done
+if [ -n "${MORE-yes}" ]; then
+    for seed in 0 1 2; do ppo 2 $seed; done
+fi

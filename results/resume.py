@@ -39,7 +39,7 @@ STAGES = {
     "reward": "--init {runs}/sft --batch_size 6",
     "ppo": "--init {runs}/sft --reward {runs}/reward --batch_size 6 --minibatches 1 "
            "--n_val 6 --max_new_tokens 6 --kl_target 1.0",
-    "grpo": "--init {runs}/sft --batch_size 6 --n_copies 3 --minibatches 1 "
+    "grpo": "--init {runs}/sft --reward {runs}/reward --batch_size 6 --n_copies 3 --minibatches 1 "
             "--n_val 6 --max_new_tokens 6",
     "dpo": "--init {runs}/sft --batch_size 6 --n_val 6 --max_new_tokens 6",
 }

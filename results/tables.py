@@ -137,14 +137,14 @@ AXES = {
 }
 SIGHT = {
     "sight/clear_right": "clearly visible things: right",
-    "sight/clear_wrong": "wrong",
-    "sight/clear_unsure": "not sure",
+    "sight/clear_wrong": "clearly visible things: wrong",
+    "sight/clear_unsure": "clearly visible things: not sure",
     "sight/hardly_right": "hardly visible things: right",
-    "sight/hardly_wrong": "wrong",
-    "sight/hardly_unsure": "not sure",
+    "sight/hardly_wrong": "hardly visible things: wrong",
+    "sight/hardly_unsure": "hardly visible things: not sure",
     "sight/absent_right": "absent things: said to be absent",
-    "sight/absent_wrong": "wrong",
-    "sight/absent_unsure": "not sure",
+    "sight/absent_wrong": "absent things: wrong",
+    "sight/absent_unsure": "absent things: not sure",
     "sight/answered": "right, of all that it does not call unsure",
 }
 LABELS = MAIN | CAPTIONS | AXES | SIGHT

@@ -225,7 +225,7 @@ def sight_questions(record: dict, rng: Random, world: World) -> list[Question]:
             make = rng.choice(makers)
             draft = make(Scene([t], *scene[1:]), rng, world)
             # it may also be called "the object" or "the thing at the left"
-            if draft and t.kind in draft.words["x"].split():
+            if draft and f" {t.kind} " in f" {draft.words['x']} ":
                 add(draft, "hardly")
     if rng.random() < 0.5:
         add(attempt(assumed, scene._replace(things=every), rng, world), "absent")

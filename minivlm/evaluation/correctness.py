@@ -55,7 +55,8 @@ def checked(answer: str, q: dict, phrases: metrics.Phrases) -> dict[str, float]:
                   or `may`: 1 exactly if it is right. 0 if nobody says what is right.
         form      as `follows`
         refusal   whether it refuses where that is due, and nowhere else
-        unsure    whether it is not right, but admits that it is not sure
+        unsure    whether it is not right, where somebody says what is right, but admits
+                  that it is not sure
 
     Args:
         q: a question with all keys of `UNSET`.
@@ -64,8 +65,9 @@ def checked(answer: str, q: dict, phrases: metrics.Phrases) -> dict[str, float]:
     Source: rewards that a program can verify: accuracy and format, DeepSeek-R1,
     arXiv:2501.12948, section 2.2.2.
     """
+    known = says_what_is_right(q, phrases)
     if q["expect"] or not q["names"] or not phrases:
-        right = float(bool(is_right(answer, q, phrases)))
+        right = float(known and bool(is_right(answer, q, phrases)))
     else:
         named = set(metrics.mentions(answer, phrases))
         allowed = {*q["names"], *q["may"]}
@@ -73,7 +75,12 @@ def checked(answer: str, q: dict, phrases: metrics.Phrases) -> dict[str, float]:
         right *= len(named & allowed) / max(1, len(named))
     return {"right": right, "form": float(follows(answer, q)),
             "refusal": float(refuses_rightly(answer, q)),
-            "unsure": float(right == 0 and metrics.is_unsure(answer))}
+            "unsure": float(known and right == 0 and metrics.is_unsure(answer))}
+
+
+def says_what_is_right(q: dict, phrases: metrics.Phrases) -> bool:
+    """Whether `is_right` can tell; arguments as there."""
+    return is_right("", q, phrases) is not None
 
 
 def is_right(answer: str, q: dict, phrases: metrics.Phrases) -> bool | None:

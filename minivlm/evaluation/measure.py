@@ -289,10 +289,11 @@ def make_answerer(
     Args:
         stop: the id that ends an answer, see `Tokenizer.stop`.
         max_new_tokens: most tokens of an answer.
-        batch_size: how many answers are written at a time.
+        batch_size: how many answers are written at a time, drawn ones included.
         best: how to draw answers and choose among them, instead of greedy decoding.
     """
     if best:
+        batch_size = max(1, batch_size // best.n)
         generator = torch.Generator(next(model.parameters()).device).manual_seed(best.seed)
 
     def write(images: Tensor, prompts: list[list[int]]) -> list[list[int]]:

@@ -34,7 +34,7 @@ def rating_of(ratings: Ratings) -> float:
 
 
 def verdicts(
-    answer: str, record: dict, phrases: Phrases
+    answer: str, record: dict, phrases: Phrases, hidden: bool = False
 ) -> tuple[list[tuple[str, bool]], set[str]]:
     """Find the claims of an answer, and whether each claim is true.
 
@@ -45,12 +45,13 @@ def verdicts(
     Args:
         record: the picture's record. Only its visible objects count as shown.
         phrases: those of meta.json.
+        hidden: whether barely visible objects count as shown, too.
 
     Returns:
         (claims, shown): each claim with whether it is true; the names of the visible
         objects.
     """
-    visible = [t for t in things_of(record) if not t.hidden]
+    visible = [t for t in things_of(record) if hidden or not t.hidden]
     shown = {phrases.get(t.name, t.name) for t in visible}
     names = frozenset(phrases.values())
     read, other = claims(answer)
@@ -64,13 +65,16 @@ def verdicts(
     return judged, shown
 
 
-def false_share(answer: str, record: dict, phrases: Phrases) -> float:
+def false_share(
+    answer: str, record: dict, phrases: Phrases, hidden: bool = False
+) -> float:
     """Return the share of an answer's claims that are false; 0 if it makes no claim.
 
     A false claim counts half if all objects that it mentions are visible: to invent an
-    object is worse than to give a wrong size. For the claims see `verdicts`.
+    object is worse than to give a wrong size. For the claims, and for `hidden`, see
+    `verdicts`.
     """
-    judged, shown = verdicts(answer, record, phrases)
+    judged, shown = verdicts(answer, record, phrases, hidden)
     wrong = 0.0
     for claim, is_true in judged:
         if not is_true:
@@ -86,7 +90,8 @@ def true_ratings(answer: str, q: dict, record: dict, phrases: Phrases) -> Rating
     is answered, faithfulness falls with the share of false claims; helpfulness falls if
     objects are missing, if the answer is wrong or unsure, and if its style or form is not
     the one that was asked for. A wrong answer also has faithfulness 1. Any axis not named
-    here has 5 points.
+    here has 5 points. Where the question is about a barely visible object (`sight`), these
+    count as shown.
 
     Args:
         q: a question as data/quiz.py writes it.
@@ -103,7 +108,9 @@ def true_ratings(answer: str, q: dict, record: dict, phrases: Phrases) -> Rating
     ratings = {  # this order must stay: the simulated judge draws numbers axis by axis
         "helpfulness": 5.0,
         "ethics": 5.0,
-        "faithfulness": 5 - 4 * false_share(answer, record, phrases),
+        "faithfulness": 5 - 4 * false_share(
+            answer, record, phrases, hidden=q["sight"] == "hardly"
+        ),
     }
     if q["names"]:
         wanted = set(q["names"])

@@ -157,7 +157,8 @@ def padded(folder: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("stage", ("clip", "align", "caption", "sft", "reward", "ppo", "grpo", "dpo"))
+@pytest.mark.parametrize(
+    "stage", ("clip", "align", "caption", "sft", "reward", "ppo", "grpo", "dpo"))
 def test_every_stage_notes_how_pictures_were_made_square(stage, runs, folder, tmp_path):
     """Catches a model that learns from padded pictures and looks at cropped ones later."""
     data = str(padded(folder, tmp_path / "data"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import train_grpo
+from minivlm.heads import RewardModel
 from minivlm.preferences.prompts import Prompts
 from test_train_ppo import weights
 from test_train_scripts import config_of, rows_of
@@ -67,16 +68,23 @@ def test_step_0_and_every_first_update_are_where_theory_says(runs):
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo"])
-def test_a_higher_reward_is_learned(advantage, checking, runs, folder, tmp_path):
-    """Catches a sign turned round, and scores given to other answers."""
-    _, cfg = config_of(
-        "grpo", folder, runs, out=str(tmp_path), reward="checked", steps=60, eval_every=60,
-        batch_size=36, n_copies=6, lr=5e-3, muon_lr=0.02, kl_coef=0.0, n_val=40, epochs=2,
-        advantage=advantage, right=1.0, form=0.0, refusal=0.0, alpha=0.0)
-    end = train_grpo.main(cfg)
-    first = float(rows_of(tmp_path / "metrics.csv")[0]["val_right"])
-    assert end["val_right"] > first + 0.06
-    assert end["val_score"] == pytest.approx(end["val_right"], abs=1e-6)
+def test_a_higher_score_is_learned(advantage, runs, folder, tmp_path, monkeypatch):
+    """Catches a sign turned round, scores given to other answers, and a KL that does not hold."""
+    def ids_below_512(self, idx, lengths, **pictures):
+        last = (lengths[:, None] - 1 - torch.arange(4)).clamp(min=0)
+        return (idx.gather(1, last) < 512).sum(1).float()            # 0 .. 4; a third of 1,536 ids
+
+    monkeypatch.setattr(RewardModel, "forward", ids_below_512)
+    ends, first = {}, {}
+    for kl_coef in (0.0, 20.0):
+        out = tmp_path / str(kl_coef)
+        _, cfg = config_of("grpo", folder, runs, out=str(out), steps=90, eval_every=90, n_val=60,
+                           batch_size=24, n_copies=6, lr=5e-3, muon_lr=0.01,
+                           kl_coef=kl_coef, advantage=advantage)
+        ends[kl_coef] = train_grpo.main(cfg)
+        first[kl_coef] = float(rows_of(out / "metrics.csv")[0]["val_score"])
+    assert ends[0.0]["val_score"] > first[0.0] + 0.7
+    assert ends[0.0]["val_kl_answer"] > max(1, 3 * ends[20.0]["val_kl_answer"])
 
 
 def test_a_group_shares_its_prompt_and_only_there_noise_is_added(
@@ -165,7 +173,7 @@ def plain(runs, folder, tmp_path_factory):
     {"advantage": "rloo"}, {"advantage": "dr_grpo"}, {"kl": "reward"}, {"kl_coef": 1.0},
     {"clip_eps": 1e-4}, {"clip_high": 1e-4}, {"temperature": 0.7}, {"end_penalty": 5.0},
     {"right": 3.0}, {"form": 3.0}, {"refusal": 3.0}, {"unsure": 3.0}, {"reward": "runs"},
-    {"noise": 0.3}, {"alpha": 0.0}, {"n_copies": 2}, {"minibatches": 2, "grad_accum": 1},
+    {"noise": 0.3}, {"alpha": 1.0}, {"n_copies": 2}, {"minibatches": 2, "grad_accum": 1},
 ])
 def test_every_choice_reaches_the_weights(changes, checking, plain, runs, folder, tmp_path):
     """Catches a flag that is read and has no effect."""
