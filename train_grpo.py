@@ -79,7 +79,7 @@ class Config:
     kl_coef: float = 0.1  # >= 0; cost of a nat of KL to the reference (DeepSeekMath: .04)
     kl: str = "loss"  # loss | reward; a token's own cost (k3), or part of its answer's score
     # optimization
-    steps: int = 110  # >= 0; rollouts, each followed by its updates
+    steps: int = 100  # >= 0; rollouts, each followed by its updates
     epochs: int = 1  # >= 1; passes over a rollout
     minibatches: int = 1  # >= 1; parts of a rollout, with an optimizer step each
     grad_accum: int = 4  # >= 1; micro-batches per minibatch, each of similar lengths
@@ -92,7 +92,7 @@ class Config:
     grad_clip: float = 1.0  # >= 0; scale a larger gradient down to this norm; 0 = off
     # machine
     n_val: int = 300  # >= 1; held-out questions to measure with
-    eval_every: int = 55  # >= 1; rollouts between evaluations, each logged and saved
+    eval_every: int = 50  # >= 1; rollouts between evaluations, each logged and saved
     log_every: int = 1  # >= 1; rollouts between rows of training figures in metrics.csv
     seed: int = 0  # >= 0; decides which questions are asked and which answers are drawn
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto = a GPU if there is one

@@ -61,7 +61,7 @@ class Config:
     temperature: float = 1.0  # > 0; for drawing answers and for all log-probabilities
     max_new_tokens: int = 96  # >= 1; longest answer in tokens
     # rewards
-    kl_coef: float = 0.2  # >= 0; reward lost for each nat of KL (LLaVA-RLHF: .1, TRL: .05)
+    kl_coef: float = 0.3  # >= 0; reward lost for each nat of KL (LLaVA-RLHF: .1, TRL: .05)
     kl: str = "k1"  # k1 | k2 | k3; how the KL of a token is estimated
     kl_target: float = 0.0  # >= 0; KL per answer, in nats, to adapt kl_coef to; 0 = fixed
     end_penalty: float = 1.0  # >= 0; subtracted from the score of an answer without an end

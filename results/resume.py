@@ -7,7 +7,7 @@ after the start. After every kill both checkpoints must load. At the end, weight
 optimizer, random generators and the log (without its wall times) must equal those of the
 undisturbed run bit for bit. Writes what happened as JSON.
 
-Run: python results/resume.py   (a quarter of an hour on two CPU cores)
+Run: python results/resume.py [--stage grpo]   (a quarter of an hour on two CPU cores)
 """
 
 import csv
@@ -52,6 +52,7 @@ class Config:
     """Options of the measurement; the comments are the help texts."""
 
     kills: int = 104  # >= 0; SIGKILLs in all, shared among the scripts
+    stage: str = ""  # disturb this script alone, and keep what `out` says of the others
     out: str = "results/resume.json"  # file to write
     seed: int = 0  # >= 0; decides the moments of the signals
 
@@ -211,7 +212,13 @@ def main(cfg: Config) -> None:
     """Measure all stages, write the file."""
     began = time.time()
     rng = random.Random(cfg.seed)
-    table = {}
+    table, done_at = {}, provenance(cfg, began)["environment"]["commit"]
+    if cfg.stage:
+        if cfg.stage not in STAGES:
+            raise ValueError(f"stage {cfg.stage!r} is not one of {', '.join(STAGES)}")
+        older = json.loads(Path(cfg.out).read_text())
+        for stage, row in older["stages"].items():
+            table[stage] = {"commit": older["environment"]["commit"]} | row
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         runs = Path(scratch) / "runs"
@@ -225,14 +232,20 @@ def main(cfg: Config) -> None:
         finish([sys.executable, str(ROOT / "data/book/prepare.py"), "--out", str(data),
                 "--n_train", "200", "--n_val", "40", "--n_web", "20", "--n_text", "300",
                 "--n_zeroshot", "1", "--workers", "1"])
-        for i, stage in enumerate(STAGES):
+        # a script alone is trained behind those that it begins with
+        names = list(STAGES)
+        for i, stage in enumerate(names[:names.index(cfg.stage or names[-1]) + 1]):
             whole = runs / stage
             finish(command(stage, whole))
             if stage == "sft":  # stage 4 learns from the chatbot's own answers
                 finish([sys.executable, str(ROOT / "data/preferences.py"),
                         "--run", str(whole), "--data", str(data), "--n", "24",
                         "--n_val", "6", "--k", "3", "--max_new_tokens", "6", "--seed", "3"])
-            row = {}
+            if cfg.stage == stage:
+                table.pop(stage, None)  # to stand last
+            elif cfg.stage:
+                continue
+            row = {"commit": done_at}
             for name, what in (("ctrl_c", signal.SIGINT), ("sigterm", signal.SIGTERM)):
                 run = Path(scratch) / name / stage
                 code, kept = signaled(stage, what, command(stage, run), run, rng)
