@@ -258,8 +258,8 @@ def number(found: dict[int, float]) -> str:
     return f"{mean} ± {statistics.stdev(found.values()):.3f} ({len(found)} seeds)"
 
 
-def row(claim: Claim) -> str | None:
-    """The line of a table, or None if the claim was not measured."""
+def row(claim: Claim) -> tuple[str, str] | None:
+    """The line of a table and its verdict, or None if the claim was not measured."""
     first, second = (values(side, claim.figure) for side in (claim.first, claim.second))
     if claim.second.shared and second:
         second = dict.fromkeys(first, second[0])
@@ -270,8 +270,8 @@ def row(claim: Claim) -> str | None:
     once = f"{second[0]:.3f}" if claim.second.shared else number(second)
     measured = (f"{LABELS.get(claim.figure, claim.figure)}: "
                 f"{claim.first.label} {number(first)}, {claim.second.label} {once}")
-    return line([claim.claim, claim.source, measured, verdict(first, second, claim.says),
-                 f"`{claim.made}`"])
+    told = verdict(first, second, claim.says)
+    return line([claim.claim, claim.source, measured, told, f"`{claim.made}`"]), told
 
 
 def page() -> str:
@@ -284,14 +284,25 @@ def page() -> str:
         f"standard error; with one seed, if it is above {LEAST}. What holds for two million "
         "weights and drawn pictures need not hold elsewhere, nor the other way round.",
     ]
-    missing = []
+    missing, tables, verdicts = [], [], []
     for section, claims in SECTIONS.items():
-        lines = [row(claim) for claim in claims]
-        missing += [claim for claim, text in zip(claims, lines) if text is None]
-        measured = [text for text in lines if text]
+        rows = [row(claim) for claim in claims]
+        missing += [claim for claim, found in zip(claims, rows) if found is None]
+        measured = [found for found in rows if found]
         if measured:
-            table = head(["claim", "source", "here", "verdict", "made by"]) + measured
-            parts += [f"## {section}", "\n".join(table)]
+            table = head(["claim", "source", "here", "verdict", "made by"])
+            table += [text for text, _ in measured]
+            tables += [f"## {section}", "\n".join(table)]
+            verdicts += [told for _, told in measured]
+    n = {word: sum(told.startswith(word) for told in verdicts)
+         for word in ("borne out", "no difference", "the opposite", "no: ")}
+    parts.append(
+        f"Of {len(verdicts)} claims that were measured {n['borne out']} are borne out; of "
+        f"{n['no difference']} no difference is seen, and of "
+        f"{n['the opposite'] + n['no: ']} the opposite. {len(missing)} wait for a "
+        "measurement."
+    )
+    parts += tables
     if missing:
         table = head(["claim", "source", "would be made by"])
         table += [line([c.claim, c.source, f"`{c.made}`"]) for c in missing]

@@ -243,13 +243,14 @@ def test_a_row_shows_what_is_in_the_files_and_nothing_else_is_claimed(claims):
     seeds(claims, "x/a", {"answers/exist": 0.9}, {"answers/exist": 0.7})
     assert claims.row(claim) is None
     seeds(claims, "x/b", {"answers/exist": 0.123})
-    assert "A 0.900, B 0.123 | borne out (1 seed) | `make`" in claims.row(claim)
+    assert "A 0.900, B 0.123 | borne out (1 seed) | `make`" in claims.row(claim)[0]
     seeds(claims, "x/b", {"answers/exist": 0.123}, {"answers/exist": 0.101})
-    text = claims.row(claim)
+    text, told = claims.row(claim)
+    assert told == "borne out"
     assert "A 0.800 ± 0.141 (2 seeds), B 0.112 ± 0.016 (2 seeds) | borne out |" in text
     chance = claims.Claim("A is more", "a paper", "answers/exist", "more", side("A", "x/a"),
                           side("chance", "x/a", "chance"), "make")
-    assert "chance 0.500 ± 0.000" in claims.row(chance)
+    assert "chance 0.500 ± 0.000" in claims.row(chance)[0]
 
 
 def test_the_page_of_claims_is_what_the_files_say(script):
