@@ -821,9 +821,20 @@ def clip_table() -> list[str]:
     return lines
 
 
+def beyond_tables() -> list[list[str]]:
+    """What GRPO changes, and what a chatbot says of things that it hardly sees."""
+    checked = measured(named("grpo", {"sft": "SFT", "grpo": "GRPO"}))
+    honest = measured(named("honesty", {"before": "SFT", "sft": "R-Tuning", "grpo": "and GRPO"}))
+    keys = ("followed/all", "chair/chair_i", "chair/recall", "refused/due", "refused/harmless")
+    return [
+        side_by_side("Answers checked by program, from one chatbot", checked, keys),
+        side_by_side("Probed, and taught to say \"not sure\"", honest, SIGHT),
+    ]
+
+
 def block() -> str:
     """The tables of the README."""
-    return joined([front_table(), clip_table(), *speed_tables()])
+    return joined([front_table(), clip_table(), *beyond_tables(), *speed_tables()])
 
 
 def report_block() -> str:
