@@ -35,7 +35,7 @@ from minivlm.preferences.prompts import Prompts
 from minivlm.pretrained.weights import load_state
 from minivlm.rl import group_advantages, minibatches
 from minivlm.rollout import (
-    PromptBatch, Rollout, by_length, describe, logprobs, roll_out, share_vit,
+    PromptBatch, Rollout, RolloutPart, by_length, describe, logprobs, roll_out, share_vit,
 )
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
@@ -66,6 +66,7 @@ class Config:
     # rollout
     batch_size: int = 512  # >= 2; answers per rollout
     n_copies: int = 8  # >= 2; answers to each prompt, k; batch_size is a multiple of it
+    redraw: int = 0  # >= 0; how often other prompts are drawn in place of dead ones (DAPO)
     temperature: float = 1.0  # > 0; for drawing answers and for all log-probabilities
     max_new_tokens: int = 96  # >= 1; longest answer in tokens
     # rewards
@@ -112,15 +113,26 @@ class Config:
 # --- update ---
 
 
+@dataclass
+class Compared:
+    """A rollout whose answers were compared with each other.
+
+    advs: (B,) of the answers.
+    live: (n,) row numbers of the answers to learn from; the groups of the others are dead.
+    """
+
+    rollout: Rollout
+    advs: Tensor
+    live: Tensor
+
+
 def update(
-    policy: VLM, optimizer: Optimizer, rollout: Rollout, advs: Tensor, live: Tensor,
-    scale: float, seed: int, cfg: Config, run: Run,
+    policy: VLM, optimizer: Optimizer, drawn: list[Compared], scale: float, seed: int,
+    cfg: Config, run: Run,
 ) -> dict[str, float]:
-    """Take clipped steps on the answers of one rollout.
+    """Take clipped steps on the answers of one or several rollouts by the same policy.
 
     Args:
-        advs: (B,) of the answers.
-        live: (n,) row numbers of the answers to learn from.
         scale: share of the peak learning rates.
         seed: decides the order of the answers.
 
@@ -130,17 +142,25 @@ def update(
     """
     figures: list[dict[str, float]] = []  # of each minibatch
     grad = 0.0
-    if not len(live):
+    drawn = [each for each in drawn if len(each.live)]
+    if not drawn:
         names = ("loss", "new_kl", "clip_fraction", "ratio_off", "first_ratio_off", "grad")
         return dict.fromkeys(names, 0.0)
-    n = min(cfg.minibatches, len(live))
-    for order in minibatches(len(live), n, cfg.epochs, seed):
-        rows = live[order]
+    n = min(cfg.minibatches, *(len(each.live) for each in drawn))
+    orders = [minibatches(len(each.live), n, cfg.epochs, seed) for each in drawn]
+    for chosen in zip(*orders):  # of each rollout, the rows of a minibatch
+        minibatch = [(each, each.live[order]) for each, order in zip(drawn, chosen)]
+        n_answers = sum(len(rows) for _, rows in minibatch)
+        n_tokens = sum(each.rollout.mask[rows].sum() for each, rows in minibatch)
+        names = [name for each, rows in minibatch for name in each.rollout.names(rows)]
         sums = dict.fromkeys(("loss", "new_kl", "clip_fraction"), 0.0)
         ratios_off: list[Tensor] = []
-        own = rows[rows % size() == rank()]  # this process's answers
-        for part_rows in by_length(own, rollout.lengths, cfg.grad_accum):
-            part = rollout.part(part_rows, advs)
+        parts: list[RolloutPart] = []
+        for each, rows in minibatch:
+            own = rows[rows % size() == rank()]  # this process's answers
+            for part_rows in by_length(own, each.rollout.lengths, cfg.grad_accum):
+                parts.append(each.rollout.part(part_rows, each.advs))
+        for part in parts:
             with run.autocast():
                 img_emb = policy.projector(part.feats)               # (b, N, C)
                 logp, _ = logprobs(
@@ -154,14 +174,13 @@ def update(
                 logp, part.logp, part.advs, part.mask, cfg.advantage, cfg.clip_eps,
                 cfg.clip_high, cfg.max_new_tokens, cost,
             )
-            # every answer weighs the same
-            (loss * len(part_rows) / len(rows)).backward()
+            share = len(part.advs) / n_answers  # every answer weighs the same
+            (loss * share).backward()
 
             logp = logp.detach()
             new_kl = masked_mean(kl_estimate(part.logp, logp, "k3"), part.mask)
-            sums["loss"] += loss.detach() * len(part_rows) / len(rows)
-            # and every token the same, in what is only logged
-            share = part.mask.sum() / rollout.mask[rows].sum()
+            sums["loss"] += loss.detach() * share
+            share = part.mask.sum() / n_tokens  # and in these figures every token
             sums["new_kl"] += new_kl * share
             sums["clip_fraction"] += clip_fraction * share
             ratios_off.append(((logp - part.logp).exp() - 1).abs().max())
@@ -170,7 +189,7 @@ def update(
         figures.append(sums | {"ratio_off": off})
         add_gradients(optimizer.params)
         grad = optimizer.step(scale, cfg.grad_clip)
-        run.check(sums["loss"], grad, rollout.names(rows))
+        run.check(sums["loss"], grad, names)
 
     out = {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
     out["first_ratio_off"] = figures[0]["ratio_off"]
@@ -232,12 +251,17 @@ def main(cfg: Config) -> dict[str, float]:
     val_questions = random.Random(cfg.seed).sample(val_questions, n_val)
     val_batch = prompts.batch(val_questions, cfg.seed)
 
-    def make_batch(step: int) -> PromptBatch:
-        """Draw prompts, with noise for the policy; the copies of each stand side by side."""
-        rng = random.Random(f"{cfg.seed} {step}")
-        n = cfg.batch_size // cfg.n_copies
+    def make_batch(step: int, n: int = 0, again: int = 0) -> PromptBatch:
+        """Draw prompts, with noise for the policy; the copies of each stand side by side.
+
+        Args:
+            n: how many prompts; 0 = as many as make a whole batch.
+            again: how often prompts were drawn before in this step.
+        """
+        rng = random.Random(f"{cfg.seed} {step} {again}" if again else f"{cfg.seed} {step}")
+        n = n or cfg.batch_size // cfg.n_copies
         chosen = [rng.choice(by_kind[kind]) for kind in rng.choices(kinds, odds, k=n)]
-        batch = prompts.batch(chosen, hash_seed(cfg.seed, step, 1))
+        batch = prompts.batch(chosen, hash_seed(cfg.seed, step, 1 + 2 * again))
         clean = [Row(ids, [False] * len(ids)) for ids in batch.prompts]
         generator = torch.Generator().manual_seed(batch.seed)
         noisy = switch_out(clean, words, cfg.noise, generator)
@@ -269,6 +293,19 @@ def main(cfg: Config) -> dict[str, float]:
         figures = describe(rollout, prompts.true_scores(batch.questions, texts))
         return rollout, texts, figures | {name: x / len(texts) for name, x in parts.items()}
 
+    def compare(rollout: Rollout) -> tuple[Compared, Tensor]:
+        """Compare answers with the others to their prompts; also say which groups are dead.
+
+        A group whose answers all score alike teaches nothing, and is left out.
+        """
+        worth = rollout.worth(cfg.end_penalty, 0.0)                  # (B,)
+        dead = worth.view(-1, cfg.n_copies).std(1) < 1e-6            # (B / k,)
+        live = (~dead).repeat_interleave(cfg.n_copies).nonzero()[:, 0].cpu()   # (n,)
+        if cfg.kl == "reward":
+            worth = worth - cfg.kl_coef * (rollout.logp - rollout.ref_logp).sum(1)
+        advs = group_advantages(worth.view(-1, cfg.n_copies), cfg.advantage).flatten()
+        return Compared(rollout, advs, live), dead
+
     # --- optimizer ---
     optimizer = Optimizer(policy, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
@@ -296,24 +333,27 @@ def main(cfg: Config) -> dict[str, float]:
             break
 
         # 1. roll out: the policy answers each question k times, and the answers are scored
-        rollout, _, figures = answer(run.next_batch())
-        rollout_ms = 1000 * (time.time() - run.began)
-
         # 2. advantages: how much better each answer is than the others to its question
-        worth = rollout.worth(cfg.end_penalty, 0.0)                      # (B,)
-        # a group whose answers all score alike teaches nothing, and is left out
-        dead = worth.view(-1, cfg.n_copies).std(1) < 1e-6                # (B / k,)
+        rollout, _, figures = answer(run.next_batch())
+        compared, dead = compare(rollout)
         figures["dead_groups"] = float(dead.float().mean())
-        live = (~dead).repeat_interleave(cfg.n_copies).nonzero()[:, 0].cpu()   # (n,)
-        if cfg.kl == "reward":
-            worth = worth - cfg.kl_coef * (rollout.logp - rollout.ref_logp).sum(1)
-        advs = group_advantages(worth.view(-1, cfg.n_copies), cfg.advantage).flatten()   # (B,)
+        drawn = [compared]
+        for again in range(1, cfg.redraw + 1):
+            if not dead.any():
+                break
+            # each process needs an answer to read
+            n = max(int(dead.sum()), size())
+            rollout, _, _ = answer(make_batch(step, n, again))
+            compared, dead = compare(rollout)
+            drawn.append(compared)
+        rollout_ms = 1000 * (time.time() - run.began)
 
         # 3. update: the policy takes clipped steps on these answers
         scale = lr_scale(step, cfg.steps, cfg.warmup)
         order = hash_seed(cfg.seed, step, 2)
-        figures |= update(policy, optimizer, rollout, advs, live, scale, order, cfg, run)
-        run.add(rollout.names(), **figures, lr=cfg.lr * scale, rollout_ms=rollout_ms)
+        figures |= update(policy, optimizer, drawn, scale, order, cfg, run)
+        names = [name for each in drawn for name in each.rollout.names()]
+        run.add(names, **figures, lr=cfg.lr * scale, rollout_ms=rollout_ms)
 
     # --- finish ---
     return run.finish()

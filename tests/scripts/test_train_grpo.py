@@ -145,9 +145,10 @@ def test_live_groups_alone_are_learned_from(checking, runs, folder, tmp_path, mo
         live[:] = [questions[0]["id"]]
         return made(self, questions, seed)
 
-    def update(policy, optimizer, rollout, advs, rows, *args):
-        learned.append([rollout.ids[i] == live[0] for i in rows.tolist()])
-        return whole(policy, optimizer, rollout, advs, rows, *args)
+    def update(policy, optimizer, drawn, *args):
+        [each] = drawn
+        learned.append([each.rollout.ids[i] == live[0] for i in each.live.tolist()])
+        return whole(policy, optimizer, drawn, *args)
 
     monkeypatch.setattr(Prompts, "batch", batch)
     monkeypatch.setattr(train_grpo, "checked", first_alone)
@@ -156,6 +157,35 @@ def test_live_groups_alone_are_learned_from(checking, runs, folder, tmp_path, mo
                        end_penalty=0.0, batch_size=12)
     train_grpo.main(cfg)
     assert learned and all(all(rows) and len(rows) >= 3 for rows in learned)
+
+
+def test_dead_groups_are_drawn_anew(checking, runs, folder, tmp_path, monkeypatch):
+    """Catches the same prompts drawn again, more of them than were dead, and live ones that are not
+    learned from.
+    """
+    def some_alike(answer, q, phrases):
+        alike = sum(map(ord, q["id"])) % 3 > 0  # two questions of three
+        return dict.fromkeys(PARTS, 1.0) if alike else vowels(answer, q, phrases)
+
+    learned, whole = [], train_grpo.update
+
+    def update(policy, optimizer, drawn, *args):
+        learned.append([(len(each.rollout.ids), len(each.live), each.rollout.ids[0])
+                        for each in drawn])
+        return whole(policy, optimizer, drawn, *args)
+
+    monkeypatch.setattr(train_grpo, "checked", some_alike)
+    monkeypatch.setattr(train_grpo, "update", update)
+    _, cfg = config_of("grpo", folder, runs, out=str(tmp_path), reward="checked", redraw=2,
+                       end_penalty=0.0, batch_size=18)
+    train_grpo.main(cfg)
+    assert max(map(len, learned)) == 3
+    for drawn in learned:
+        for (n, n_live, first), (n_next, _, first_next) in zip(drawn, drawn[1:]):
+            assert n_next == n - n_live and first_next != first
+        n, n_live, _ = drawn[-1]
+        assert len(drawn) == 3 or n == n_live
+    assert all(float(r["first_ratio_off"]) < 1e-5 for r in rows_of(tmp_path / "metrics.csv")[1:])
 
 
 @pytest.fixture(scope="module")
