@@ -31,5 +31,5 @@ if [ -n "${MORE-yes}" ]; then
     grpo rloo_reward 0 --advantage rloo --reward "$from/reward"
     for k in 2 16; do grpo "k$k" 0 --n_copies $k; done
     measure "$from/ppo" ppo-seed0
-    measure "$from/sft" best16-seed0 --best_of 16 --reward "$from/reward"
+    measure "$from/sft" best16-seed0 --best_of 16 --reward "$from/reward" --n_questions 60
 fi

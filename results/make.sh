@@ -57,7 +57,7 @@ pages() {
 
 for seed in 0 1 2; do part book$seed book $seed; done
 part unread unread
-for name in ppo grpo honesty looking captions ablation instruct preferences dpo siglip wide parts; do
+for name in ppo grpo honesty looking captions ablation choices instruct preferences dpo siglip wide parts; do
     part $name results/$name.sh
 done
 part backbones $python results/backbones.py
