@@ -115,8 +115,8 @@ claims_about(
           Side("gray pictures", "book/sft", "blind"), RUN),
     Claim("A connector stage before SFT helps",
           f"{LONG}: ScienceQA 90.92, without it 85.81; Prismatic, arXiv:2402.07865: one stage "
-          "is better", ALL, MORE, Side("with 3a", "ablation/full"), Side("without", "ablation/no_3a"),
-          "results/ablation.sh"),
+          "is better", ALL, MORE, Side("with 3a", "ablation/full"),
+          Side("without", "ablation/no_3a"), "results/ablation.sh"),
     Claim("It helps after 600 steps of SFT", f"{LONG}; Prismatic, arXiv:2402.07865: no", ALL, MORE,
           Side("with 3a", "choices/placed"), Side("without", "choices/no_connector"),
           "results/choices.sh"),
