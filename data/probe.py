@@ -16,7 +16,8 @@ else it is taught the right answer. Files in the data folder:
     sight.jsonl         for `evaluate.py --questions sight`: such questions about held-out
                         pictures in phrasings that no dialogue uses
     sight_prompts.jsonl, sight_prompts_val.jsonl
-                        for stage 4: such questions, and as many of prompts.jsonl
+                        for stage 4: such questions about other pictures, of which nobody has
+                        told it what it knows, and as many of prompts.jsonl
 
 Source: R-Tuning, Zhang et al. 2024, arXiv:2311.09677, section 3; with pictures and with
 samples instead of one answer: Visual-Idk, arXiv:2604.26419.
@@ -48,9 +49,9 @@ class Config:
 
     # data
     data: str = "data/book/prepared"  # data folder made by a prepare.py; gets the files
-    split: str = "train"  # file with the records to ask about; a tenth of them is held out
+    split: str = "train"  # file with the records to ask about; a tenth is held out
     val_split: str = "val"  # file with the records to measure with
-    n: int = 6000  # >= 10; pictures of `split` to ask about
+    n: int = 6000  # >= 10; pictures of `split` to ask about; as many again for stage 4
     # answers
     run: str = "runs/sft"  # run folder of the chatbot
     k: int = 8  # >= 1; answers to each question
@@ -103,10 +104,14 @@ def main(cfg: Config) -> dict[str, float]:
     val_records = load_records(cfg.data, cfg.val_split, need=("image", "conversations"))
     older = {name: load_records(cfg.data, name, need=("image",))
              for name in ("prompts", "prompts_val")}
-    chosen = Random(f"{cfg.seed} pictures").sample(records, min(cfg.n, len(records)))
-    n_val = max(1, len(chosen) // 10)
-    questions = ask_about(chosen[n_val:], cfg.seed, unseen=False)
-    prompts_val = ask_about(chosen[:n_val], cfg.seed, unseen=False)
+    n = min(cfg.n, len(records) // 2)
+    n_val = max(1, n // 10)
+    chosen = Random(f"{cfg.seed} pictures").sample(records, 2 * n)
+    # a tenth of those to probe and a tenth of those for stage 4 are held out
+    questions = ask_about(chosen[n_val:n], cfg.seed, unseen=False)
+    questions_val = ask_about(chosen[:n_val], cfg.seed, unseen=False)
+    prompts = ask_about(chosen[n + n_val:], cfg.seed, unseen=False)
+    prompts_val = ask_about(chosen[n:n + n_val], cfg.seed, unseen=False)
     # whatever the seed: all chatbots are measured alike
     held_out = ask_about(val_records, 0, unseen=True)
 
@@ -119,7 +124,7 @@ def main(cfg: Config) -> dict[str, float]:
     admitted: dict[str, list[bool]] = {}  # sight -> of each question to learn from
     probed: dict[bool, list[dict]] = {True: [], False: []}  # held out, or to learn from
     held_out_images = {r["image"] for r in chosen[:n_val]}
-    for q, answers in sample(model, pictures, tokenizer, questions + prompts_val, cfg.k,
+    for q, answers in sample(model, pictures, tokenizer, questions + questions_val, cfg.k,
                              (cfg.temperature,), cfg.max_new_tokens, cfg.batch_size,
                              cfg.seed):
         right = [bool(is_right(answer, UNSET | q, phrases)) for answer in answers]
@@ -146,19 +151,20 @@ def main(cfg: Config) -> dict[str, float]:
     write(folder / "honest_val.jsonl", mixed(probed[True], val_records))
     write(folder / "sight.jsonl", held_out)
     # no picture is in both files of prompts
-    asked_images = {r["image"] for r in chosen[n_val:]}
-    for name, lines, elsewhere in (
-        ("prompts", questions, held_out_images), ("prompts_val", prompts_val, asked_images)
+    to_ask, to_ask_val = chosen[n + n_val:], chosen[n:n + n_val]
+    for name, lines, others_of in (
+        ("prompts", prompts, to_ask_val), ("prompts_val", prompts_val, to_ask)
     ):
+        elsewhere = {r["image"] for r in others_of}
         others = [q for q in older[name] if q["image"] not in elsewhere]
         # two files that number their questions by picture
         write(folder / f"sight_{name}.jsonl",
               [q | {"id": f"{'sight' if 'sight' in q else 'old'}-{q['id']}"}
                for q in mixed(lines, others)])
     shares = {sight: sum(x) / len(x) for sight, x in sorted(admitted.items())}
-    n = Counter(q["sight"] for q in questions)
+    counts = Counter(q["sight"] for q in questions)
     for sight, share in shares.items():
-        print(f"{sight}: {n[sight]} questions, an admission is taught for {share:.3f}")
+        print(f"{sight}: {counts[sight]} questions, an admission is taught for {share:.3f}")
     print(f"{cfg.data}: honest, honest_val, sight, sight_prompts, sight_prompts_val.jsonl, "
           f"{time.time() - began:.0f} s")
     return shares
