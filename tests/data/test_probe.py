@@ -69,22 +69,26 @@ def fakes(monkeypatch, say):
 
 
 def test_what_is_mostly_wrong_is_admitted_and_the_rest_is_taught(copied, runs, monkeypatch):
-    """Catches the threshold turned round, answers of another question, admissions of everything."""
+    """Catches the threshold turned round, answers of another question, admissions of everything, a
+    picture that is in two files.
+    """
+    asked = {}
+
     def say(q, i):  # knows colors half of the time, places never, the rest always
+        asked[f"sight-{q['id']}"] = q
         knows = {"color": i % 2 == 0, "position": False}.get(q["kind"], True)
         return q["answer"] if knows else "A balloon."
 
     fakes(monkeypatch, say)
     shares = probe.main(probe.Config(
-        data=str(copied), run=str(runs / "sft"), n=120, k=4, least=0.5))
+        data=str(copied), run=str(runs / "sft"), n=90, k=4, least=0.5))
     assert set(shares) == {"clear", "hardly", "absent"} and 0 < shares["clear"] < 1
     assert shares["absent"] == 0
-    of_question = {q["id"]: q for q in lines(copied, "sight_prompts") if "sight" in q}
     taught = [r for r in lines(copied, "honest") if "sight" in r]
     older = [r for r in lines(copied, "honest") if "sight" not in r]
-    assert len(of_question) == len(taught) and len(older) == min(len(taught), 200 - 12)
+    assert len(taught) > 90 and len(older) == min(len(taught), 200 - 9)
     for r in taught:
-        q = of_question[r["id"]]
+        q = asked[r["id"]]
         wanted = HARD_TO_SEE if q["kind"] == "position" else q["answer"]
         assert r["conversations"][1]["value"] == wanted, q
         assert r["conversations"][0]["value"] == f"<image>\n{q['question']}"
@@ -92,23 +96,23 @@ def test_what_is_mostly_wrong_is_admitted_and_the_rest_is_taught(copied, runs, m
         assert r["right"] == {"color": 0.5, "position": 0.0}.get(q["kind"], 1.0)
     assert {r["id"] for r in older} <= {r["id"] for r in lines(copied, "train")}
 
-    held_out = {q["image"] for q in lines(copied, "sight_prompts_val") if "sight" in q}
-    assert held_out and not held_out & {q["image"] for q in of_question.values()}
-    assert held_out == {r["image"] for r in lines(copied, "honest_val") if "sight" in r}
-    for name, other in (("honest", "honest_val"), ("sight_prompts", "sight_prompts_val")):
+    files = ("honest", "honest_val", "sight_prompts", "sight_prompts_val")
+    sights = [{r["image"] for r in lines(copied, name) if "sight" in r} for name in files]
+    assert all(sights) and sum(map(len, sights)) == len(set.union(*sights))
+    for name, other in (files[:2], files[2:]):  # their older half included
         pictures = [{r["image"] for r in lines(copied, n)} for n in (name, other)]
         assert not pictures[0] & pictures[1]
-    for q in lines(copied, "sight"):
-        assert q["image"].startswith("val.npy") and q["sight"]
-    # in words that only the unseen phrasings have
-    unseen, taught_words = (
+    assert not {f"train.npy#{i}" for i in range(200)} & {q["image"] for q in lines(copied, "sight")}
+
+    # held-out questions are in words that only the unseen phrasings have
+    unseen, in_training = (
         [re.compile(re.sub(r"\\{x\\}", ".+", re.escape(text)) + r"( .*)?")
          for kind in ("color", "position", "size") for pattern in patterns(kind, is_unseen)
          for text in spelled(pattern)] for is_unseen in (True, False))
     for q in lines(copied, "sight"):
-        assert any(p.fullmatch(q["question"]) for p in unseen), q
-    assert all(any(p.fullmatch(q["question"]) for p in taught_words)
-               for q in list(of_question.values())[:20])
+        assert q["sight"] and any(p.fullmatch(q["question"]) for p in unseen), q
+    assert all(any(p.fullmatch(q["question"]) for p in in_training)
+               for q in list(asked.values())[:20])
 
 
 def test_a_lower_threshold_admits_less(copied, runs, monkeypatch):
