@@ -24,8 +24,9 @@ for seed in ${SEEDS:-0 1 2}; do
         --muon_lr 0.005 --lr 5e-4 --out "$(run sft)" --seed "$seed"
     measure "$(run sft)" "sft-seed$seed"
     asking="--split sight_prompts --val_split sight_prompts_val"
-    $python train_grpo.py --init "$(run sft)" $asking --unsure 0.9 --alpha 0.5 --steps 60 \
-        --out "$(run grpo)" --seed "$seed"
+    # undivided advantages: divided, a slip in a group of right answers weighs as much as a guess
+    $python train_grpo.py --init "$(run sft)" $asking --unsure 0.8 --alpha 0.5 --steps 60 \
+        --advantage dr_grpo --out "$(run grpo)" --seed "$seed"
     measure "$(run grpo)" "grpo-seed$seed"
     [ "$seed" = 0 ] && [ -n "${MORE-yes}" ] || continue
     $python data/preferences.py --run "$(run sft)" --questions sight_prompts --seed "$seed" \
