@@ -201,7 +201,11 @@ claims_about(
     *(Claim(f"{label} behind it answers wrongly less often",
             "Visual-Idk, arXiv:2604.26419: DPO behind SFT", "sight/hardly_wrong", LESS,
             Side(label, f"honesty/{name}"), _honest, "results/honesty.sh")
-      for name, label in (("dpo", "DPO"), ("ppo", "PPO"), ("grpo", "GRPO"))),
+      for name, label in (("dpo", "DPO"), ("ppo", "PPO"), ("dr_grpo8", "Dr. GRPO"))),
+    Claim("Advantages divided by their deviation favor groups of nearly equal answers: fewer "
+          "admissions", "Dr. GRPO, arXiv:2503.20783", "sight/hardly_unsure", LESS,
+          Side("GRPO", "honesty/grpo9"), Side("Dr. GRPO", "honesty/dr_grpo9"),
+          "results/honesty.sh"),
 )
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from charts import COLORS, legend, panel
+from tables import HONEST
 
 HERE = Path(__file__).parent / "honesty"
-WAYS = {"before": "before", "sft": "R-Tuning", "grpo": "and GRPO", "ppo": "and PPO",
-        "dpo": "and DPO"}
+TONES = (*COLORS, "#b8a02a", "#2a9a9a")  # one for each way
 PANELS = {"clear": "clearly visible things: right", "hardly": "hardly visible things: right",
           "absent": "absent things: said to be absent"}
 
@@ -32,11 +32,12 @@ def main() -> None:
     """Draw the three panels."""
     sheet = Image.new("RGB", (1640, 470), "white")
     draw = ImageDraw.Draw(sheet)
-    legend(draw, 70, 20, dict(zip(WAYS.values(), COLORS)), 240)
+    ways = {name: label for name, label in HONEST.items() if points(name, "clear")}
+    legend(draw, 70, 20, dict(zip(ways.values(), TONES)), 220)
     for i, (sight, title) in enumerate(PANELS.items()):
-        dots = [points(name, sight) for name in WAYS]
+        dots = [points(name, sight) for name in ways]
         box = (70 + 540 * i, 70, 500 + 540 * i, 400)
-        panel(draw, box, [], title, "\"not sure\"", dots=dots)
+        panel(draw, box, [], title, "\"not sure\"", colors=TONES, dots=dots)
     sheet.save(HERE / "figure.png")
 
 

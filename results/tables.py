@@ -192,7 +192,8 @@ METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "ppo_facts": "PPO, facts (L
 CHECKED = {"sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
            "k2": "2 answers a prompt", "k16": "16", "ppo": "PPO",
            "best16": "SFT, best of 16 by the reward model"}
-HONEST = {"before": "SFT", "sft": "R-Tuning", "grpo": "and GRPO", "ppo": "and PPO",
+HONEST = {"before": "SFT", "sft": "R-Tuning", "dr_grpo8": "and Dr. GRPO, .8",
+          "dr_grpo9": "and Dr. GRPO, .9", "grpo9": "and GRPO, .9", "ppo": "and PPO",
           "dpo": "and DPO"}
 THREADS = {"sft": "SFT", "1": "PPO, 1 thread", "2": "PPO, 2 threads"}
 FAMILY = {"dpo": "DPO, dense", "plain": "DPO, plain", "cdpo": "cDPO", "ipo": "IPO",
@@ -824,7 +825,7 @@ def clip_table() -> list[str]:
 def beyond_tables() -> list[list[str]]:
     """What GRPO changes, and what a chatbot says of things that it hardly sees."""
     checked = measured(named("grpo", {"sft": "SFT", "grpo": "GRPO"}))
-    honest = measured(named("honesty", {"before": "SFT", "sft": "R-Tuning", "grpo": "and GRPO"}))
+    honest = measured(named("honesty", HONEST))
     keys = ("followed/all", "chair/chair_i", "chair/recall", "refused/due", "refused/harmless")
     return [
         side_by_side("Answers checked by program, from one chatbot", checked, keys),
