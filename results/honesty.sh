@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Saying "not sure" (3 seeds): the chatbot is probed, and tuned on what it knows; then Dr. GRPO, and
-# with seed 0 alone GRPO, DPO and PPO, with raters that prefer an admission to a false answer and a right answer
-# to an admission. All seeds begin with one chatbot, that of RUNS: runs/seed0 of results/make.sh, or
-# RUNS=runs for that of ./speedrun.sh. Writes results/honesty/.
+# with seed 0 alone GRPO, DPO and PPO, with raters that prefer an admission to a false answer and a
+# right answer to an admission. All seeds begin with one chatbot, that of RUNS: runs/seed0 of
+# results/make.sh, or RUNS=runs for that of ./speedrun.sh. Writes results/honesty/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source venv.sh
