@@ -1,14 +1,14 @@
-r"""What does a chatbot know? It is asked again and again; where it is wrong, it learns to say so.
+r"""What does a chatbot know? Where its answers are mostly wrong, it learns to say "not sure".
 
     python data/probe.py                                                  asks runs/sft
     python train_sft.py --init runs/sft --split honest --val_split honest_val --steps 600 \
         --muon_lr 0.005 --lr 5e-4 --out runs/honest
     python evaluate.py --run runs/honest --questions sight --n_questions 1000 --no-describe
 
-Questions are about clearly visible things, about hardly visible ones, which the annotation
-knows, and about absent things. The chatbot answers each question k times. If fewer
-than the share `least` of its answers are right, it is taught to admit that it is not sure,
-else it is taught the right answer. Files in the data folder:
+The questions are about clearly visible things, about hardly visible things, which only the
+annotation shows, and about absent things. The chatbot answers each question k times. If the
+share of right answers is below `least`, the taught answer is "I'm not sure". Otherwise it is
+the right answer. Files in the data folder:
 
     honest.jsonl, honest_val.jsonl
                         for `train_sft.py`: these dialogues, and as many of those that it
@@ -16,8 +16,8 @@ else it is taught the right answer. Files in the data folder:
     sight.jsonl         for `evaluate.py --questions sight`: such questions about held-out
                         pictures in phrasings that no dialogue uses
     sight_prompts.jsonl, sight_prompts_val.jsonl
-                        for stage 4: such questions about other pictures, of which nobody has
-                        told it what it knows, and as many of prompts.jsonl
+                        for stage 4: such questions about pictures that were not probed,
+                        and as many questions of prompts.jsonl
 
 Source: R-Tuning, Zhang et al. 2024, arXiv:2311.09677, section 3; with pictures and with
 samples instead of one answer: Visual-Idk, arXiv:2604.26419.
@@ -99,7 +99,7 @@ def main(cfg: Config) -> dict[str, float]:
             raise ValueError(f"{cfg.data} has no records with objects to ask about")
         return lines
 
-    # all that is read is read before the sampling, which takes a minute
+    # read every file before the sampling, which takes a minute: one may be missing
     records = load_records(cfg.data, cfg.split, need=("image", "conversations"))
     val_records = load_records(cfg.data, cfg.val_split, need=("image", "conversations"))
     older = {name: load_records(cfg.data, name, need=("image",))

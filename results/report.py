@@ -297,8 +297,9 @@ def main(
         f"All parts: {minutes:.1f} minutes. {env['cpu']}, {rate:.0f} GFLOP/s in a large "
         f"matrix product; torch {env['torch']}; commit {env['commit']}.", "",
         *time_table(run_folder, stages), "",
-        "The rate is that of the products in a step, median over the log; of tokens that "
-        "are written one by one, as in PPO's rollouts, none is counted.", "",
+        "The rate counts the matrix products of a training step; it is the median over the "
+        "log. Tokens that are generated one by one, as in PPO's rollouts, are not counted.",
+        "",
         *skill_table(run_folder, stages), "",
         "![six pictures, a question each, the answer of each stage](answers.png)", "",
         "![losses and scores over steps](curves.png)", "",

@@ -232,7 +232,7 @@ def main(cfg: Config) -> None:
         finish([sys.executable, str(ROOT / "data/book/prepare.py"), "--out", str(data),
                 "--n_train", "200", "--n_val", "40", "--n_web", "20", "--n_text", "300",
                 "--n_zeroshot", "1", "--workers", "1"])
-        # a script alone is trained behind those that it begins with
+        # one script alone still needs the runs of all scripts before it
         names = list(STAGES)
         for i, stage in enumerate(names[:names.index(cfg.stage or names[-1]) + 1]):
             whole = runs / stage

@@ -621,7 +621,7 @@ def honesty_tables() -> list[list[str]]:
 
 
 def ppo_table() -> list[str]:
-    """PPO with five seeds and two numbers of threads, from one chatbot and reward model."""
+    """PPO on one thread and on two; all runs have the same chatbot and reward model."""
     columns = measured(named("ppo", THREADS))
     keys = ("chair/chair_i", "chair/recall", "followed/all", "refused/due", "refused/harmless")
     return side_by_side("PPO from one chatbot and one reward model", columns, keys)

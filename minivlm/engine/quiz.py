@@ -35,8 +35,8 @@ class Question:
     names: a right description names all of these objects.
     may: a right description names no other objects than these.
     before: the question that came before, if this one refers back to it.
-    sight: "clear", "hardly" or "absent": how well one sees what the question is about; "" if
-        nobody has to know.
+    sight: how well the picture shows what the question is about: "clear", "hardly",
+        "absent", or "" if that does not matter.
     """
 
     draft: Draft

@@ -65,14 +65,14 @@ def checked(answer: str, q: dict, phrases: metrics.Phrases) -> dict[str, float]:
     Source: rewards that a program can verify: accuracy and format, DeepSeek-R1,
     arXiv:2501.12948, section 2.2.2.
     """
-    known = says_what_is_right(q, phrases)
     if q["expect"] or not q["names"] or not phrases:
-        right = float(known and bool(is_right(answer, q, phrases)))
+        right = float(bool(is_right(answer, q, phrases)))
     else:
         named = set(metrics.mentions(answer, phrases))
         allowed = {*q["names"], *q["may"]}
         right = len(named & set(q["names"])) / len(set(q["names"]))
         right *= len(named & allowed) / max(1, len(named))
+    known = says_what_is_right(q, phrases)
     return {"right": right, "form": float(follows(answer, q)),
             "refusal": float(refuses_rightly(answer, q)),
             "unsure": float(known and right == 0 and metrics.is_unsure(answer))}

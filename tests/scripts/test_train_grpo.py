@@ -12,7 +12,7 @@ import torch
 import train_grpo
 from minivlm.heads import RewardModel
 from minivlm.preferences.prompts import Prompts
-from test_train_ppo import weights
+from test_train_ppo import ids_below_512, weights
 from test_train_scripts import config_of, rows_of
 
 PARTS = ("right", "form", "refusal", "unsure")
@@ -70,10 +70,6 @@ def test_step_0_and_every_first_update_are_where_theory_says(runs):
 @pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo"])
 def test_a_higher_score_is_learned(advantage, runs, folder, tmp_path, monkeypatch):
     """Catches a sign turned round, scores given to other answers, and a KL that does not hold."""
-    def ids_below_512(self, idx, lengths, **pictures):
-        last = (lengths[:, None] - 1 - torch.arange(4)).clamp(min=0)
-        return (idx.gather(1, last) < 512).sum(1).float()            # 0 .. 4; a third of 1,536 ids
-
     monkeypatch.setattr(RewardModel, "forward", ids_below_512)
     ends, first = {}, {}
     for kl_coef in (0.0, 20.0):
