@@ -53,9 +53,10 @@ def append_unread(row: Row, filler: int) -> Row:
     """Append one token, so that the token before it becomes an input of the model.
 
     `collate` shifts the targets, so a row's last token is only a target, never an input.
-    But two heads need that token as an input: the reward model's reads the end of an
-    answer, and BLIP's matching head reads the end of a caption. With the filler behind it,
-    that token is an input. No model reads the filler, and no model learns it.
+    But two heads need that token as an input: the reward model's, which reads whole answers
+    (`pack_unread`), and BLIP's matching head, which reads the end of a caption. With the
+    filler behind it, that token is an input. No model reads the filler, and no model learns
+    it.
     """
     return Row(row.ids + [filler], row.is_answer + [False])
 
@@ -90,6 +91,14 @@ def pack(prompt: list[int], answers: list[list[int]]) -> tuple[Row, list[int]]:
         pieces += [(last, False), (answer, True)]
         segments += [k] * (1 + len(answer))
     return make_row(*pieces), segments
+
+
+def pack_unread(
+    prompt: list[int], answers: list[list[int]], filler: int
+) -> tuple[Row, list[int]]:
+    """Pack as `pack` does, with a filler behind the last answer as in `append_unread`."""
+    row, segments = pack(prompt, answers)
+    return append_unread(row, filler), segments + segments[-1:]
 
 
 def spoken(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -1,6 +1,6 @@
 """VLMs whose head gives a number instead of logits: the reward model and the value model.
 
-    score = head(hidden at the last token of the answer)             RewardModel, (B,)
+    score = mean of head(hidden) over the tokens of the answer       RewardModel, (M,)
     values = head(hidden at every token)                             ValueModel, (B, T)
 
 A Learner holds everything that PPO trains, so that one checkpoint can hold everything.
@@ -12,10 +12,12 @@ the heads as in Ziegler et al. 2019 (openai/lm-human-preferences).
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.attention_masks import last_only
 from minivlm.vlm import VLM
+
+POOLS = ("mean", "last")  # how a reward model reads an answer
 
 
 def apply(head: nn.Linear, hidden: Tensor) -> Tensor:
@@ -32,11 +34,20 @@ class RewardModel(nn.Module):
     PPO needs scores of a known size, and training does not decide the size of raw scores.
     So `mean` and `std` are measured on the raw scores of held-out ranked answers, see
     `normalize`. The checkpoint holds both.
+
+    Args:
+        vlm: reads the answers; it is trained, too.
+        pool: "mean": the head reads every token of an answer, and its numbers are averaged,
+            so that each word can be good or bad by itself; "last": it reads the last token,
+            as InstructGPT's.
     """
 
-    def __init__(self, vlm: VLM):
+    def __init__(self, vlm: VLM, pool: str = "mean"):
         super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
         self.vlm = vlm
+        self.pool = pool
         C = vlm.config.gpt.n_embd
         self.head = nn.Linear(C, 1)
         nn.init.normal_(self.head.weight, std=(C + 1) ** -0.5)
@@ -45,38 +56,41 @@ class RewardModel(nn.Module):
         self.register_buffer("std", torch.ones(()))
 
     def raw(
-        self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,
-        img_emb: Tensor | None = None, segments: Tensor | None = None,
+        self, idx: Tensor, segments: Tensor, images: Tensor | None = None,
+        img_emb: Tensor | None = None,
     ) -> Tensor:
         """Return the raw score of each answer, before normalization, for training.
 
-        The head reads the output at an answer's last token. So this token must be an input,
-        see `conversation.append_unread`.
-
         Args:
-            idx: (B, T) ids, padded right; each row ends with the last token of an answer.
-            lengths: (B,) number of tokens of each row.
+            idx: (B, T) ids, padded right. An answer's last token is read, too, so it must be
+                an input, see `conversation.append_unread`.
+            segments: (B, T) of rows that hold one answer or several, see `conversation.pack`.
             images, img_emb: as `VLM.embed` takes them.
-            segments: (B, T) of packed rows, which hold several answers each (see
-                `conversation.pack`), or None.
 
         Returns:
-            (B,), or with segments (M,): the raw scores of all M answers, row by row.
+            (M,): the raw scores of all M answers, row by row.
         """
-        at = last_only(lengths, idx.shape[1])                        # (B, T)
-        if segments is not None:
-            # an answer also ends where the next segment begins; 0 is the prompt, -1 a pad
-            segment = segments[:, :-1]                               # (B, T - 1)
-            at[:, :-1] |= (segment > 0) & (segment < segments[:, 1:])
-        hidden = self.vlm.hidden(idx, images, img_emb, at=at, segments=segments)  # (M, C)
-        return apply(self.head, hidden)
+        before = F.pad(segments[:, :-1], (1, 0))                     # (B, T)
+        behind = F.pad(segments[:, 1:], (0, 1), value=-1)            # (B, T)
+        # a segment begins with the prompt's last token, which is no part of the answer
+        begins = (segments > 0) & (segments != before)
+        at = (segments > 0) & ~begins
+        if self.pool == "last":
+            at &= segments != behind
+        # alone behind its prompt an answer needs no mask of its own
+        packed = segments if bool((segments > 1).any()) else None
+        hidden = self.vlm.hidden(idx, images, img_emb, at=at, segments=packed)  # (n, C)
+        numbers = apply(self.head, hidden)                           # (n,)
+        answer = (begins.flatten().cumsum(0) - 1).view_as(begins)[at]  # (n,) in 0 .. M - 1
+        sums = numbers.new_zeros(int(begins.sum())).index_add(0, answer, numbers)    # (M,)
+        return sums / answer.bincount(minlength=len(sums))
 
     def forward(
-        self, idx: Tensor, lengths: Tensor, images: Tensor | None = None,
+        self, idx: Tensor, segments: Tensor, images: Tensor | None = None,
         img_emb: Tensor | None = None,
     ) -> Tensor:
-        """Return the score of the answer in each row, (B,); arguments as in `raw`."""
-        return (self.raw(idx, lengths, images, img_emb) - self.mean) / self.std
+        """Return the score of each answer, (M,); arguments as in `raw`."""
+        return (self.raw(idx, segments, images, img_emb) - self.mean) / self.std
 
     @torch.no_grad()
     def normalize(self, raw: Tensor) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minivlm.conversation import answer_row, append_unread
+from minivlm.conversation import answer_row, pack_unread
 from minivlm.generate import generate
 from minivlm.heads import RewardModel, ValueModel
 from minivlm.loading.batches import collate
@@ -346,17 +346,16 @@ def scores_of(
     Raises:
         ValueError: if a score is NaN or inf, or as `collate`.
     """
-    # the score is read at an answer's last token, which must be an input
-    rows = []
-    for prompt, ids in zip(prompts, answers):
-        rows.append(append_unread(answer_row(prompt, ids), tokenizer.end))
+    packed = [pack_unread(prompt, [ids], tokenizer.end) for prompt, ids in zip(prompts, answers)]
+    rows, segments = zip(*packed)
     block_size = reward_model.vlm.gpt.config.block_size
-    judged = collate(rows, tokenizer.pad, block_size, names).to(feats.device)
+    judged = collate(rows, tokenizer.pad, block_size, names, segments=segments)
+    judged = judged.to(feats.device)
     img_emb = reward_model.vlm.projector(feats)                      # (B, N, C)
     score = torch.zeros(len(answers), device=feats.device)
     for part, T in in_parts(judged.lengths):
         score[part] = reward_model(
-            judged.idx[part, :T], judged.lengths[part], img_emb=img_emb[part]
+            judged.idx[part, :T], judged.segments[part, :T], img_emb=img_emb[part]
         )
     finite = score.isfinite()
     if not bool(finite.all()):

@@ -69,9 +69,7 @@ def step(reward_model: RewardModel, images: torch.Tensor, batch: Batch) -> None:
     img_emb = vlm.projector(vlm.vit.features(images))                # (n, N, C)
     # the ViT sees a picture once, however many rows its answers have
     img_emb = img_emb.repeat_interleave(len(batch.idx) // len(images), 0)        # (B, N, C)
-    scores = reward_model.raw(
-        batch.idx, batch.lengths, img_emb=img_emb, segments=batch.segments
-    )
+    scores = reward_model.raw(batch.idx, batch.segments, img_emb=img_emb)
     scores.sum().backward()
 
 
@@ -92,8 +90,9 @@ def main(cfg: Settings) -> None:
     # all answers of a prompt in one row, then the same answers in rows of their own
     row, segments = pack(prompt, [answer] * cfg.n_answers)
     shared = collate([row] * n, tokenizer.pad, block_size, segments=[segments] * n)
-    row, _ = pack(prompt, [answer])
-    single = collate([row] * (n * cfg.n_answers), tokenizer.pad, block_size)
+    row, segments = pack(prompt, [answer])
+    n *= cfg.n_answers
+    single = collate([row] * n, tokenizer.pad, block_size, segments=[segments] * n)
 
     seconds = fastest({
         "cache": partial(roll, model, images, prompt, cfg, True),

@@ -1,46 +1,52 @@
-"""minivlm/heads.py: scores are read at the last token of the answer, values at every token."""
+"""minivlm/heads.py: scores are read at the tokens of the answer, values at every token."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from minivlm.conversation import pack
-from minivlm.heads import RewardModel, ValueModel
+from minivlm.conversation import pack_unread
+from minivlm.heads import POOLS, RewardModel, ValueModel
 from minivlm.loading.batches import collate
 
 PICTURE = [258] * 4  # image tokens a picture, and the placeholder's id, of conftest's tiny models
-IDX = torch.tensor([[1, *PICTURE, 2, 3, 257], [*PICTURE, 4, 5, 6, 7], [*PICTURE, 8, 257, 257, 257]])
-LENGTHS = torch.tensor([7, 8, 5])
+IDX = torch.tensor([[1, *PICTURE, 2, 3, 257], [*PICTURE, 4, 5, 6, 7], [*PICTURE, 8, 9, 257, 257]])
+# the answers are 3; 5, 6, 7; 9: a segment begins with the prompt's last token
+SEGMENTS = torch.tensor([[0, 0, 0, 0, 0, 1, 1, -1], [0] * 4 + [1] * 4, [0] * 4 + [1, 1, -1, -1]])
+ANSWERS = ([6], [5, 6, 7], [5])  # the places of the answers' tokens
 
 
-def test_a_score_is_read_at_the_last_real_token(vlm):
-    """Catches a score at the last column, one that pads move, and one that does not see."""
-    model, images = RewardModel(vlm).eval(), torch.randn(3, 3, 16, 16)
-    score = model(IDX, LENGTHS, images)
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_score_is_read_at_the_tokens_of_the_answer(vlm, pool):
+    """Catches a score that pads, the prompt or another token move, and one that does not see."""
+    model, images = RewardModel(vlm, pool).eval(), torch.randn(3, 3, 16, 16)
+    score = model(IDX, SEGMENTS, images)
     hidden = vlm.hidden(IDX, images)
-    want = torch.stack([model.head(hidden[b, n - 1])[0] for b, n in enumerate(LENGTHS)])
+    read = [at[-1:] if pool == "last" else at for at in ANSWERS]
+    want = torch.stack([model.head(hidden[b, at]).mean() for b, at in enumerate(read)])
     torch.testing.assert_close(score, want)
-    longer = F.pad(IDX, (0, 3), value=9)
-    torch.testing.assert_close(model(longer, LENGTHS, images), score, rtol=1e-4, atol=1e-5)
-    assert ((model(IDX, LENGTHS, images.roll(1, 0)) - score).abs() > 1e-4).all()
+    longer = F.pad(IDX, (0, 3), value=9), F.pad(SEGMENTS, (0, 3), value=-1)
+    torch.testing.assert_close(model(*longer, images), score, rtol=1e-4, atol=1e-5)
+    assert ((model(IDX, SEGMENTS, images.roll(1, 0)) - score).abs() > 1e-4).all()
     img_emb = vlm.projector(vlm.vit.features(images))
-    torch.testing.assert_close(model(IDX, LENGTHS, img_emb=img_emb), score)
+    torch.testing.assert_close(model(IDX, SEGMENTS, img_emb=img_emb), score)
+    with pytest.raises(ValueError, match="pool 'first' is not one of mean, last"):
+        RewardModel(vlm, "first")
 
 
-def test_packed_answers_are_scored_as_if_each_stood_alone(vlm):
+@pytest.mark.parametrize("pool", POOLS)
+def test_packed_answers_are_scored_as_if_each_stood_alone(vlm, pool):
     """Catches a score of another answer, of another place, or in another order."""
-    model, images = RewardModel(vlm).eval(), torch.randn(2, 3, 16, 16)
+    model, images = RewardModel(vlm, pool).eval(), torch.randn(2, 3, 16, 16)
     asked = [([1, *PICTURE, 2], [[3, 4, 5], [6], [7, 8]]), ([*PICTURE, 9], [[4, 257]])]
-    rows, segments = [], []
-    for prompt, answers in asked:
-        row, of = pack(prompt, [*answers[:-1], answers[-1] + [0]])  # one more, which nobody reads
-        rows.append(row)
-        segments.append(of)
-    batch = collate(rows, 257, 16, None, images, segments=segments)
-    got = model.raw(batch.idx, batch.lengths, images, segments=batch.segments)
-    want = [model.raw(torch.tensor([prompt + a]), torch.tensor([len(prompt + a)]), images[b:b + 1])
-            for b, (prompt, answers) in enumerate(asked) for a in answers]
-    torch.testing.assert_close(got, torch.cat(want), rtol=1e-4, atol=1e-5)
+
+    def raw(texts, images):
+        rows, segments = zip(*[pack_unread(prompt, answers, 0) for prompt, answers in texts])
+        batch = collate(rows, 257, 16, None, images, segments=segments)
+        return model.raw(batch.idx, batch.segments, images)
+
+    alone = [raw([(prompt, [a])], images[b:b + 1])
+             for b, (prompt, answers) in enumerate(asked) for a in answers]
+    torch.testing.assert_close(raw(asked, images), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_a_fresh_reward_head_is_drawn_as_published():
@@ -58,17 +64,17 @@ def test_a_fresh_reward_head_is_drawn_as_published():
 def test_normalized_scores_have_mean_0_and_deviation_1_also_the_second_time(vlm):
     """Catches a normalization that forgets the one before, or is not kept in the checkpoint."""
     model, images = RewardModel(vlm).eval(), torch.randn(3, 3, 16, 16)
-    raw = model(IDX, LENGTHS, images)
+    raw = model(IDX, SEGMENTS, images)
     for _ in range(2):
-        model.normalize(model.raw(IDX, LENGTHS, images))
-        seen = model(IDX, LENGTHS, images)
+        model.normalize(model.raw(IDX, SEGMENTS, images))
+        seen = model(IDX, SEGMENTS, images)
         assert abs(seen.mean().item()) < 1e-5 and seen.std().item() == pytest.approx(1, abs=1e-5)
     assert seen.argsort().tolist() == raw.argsort().tolist()
     assert {"mean", "std"} <= set(model.state_dict())
     for bad in (torch.ones(4), torch.tensor([1.0]), torch.tensor([1.0, float("nan")])):
         with pytest.raises(ValueError, match="cannot be scaled to one of 1"):
             model.normalize(bad)
-    torch.testing.assert_close(model(IDX, LENGTHS, images), seen)
+    torch.testing.assert_close(model(IDX, SEGMENTS, images), seen)
 
 
 def test_values_begin_at_0_follow_the_reward_models_eyes_and_never_look_ahead(vlm):

@@ -101,6 +101,12 @@ def test_answers_are_drawn_with_the_probabilities_that_are_reported(models, toke
     assert sum(p.values()) == pytest.approx(1, abs=0.1) and tokenizer.image not in drawn
 
 
+def score_of(reward_model, prompt, answer, images):
+    """The score of one answer to one prompt."""
+    segments = [0] * (len(prompt) - 1) + [1] * (1 + len(answer))
+    return reward_model(torch.tensor([prompt + answer]), torch.tensor([segments]), images)
+
+
 def test_scores_values_and_ends_belong_to_their_answers(models, tokenizer):
     """Catches a score read before the end token, values one place off, an end that is not told."""
     policy, _, reward_model, value_model = models
@@ -112,8 +118,7 @@ def test_scores_values_and_ends_belong_to_their_answers(models, tokenizer):
     for b in range(8):
         ids = r.answers[b] + [tokenizer.end] * bool(r.ended[b])
         assert tokenizer.end not in r.answers[b] and r.targets[b][r.mask[b]].tolist() == ids
-        whole = torch.tensor([judged[b] + ids])
-        score = reward_model(whole, torch.tensor([whole.shape[1]]), images[b:b + 1])
+        score = score_of(reward_model, judged[b], ids, images[b:b + 1])
         assert r.score[b].item() == pytest.approx(score.item(), abs=1e-4)
         seen = torch.tensor([prompts[b] + ids[:-1]])
         values = value_model(seen, images[b:b + 1])[0, len(prompts[b]) - 1:]
@@ -173,8 +178,7 @@ def test_a_reward_model_with_its_own_eyes_looks_with_them(models, tokenizer):
             p.add_(0.1 * torch.randn_like(p))
     images, prompts, r = roll(models, tokenizer)
     ids = r.answers[0] + [tokenizer.end] * bool(r.ended[0])
-    whole = torch.tensor([prompts[0] + ids])
-    score = models[2](whole, torch.tensor([whole.shape[1]]), images[:1])
+    score = score_of(models[2], prompts[0], ids, images[:1])
     assert r.score[0].item() == pytest.approx(score.item(), abs=1e-4)
 
 

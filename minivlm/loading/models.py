@@ -66,7 +66,8 @@ def reward_model_from(state: dict, take: bool = False, half: bool = False) -> Re
     LoRA's adapters are merged. Takes `take` and `half`, and raises, as `rebuild`.
     """
     def make(config: dict) -> RewardModel:
-        return RewardModel(VLM(VLMConfig.from_dict(config)))
+        # older checkpoints do not say it
+        return RewardModel(VLM(VLMConfig.from_dict(config)), state["configs"].get("pool", "last"))
 
     return rebuild(state, make, merged, take, half)
 

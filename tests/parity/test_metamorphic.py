@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.captioner import hard_negatives
-from minivlm.conversation import pack
+from minivlm.conversation import pack, pack_unread
 from minivlm.gpt import GPT
 from minivlm.heads import ValueModel
 from minivlm.loading.batches import collate
@@ -138,11 +138,13 @@ def test_dialogues_in_another_order_have_their_own_scores_and_values(runs, quest
     idx, lengths, images, _ = questions
     state, order = load(runs / "reward", ("reward",)), torch.tensor([2, 0, 1])
     judge = reward_model_from(state).eval()
+    place = lengths[:, None] - torch.arange(idx.shape[1])  # counted from behind: the last one is 1
+    of = torch.where(place < 1, -1, (place < 4).long())  # as if the last two were an answer
     with torch.no_grad():
-        score = judge(idx, lengths, images)
+        score = judge(idx, of, images)
         assert all(abs(float(a - b)) > 1e-4 for a, b in pairwise(score))
-        torch.testing.assert_close(judge(idx[order], lengths[order], images[order]), score[order])
-        alone = [judge(idx[b:b + 1, :n], lengths[b:b + 1], images[b:b + 1])
+        torch.testing.assert_close(judge(idx[order], of[order], images[order]), score[order])
+        alone = [judge(idx[b:b + 1, :n], of[b:b + 1, :n], images[b:b + 1])
                  for b, n in enumerate(lengths.tolist())]
         torch.testing.assert_close(torch.cat(alone), score, rtol=1e-4, atol=1e-5)
         critic = ValueModel.from_reward_model(judge).eval()
@@ -160,12 +162,10 @@ def test_swapping_a_pairs_answers_flips_the_sign_of_the_reward_models_logit(runs
                    for _ in range(2)]
         logits = []
         for pair in (answers, answers[::-1]):
-            # one more token behind the row, which `collate` leaves out
-            (row, learned), of = pack(prompt, [pair[0], pair[1] + [tokenizer.end]])
-            batch = collate([(row, learned)], tokenizer.pad, block_size, segments=[of])
+            row, of = pack_unread(prompt, pair, tokenizer.end)
+            batch = collate([row], tokenizer.pad, block_size, segments=[of])
             with torch.no_grad():
-                first, second = judge.raw(
-                    batch.idx, batch.lengths, images[:1], segments=batch.segments)
+                first, second = judge.raw(batch.idx, batch.segments, images[:1])
             logits.append(float(first - second))
         assert logits[0] == pytest.approx(-logits[1], abs=1e-5) and abs(logits[0]) > 1e-6
 

@@ -35,9 +35,9 @@ def few_rankings(folder, path, rankings):
         (path / name).symlink_to(folder / name)
 
 
-def ids_below_512(self, idx, lengths, **pictures):
+def ids_below_512(self, idx, segments, **pictures):
     """A reward model's score that is easily raised: 0 .. 4; a third of the 1,536 ids count."""
-    last = (lengths[:, None] - 1 - torch.arange(4)).clamp(min=0)
+    last = (segments >= 0).sum(1, keepdim=True) - 1 - torch.arange(4)
     return (idx.gather(1, last) < 512).sum(1).float()
 
 
@@ -160,13 +160,15 @@ def test_scores_are_normalized_on_the_answers_it_was_measured_with(runs, folder)
     for r in load_rankings(folder, "preferences_val"):
         prompt = prompt_of(r["question"], tokenizer, model.vlm.config.vit.n_tokens)
         for a in r["responses"]:
-            idx = torch.tensor([prompt + tokenizer.encode(" " + a) + [tokenizer.end]])
-            scores.append(model(idx, torch.tensor([idx.shape[1]]), pictures.get([r["image"]])))
+            answer = tokenizer.encode(" " + a) + [tokenizer.end]
+            of = torch.tensor([[0] * (len(prompt) - 1) + [1] * (1 + len(answer))])
+            scores.append(model(torch.tensor([prompt + answer]), of, pictures.get([r["image"]])))
     scores = torch.cat(scores)
     assert abs(scores.mean()) < 1e-3 and abs(scores.std() - 1) < 1e-3
 
 
-@pytest.mark.parametrize("changes", [{"facts": True}, {"margin": 1.0}, {"vit_rate": 1.0}])
+@pytest.mark.parametrize("changes", [
+    {"facts": True}, {"margin": 1.0}, {"vit_rate": 1.0}, {"pool": "last"}])
 def test_every_choice_reaches_the_reward_model(changes, runs, folder, tmp_path):
     """Catches a flag of train_reward.py without effect."""
     rankings = load_rankings(folder, "preferences")[:8]
