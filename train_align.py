@@ -10,7 +10,7 @@ Expect (2 CPU cores): .5 min, loss 2.7 -> 1.6
 Run: python train_align.py [--vision DIR --llm DIR]
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,6 +49,7 @@ class Config:
     vision: str = ""  # folder of a published CLIP or SigLIP, to take its ViT instead
     llm: str = ""  # folder of a published GPT-2, Llama or Qwen, to take it instead
     image_size: int = 0  # >= 0; side in pixels to adapt a published ViT to; 0 = its own
+    feature_layer: int = 0  # -99 .. 0; block of the ViT that is read; -1 = last; 0 = its own
     projector: str = "placed"  # placed | mlp | linear | llava; see minivlm/projector.py
     # optimization
     steps: int = 150  # >= 0; optimizer steps
@@ -88,6 +89,8 @@ def main(cfg: Config) -> dict[str, float]:
     lm = read_lm(cfg.llm) if cfg.llm else checkpoint.load(cfg.lm, ("lm",))
     tokenizer = checkpoint.tokenizer_of(lm)
     vit, gpt = tower_configs(clip, lm)
+    if cfg.feature_layer:
+        vit = replace(vit, feature_layer=cfg.feature_layer)
     config = VLMConfig(tokenizer.image, vit, gpt, cfg.projector)
     # the towers' own initial weights, which nobody needs, would take memory and time
     model = on_meta(lambda: VLM(config))

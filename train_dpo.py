@@ -64,7 +64,7 @@ class Config:
     freeze_vit: bool = True  # do not train the ViT
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
     # algorithm
-    kind: str = "sigmoid"  # sigmoid | robust | hinge | ipo; sigmoid is DPO's
+    kind: str = "sigmoid"  # sigmoid | robust | hinge | ipo | kto; sigmoid is DPO's
     beta: float = 5.0  # > 0; larger keeps the policy closer to the reference (Silkie: .1)
     label_smoothing: float = 0.0  # share of wrong labels, below .5; for sigmoid and robust
     average: bool = True  # take the mean over an answer's tokens (RLHF-V), not the sum

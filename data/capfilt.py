@@ -5,14 +5,15 @@
     python train_caption.py --split capfilt
 
 One checkpoint of `train_caption.py --objective blip` is both. Its GPT writes captions by
-nucleus sampling. Its matching head gives every caption, from the web or written by the GPT,
-a probability that it fits its picture; a caption is kept if it is likelier to fit than not.
-A picture without any kept caption is left out. If the data say which captions are noise,
-the precision and recall of the filter are printed.
+nucleus sampling, or by beam search (--n_beams 3). Its matching head gives every caption,
+from the web or written by the GPT, a probability that it fits its picture; a caption is kept
+if it is likelier to fit than not. A picture without any kept caption is left out. If the
+data say which captions are noise, the precision and recall of the filter are printed.
 
 In training, one caption in three fits. Where more captions fit, the head's probabilities
 are too low. So the share of fitting captions is estimated from the head's own
-probabilities, which are then corrected for it (`correct_prior`).
+probabilities, which are then corrected for it (`correct_prior`). If the data say what the
+pictures show, the share of written captions that claim something false is printed, too.
 
 Source: BLIP, arXiv:2201.12086, section 3.3; top_p 0.9 and a repetition penalty of 1.1 as in
 salesforce/BLIP, models/blip.py; the author names the threshold of 0.5 in salesforce/BLIP
@@ -30,11 +31,12 @@ from tqdm import tqdm
 
 from minivlm.captioner import Captioner
 from minivlm.conversation import caption_rows
-from minivlm.generate import generate
+from minivlm.evaluation.raters import false_share
+from minivlm.generate import beam_search, generate
 from minivlm.loading.batches import collate, shorten_rows
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import captioner_from, fit_of
-from minivlm.loading.prepared import load_records
+from minivlm.loading.prepared import load_meta, load_records
 from minivlm.running import checkpoint
 from minivlm.running.files import first_line
 from minivlm.running.machine import pick_device, provenance, seed_everything
@@ -56,6 +58,7 @@ class Config:
     correct_prior: bool = True  # correct probabilities for the share of captions that fit
     # captioner
     synthetic: bool = True  # write captions, too; if not, only filter the web captions
+    n_beams: int = 0  # >= 0; beams of a beam search, in place of sampling; 0 = sampling
     temperature: float = 1.0  # > 0; higher gives more varied captions
     top_p: float = 0.9  # 0 .. 1; draw from the likeliest tokens of this total probability
     repetition_penalty: float = 1.1  # >= 1; larger repeats less; 1 = no penalty
@@ -124,18 +127,22 @@ def write_captions(
     model: Captioner, tokenizer: Tokenizer, images: torch.Tensor, prompt: list[int],
     cfg: Config, generator: torch.Generator,
 ) -> list[str]:
-    """Write one caption for each picture by nucleus sampling; "." stands for an empty one.
+    """Write one caption for each picture; "." stands for an empty one.
 
     Args:
         images: (B, 3, S, S).
         prompt: ids before every caption.
     """
     ids = [tokenizer.image] * model.config.vit.n_tokens + prompt
-    answers = generate(
-        model.vlm, images, [ids] * len(images), max_new_tokens=cfg.max_new_tokens,
-        stop=tokenizer.endoftext, temperature=cfg.temperature, top_p=cfg.top_p,
-        repetition_penalty=cfg.repetition_penalty, generator=generator,
-    )
+    asked = model.vlm, images, [ids] * len(images)
+    limits = {"max_new_tokens": cfg.max_new_tokens, "stop": tokenizer.endoftext}
+    if cfg.n_beams:
+        answers = [text for text, _ in beam_search(*asked, n_beams=cfg.n_beams, **limits)]
+    else:
+        answers = generate(
+            *asked, **limits, temperature=cfg.temperature, top_p=cfg.top_p,
+            repetition_penalty=cfg.repetition_penalty, generator=generator,
+        )
     # load_records refuses empty captions
     return [tokenizer.decode(answer).strip() or "." for answer in answers]
 
@@ -287,6 +294,11 @@ def main(cfg: Config) -> dict[str, float]:
         "captions": n_web, "web": sum(kept_web), "synthetic": n_synthetic, **shares,
         **report_of(readable, kept_web),
     }
+    if synthetic and all("objects" in r for r in readable):
+        phrases = load_meta(cfg.data)["phrases"]
+        false = [false_share(text, r, phrases) > 0 for text, r in zip(synthetic, readable)]
+        figures["synthetic_false"] = sum(false) / len(false)
+        figures["synthetic_kept"] = n_synthetic / len(false)
     report = {**provenance(cfg, began), "figures": figures}
     out.with_suffix(".report.json").write_text(json.dumps(report, indent=1) + "\n")
     summary = ", ".join(f"{name} {round(value, 3)}" for name, value in figures.items())

@@ -524,19 +524,27 @@ def dpo_loss(
         robust     ((1 - e) right - e wrong) / (1 - 2 e)    expectation: clean labels' loss
         hinge      max(0, 1 - beta h)                       SLiC
         ipo        (h - 1 / (2 beta))^2                     h has the target 1 / (2 beta)
+        kto        (1 - sigmoid(beta (chosen - z)) + 1 - sigmoid(beta (z - rejected))) / 2
+                   with chosen and rejected the two terms of h, and z the larger of 0 and the
+                   mean of all these terms, which has no gradient
 
     If the policy equals its reference, h is 0. The loss is then ln 2 for sigmoid and robust
-    with any e, 1 for hinge, and 1 / (4 beta^2) for ipo. The implicit reward of an answer is
-    beta (logp - ref_logp), up to a term that depends on the prompt only.
+    with any e, 1 for hinge, 1 / (4 beta^2) for ipo, and 1 / 2 for kto. The implicit
+    reward of an answer is beta (logp - ref_logp), up to a term that depends on the prompt
+    only.
 
     There are two conventions for IPO: its authors take the sum over an answer's tokens,
     huggingface/trl the average. Here the caller chooses, see `sequence_logprobs`.
+
+    KTO needs no pairs: it compares each answer with z, an estimate of the policy's KL to its
+    reference. Its authors take z from answers to other questions; here it is that of the
+    batch's own answers.
 
     Args:
         chosen_logp, rejected_logp: (B,) nats, log-probabilities under the policy.
         ref_chosen_logp, ref_rejected_logp: (B,) the same under the frozen reference model.
         beta: > 0, per nat; larger keeps the policy closer to the reference.
-        kind: sigmoid, robust, hinge or ipo.
+        kind: sigmoid, robust, hinge, ipo or kto.
         label_smoothing: 0 <= e < 0.5; assumed share of wrong labels, for sigmoid and
             robust.
 
@@ -550,7 +558,8 @@ def dpo_loss(
     Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; cDPO: Mitchell 2023, "A note on
     DPO with noisy preferences"; robust: Chowdhury et al. 2024, arXiv:2403.00409; hinge:
     Zhao et al. 2023, arXiv:2305.10425, as Liu et al. 2023, arXiv:2309.06657, write it; ipo:
-    Azar et al. 2023, arXiv:2310.12036, eq. 17.
+    Azar et al. 2023, arXiv:2310.12036, eq. 17; kto: Ethayarajh et al. 2024,
+    arXiv:2402.01306, eq. 7.
 
     >>> z = torch.zeros(2)
     >>> dpo_loss(z, z, z, z, beta=0.1)
@@ -582,4 +591,7 @@ def dpo_loss(
         return (1 - beta * h).clamp(min=0)
     if kind == "ipo":
         return (h - 1 / (2 * beta)).square()
-    raise ValueError(f"kind {kind!r} is not one of sigmoid, robust, hinge, ipo")
+    if kind == "kto":
+        z = torch.cat([chosen, rejected]).mean().detach().clamp(min=0)           # ()
+        return (torch.sigmoid(beta * (z - chosen)) + torch.sigmoid(beta * (rejected - z))) / 2
+    raise ValueError(f"kind {kind!r} is not one of sigmoid, robust, hinge, ipo, kto")

@@ -1,55 +1,56 @@
 #!/usr/bin/env bash
-# Captioning: the three objectives at equal time (3 seeds), CapFilt, SFT from 3a (1 seed).
-# Writes results/captions/*.json. Needs data/book/prepared and the runs of results/make.sh
-# (runs/seed0/lm, clip, caption, ...).
+# Captioning: three objectives, what SFT makes of each, and CapFilt. Writes results/captions/.
 #
-#   blip, lm, prefix_lm    300, 800 and 750 steps, which took equal times in an earlier world; lm has a
-#                          frozen ViT, the others train it
-#   filter                 600 steps of blip
-#   web, capfilt           CLIP (200 steps), then lm (300 steps): on web captions, of which 30 % are
-#                          noise, and on the captions that CapFilt makes of them
-#   sft, sft_align         SFT from the captioner, and from stage 3a, as LLaVA does
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source venv.sh
-out=results/captions
-mkdir -p $out
-measure() {  # run, name of the result, options
-    $python evaluate.py --run "$runs/$1" --no-blind --out "$out/$2-seed$seed.json" "${@:3}"
-    rm "$out/$2-seed$seed.answers.jsonl"
+#   blip, lm, prefix_lm   300, 800 and 750 steps, which took equal times in an earlier world; lm has
+#                         a frozen ViT, the others train it
+#   sft_<objective>       600 steps of SFT behind each
+#   filter                600 steps of blip, and what its captioner and filter do to web captions
+#   web, ...              CLIP (200 steps) and lm (300 steps) on web captions, of which 30 % are
+#                         noise: as they are; with those left out that do not fit (filtered); with
+#                         one written beside each (captioned); with both (capfilt); with both, but
+#                         written by beam search in place of sampling (beam)
+source "$(dirname "$0")/common.sh"
+
+objective() {  # name, seed, options
+    local run="$runs/$1-seed$2"
+    $python train_caption.py --clip "$from/clip" --lm "$from/lm" --seed "$2" --eval_every 1000 \
+        --objective "$1" --out "$run/caption" "${@:3}"
+    measure "$run/caption" "$1-seed$2" --no-ask --clip_score "$from/clip"
+    $python train_sft.py --init "$run/caption" --seed "$2" --steps 600 --out "$run/sft"
+    measure "$run/sft" "sft_$1-seed$2"
+}
+filter() {  # seed; all that one filter writes
+    local run="$runs/filter-seed$1" split
+    $python train_caption.py --clip "$from/clip" --lm "$from/lm" --seed "$1" --eval_every 1000 \
+        --objective blip --vit_rate 1 --steps 600 --out "$run"
+    clean() {  # name, options
+        split="$1_$seed"
+        $python data/capfilt.py --run "$run" --seed "$seed" --out $data/$split.jsonl "${@:2}"
+        mv $data/$split.report.json "$out/filter_$1-seed$seed.json"
+    }
+    seed="$1"
+    clean filtered --no-synthetic
+    clean captioned --threshold 0
+    clean capfilt
+    clean beam --n_beams 3
+}
+learn() {  # name, split, seed
+    local run="$runs/$1-seed$3"
+    $python train_clip.py --split "$2" --seed "$3" --steps 200 --out "$run/clip"
+    $python train_caption.py --clip "$run/clip" --lm "$from/lm" --seed "$3" --eval_every 1000 \
+        --objective lm --split "$2" --steps 300 --out "$run/caption"
+    measure "$run/caption" "$1-seed$3" --no-ask
 }
 
-for seed in ${SEEDS:-0 1 2}; do
-    runs=runs/seed$seed
-    from="--clip $runs/clip --lm $runs/lm --seed $seed --eval_every 1000"  # used without quotes
-    for objective in blip lm prefix_lm; do
-        case $objective in
-            blip) steps=300 vit="--vit_rate 1" ;;
-            lm) steps=800 vit="--vit_rate 0" ;;
-            *) steps=750 vit="--vit_rate 1" ;;
-        esac
-        $python train_caption.py $from --objective $objective $vit --steps $steps --out "$runs/caption_$objective"
-        measure caption_$objective $objective --no-ask --clip_score "$runs/clip"
-    done
+for seed in $seeds; do
+    beside filter$seed filter $seed
+    beside blip$seed objective blip $seed --vit_rate 1 --steps 300
+    beside lm$seed objective lm $seed --vit_rate 0 --steps 800
+    beside prefix_lm$seed objective prefix_lm $seed --vit_rate 1 --steps 750
 done
-
-for seed in ${CAPFILT_SEEDS:-0}; do
-    runs=runs/seed$seed
-    from="--lm $runs/lm --seed $seed --eval_every 1000"
-    $python train_caption.py $from --clip "$runs/clip" --objective blip --vit_rate 1 --steps 600 --out "$runs/filter"
-    $python data/capfilt.py --run "$runs/filter" --seed "$seed"
-    cp data/book/prepared/capfilt.report.json "$out/filter-seed$seed.json"
-    for split in web capfilt; do
-        $python train_clip.py --split $split --seed "$seed" --steps 200 --out "$runs/clip_$split"
-        $python train_caption.py $from --clip "$runs/clip_$split" --objective lm --split $split \
-            --steps 300 --out "$runs/caption_$split"
-        measure caption_$split $split --no-ask
-    done
+all_done
+for seed in $seeds; do
+    beside web$seed learn web web $seed
+    for name in filtered captioned capfilt beam; do beside $name$seed learn $name ${name}_$seed $seed; done
 done
-
-for seed in ${SFT_SEEDS:-0}; do
-    runs=runs/seed$seed
-    measure sft sft --rank
-    $python train_sft.py --init "$runs/align" --seed "$seed" --eval_every 1000 --out "$runs/sft_align"
-    measure sft_align sft_align
-done
+all_done

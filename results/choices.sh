@@ -1,27 +1,49 @@
 #!/usr/bin/env bash
-# Choices of LLaVA and its critics, 600 steps of SFT behind each (3 seeds): the projector (one map, two
-# maps, our default, which also knows the place of a patch), a connector stage or none, frozen or
-# trained eyes. CLIP and language model are those of RUNS: runs/seed0 of results/make.sh, or RUNS=runs
-# for those of ./speedrun.sh. Writes results/choices/.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source venv.sh
-from="${RUNS:-runs/seed0}" out=results/choices
-mkdir -p $out
+# Choices of LLaVA and its critics, 600 steps of SFT behind each. Writes results/choices/.
+#
+#   placed, mlp, linear      the projector: two maps that also know the place of a patch (our
+#                            default), two maps, one map
+#   no_connector             SFT without a connector stage before it
+#   few, few_no_connector    150 steps of SFT, with the connector stage and without
+#   layer1, layer3           the last layer of the ViT, the last but two; our default is the last
+#                            but one
+#   eyes, random             the ViT learns, too; it has never learned before (no stage 1)
+#   yes, no_more             nine of ten yes-or-no questions have the answer yes; 150 more steps
+#                            with as many of both
+#   answer_first             "Yes: a cup is at the left." instead of "A cup is at the left, so yes."
+source "$(dirname "$0")/common.sh"
 
-way() {  # name, seed, projector, steps of the connector stage, options of SFT
-    local run="runs/choices/$1-seed$2"
-    $python train_align.py --clip "$from/clip" --lm "$from/lm" --projector "$3" --steps "$4" --seed "$2" \
-        --out "$run/align"
-    $python train_sft.py --init "$run/align" --steps 600 --seed "$2" --out "$run/sft" "${@:5}"
-    $python evaluate.py --run "$run/sft" --no-blind --out "$out/$1-seed$2.json"
-    rm "$out/$1-seed$2.answers.jsonl"
+way() {  # name, seed, options of the connector stage, options of SFT; each a list of words
+    local run="$runs/$1-seed$2"
+    $python train_align.py --clip "$from/clip" --lm "$from/lm" --seed "$2" --out "$run/align" $3
+    $python train_sft.py --init "$run/align" --steps 600 --seed "$2" --out "$run/sft" $4
+    measure "$run/sft" "$1-seed$2"
+}
+random() {  # seed
+    $python train_clip.py --steps 0 --seed "$1" --out "$runs/random-seed$1/clip"
+    way random "$1" "--clip $runs/random-seed$1/clip" --no-freeze_vit
+}
+yes() {  # seed
+    way yes "$1" "" "--split yes"
+    local run="$runs/no_more-seed$1"
+    $python train_sft.py --init "$runs/yes-seed$1/sft" --steps 150 --seed "$1" --out "$run"
+    measure "$run" "no_more-seed$1"
 }
 
-for seed in ${SEEDS:-0 1 2}; do
-    way placed "$seed" placed 150
-    way mlp "$seed" mlp 150
-    way linear "$seed" linear 150
-    way no_connector "$seed" placed 0
-    way eyes "$seed" placed 150 --no-freeze_vit
+once variants $python results/variants.py
+for seed in $seeds; do
+    beside placed$seed way placed $seed "" ""
+    beside no_connector$seed way no_connector $seed "--steps 0" ""
+    beside mlp$seed way mlp $seed "--projector mlp" ""
+    beside linear$seed way linear $seed "--projector linear" ""
+    beside eyes$seed way eyes $seed "" "--no-freeze_vit"
+    beside random$seed random $seed
+    beside yes$seed yes $seed
+    beside answer_first$seed way answer_first $seed "" "--split answer_first"
+    for layer in 1 3; do
+        beside layer$layer$seed way layer$layer $seed "--feature_layer -$layer" ""
+    done
+    beside few$seed way few $seed "" "--steps 150"
+    beside few_no_connector$seed way few_no_connector $seed "--steps 0" "--steps 150"
 done
+all_done

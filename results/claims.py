@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tables import LABELS, head, line
+from tables import LABELS, REWARD, head, line, read_log
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "claims.md"
@@ -31,15 +31,18 @@ class Side:
     """One of the two ways that a claim compares.
 
     label: what it is.
-    files: path of its result files in results/, without -seed<n>.json.
+    files: path of its result files in results/, without -seed<n>.json, or of its logs, without
+        -seed<n>.csv; of a log the row with the lowest held-out loss counts.
     part: "figures", "blind" (the same model, shown gray pictures) or "chance".
     shared: whether all seeds of the other side begin with this one model, measured once.
+    figure: key of its figure, if it is another one than the claim's.
     """
 
     label: str
     files: str
     part: str = "figures"
     shared: bool = False
+    figure: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,148 +67,268 @@ class Claim:
 
 SFT = Side("SFT", "book/sft")
 RUN = "results/make.sh"
-ALL, CHAIR = "followed/all", "chair/chair_i"
+ALL, CHAIR, DETAIL = "followed/all", "chair/chair_i", "chair_detail/chair_i"
+NAMES = LABELS | REWARD | {
+    CHAIR: "descriptions: named things that are not visible (CHAIR_i)",
+    DETAIL: "detailed descriptions: named things that are not visible (CHAIR_i)",
+    "chair_detail/recall_hidden": "detailed descriptions: barely visible things named",
+    "pope_random/yes": "POPE random: share of yes",
+    "synthetic_false": "written captions that claim something false",
+    "b": "b of Gao et al.'s form", "r2": "share of the variance that Gao et al.'s form explains",
+    "gain": "gain in true score, in points",
+}
 
 SECTIONS: dict[str, list[Claim]] = {}
 
 
-def claims_about(section: str, *claims: Claim) -> None:
-    """Add claims under a headline."""
-    SECTIONS.setdefault(section, []).extend(claims)
+def claims_about(section: str, made: str, *claims: tuple) -> None:
+    """Add claims under a headline, each as the fields of Claim without the last."""
+    SECTIONS.setdefault(section, []).extend(Claim(*fields, made) for fields in claims)
+
+
+def side(script: str, name: str, label: str, **more) -> Side:
+    """A side whose files results/<script>.sh has written."""
+    return Side(label, f"{script}/{name}", **more)
 
 
 claims_about(
-    "Pictures and captions",
-    Claim("InfoNCE finds the caption of a picture", "CLIP, arXiv:2103.00020",
-          "retrieval/image_to_text_r1", MORE, Side("CLIP", "book/clip"),
-          Side("gray pictures", "book/clip", "blind"), RUN),
-    Claim("and classifies what it never saw named together", "CLIP, arXiv:2103.00020",
-          "zero_shot/held_out", MORE, Side("CLIP", "book/clip"),
-          Side("gray pictures", "book/clip", "blind"), RUN),
-    *(Claim(f"SigLIP's loss finds captions better, {n} pairs a batch",
-            "SigLIP, arXiv:2303.15343: by a wide margin below 16,000 pairs",
-            "retrieval/image_to_text_r1", MORE, Side("SigLIP", f"siglip/siglip-{n}"),
-            Side("InfoNCE", f"siglip/infonce-{n}"), "results/siglip.sh")
-      for n in (32, 128, 512)),
-    Claim("A cropped picture is worse than a stretched one",
-          "Prismatic, arXiv:2402.07865", "retrieval/image_to_text_r1", LESS,
-          Side("cropped", "wide/crop"), Side("stretched", "wide/stretch"), "results/wide.sh"),
-    Claim("Padding is not better than stretching", "Prismatic, arXiv:2402.07865: p = .018",
-          "retrieval/image_to_text_r1", LESS, Side("padded", "wide/pad"),
-          Side("stretched", "wide/stretch"), "results/wide.sh"),
-    Claim("A prefix-LM captions better than a plain one", "SimVLM, arXiv:2108.10904",
-          "captions/cider", MORE, Side("prefix-LM", "captions/prefix_lm"),
-          Side("LM", "captions/lm"), "results/captions.sh"),
-    Claim("Captions filtered and written anew train better",
-          "BLIP, arXiv:2201.12086: CIDEr 127.8, 129.7", "captions/cider", MORE,
-          Side("CapFilt", "captions/capfilt"), Side("web", "captions/web"),
-          "results/captions.sh"),
+    "Pictures and captions", RUN,
+    ("InfoNCE finds the caption of a picture", "CLIP, arXiv:2103.00020",
+     "retrieval/image_to_text_r1", MORE, Side("CLIP", "book/clip"),
+     Side("gray pictures", "book/clip", "blind")),
+    ("and classifies what it never saw named together", "CLIP, arXiv:2103.00020",
+     "zero_shot/held_out", MORE, Side("CLIP", "book/clip"),
+     Side("gray pictures", "book/clip", "blind")),
 )
 claims_about(
-    "Instructions",
-    Claim("Who was taught captions alone does not answer \"what is unusual here?\"",
-          LONG, "answers/what_strange", LESS,
-          Side("captioner", "book/caption"), SFT, RUN),
-    Claim("nor any other question", LONG, ALL, LESS,
-          Side("captioner", "book/caption"), SFT, RUN),
-    Claim("Instruction tuning lights up what pretraining knows: a chatbot tells facts that no "
-          "dialogue tells", f"{LONG}; LIMA, arXiv:2305.11206", "answers/untold", MORE,
-          SFT, Side("never read a text", "book/unread"), RUN),
-    Claim("It looks at the picture to do so", LONG, "answers/untold", MORE, SFT,
-          Side("gray pictures", "book/sft", "blind"), RUN),
-    Claim("A connector stage before SFT helps",
-          f"{LONG}: ScienceQA 90.92, without it 85.81; Prismatic, arXiv:2402.07865: one stage "
-          "is better", ALL, MORE, Side("with 3a", "ablation/full"),
-          Side("without", "ablation/no_3a"), "results/ablation.sh"),
-    Claim("It helps after 600 steps of SFT", f"{LONG}; Prismatic, arXiv:2402.07865: no", ALL, MORE,
-          Side("with 3a", "choices/placed"), Side("without", "choices/no_connector"),
-          "results/choices.sh"),
-    Claim("A projector of two maps is better than one of one map",
-          "LLaVA-1.5, arXiv:2310.03744: MME 1323.8, 1355.2", ALL, MORE,
-          Side("two", "choices/mlp"), Side("one", "choices/linear"), "results/choices.sh"),
-    Claim("Training the eyes in SFT is worse than freezing them",
-          "Prismatic, arXiv:2402.07865: p = .0038, most where places are asked", "answers/position",
-          LESS, Side("trained", "choices/eyes"), Side("frozen", "choices/placed"),
-          "results/choices.sh"),
-    *(Claim(f"All three types of dialogues are better than without {name}",
-            f"{LONG}: 85.1 with all", ALL, MORE,
-            Side("all", "instruct/held_out_30000"), Side("without", f"instruct/held_out_no_{key}"),
-            "results/instruct.sh")
+    "Pictures and captions", "results/siglip.sh",
+    *((f"SigLIP's loss finds captions better, {n} pairs a batch",
+       "SigLIP, arXiv:2303.15343: by a wide margin below 16,000 pairs",
+       "retrieval/image_to_text_r1", MORE, side("siglip", f"siglip-{n}", "SigLIP"),
+       side("siglip", f"infonce-{n}", "InfoNCE")) for n in (32, 128, 512)),
+)
+claims_about(
+    "Pictures and captions", "results/wide.sh",
+    ("A cropped picture is worse than a stretched one", "Prismatic, arXiv:2402.07865",
+     "retrieval/image_to_text_r1", LESS, side("wide", "crop", "cropped"),
+     side("wide", "stretch", "stretched")),
+    ("Padding is not better than stretching", "Prismatic, arXiv:2402.07865: p = .018",
+     "retrieval/image_to_text_r1", LESS, side("wide", "pad", "padded"),
+     side("wide", "stretch", "stretched")),
+)
+_told = side("sizes", "75", "three quarters")
+claims_about(
+    "Pictures and captions", "results/sizes.sh",
+    ("What no caption of stage 1 tells, no later stage sees: sizes",
+     "Eyes Wide Shut, arXiv:2401.06209", "answers/size", LESS, side("sizes", "0", "none"), _told),
+    ("and not if SFT trains the ViT, too", "Eyes Wide Shut, arXiv:2401.06209", "answers/size",
+     LESS, side("sizes", "eyes", "none, ViT trained"), _told),
+    ("A quarter of the captions is too little", ASKED, "answers/size", LESS,
+     side("sizes", "25", "a quarter"), _told),
+)
+_web = side("captions", "web", "as found")
+_both = side("captions", "capfilt", "both")
+_BLIP = "BLIP, arXiv:2201.12086: CIDEr 127.8"
+claims_about(
+    "Pictures and captions", "results/captions.sh",
+    ("A prefix-LM captions better than a plain one", "SimVLM, arXiv:2108.10904",
+     "captions/cider", MORE, side("captions", "prefix_lm", "prefix-LM"),
+     side("captions", "lm", "LM")),
+    ("and SFT behind it answers better", "SimVLM, arXiv:2108.10904", ALL, MORE,
+     side("captions", "sft_prefix_lm", "prefix-LM"), side("captions", "sft_lm", "LM")),
+    ("SFT behind BLIP's three losses answers better than behind LM alone", ASKED, ALL, MORE,
+     side("captions", "sft_blip", "BLIP"), side("captions", "sft_lm", "LM")),
+    ("Web captions that are filtered train better", f"{_BLIP}, 128.2", "captions/cider", MORE,
+     side("captions", "filtered", "filtered"), _web),
+    ("Captions written beside them train better", f"{_BLIP}, 128.9", "captions/cider", MORE,
+     side("captions", "captioned", "written"), _web),
+    ("Both (CapFilt) train better", f"{_BLIP}, 129.7", "captions/cider", MORE, _both, _web),
+    ("Both are better than the filter alone", "BLIP, arXiv:2201.12086: CIDEr 129.7, 128.2",
+     "captions/cider", MORE, _both, side("captions", "filtered", "filtered")),
+    ("Beam search writes fewer false captions than sampling",
+     "BLIP, arXiv:2201.12086: 19 %, 25 % noise", "synthetic_false", LESS,
+     side("captions", "filter_beam", "beam"), side("captions", "filter_capfilt", "sampling")),
+    ("and its captions train worse", "BLIP, arXiv:2201.12086: CIDEr 128.9, 129.7",
+     "captions/cider", LESS, side("captions", "beam", "beam"), _both),
+)
+claims_about(
+    "Instructions", RUN,
+    ("Who was taught captions alone does not answer \"what is unusual here?\"",
+     LONG, "answers/what_strange", LESS, Side("captioner", "book/caption"), SFT),
+    ("nor any other question", LONG, ALL, LESS, Side("captioner", "book/caption"), SFT),
+    ("Instruction tuning lights up what pretraining knows: a chatbot tells facts that no "
+     "dialogue tells", f"{LONG}; LIMA, arXiv:2305.11206", "answers/untold", MORE, SFT,
+     Side("never read a text", "book/unread")),
+    ("It looks at the picture to do so", LONG, "answers/untold", MORE, SFT,
+     Side("gray pictures", "book/sft", "blind")),
+)
+_plain = side("choices", "placed", "as by default")
+_PRISMATIC = "Prismatic, arXiv:2402.07865"
+claims_about(
+    "Instructions", "results/choices.sh",
+    ("A connector stage before SFT helps, 600 steps",
+     f"{LONG}: ScienceQA 90.92, without it 85.81; {_PRISMATIC}: one stage is better", ALL, MORE,
+     side("choices", "placed", "with 3a"), side("choices", "no_connector", "without")),
+    ("and after 150 steps", f"{LONG}; {_PRISMATIC}", ALL, MORE,
+     side("choices", "few", "with 3a"), side("choices", "few_no_connector", "without")),
+    ("A projector of two maps is better than one of one map",
+     "LLaVA-1.5, arXiv:2310.03744: MME 1323.8, 1355.2", ALL, MORE, side("choices", "mlp", "two"),
+     side("choices", "linear", "one")),
+    ("Training the eyes in SFT is worse than freezing them",
+     f"{_PRISMATIC}: p = .0038, most where places are asked", "answers/position", LESS,
+     side("choices", "eyes", "trained"), side("choices", "placed", "frozen")),
+    ("Eyes that contrastive learning has not trained are worse, even if SFT trains them",
+     ASKED, ALL, LESS, side("choices", "random", "no stage 1"), side("choices", "eyes", "stage 1")),
+    ("The ViT's last layer is worse than the last but one", f"{LONG}: -0.96", ALL, LESS,
+     side("choices", "layer1", "last"), side("choices", "placed", "last but one")),
+    ("So is the last but two", ASKED, ALL, LESS, side("choices", "layer3", "last but two"),
+     side("choices", "placed", "last but one")),
+    ("The conclusion first, and then what is seen, is worse",
+     f"{LONG}: the same, 89.77, but reasoning first in half the epochs", "answers/exist", LESS,
+     side("choices", "answer_first", "conclusion first"),
+     side("choices", "placed", "what is seen first")),
+    ("Nine of ten questions answered with yes teach to say yes",
+     "LLaVA-RLHF, arXiv:2309.14525: LLaVA says yes in 99 %, POPE adversarial", "pope_random/yes",
+     MORE, side("choices", "yes", "nine of ten"), _plain),
+    ("Then absent things that often occur beside the others are invented most",
+     "POPE, arXiv:2305.10355", "pope_adversarial/f1", LESS, side("choices", "yes", "adversarial"),
+     side("choices", "yes", "random", figure="pope_random/f1")),
+    ("Few balanced steps repair it", ASKED, "pope_random/yes", LESS,
+     side("choices", "no_more", "150 steps more"), side("choices", "yes", "nine of ten")),
+)
+claims_about(
+    "Instructions", "results/instruct.sh",
+    *((f"All three types of dialogues are better than without {name}",
+       f"{LONG}: 85.1 with all", ALL, MORE, side("instruct", "held_out_30000", "all"),
+       side("instruct", f"held_out_no_{key}", "without"))
       for key, name in (("conversation", "conversations"), ("detail", "descriptions"),
                         ("reasoning", "reasoning"))),
-    Claim("Few dialogues are enough: thirty times as many do not help",
-          "LIMA, arXiv:2305.11206: 1,000 examples", ALL, SAME,
-          Side("30,000", "instruct/held_out_30000"), Side("1,000", "instruct/held_out_1000"),
-          "results/instruct.sh"),
+    ("Few dialogues are enough: thirty times as many do not help",
+     "LIMA, arXiv:2305.11206: 1,000 examples", ALL, SAME,
+     side("instruct", "held_out_30000", "30,000"), side("instruct", "held_out_1000", "1,000")),
 )
+_RLHF = "LLaVA-RLHF, arXiv:2309.14525"
+_SILKIE = "Silkie, arXiv:2312.10665"
 claims_about(
-    "Preferences",
-    *(Claim(f"{label} invents less", source, CHAIR, LESS, Side(label, f"book/{name}"), SFT, RUN)
+    "Preferences", RUN,
+    *((f"{label} invents less", source, CHAIR, LESS, Side(label, f"book/{name}"), SFT)
       for name, label, source in (
-          ("ppo", "PPO", "LLaVA-RLHF, arXiv:2309.14525"),
-          ("dpo", "DPO", "Silkie, arXiv:2312.10665; RLHF-V, arXiv:2312.00849: -34.8 %"))),
-    *(Claim(f"{label} {words}", source, figure, MORE, Side(label, f"book/{name}"), SFT, RUN)
+          ("ppo", "PPO", _RLHF), ("dpo", "DPO", f"{_SILKIE}; RLHF-V, arXiv:2312.00849: -34.8 %"))),
+    *((f"{label} {words}", source, figure, MORE, Side(label, f"book/{name}"), SFT)
       for name, label in (("ppo", "PPO"), ("dpo", "DPO"))
       for words, source, figure in (
-          ("is more helpful: names more of what is there",
-           "LLaVA-RLHF, arXiv:2309.14525; Silkie, arXiv:2312.10665", "chair/recall"),
+          ("is more helpful: names more of what is there", f"{_RLHF}; {_SILKIE}", "chair/recall"),
           ("does more of what is asked, rightly", ASKED, ALL),
           ("refuses more of what must be refused", ASKED, "refused/due"))),
-    Claim("Preference tuning can do without looking: DPO with gray pictures invents as much less",
-          "mDPO, arXiv:2406.11839: like scores with pictures removed", CHAIR, SAME,
-          Side("gray DPO", "looking/gray"), Side("DPO", "looking/dpo"), "results/looking.sh"),
-    Claim("PPO with a reward model that is told facts invents less",
-          "LLaVA-RLHF, arXiv:2309.14525: MMHal 1.8, 2.1", CHAIR, LESS,
-          Side("facts", "dpo/ppo_facts"), Side("without", "dpo/ppo"), "results/dpo.sh"),
 )
-_before = Side("SFT", "grpo/sft", shared=True)
-_group = {"grpo": ("GRPO", "DeepSeekMath, arXiv:2402.03300"),
-          "dr_grpo": ("Dr. GRPO", "arXiv:2503.20783"),
-          "rloo": ("RLOO", "Ahmadian et al., arXiv:2402.14740")}
+_before = side("ppo", "sft", "SFT", shared=True)
 claims_about(
-    "Preferences",
-    *(Claim(f"PPO invents less, whatever the seed and the rounding ({words})",
-            "LLaVA-RLHF, arXiv:2309.14525", CHAIR, LESS, Side("PPO", f"ppo/{n}"),
-            Side("SFT", "ppo/sft", shared=True), "results/ppo.sh")
-      for n, words in ((1, "1 thread"), (2, "2 threads"))),
+    "Preferences", "results/ppo.sh",
+    *((f"PPO invents less, whatever the seed and the rounding ({words})", _RLHF, figure, LESS,
+       side("ppo", f"{n}", "PPO"), _before)
+      for n, words in ((1, "1 thread"), (2, "2 threads")) for figure in (DETAIL, CHAIR)),
+    ("and answers as many questions rightly", ASKED, ALL, SAME, side("ppo", "1", "PPO"), _before),
+)
+_reward = side("preferences", "reward", "every token")
+_dpo = side("dpo", "dpo", "DPO")
+claims_about(
+    "Preferences", "results/preferences.sh",
+    ("A reward model that reads every token of an answer judges better than one that reads the "
+     "last", "InstructGPT, arXiv:2203.02155: the last", "truth/all", MORE, _reward,
+     side("preferences", "reward_last", "last token")),
+    ("One that is told captions judges better", f"{_RLHF}, section 3.2", "truth/all", MORE,
+     side("preferences", "reward_facts", "facts"), _reward),
+    ("and PPO with it invents less", f"{_RLHF}: MMHal 1.8, 2.1", DETAIL, LESS,
+     side("preferences", "facts", "facts"), side("ppo", "1", "without")),
+    ("More rankings make a better judge", "Gao et al., arXiv:2210.10760, figure 6", "truth/all",
+     MORE, _reward, side("preferences", "reward_500", "500 rankings")),
+    ("The best of 64 answers by it gains more", "Gao et al., arXiv:2210.10760", "gain", MORE,
+     side("preferences", "best_of_n_reward", "7,400"),
+     side("preferences", "best_of_n_reward_500", "500")),
+    ("and is less over-optimized", "Gao et al., arXiv:2210.10760", "b", LESS,
+     side("preferences", "best_of_n_reward", "7,400"),
+     side("preferences", "best_of_n_reward_500", "500")),
+    ("So is PPO", "Gao et al., arXiv:2210.10760", "b", LESS,
+     side("preferences", "rl_kl0", "7,400"), side("preferences", "rl_kl0_500", "500")),
+    ("Without the KL penalty PPO unlearns what it knew", f"Gao et al., arXiv:2210.10760: it only "
+     "stops earlier", ALL, LESS, side("preferences", "kl0", "no penalty"),
+     side("preferences", "kl1", ".1")),
+    ("PPO teaches a captioner no chat", ASKED, ALL, SAME, side("preferences", "caption", "PPO"),
+     side("preferences", "captioner", "captioner")),
 )
 claims_about(
-    "Rewards that can be checked",
-    *(Claim(f"{label} answers more questions rightly", source, ALL, MORE,
-            Side(label, f"grpo/{name}"), _before, "results/grpo.sh")
-      for name, (label, source) in _group.items()),
-    Claim("GRPO invents less", "R1-V, 2025: counting things in pictures", CHAIR, LESS,
-          Side("GRPO", "grpo/grpo"), _before, "results/grpo.sh"),
-    Claim("RLOO, without a value model, is better than PPO with the same reward model",
-          "Ahmadian et al., arXiv:2402.14740", ALL, MORE, Side("RLOO", "grpo/rloo_reward"),
-          Side("PPO", "grpo/ppo"), "results/grpo.sh"),
-    Claim("The best of 16 answers, by the reward model, invents less",
-          "Stiennon et al., arXiv:2009.01325; Gao et al., arXiv:2210.10760", CHAIR, LESS,
-          Side("best of 16", "grpo/best16"), _before, "results/grpo.sh"),
-    Claim("It invents less than PPO with that reward model", ASKED, CHAIR, LESS,
-          Side("best of 16", "grpo/best16"), Side("PPO", "grpo/ppo"), "results/grpo.sh"),
+    "Preferences", "results/dpo.sh",
+    ("DPO invents less, asked for details", f"{_SILKIE}; RLHF-V, arXiv:2312.00849: -34.8 %",
+     DETAIL, LESS, _dpo, side("dpo", "sft", "SFT", shared=True)),
+    ("Preference tuning can do without looking: DPO with gray pictures invents as much less",
+     "mDPO, arXiv:2406.11839: like scores with pictures removed", DETAIL, SAME,
+     side("dpo", "gray", "gray DPO"), _dpo),
+    *((claim, source, DETAIL, says, side("dpo", name, label), second)
+      for claim, source, says, name, label, second in (
+          ("DPO of whole answers invents more than dense DPO", "RLHF-V, arXiv:2312.00849", MORE,
+           "plain", "plain", _dpo),
+          ("KTO, which needs no pairs, invents as little", "KTO, arXiv:2402.01306", SAME, "kto",
+           "KTO", _dpo),
+          ("IPO invents as little", "IPO, arXiv:2310.12036", SAME, "ipo", "IPO", _dpo),
+          ("Adapters invent as little as all weights", "LoRA, arXiv:2106.09685", SAME, "lora",
+           "LoRA", _dpo),
+          ("A judge that guesses a fifth of its ratings is enough", f"{_SILKIE}: GPT-4V", LESS,
+           "judge2", "judge", side("dpo", "sft", "SFT")),
+          ("but not one that guesses four of five", ASKED, MORE, "judge8", ".8",
+           side("dpo", "judge0", "none")),
+          ("A pool of chatbots is better than one", _SILKIE, LESS, "silkie", "SFT and PPO",
+           side("dpo", "judge2", "SFT")),
+          ("A second round invents less", "RLAIF-V, arXiv:2405.17220", LESS, "round2", "second",
+           _dpo),
+          ("and a third", "RLAIF-V, arXiv:2405.17220", LESS, "round3", "third",
+           side("dpo", "round2", "second")))),
 )
-_honest = Side("R-Tuning", "honesty/sft")
-_plain = Side("before", "honesty/before", shared=True)
+_before = side("grpo", "sft", "SFT", shared=True)
+_grpo = side("grpo", "grpo", "GRPO")
+_ppo = side("grpo", "ppo", "PPO")
+_RLOO = "Ahmadian et al., arXiv:2402.14740"
+_BEST = "Stiennon et al., arXiv:2009.01325; Gao et al., arXiv:2210.10760"
+claims_about(
+    "Rewards that can be checked", "results/grpo.sh",
+    *((f"{label} answers more questions rightly", source, ALL, MORE,
+       side("grpo", name, label), _before)
+      for name, label, source in (
+          ("grpo", "GRPO", "DeepSeekMath, arXiv:2402.03300"),
+          ("dr_grpo", "Dr. GRPO", "arXiv:2503.20783"), ("rloo", "RLOO", _RLOO))),
+    ("RL answers what it was not taught to better than SFT that goes on as long: unseen phrasings",
+     "Chu et al., arXiv:2501.17161", ALL, MORE, _grpo, side("grpo", "more", "more SFT")),
+    ("in taught ones SFT does", "Chu et al., arXiv:2501.17161", ALL, LESS,
+     side("grpo", "quiz_grpo", "GRPO"), side("grpo", "quiz_more", "more SFT")),
+    *((f"GRPO invents less{words}", "R1-V, 2025: counting things in pictures", figure, LESS,
+       _grpo, _before) for words, figure in (("", CHAIR), (", asked for details", DETAIL))),
+    *((f"With {k} answers to a prompt it answers fewer rightly than with 8", ASKED, ALL, LESS,
+       side("grpo", f"k{k}", f"{k}"), side("grpo", "grpo", "8")) for k in (2, 16)),
+    ("RLOO, without a value model, is better than PPO with the same reward model", _RLOO, ALL,
+     MORE, side("grpo", "rloo_reward", "RLOO"), _ppo),
+    ("The best of 16 answers, by the reward model, invents less", _BEST, DETAIL, LESS,
+     side("grpo", "best16", "best of 16"), _before),
+    ("It invents less than PPO with that reward model", ASKED, DETAIL, LESS,
+     side("grpo", "best16", "best of 16"), _ppo),
+)
+_honest = side("honesty", "sft", "R-Tuning")
+_first = side("honesty", "before", "before", shared=True)
 _TUNED = "R-Tuning, arXiv:2311.09677; Visual-Idk, arXiv:2604.26419: truthful 57.9, 67.3 %"
 claims_about(
-    "Saying \"not sure\"",
-    Claim("Probed and taught, a chatbot says \"not sure\" of what is hardly visible", _TUNED,
-          "sight/hardly_unsure", MORE, _honest, _plain, "results/honesty.sh"),
-    Claim("and answers wrongly less often", _TUNED, "sight/hardly_wrong", LESS, _honest, _plain,
-          "results/honesty.sh"),
-    Claim("What it still answers is right more often", _TUNED, "sight/answered", MORE, _honest,
-          _plain, "results/honesty.sh"),
-    Claim("The price: it is unsure of clear things, too", "CRaFT: over-refusal is the known price",
-          "sight/clear_unsure", MORE, _honest, _plain, "results/honesty.sh"),
-    *(Claim(f"{label} behind it answers wrongly less often",
-            "Visual-Idk, arXiv:2604.26419: DPO behind SFT", "sight/hardly_wrong", LESS,
-            Side(label, f"honesty/{name}"), _honest, "results/honesty.sh")
-      for name, label in (("dpo", "DPO"), ("ppo", "PPO"), ("dr_grpo8", "Dr. GRPO"))),
-    Claim("Advantages divided by their deviation favor groups of nearly equal answers: fewer "
-          "admissions", "Dr. GRPO, arXiv:2503.20783", "sight/hardly_unsure", LESS,
-          Side("GRPO", "honesty/grpo9"), Side("Dr. GRPO", "honesty/dr_grpo9"),
-          "results/honesty.sh"),
+    "Saying \"not sure\"", "results/honesty.sh",
+    ("Probed and taught, a chatbot says \"not sure\" of what is hardly visible", _TUNED,
+     "sight/hardly_unsure", MORE, _honest, _first),
+    ("and answers wrongly less often", _TUNED, "sight/hardly_wrong", LESS, _honest, _first),
+    ("What it still answers is right more often", _TUNED, "sight/answered", MORE, _honest,
+     _first),
+    ("The price: it is unsure of clear things, too", "CRaFT: over-refusal is the known price",
+     "sight/clear_unsure", MORE, _honest, _first),
+    *((f"{label} behind it answers wrongly less often",
+       "Visual-Idk, arXiv:2604.26419: DPO behind SFT", "sight/hardly_wrong", LESS,
+       side("honesty", name, label), _honest)
+      for name, label in (("dpo", "DPO"), ("ppo", "PPO"), ("dr_grpo85", "Dr. GRPO"))),
+    ("Advantages divided by their deviation favor groups of nearly equal answers: fewer "
+     "admissions", "Dr. GRPO, arXiv:2503.20783", "sight/hardly_unsure", LESS,
+     side("honesty", "grpo9", "GRPO"), side("honesty", "dr_grpo9", "Dr. GRPO")),
 )
 
 
@@ -216,11 +339,16 @@ def values(side: Side, figure: str) -> dict[int, float]:
     """The figure of each seed; {} where a file is missing or lacks it."""
     found = {}
     folder, name = side.files.split("/")
-    for path in sorted((HERE / folder).glob(f"{name}-seed*.json")):
-        report = json.loads(path.read_text())
-        if figure in report[side.part]:
-            seed = int(re.search(r"-seed(\d+)$", path.stem)[1])
-            found[seed] = report[side.part][figure]
+    for path in sorted((HERE / folder).glob(f"{name}-seed*")):
+        if path.suffix == ".json":
+            figures = json.loads(path.read_text())[side.part]
+        elif path.suffix == ".csv":
+            rows = [row for row in read_log(path) if figure in row]
+            figures = min(rows, key=lambda row: row["val_loss"], default={})
+        else:
+            continue
+        if figure in figures:
+            found[int(re.search(r"-seed(\d+)$", path.stem)[1])] = figures[figure]
     return found
 
 
@@ -274,7 +402,8 @@ def number(found: dict[int, float]) -> str:
 
 def row(claim: Claim) -> tuple[str, str] | None:
     """The line of a table and its verdict, or None if the claim was not measured."""
-    first, second = (values(side, claim.figure) for side in (claim.first, claim.second))
+    first, second = (values(side, side.figure or claim.figure)
+                     for side in (claim.first, claim.second))
     if claim.second.shared and second:
         second = dict.fromkeys(first, second[0])
     seeds = first.keys() & second.keys()
@@ -282,7 +411,7 @@ def row(claim: Claim) -> tuple[str, str] | None:
         return None
     first, second = ({seed: found[seed] for seed in seeds} for found in (first, second))
     once = f"{second[0]:.3f}" if claim.second.shared else number(second)
-    measured = (f"{LABELS.get(claim.figure, claim.figure)}: "
+    measured = (f"{NAMES.get(claim.figure, claim.figure)}: "
                 f"{claim.first.label} {number(first)}, {claim.second.label} {once}")
     told = verdict(first, second, claim.says)
     return line([claim.claim, claim.source, measured, told, f"`{claim.made}`"]), told

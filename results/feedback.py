@@ -1,23 +1,19 @@
-"""Draw the pictures of results/dpo/, with seed 0.
+"""Draw results/dpo/feedback.png: what DPO learns from a judge that guesses a share of its ratings.
 
     python results/feedback.py
 
-feedback.png shows what DPO learns from a judge that guesses a share of its ratings.
-answers.png shows six pictures, a question about each, and every method's answer.
+Reads results/dpo/judge*-seed0.json.
 """
 
 import json
 from pathlib import Path
 
 from charts import COLORS, row_of_panels
-from report import ROOT, answers
 
 HERE = Path(__file__).parent / "dpo"
-METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "ppo_facts": "PPO, facts",
-           "silkie": "Silkie"}
 RATES = (0, 2, 4, 8)  # tenths
 PANELS = (
-    ("axes/hallucination/chair_i", "named things that are not visible (CHAIR_i)"),
+    ("chair_detail/chair_i", "detailed descriptions: not visible things (CHAIR_i)"),
     ("axes/helpfulness/answers", "right answers about visible things"),
 )
 
@@ -35,7 +31,7 @@ def figures(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Draw both pictures."""
+    """Draw both panels."""
     sft = figures("sft")
     judged = {rate / 10: figures(f"judge{rate}") for rate in RATES}
     panels = []
@@ -46,10 +42,6 @@ def main() -> None:
     labels = dict(zip(("DPO on the judge's pairs", "SFT"), COLORS))
     sheet = row_of_panels(panels, labels, "share of the judge's ratings that are guesses")
     sheet.save(HERE / "feedback.png")
-
-    runs = ROOT / "runs" / "seed0"
-    logs = {label: runs / name / "eval.answers.jsonl" for name, label in METHODS.items()}
-    answers(logs, ROOT / "data/book/prepared").save(HERE / "answers.png")
 
 
 if __name__ == "__main__":

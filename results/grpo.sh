@@ -1,35 +1,37 @@
 #!/usr/bin/env bash
-# Checked rewards (3 seeds): GRPO from the SFT chatbot; with seed 0 alone RLOO, Dr. GRPO, 2 and 16
-# answers to a prompt, RLOO with the reward model, and the best of 16 answers by it. All seeds begin
-# with one chatbot, that of RUNS (runs/seed0 of results/make.sh, or RUNS=runs for that of
-# ./speedrun.sh), so they tell how far the draws of RL matter. Writes results/grpo/.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source venv.sh
-from="${RUNS:-runs/seed0}" runs=runs/grpo_seeds out=results/grpo
-mkdir -p $out
+# Rewards that a program checks, from one chatbot. Writes results/grpo/. With all seeds:
+#
+#   grpo, more     GRPO; SFT that goes on for as long, with dialogues about as many pictures
+#
+# With the first seed alone: RLOO, Dr. GRPO; 2 and 16 answers to a prompt; RLOO with the reward
+# model; the best of 16 answers by it; PPO with it, from the speedrun.
+source "$(dirname "$0")/common.sh"
 
-measure() {  # run, name of the result, options
-    for questions in eval quiz; do  # in unseen phrasings, and in taught ones
-        file=$out/$2.json describe=""
-        [ $questions = eval ] || { file=$out/quiz_$2.json; describe=--no-describe; }
-        $python evaluate.py --run "$1" --no-blind $describe --questions $questions --out "$file" "${@:3}"
-        rm "${file%.json}.answers.jsonl"
-    done
+both() {  # run, name of the result, options; in unseen phrasings, and in taught ones
+    measure "$1" "$2" "${@:3}"
+    measure "$1" "quiz_$2" --no-describe --questions quiz "${@:3}"
 }
 grpo() {  # name, seed, options
     $python train_grpo.py --init "$from/sft" --out "$runs/$1-seed$2" --seed "$2" "${@:3}"
     cp "$runs/$1-seed$2/metrics.csv" "$out/$1-seed$2.csv"
-    measure "$runs/$1-seed$2" "$1-seed$2"
+    both "$runs/$1-seed$2" "$1-seed$2"
+}
+more() {  # seed
+    $python train_sft.py --init "$from/sft" --steps 500 --muon_lr 0.005 --lr 5e-4 --seed "$1" \
+        --out "$runs/more-seed$1"
+    both "$runs/more-seed$1" "more-seed$1"
 }
 
-measure "$from/sft" sft-seed0
-for seed in ${SEEDS:-0 1 2}; do grpo grpo "$seed"; done
-if [ -n "${MORE-yes}" ]; then
-    grpo rloo 0 --advantage rloo
-    grpo dr_grpo 0 --advantage dr_grpo
-    grpo rloo_reward 0 --advantage rloo --reward "$from/reward"
-    for k in 2 16; do grpo "k$k" 0 --n_copies $k; done
-    measure "$from/ppo" ppo-seed0
-    measure "$from/sft" best16-seed0 --best_of 16 --reward "$from/reward" --n_questions 60
-fi
+once sft both "$from/sft" sft-seed0
+for seed in $seeds; do
+    beside grpo$seed grpo grpo $seed
+    beside more$seed more $seed
+done
+seed=${seeds%% *}
+beside rloo grpo rloo $seed --advantage rloo
+beside dr_grpo grpo dr_grpo $seed --advantage dr_grpo
+beside rloo_reward grpo rloo_reward $seed --advantage rloo --reward "$from/reward"
+for k in 2 16; do beside k$k grpo k$k $seed --n_copies $k; done
+beside ppo both "$from/ppo" ppo-seed0
+beside best16 both "$from/sft" best16-seed0 --best_of 16 --reward "$from/reward" --n_questions 60
+all_done

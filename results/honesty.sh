@@ -1,47 +1,54 @@
 #!/usr/bin/env bash
-# Saying "not sure" (3 seeds): the chatbot is probed, and tuned on what it knows; then Dr. GRPO, and
-# with seed 0 alone GRPO, DPO and PPO, with raters that prefer an admission to a false answer and a
-# right answer to an admission. All seeds begin with one chatbot, that of RUNS: runs/seed0 of
-# results/make.sh, or RUNS=runs for that of ./speedrun.sh. Writes results/honesty/.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source venv.sh
-from="${RUNS:-runs/seed0}" data=data/book/prepared out=results/honesty
-mkdir -p $out
+# Saying "not sure": the chatbot is probed, and tuned on what it knows (sft); then Dr. GRPO, with an
+# admission worth .85 where a right answer is worth 1. With the first seed alone also Dr. GRPO and
+# GRPO with .8 and .9, DPO and PPO, with raters that prefer an admission to a false answer and a right
+# answer to an admission. All begin with one chatbot. Writes results/honesty/.
+source "$(dirname "$0")/common.sh"
 
-measure() {  # run, name of the result
-    $python evaluate.py --run "$1" --questions sight --n_questions 1000 --no-describe --no-blind \
-        --out "$out/$2.json"
-    $python evaluate.py --run "$1" --no-blind --out "$out/skills_$2.json"
-    rm "$out"/*.answers.jsonl
+both() {  # run, name of the result
+    measure "$1" "$2" --questions sight --n_questions 1000 --no-describe
+    measure "$1" "skills_$2"
 }
-
-run() { echo "runs/honesty/$1-seed$seed"; }
-asking="--split sight_prompts --val_split sight_prompts_val"
-rl() {  # name, reward of an admission where it is not right, advantage
-    $python train_grpo.py --init "$(run sft)" $asking --unsure "$2" --advantage "$3" --alpha 0.5 \
-        --steps 60 --out "$(run "$1")" --seed "$seed"
-    measure "$(run "$1")" "$1-seed$seed"
-}
-for seed in ${SEEDS:-0 1 2}; do
-    $python data/probe.py --run "$from/sft" --n 10000 --least 0.6 --seed "$seed"
-    [ "$seed" != 0 ] || measure "$from/sft" before-seed0
+asking="--split sight_prompts --val_split sight_prompts_val"  # used without quotes
+honest() {  # seed
     $python train_sft.py --init "$from/sft" --split honest --val_split honest_val --steps 600 \
-        --muon_lr 0.005 --lr 5e-4 --out "$(run sft)" --seed "$seed"
-    measure "$(run sft)" "sft-seed$seed"
-    rl dr_grpo8 0.8 dr_grpo
-    [ "$seed" = 0 ] && [ -n "${MORE-yes}" ] || continue
-    rl dr_grpo9 0.9 dr_grpo
-    rl grpo9 0.9 grpo
-    $python data/preferences.py --run "$(run sft)" --questions sight_prompts --seed "$seed" \
+        --muon_lr 0.005 --lr 5e-4 --out "$runs/sft-seed$1" --seed "$1"
+    both "$runs/sft-seed$1" "sft-seed$1"
+}
+grpo() {  # name, seed, reward of an admission, advantage
+    $python train_grpo.py --init "$runs/sft-seed$2" $asking --unsure "$3" --advantage "$4" --alpha 0.5 \
+        --steps 60 --out "$runs/$1-seed$2" --seed "$2"
+    both "$runs/$1-seed$2" "$1-seed$2"
+}
+rank() {  # seed
+    $python data/preferences.py --run "$runs/sft-seed$1" --questions sight_prompts --seed "$1" \
         --out $data/honest_rankings.jsonl
-    ranked="--split honest_rankings --val_split honest_rankings_val"
-    $python train_reward.py --init "$(run sft)" $ranked --out "$(run reward)" --seed "$seed"
-    $python train_ppo.py --init "$(run sft)" --reward "$(run reward)" $asking --out "$(run ppo)" \
-        --seed "$seed"
-    measure "$(run ppo)" "ppo-seed$seed"
-    $python train_dpo.py --init "$(run sft)" --split honest_rankings_pairs \
-        --val_split honest_rankings_val_pairs --out "$(run dpo)" --seed "$seed"
-    measure "$(run dpo)" "dpo-seed$seed"
-done
+    $python train_reward.py --init "$runs/sft-seed$1" --split honest_rankings \
+        --val_split honest_rankings_val --out "$runs/reward-seed$1" --seed "$1"
+}
+ppo() {  # seed
+    $python train_ppo.py --init "$runs/sft-seed$1" --reward "$runs/reward-seed$1" $asking \
+        --out "$runs/ppo-seed$1" --seed "$1"
+    both "$runs/ppo-seed$1" "ppo-seed$1"
+}
+dpo() {  # seed
+    $python train_dpo.py --init "$runs/sft-seed$1" --split honest_rankings_pairs \
+        --val_split honest_rankings_val_pairs --out "$runs/dpo-seed$1" --seed "$1"
+    both "$runs/dpo-seed$1" "dpo-seed$1"
+}
+
+once probe $python data/probe.py --run "$from/sft" --n 10000 --least 0.6
+beside before both "$from/sft" before-seed0
+for seed in $seeds; do beside sft$seed honest $seed; done
+all_done
+for seed in $seeds; do beside dr_grpo85-$seed grpo dr_grpo85 $seed 0.85 dr_grpo; done
+seed=${seeds%% *}
+beside rank rank $seed
+beside dr_grpo8 grpo dr_grpo8 $seed 0.8 dr_grpo
+beside dr_grpo9 grpo dr_grpo9 $seed 0.9 dr_grpo
+beside grpo9 grpo grpo9 $seed 0.9 grpo
+all_done
+beside ppo ppo $seed
+beside dpo dpo $seed
+all_done
 $python results/honesty.py

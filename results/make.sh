@@ -1,21 +1,10 @@
 #!/usr/bin/env bash
 # Measure every number of the README anew. It takes most of a day; whoever stops it and starts it again
-# goes on behind the last part that ended. What other code has made counts as not made.
+# goes on where it was. What other code has made counts as not made, see common.sh.
 # NLVR_SOURCE and CIFAR10_SOURCE name the corpora; a part without its corpus is left out.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source venv.sh
-code=$(git ls-files minivlm data ':(glob)*.py' speedrun.sh | xargs cat | sha256sum | cut -c 1-12)
-mkdir -p results/book results/nlvr runs/made
+source "$(dirname "$0")/common.sh"
+mkdir -p results/book results/nlvr
 
-part() {  # name, command; what this code has made is not made again
-    local made="runs/made/$1" by="$code ${SEEDS-} ${MORE-yes}"
-    if [ -f "results/$1.sh" ]; then by="$by $(sha256sum < "results/$1.sh")"; fi
-    if [ "$(cat "$made" 2>/dev/null)" = "$by" ]; then return; fi
-    printf '\n=== %s ===\n' "$1"
-    "${@:2}"
-    echo "$by" > "$made"
-}
 book() {  # seed
     local runs="runs/seed$1"
     ./speedrun.sh --seed "$1" --out "$runs"
@@ -55,14 +44,14 @@ pages() {
     $python results/foreign.py runs/seed0/dpo
 }
 
-for seed in 0 1 2; do part book$seed book $seed; done
-part unread unread
-for name in ppo grpo honesty looking captions ablation choices instruct preferences dpo siglip wide parts; do
-    part $name results/$name.sh
-done
-part backbones $python results/backbones.py
-[ -z "${NLVR_SOURCE:-}" ] || part nlvr nlvr
-[ -z "${CIFAR10_SOURCE:-}" ] || part cifar10 cifar10
-part pages pages
+unset OMP_NUM_THREADS  # the book is timed
+for seed in 0 1 2; do once book$seed book $seed; done
+once unread unread
+for name in choices sizes captions instruct preferences ppo dpo grpo honesty; do results/$name.sh; done
+for name in siglip wide parts; do once $name results/$name.sh; done
+once backbones $python results/backbones.py
+[ -z "${NLVR_SOURCE:-}" ] || once nlvr nlvr
+[ -z "${CIFAR10_SOURCE:-}" ] || once cifar10 cifar10
+once pages pages
 $python results/tables.py --write
 $python results/claims.py --write

@@ -1,66 +1,191 @@
-"""Draw results/preferences/overoptimization.png: PPO's scores over the KL.
+"""Over-optimization: the best of n answers, and PPO, by reward models of few and many labels.
 
-    python results/overoptimization.py
+    python results/overoptimization.py runs/sft runs/results/preferences
 
-The left panel shows the score of the reward model, which PPO maximizes. The right panel
-shows the true score, which nothing learns from. A line is one way of training, a point is
-one row of its log: the mean over the rollouts since the row before, whose questions were
-new to the policy.
+Draws 64 answers to each of 300 held-out questions. For each reward model writes
+results/preferences/best_of_n_<labels>-seed0.json: the mean score of the answer that it likes
+best of n, and that answer's true score (by the scene, 1 to 5), which nothing learned from. Gao
+et al.'s two forms are fitted to the gain in true score, over d, the root of the KL in nats:
 
-Source: the idea of the figure is Gao et al.'s, 2022, arXiv:2210.10760, figure 1, which
-also has the square root of the KL on its x axis.
+    best of n    gain = d (a - b d)          KL = ln n - (n - 1) / n
+    RL           gain = d (a - b ln d)       from the logs of PPO in results/preferences
+
+b tells how much the reward model is over-optimized. Then draws overoptimization.png.
+
+Source: Gao et al. 2022, arXiv:2210.10760, section 3.1; the estimate of the best of n from N
+answers: Nakano et al. 2021, arXiv:2112.09332, appendix I; the KL: Stiennon et al. 2020,
+arXiv:2009.01325.
 """
 
+import json
 import math
+import random
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from charts import row_of_panels
+import numpy as np
+import torch
+
+from charts import COLORS, row_of_panels
+from minivlm.heads import RewardModel
+from minivlm.loading.models import reward_model_from, vlm_from
+from minivlm.preferences.prompts import Prompts
+from minivlm.pretrained.weights import load_state
+from minivlm.generate import generate
+from minivlm.rollout import PromptBatch, scores_of
+from minivlm.running import checkpoint
+from minivlm.running.machine import provenance, seed_everything
+from minivlm.tokenizer import CHATBOTS, Tokenizer
 from tables import read_log
 
 HERE = Path(__file__).parent / "preferences"
-WAYS = {  # log -> label, color
-    "hot": ("KL penalty, as by default", "#1f5fa8"),
-    "no_kl": ("no KL penalty", "#c2571a"),
-    "no_kl_facts": ("no KL penalty, reward model with facts", "#5a9a3c"),
-}
-PANELS = (
-    ("score", "score by the reward model"),
-    ("true_score", "true score, by the scene (1 .. 5)"),
-)
+REWARDS = {"reward_500": "500", "reward_2000": "2,000", "reward": "7,400"}  # run -> labels
+LOGS = {"kl0_500": "PPO, 500", "kl0": "PPO, 7,400"}  # of PPO without a penalty
+AT = 50  # questions answered at once
 
 
-def points(name: str, key: str) -> list[tuple[float, float]]:
-    """The square root of the KL (nats an answer) and a value, of each row that has both.
+@dataclass
+class Settings:
+    """What is measured."""
 
-    Raises:
-        SystemExit: if there is no such log.
+    run: str  # run folder of the chatbot
+    rewards: str  # folder with runs of reward models, named <name>-seed<n>
+    data: str = "data/book/prepared"
+    n_questions: int = 300
+    n: int = 64  # answers to each question
+    seed: int = 0
+
+
+# --- the best of n ---
+
+
+def of_best(scores: np.ndarray, worth: np.ndarray, n: int) -> float:
+    """The mean worth of the answer with the highest score among n, over all choices of n.
+
+        sum over i of C(i - 1, n - 1) / C(N, n) worth_i       the answers in order of their scores
+
+    Args:
+        scores, worth: (B, N) of N answers to each of B questions; equal scores stand in the
+            order of the answers.
+
+    >>> of_best(np.array([[1.0, 2.0, 3.0]]), np.array([[0.0, 3.0, 6.0]]), 2)
+    5.0
     """
-    path = HERE / f"{name}-seed0.csv"
-    if not path.is_file():
-        raise SystemExit(
-            f"overoptimization.py: error: {path} is missing; "
-            "results/preferences.sh writes it"
-        )
-    line = []
-    for row in read_log(path):
-        if key in row and "kl_answer" in row:
-            kl = max(0.0, row["kl_answer"])  # an estimate, which may fall below 0
-            line.append((math.sqrt(kl), row[key]))
-    return line
+    N = scores.shape[1]
+    order = scores.argsort(axis=1, kind="stable")
+    ways = np.array([math.comb(i, n - 1) for i in range(N)], dtype=float) / math.comb(N, n)
+    return float((np.take_along_axis(worth, order, axis=1) * ways).sum(1).mean())
 
 
-def squared(x: float) -> str:
-    """The label of a tick at a square root: the KL itself."""
-    return f"{x * x:.3g}"
+def kl_of_best(n: int) -> float:
+    """The KL of the best of n answers to a single one, in nats.
+
+    >>> kl_of_best(1), round(kl_of_best(2), 4)
+    (0.0, 0.1931)
+    """
+    return math.log(n) - (n - 1) / n
 
 
-def main() -> None:
-    """Draw both panels."""
-    panels = [(title, [points(name, key) for name in WAYS]) for key, title in PANELS]
-    x_title = "KL to the reference, nats an answer (square root)"
-    sheet = row_of_panels(panels, dict(WAYS.values()), x_title, squared)
+def fitted(d: np.ndarray, gain: np.ndarray, is_rl: bool) -> dict[str, float]:
+    """Fit gain = d (a - b d), or d (a - b ln d), by least squares.
+
+    Returns:
+        a, b, and r2, the share of the gains' variance that the form explains.
+
+    >>> d = np.array([0.5, 1.0, 2.0])
+    >>> {k: round(float(v), 6) for k, v in fitted(d, d * (3 - 2 * d), False).items()}
+    {'a': 3.0, 'b': 2.0, 'r2': 1.0}
+    """
+    bend = np.log(d) if is_rl else d
+    forms = np.stack([d, -d * bend], axis=1)                         # (points, 2)
+    (a, b), *_ = np.linalg.lstsq(forms, gain, rcond=None)
+    rest = gain - forms @ np.array([a, b])
+    return {"a": float(a), "b": float(b), "r2": float(1 - rest.var() / gain.var())}
+
+
+# --- measuring ---
+
+
+@torch.no_grad()
+def draw(policy, batch: PromptBatch, tokenizer: Tokenizer, cfg: Settings) -> list[list[int]]:
+    """cfg.n answers to each question, side by side, each with its end."""
+    return generate(
+        policy, batch.images, batch.prompts, n_copies=cfg.n, stop=tokenizer.end,
+        keep_stop=True, max_new_tokens=96, temperature=1.0,
+        generator=torch.Generator().manual_seed(batch.seed),
+    )
+
+
+@torch.no_grad()
+def scored(
+    judge: RewardModel, batch: PromptBatch, answers: list[list[int]], tokenizer: Tokenizer
+) -> torch.Tensor:
+    """The scores of all answers, (B * k,)."""
+    k = len(answers) // len(batch.prompts)
+    feats = judge.vlm.vit.features(batch.images).repeat_interleave(k, 0)
+    prompts = [p for p in batch.reward_prompts for _ in range(k)]
+    return scores_of(judge, feats, prompts, answers, tokenizer)
+
+
+def main(cfg: Settings) -> None:
+    """Measure, write the files, draw the figure."""
+    began = time.time()
+    seed_everything(cfg.seed)
+    state = load_state(cfg.run, CHATBOTS)
+    policy, tokenizer = vlm_from(state).eval(), checkpoint.tokenizer_of(state)
+    prompts = Prompts(cfg.data, "train", policy, tokenizer, facts=False)
+    questions = random.Random(cfg.seed).sample(prompts.load("prompts_val", 96), cfg.n_questions)
+    judges = {}
+    for name in REWARDS:
+        [run] = sorted(Path(cfg.rewards).glob(f"{name}-seed[0-9]"))[:1]
+        judges[name] = reward_model_from(checkpoint.load(run, ("reward",))).eval()
+    truth, scores = [], {name: [] for name in judges}
+    for i in range(0, len(questions), AT):
+        part = questions[i:i + AT]
+        batch = prompts.batch(part, cfg.seed + i)
+        answers = draw(policy, batch, tokenizer, cfg)
+        texts = [tokenizer.decode([x for x in a if x != tokenizer.end]).strip() for a in answers]
+        truth += prompts.true_scores([q for q in part for _ in range(cfg.n)], texts)
+        for name, judge in judges.items():
+            scores[name] += scored(judge, batch, answers, tokenizer).tolist()
+    true = np.array(truth).reshape(-1, cfg.n)
+    ns = [2 ** i for i in range(int(math.log2(cfg.n)) + 1)]
+    d = np.array([math.sqrt(kl_of_best(n)) for n in ns])
+    lines: dict[str, tuple[list, list]] = {}  # label -> points of score, of true score
+    for name, of_judge in scores.items():
+        by_judge = np.array(of_judge).reshape(-1, cfg.n)
+        proxy = [of_best(by_judge, by_judge, n) for n in ns]
+        gold = np.array([of_best(by_judge, true, n) for n in ns])
+        figures = {f"true/{n}": value for n, value in zip(ns, gold.tolist())}
+        figures |= {f"score/{n}": value for n, value in zip(ns, proxy)}
+        figures |= fitted(d[1:], gold[1:] - gold[0], is_rl=False)
+        figures["gain"] = float(gold[-1] - gold[0])
+        figures["possible"] = float(true.max(1).mean() - gold[0])
+        write(f"best_of_n_{name}", figures, cfg, began)
+        lines[f"best of n, {REWARDS[name]}"] = list(zip(d, proxy)), list(zip(d, gold))
+    for name, label in LOGS.items():
+        [log] = [read_log(path) for path in sorted(HERE.glob(f"{name}-seed[0-9].csv"))[:1]]
+        rows = [row for row in log if row.get("kl_answer", 0) > 0 and "true_score" in row]
+        root = np.array([math.sqrt(row["kl_answer"]) for row in rows])
+        gold = np.array([row["true_score"] for row in rows])
+        first = next(row["val_true_score"] for row in log if "val_true_score" in row)
+        ends = {"gain": float(gold[-5:].mean() - first), "best": float(gold.max() - first)}
+        write(f"rl_{name}", fitted(root, gold - first, is_rl=True) | ends, cfg, began)
+        lines[label] = [(x, row["score"]) for x, row in zip(root, rows)], list(zip(root, gold))
+    titles = "score by the reward model", "true score, by the scene (1 .. 5)"
+    panels = [(title, [line[i] for line in lines.values()]) for i, title in enumerate(titles)]
+    x_title = "KL to the chatbot, nats an answer (square root)"
+    sheet = row_of_panels(panels, dict(zip(lines, COLORS)), x_title, lambda x: f"{x * x:.3g}")
     sheet.save(HERE / "overoptimization.png")
 
 
+def write(name: str, figures: dict[str, float], cfg: Settings, began: float) -> None:
+    """Write a result file."""
+    report = {**provenance(cfg, began), "figures": figures}
+    (HERE / f"{name}-seed{cfg.seed}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
 if __name__ == "__main__":
-    main()
+    main(Settings(*sys.argv[1:]))

@@ -1,46 +1,48 @@
 #!/usr/bin/env bash
-# Stage 4 (3 seeds): rankings by a simulated human, reward model, PPO. Then, with seed 0 alone, PPO at
-# a higher learning rate: with the KL penalty, without it, and without it but with facts for the
-# reward model. Last, PPO of a captioner that was never taught to chat. Writes
-# results/preferences/. Needs data/book/prepared and the runs of results/make.sh (runs/seed0/sft, ...,
-# runs/seed0/caption).
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source venv.sh
-data=data/book/prepared out=results/preferences
-mkdir -p $out
+# Reward models, and what is made of their scores. Writes results/preferences/.
+#
+#   reward, reward_last   the head reads every token of an answer, or the last one
+#   reward_facts          it is told true captions
+#   reward_500, _2000     it learns from so many rankings, instead of 7,400
+#   kl0, kl1              PPO without the KL penalty, and with .1 in place of .3
+#   kl0_500               PPO without the penalty, from the reward model of 500 rankings
+#   facts                 PPO from the one that is told captions
+#   caption, captioner    PPO of a captioner that was never taught to chat, and it before that
+#   best_of_n-...         the best of 1 to 64 answers, by each reward model
+source "$(dirname "$0")/common.sh"
 
-measure() {  # run, name of the result
-    $python evaluate.py --run "$1" --no-blind --out "$out/$2.json"
-    mv "$out/$2.answers.jsonl" "$1/eval.answers.jsonl"
-}
 reward() {  # name, seed, options
-    $python train_reward.py --split preferences_seed$2 --val_split preferences_seed${2}_val \
-        --init runs/seed$2/sft --out "runs/seed$2/$1" --seed "$2" "${@:3}"
-    cp "runs/seed$2/$1/metrics.csv" "$out/$1-seed$2.csv"
+    $python train_reward.py --init "$from/sft" --out "$runs/$1-seed$2" --seed "$2" "${@:3}"
+    cp "$runs/$1-seed$2/metrics.csv" "$out/$1-seed$2.csv"
 }
-ppo() {  # name, seed, options
-    $python train_ppo.py --init runs/seed$2/sft --reward runs/seed$2/reward --out "runs/seed$2/$1" \
-        --seed "$2" --eval_every 10 "${@:3}"
-    cp "runs/seed$2/$1/metrics.csv" "$out/$1-seed$2.csv"
-    measure "runs/seed$2/$1" "$1-seed$2"
+few() {  # number of rankings, seed
+    head -n "$1" $data/preferences.jsonl > "$data/preferences_$1.jsonl"
+    reward "reward_$1" "$2" --split "preferences_$1"
+}
+ppo() {  # name, seed, reward model, options
+    $python train_ppo.py --init "$from/sft" --reward "$runs/$3-seed$2" --out "$runs/$1-seed$2" --seed "$2" \
+        --eval_every 10 "${@:4}"
+    cp "$runs/$1-seed$2/metrics.csv" "$out/$1-seed$2.csv"
+    measure "$runs/$1-seed$2" "$1-seed$2"
+}
+captioner() {
+    measure "$from/caption" captioner-seed0
 }
 
-for seed in ${SEEDS:-0 1 2}; do
-    $python data/preferences.py --run runs/seed$seed/sft --seed $seed \
-        --out $data/preferences_seed$seed.jsonl
-    reward reward $seed
-    ppo ppo $seed
-    measure runs/seed$seed/sft sft-seed$seed
+once captioner captioner
+for seed in $seeds; do
+    beside reward$seed reward reward $seed
+    beside reward_last$seed reward reward_last $seed --pool last
 done
-if [ -n "${MORE-yes}" ]; then
-    # a higher learning rate, so that a policy without the penalty gets far from the reference
-    hot="--steps 60 --lr 3e-4"
-    ppo hot 0 $hot
-    ppo no_kl 0 $hot --kl_coef 0
-    reward reward_facts 0 --facts
-    ppo no_kl_facts 0 $hot --kl_coef 0 --reward runs/seed0/reward_facts
-    ppo ppo_caption 0 --init runs/seed0/caption --max_new_tokens 32 --steps 40  # it does not end its answers
-    $python results/rollouts.py runs/seed0/sft
-    $python results/overoptimization.py
-fi
+seed=${seeds%% *}
+beside reward_facts reward reward_facts $seed --facts --skip_long
+for n in 500 2000; do beside reward_$n few $n $seed; done
+all_done
+beside kl0 ppo kl0 $seed reward --kl_coef 0
+beside kl1 ppo kl1 $seed reward --kl_coef 0.1
+beside kl0_500 ppo kl0_500 $seed reward_500 --kl_coef 0
+beside facts ppo facts $seed reward_facts --skip_long
+beside caption ppo caption $seed reward --init "$from/caption" --max_new_tokens 32 --steps 40
+all_done
+once best_of_n $python results/overoptimization.py "$from/sft" "$runs"
+once rollouts $python results/rollouts.py "$from/sft"

@@ -85,6 +85,7 @@ MAIN = {
     "pope_random/f1": "POPE random, F1",
     "pope_popular/f1": "POPE popular, F1",
     "pope_adversarial/f1": "POPE adversarial, F1",
+    "pope_random/yes": "POPE random: share of yes",
     "style/word": "obeys: one word",
     "style/sentence": "obeys: one sentence",
     "style/list": "obeys: a list",
@@ -92,6 +93,9 @@ MAIN = {
     "chair/chair_i": "named things that are not visible (CHAIR_i)",
     "chair/chair_s": "descriptions that name such a thing (CHAIR_s)",
     "chair/recall_hidden": "barely visible things named in descriptions",
+    "chair_detail/recall": "the same of detailed ones: visible things named",
+    "chair_detail/chair_i": "named things that are not visible (CHAIR_i)",
+    "chair_detail/recall_hidden": "barely visible things named",
     "refused/due": "refuses questions that must be refused",
     "refused/harmless": "refuses harmless questions that look similar",
 }
@@ -113,6 +117,8 @@ CAPTIONS = {
     "kept": "pictures kept",
     "share_web": "web captions that fit, as estimated",
     "share_synthetic": "synthetic captions that fit, as estimated",
+    "synthetic_false": "synthetic captions that claim something false",
+    "synthetic_kept": "synthetic captions kept",
 }
 AXES = {
     "axes/hallucination/pope_random": "hallucination: POPE random, F1",
@@ -147,7 +153,13 @@ SIGHT = {
     "sight/absent_unsure": "absent things: not sure",
     "sight/answered": "right, of all that it does not call unsure",
 }
-LABELS = MAIN | CAPTIONS | AXES | SIGHT
+OPTIMIZED = {
+    "true/1": "true score of one answer (1 .. 5)", "true/64": "of the best of 64",
+    "score/64": "its score by the reward model", "gain": "gain in true score",
+    "possible": "gain if the truth chose", "a": "a", "b": "b",
+    "r2": "share of the variance that the form explains",
+}
+LABELS = MAIN | CAPTIONS | AXES | SIGHT | OPTIMIZED
 REWARD = {
     "accuracy/gap_1-": "agrees with people, where true ratings differ by 1 or more",
     "accuracy/gap_0.5-1": "agrees with people, where they differ by .5 to 1",
@@ -168,6 +180,10 @@ FRONT = (  # of the README
     "answers/untold",
 )
 CLIP = ("retrieval/image_to_text_r1", "zero_shot/held_out")
+SKILLS = ("answers/exist", "answers/color", "answers/size", "answers/count", "answers/position",
+          "answers/relation", "followed/all", "refused/due", "chair_detail/chair_i",
+          "chair_detail/recall", "pope_random/yes", "pope_adversarial/f1")
+FITS = ("true/1", "true/64", "score/64", "gain", "possible", "a", "b", "r2")
 MORE_SKILLS = ("answers/kind", "answers/unknowable", "followed/form", "style/word",
                "style/sentence", "style/list", "chair/chair_s", "chair/recall_hidden",
                "pope_adversarial/f1")
@@ -175,29 +191,35 @@ MORE_SKILLS = ("answers/kind", "answers/unknowable", "followed/form", "style/wor
 # --- labels: a result file's name without its seed -> a column ---
 
 BOOK = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
-ABLATION = {"full": "stages 1, 3a, 3b", "no_3a": "without 3a", "no_1": "without 1",
-            "neither": "3b alone"}
+CHOICES = {"placed": "as by default", "mlp": "without places", "linear": "one map",
+           "no_connector": "without 3a", "few": "150 steps", "few_no_connector": "without 3a",
+           "layer1": "last layer", "layer3": "last but two", "eyes": "ViT trained",
+           "random": "and without stage 1", "answer_first": "conclusion first",
+           "yes": "nine of ten yes", "no_more": "and 150 balanced steps"}
+TOLD = {"0": "none", "25": "25 %", "75": "75 %", "eyes": "none, ViT trained in SFT"}
 OBJECTIVES = {"blip": "blip", "lm": "lm", "prefix_lm": "prefix_lm"}
-WEB = {"web": "as found", "capfilt": "after CapFilt"}
-SFT = {"sft": "captioner, SFT", "sft_align": "3a, SFT"}
+WEB = {"filtered": "filtered", "captioned": "one written beside each", "capfilt": "both",
+       "beam": "both, by beam search"}
 SIZES = {"1000": "1,000", "3000": "3,000", "10000": "10,000", "30000": "30,000"}
 LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
 PHRASINGS = {"": "trained phrasings", "held_out_": "unseen phrasings"}  # a name begins so
-NOT_PPO = {"ppo": "PPO", "hot": "PPO, higher rate", "no_kl": "higher rate, no KL penalty",
-           "no_kl_facts": "higher rate, no KL penalty, facts",
-           "ppo_caption": "PPO of a captioner"}
-METHODS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "ppo_facts": "PPO, facts (LLaVA-RLHF)",
-           "silkie": "DPO, pool and judge (Silkie)"}
-CHECKED = {"sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
+NOT_PPO = {"kl0": "no KL penalty", "kl1": ".1 in place of .3",
+           "kl0_500": "no penalty, 500 rankings", "facts": "facts",
+           "captioner": "captioner", "caption": "PPO of a captioner"}
+REWARD_MODELS = {"reward_500": "500 rankings", "reward_2000": "2,000 rankings",
+                 "reward": "7,400 rankings", "reward_last": "reads the last token",
+                 "reward_facts": "reads true captions (--facts)"}
+CHECKED = {"sft": "SFT", "more": "more SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
            "k2": "2 answers a prompt", "k16": "16", "ppo": "PPO",
            "best16": "SFT, best of 16 by the reward model"}
 HONEST = {"before": "SFT", "sft": "R-Tuning", "dr_grpo8": "and Dr. GRPO, .8",
-          "dr_grpo9": "and Dr. GRPO, .9", "grpo9": "and GRPO, .9", "ppo": "and PPO",
-          "dpo": "and DPO"}
+          "dr_grpo85": "and Dr. GRPO, .85", "dr_grpo9": "and Dr. GRPO, .9",
+          "grpo9": "and GRPO, .9", "ppo": "and PPO", "dpo": "and DPO"}
 THREADS = {"sft": "SFT", "1": "PPO, 1 thread", "2": "PPO, 2 threads"}
-FAMILY = {"dpo": "DPO, dense", "plain": "DPO, plain", "cdpo": "cDPO", "ipo": "IPO",
-          "lora": "LoRA", "dpo2": "second round", "dpo3": "third round"}
+FAMILY = {"sft": "SFT", "dpo": "DPO, dense", "gray": "gray pictures", "plain": "DPO, plain",
+          "cdpo": "cDPO", "ipo": "IPO", "kto": "KTO", "lora": "LoRA", "round2": "second round",
+          "round3": "third round", "silkie": "pool and judge (Silkie)"}
 
 
 # --- reading ---
@@ -384,24 +406,21 @@ def stage_table(folder: str) -> list[str]:
     return lines if n_stages else []
 
 
-# --- captioning, and the stages left out ---
+# --- captioning ---
 
 
 def caption_tables() -> list[list[str]]:
-    """The three objectives, what each stage can do, CapFilt, and the two ways to SFT."""
-    objectives = named("captions", OBJECTIVES)
+    """The three objectives, what SFT makes of each, and CapFilt."""
+    objectives = measured(named("captions", OBJECTIVES))
     for reports in objectives.values():
         for r in reports:  # the matching accuracy stands in the log of the run
             if "val_match" in r["training"]:
                 r["figures"]["match"] = r["training"]["val_match"]
-    capfilt = named("captions", {"filter": "CapFilt"})
-    for reports in capfilt.values():
+    tuned = {f"sft_{name}": f"behind {label}" for name, label in OBJECTIVES.items()}
+    cleaned = measured(named("captions", {f"filter_{name}": WEB[name] for name in WEB}))
+    for reports in cleaned.values():
         for r in reports:  # a count becomes a share
             r["figures"]["kept"] = r["figures"]["kept"] / r["figures"]["pictures"]
-    stages = named("book", {"clip": "CLIP"})
-    stages |= named("captions", {"lm": "captioner", "sft": "SFT"})
-    answers = ("answers/exist", "answers/color", "answers/kind", "answers/size",
-               "answers/count", "answers/position", "answers/relation")
     return [
         side_by_side(
             "Captioning at equal time, from the same CLIP and language model", objectives,
@@ -410,36 +429,28 @@ def caption_tables() -> list[list[str]]:
              "captions/chair_s", "match"),
             "minutes",
         ),
+        side_by_side("600 steps of SFT behind each", measured(named("captions", tuned)), SKILLS),
         side_by_side(
-            "The same held-out questions, stage by stage", stages,
-            ("retrieval/image_to_text_r1", "zero_shot/held_out", "captions/cider", *answers,
-             "ranked/exist", "ranked/color", "style/word", "style/sentence", "style/list"),
+            "What captioner and filter do to 10,000 web captions", cleaned,
+            ("noisy", "precision", "recall", "kept", "share_web", "share_synthetic",
+             "synthetic_false", "synthetic_kept"),
         ),
         side_by_side(
-            "CapFilt on 10,000 web captions", capfilt,
-            ("noisy", "precision", "recall", "kept", "share_web", "share_synthetic"),
-        ),
-        side_by_side(
-            "A captioner (lm) that learns from the web, at equal steps",
-            named("captions", WEB),
+            "A captioner (lm) that learns from them, at equal steps",
+            measured(named("captions", {"web": "as found"} | WEB)),
             ("captions/cider", "captions/bleu4", "captions/recall", "captions/chair_i"),
-        ),
-        side_by_side(
-            "Two ways to a chatbot", named("captions", SFT),
-            (*answers, "chair/recall", "chair/chair_i"), "minutes of SFT",
         ),
     ]
 
 
-def ablation_table() -> list[str]:
-    """The four ways of the ablation, side by side."""
-    return side_by_side(
-        "SFT with and without the stages before it, at equal time",
-        named("ablation", ABLATION),
-        ("answers/exist", "answers/color", "answers/kind", "answers/count",
-         "answers/position", "chair/recall", "chair/chair_i"),
-        "minutes after language pretraining",
-    )
+def choice_tables() -> list[list[str]]:
+    """The choices of LLaVA and its critics, and sizes that captions do not tell."""
+    columns = measured(named("choices", CHOICES))
+    told = measured(named("sizes", TOLD))
+    return [
+        side_by_side("600 steps of SFT, one choice changed", columns, SKILLS),
+        side_by_side("Captions of stages 1 and 3a that tell sizes", told, SKILLS),
+    ]
 
 
 # --- the data engine ---
@@ -466,12 +477,10 @@ def engine_line() -> list[str]:
 
 def amounts_table() -> list[str]:
     """How much is learned from how many dialogues, in trained and in unseen phrasings."""
-    columns = {name: f"{label}, 500 steps" for name, label in SIZES.items()}
-    columns |= {"long": "30,000, 1,000 steps"}
-    lines = head(["dialogues", *columns.values()])
+    lines = head(["dialogues", *SIZES.values()])
     for key in ("followed/form", "followed/all"):
         for prefix, words in PHRASINGS.items():
-            by_amount = named("instruct", {prefix + name: name for name in columns})
+            by_amount = named("instruct", {prefix + name: name for name in SIZES})
             if not all(by_amount.values()):  # not all runs have been made
                 return []
             cells = [figure_cell(reports, key) for reports in by_amount.values()]
@@ -487,12 +496,11 @@ def dialogue_tables() -> list[list[str]]:
     ]
     figure = picture("number of dialogues, and types left out", "instruct/efficiency.png")
     tables = [engine_line(), amounts_table(), figure]
-    compared = {"Number of dialogues": SIZES | {"long": "30,000, 1,000 steps"},
-                "A type left out": LEFT_OUT}
+    compared = {"Number of dialogues": SIZES, "A type left out": LEFT_OUT}
     for title, labels in compared.items():
         for prefix, words in PHRASINGS.items():
             files = {prefix + name: label for name, label in labels.items()}
-            columns = named("instruct", files)
+            columns = measured(named("instruct", files))
             tables.append(side_by_side(f"{title}, {words}", columns, keys))
     return tables
 
@@ -510,10 +518,9 @@ def best_rows(name: str) -> list[dict[str, float]]:
 
 
 def reward_table() -> list[str]:
-    """Reward models, with and without facts, beside the noise of their labels."""
+    """Reward models beside the noise of their labels."""
     columns = {}
-    labels = {"reward": "pictures alone", "reward_facts": "and true captions (--facts)"}
-    for name, label in labels.items():
+    for name, label in REWARD_MODELS.items():
         rows = best_rows(name)
         if rows:
             columns[f"{label}, {n_seeds(len(rows))}"] = rows
@@ -529,26 +536,23 @@ def reward_table() -> list[str]:
     return [*lines, line(["agrees with people, as a share of the noise ceiling", *shares])]
 
 
-def preference_table(keys: Iterable[str]) -> list[str]:
-    """The chatbot before and after PPO and DPO."""
-    columns = named("preferences", {"sft": "SFT", "ppo": "PPO"})
-    columns |= named("dpo", {"dpo": "DPO"})
-    return side_by_side("Before and after preferences", columns, keys)
-
-
 def picture(text: str, path: str) -> list[str]:
     """A picture of this folder, if it is there."""
     return [f"![{text}]({path})"] if (HERE / path).is_file() else []
 
 
 def preference_tables() -> list[list[str]]:
-    """Reward models, PPO, PPO without its KL, PPO of a model that never learned to chat."""
-    keys = (*FRONT, *MORE_SKILLS)
+    """Reward models, PPO without its KL, PPO of a model that never learned to chat, DPO."""
+    best = {f"best_of_n_{name}": label for name, label in REWARD_MODELS.items()}
     tables = [
-        reward_table(), preference_table(keys),
-        side_by_side(
-            "What the KL penalty and SFT contribute", named("preferences", NOT_PPO), keys
-        ),
+        reward_table(),
+        side_by_side("PPO otherwise", measured(named("preferences", NOT_PPO)), SKILLS),
+        side_by_side("The best of 64 answers by the reward model; gain = d (a - b d)",
+                     measured(named("preferences", best)), FITS),
+        side_by_side("PPO without the KL penalty; gain = d (a - b ln d)",
+                     measured(named("preferences", {"rl_kl0_500": "500 rankings",
+                                                    "rl_kl0": "7,400"})), ("a", "b", "r2", "gain")),
+        picture("scores over KL", "preferences/overoptimization.png"),
     ]
     path = HERE / "preferences" / "rollouts.json"
     if path.is_file():
@@ -560,34 +564,9 @@ def preference_tables() -> list[list[str]]:
             f"A step of the reward model is {f['times_faster_packed']:.1f} times faster "
             "if the four answers to a prompt share one row than if each has its own."
         ])
-    tables.append(picture("scores over KL", "preferences/overoptimization.png"))
-    return tables
-
-
-def axes_tables() -> list[list[str]]:
-    """All methods on five axes; the family of DPO with seed 0; what a judge's errors do."""
-    minutes = "minutes of the last stage"
-    methods = side_by_side("All methods", named("dpo", METHODS), AXES, minutes)
-    if methods:
-        reward_models = {"ppo": "reward", "ppo_facts": "reward_facts"}
-        cells = []
-        for name in METHODS:
-            logs = []
-            if name in reward_models:
-                logs = logs_of("preferences", reward_models[name])
-            took = [log[-1]["min"] for log in logs]
-            cells.append(f"{statistics.fmean(took):.1f}" if took else "-")
-        # behind the title, an empty line, the two lines of the head, and the minutes
-        methods.insert(5, line(["and of its reward model", *cells]))
-    # only DPO itself was run with other seeds, which the others cannot be compared with
-    family = {}
-    for label, reports in named("dpo", FAMILY).items():
-        family[label] = [r for r in reports if r["config"]["run"].startswith("runs/seed0/")]
     return [
-        methods, side_by_side("The family of DPO", family, AXES, minutes),
+        *tables, side_by_side("DPO and its kin", measured(named("dpo", FAMILY)), AXES),
         picture("what DPO learns from a judge that errs", "dpo/feedback.png"),
-        picture("six pictures, a question each, what each method answers",
-                "dpo/answers.png"),
     ]
 
 
@@ -856,10 +835,9 @@ def page() -> str:
             front_table(), clip_table(), main_table("book"), stage_table("book"),
         ],
         "Captioning": caption_tables(),
-        "Without a stage": [ablation_table()],
+        "Choices": choice_tables(),
         "The data engine": dialogue_tables(),
         "Preferences": preference_tables(),
-        "Five axes": axes_tables(),
         "PPO, seed by seed": [ppo_table()],
         "Checked rewards": checked_tables(),
         "Saying \"not sure\"": honesty_tables(),

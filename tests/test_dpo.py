@@ -13,7 +13,7 @@ from minivlm.losses import (
 from minivlm.rl import gae, kl_rewards, whiten
 
 KINDS = (("sigmoid", 0.0), ("sigmoid", 0.2), ("robust", 0.0), ("robust", 0.2), ("hinge", 0.0),
-         ("ipo", 0.0))
+         ("ipo", 0.0), ("kto", 0.0))
 
 
 def four(n: int = 6) -> list[Tensor]:
@@ -29,21 +29,22 @@ def test_the_family_by_hand():
     x = [torch.tensor([v]) for v in (-1.0, -2.0, -1.5, -1.5)]
     want = {("sigmoid", 0.0): 0.4741, ("sigmoid", 0.2): 0.8 * 0.4741 + 0.2 * 0.9741,
             ("robust", 0.0): 0.4741, ("robust", 0.2): (0.8 * 0.4741 - 0.2 * 0.9741) / 0.6,
-            ("hinge", 0.0): 0.5, ("ipo", 0.0): 0.0}
+            ("hinge", 0.0): 0.5, ("ipo", 0.0): 0.0,
+            ("kto", 0.0): 0.4378}  # z = max(0, (.5 - .5) / 2); 1 - sigmoid(.25) both times
     for (kind, e), value in want.items():
         assert dpo_loss(*x, 0.5, kind, e).item() == pytest.approx(value, abs=1e-4), kind
 
 
 @pytest.mark.parametrize("kind, e", KINDS)
 def test_a_policy_that_is_its_reference_costs_what_theory_says(kind, e):
-    """Catches a margin that is not the reference's at the start: ln 2, 1 and 1 / (4 beta^2)."""
+    """Catches a margin that is not the reference's at the start: ln 2, 1, 1 / (4 beta^2), 1 / 2."""
     chosen, rejected, *_ = four()
-    want = {"hinge": 1.0, "ipo": 1 / (4 * 0.3 ** 2)}.get(kind, math.log(2))
+    want = {"hinge": 1.0, "ipo": 1 / (4 * 0.3 ** 2), "kto": 0.5}.get(kind, math.log(2))
     got = dpo_loss(chosen, rejected, chosen, rejected, 0.3, kind, e)
     torch.testing.assert_close(got, torch.full_like(got, want))
 
 
-@pytest.mark.parametrize("kind, e", KINDS)
+@pytest.mark.parametrize("kind, e", KINDS[:-1])  # kto's z has no gradient
 def test_gradients_equal_finite_differences_and_push_apart(kind, e):
     """Catches a detach, and a gradient that lifts both answers alike."""
     inputs = [x.requires_grad_() for x in four()]
@@ -54,6 +55,22 @@ def test_gradients_equal_finite_differences_and_push_apart(kind, e):
     if (kind, e) == ("sigmoid", 0.0):                                # eq. 7's gradient, section 4
         h = (inputs[0] - inputs[2]) - (inputs[1] - inputs[3])
         torch.testing.assert_close(grads[0], -0.7 * torch.sigmoid(-0.7 * h))
+
+
+def test_kto_measures_each_answer_from_what_all_have_become():
+    """Catches a z that learns, one below 0, one of the chosen answers alone, a term turned round.
+
+    Terms .5 and -.1, .3 and .1: z = .2. 1 - sigmoid(.3 beta) = .4256 and so on, at beta = 1.
+    """
+    chosen, rejected = torch.tensor([0.5, 0.3]), torch.tensor([-0.1, 0.1])
+    z = torch.zeros(2)
+    got = dpo_loss(chosen.requires_grad_(), rejected, z, z, 1.0, "kto")
+    torch.testing.assert_close(
+        got, torch.tensor([(0.42556 + 0.42556) / 2, (0.47502 + 0.47502) / 2]), atol=1e-4, rtol=0)
+    [grad] = torch.autograd.grad(got[0], chosen)
+    assert grad[0].item() == pytest.approx(-0.42556 * 0.57444 / 2, abs=1e-4) and grad[1] == 0
+    below = dpo_loss(chosen.detach() - 1, rejected - 1, z, z, 1.0, "kto")
+    assert below[0].item() == pytest.approx((0.62246 + 0.24974) / 2, abs=1e-4)
 
 
 def test_robust_has_the_clean_loss_as_its_mean_over_flipped_labels():

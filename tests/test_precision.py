@@ -53,7 +53,7 @@ LOSSES = {
        for kind in ("k1", "k2", "k3")},
     **{f"dpo {kind}": (lambda a, b, c, d, kind=kind: dpo_loss(a, b, c, d, 0.5, kind).mean(),
                        [some(B, scale=30)] * 4)
-       for kind in ("sigmoid", "robust", "hinge", "ipo")},
+       for kind in ("sigmoid", "robust", "hinge", "ipo", "kto")},
 }
 
 

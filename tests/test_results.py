@@ -1,10 +1,14 @@
 """The scripts of results/: tables of partial results, curves, questions from outside."""
 
+import doctest
 import importlib
+import itertools
 import json
+import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
@@ -35,6 +39,41 @@ def tables(script, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "HERE", tmp_path)
     monkeypatch.setattr(module, "REPORT", tmp_path / "report.md")
     return module
+
+
+@pytest.mark.parametrize("name", ["charts", "claims", "overoptimization", "variants"])
+def test_the_examples_of_the_scripts_hold(script, name):
+    """Catches a formula whose worked example no longer comes out."""
+    done = doctest.testmod(script(name))
+    assert done.attempted and not done.failed
+
+
+def test_nine_of_ten_answers_are_yes(script):
+    """Catches the yeses left out instead, and dialogues without either."""
+    def record(answer: str) -> dict:
+        return {"conversations": [{"from": "human", "value": "Is there?"},
+                                  {"from": "gpt", "value": answer}]}
+
+    rows = [record("It is at the left, so yes."), record("It is not, so no."), record("no"),
+            record("Two cups.")] * 500
+    kept = script("variants").mostly_yes(rows, random.Random(0))
+    n_yes = sum(r["conversations"][1]["value"].endswith("yes.") for r in kept)
+    assert n_yes == 500 and 500 + 500 + 30 < len(kept) < 500 + 500 + 80  # 500 / 9 = 56
+
+
+def test_the_best_of_few_is_worth_what_drawing_would_give(script):
+    """Catches an estimate that is of the worst, of the mean, or of draws with one put back."""
+    module, rng = script("overoptimization"), np.random.default_rng(0)
+    scores, worth = rng.normal(size=(3, 8)), rng.normal(size=(3, 8))
+    for n in (1, 3, 8):
+        drawn = []
+        for b in range(3):
+            for chosen in itertools.combinations(range(8), n):
+                drawn.append(worth[b, max(chosen, key=lambda i: scores[b, i])])
+        assert module.of_best(scores, worth, n) == pytest.approx(np.mean(drawn))
+    d = np.linspace(0.3, 2, 9)
+    fit = module.fitted(d, d * (1.5 - 0.4 * np.log(d)), is_rl=True)
+    assert (fit["a"], fit["b"], fit["r2"]) == pytest.approx((1.5, 0.4, 1))
 
 
 def put(tables, name: str, figures: dict, blind: dict | None = None) -> None:
@@ -248,6 +287,14 @@ def test_a_row_shows_what_is_in_the_files_and_nothing_else_is_claimed(claims):
     text, told = claims.row(claim)
     assert told == "borne out"
     assert "A 0.800 ± 0.141 (2 seeds), B 0.112 ± 0.016 (2 seeds) | borne out |" in text
+    (claims.HERE / "x" / "log-seed0.csv").write_text(
+        "step,answers/exist,val_loss\n0,.5,9\n5,,\n10,.75,2\n20,1,3\n")
+    log = claims.Claim("A is more", "a paper", "answers/exist", "more", side("A", "x/a"),
+                       side("log", "x/log"), "make")
+    assert "A 0.900, log 0.750" in claims.row(log)[0]
+    other = claims.Claim("A is more", "a paper", "answers/exist", "more", side("A", "x/a"),
+                         side("B", "x/b", figure="answers/color"), "make")
+    assert claims.row(other) is None
     chance = claims.Claim("A is more", "a paper", "answers/exist", "more", side("A", "x/a"),
                           side("chance", "x/a", "chance"), "make")
     assert "chance 0.500 ± 0.000" in claims.row(chance)[0]

@@ -475,10 +475,17 @@ def conclusion(answer: str) -> str:
     return found[1] if found else answer
 
 
+DESCRIBE = {"chair": "Describe the picture.", "chair_detail": "Describe the picture in detail."}
+
+
 def hallucination(
     ask: Answerer, data: EvalData, n_describe: int, seed: int, log: list[dict]
 ) -> Figures:
     """Measure invented objects: POPE with three strategies, and CHAIR of descriptions.
+
+    CHAIR is measured twice: of descriptions whose form is left open ("chair"), and of those
+    that are asked for in detail ("chair_detail"). Whoever lists what is plain to see invents
+    little, so only the second figure compares chatbots that prefer different forms.
 
     Args:
         n_describe: most pictures to ask about.
@@ -511,24 +518,25 @@ def hallucination(
             data.left_out[f"pope_{strategy}/precision"] = "the model never says yes"
         figures |= under(f"pope_{strategy}", pope)
 
-    question = "Describe the picture."
-    replies = ask([{"image": r["image"], "question": question} for r in records])
-    for r, a in zip(records, replies):
-        log.append({
-            "image": r["image"], "kind": "detail", "question": question, "answer": a,
-        })
-    named = [metrics.mentions(a, data.meta["phrases"]) for a in replies]
     shown = [data.shown(r) for r in records]
-    figures |= under("chair", metrics.chair(named, shown))
     hidden = [data.object_names(r, (True,)) for r in records]
-    if any(hidden):
-        figures["chair/recall_hidden"] = metrics.chair(named, hidden)["recall"]
-    if not any(named):
-        data.left_out["chair/chair_i"] = "no description names an object"
-    elif any(hidden):
-        # the same figure if barely visible objects count as shown
-        known = [s + e for s, e in zip(shown, every)]
-        figures["chair/chair_i_annotation"] = metrics.chair(named, known)["chair_i"]
+    known = [s + e for s, e in zip(shown, every)]
+    for group, question in DESCRIBE.items():
+        replies = ask([{"image": r["image"], "question": question} for r in records])
+        for r, a in zip(records, replies):
+            log.append({
+                "image": r["image"], "kind": "detail", "question": question, "answer": a,
+            })
+        named = [metrics.mentions(a, data.meta["phrases"]) for a in replies]
+        chair = metrics.chair(named, shown)
+        if any(hidden):
+            chair["recall_hidden"] = metrics.chair(named, hidden)["recall"]
+        if not any(named):
+            data.left_out[f"{group}/chair_i"] = "no description names an object"
+        elif any(hidden):
+            # the same figure if barely visible objects count as shown
+            chair["chair_i_annotation"] = metrics.chair(named, known)["chair_i"]
+        figures |= under(group, chair)
     return figures
 
 

@@ -57,10 +57,13 @@ def test_a_picture_without_objects_is_not_asked_about(tmp_path):
 
     def ask(questions):
         asked.extend(questions)
-        told = "A puppy and a cat. A red ring."
-        return [told if q["question"].startswith("Describe") else "Yes" for q in questions]
+        said = {"Describe the picture.": "A puppy and a cat. A red ring.",
+                "Describe the picture in detail.": "A puppy."}
+        return [said.get(q["question"], "Yes") for q in questions]
 
     figures = measure.hallucination(ask, data, 10, 0, [])
+    # in detail only the dog is told
+    assert figures["chair_detail/chair_i"] == 0 and figures["chair_detail/recall"] == 0.5
     assert {q["image"] for q in asked} == {"val.npy#1"}
     assert figures["chair/chair_i"] == pytest.approx(1 / 3) and figures["chair/recall"] == 1
 
@@ -216,7 +219,8 @@ def test_everything_everywhere_leaves_pope_out(tmp_path):
     data = held_out(tmp_path, {"phrases": {"dog": "dog"}}, val=[
         {"image": "val.npy#0", "objects": [{"name": "dog"}]}])
     figures = measure.hallucination(lambda pairs: ["A dog."] * len(pairs), data, 5, 0, [])
-    assert set(figures) == {"chair/chair_i", "chair/chair_s", "chair/recall"}
+    assert set(figures) == {f"{group}/{name}" for group in ("chair", "chair_detail")
+                            for name in ("chair_i", "chair_s", "recall")}
     assert data.left_out == {"pope": "no picture shows one object clearly and lacks another"}
     data.meta["phrases"] = {"cat": "cat"}
     with pytest.raises(ValueError, match="meta.json has no phrase for 'dog' of 0"):

@@ -79,7 +79,7 @@ def test_rewards_and_values_in_another_unit_give_the_same_whitened_advantages():
 
 @pytest.mark.parametrize("kind, e, slope", [
     ("sigmoid", 0.0, 1 / 2), ("sigmoid", 0.3, 0.2), ("robust", 0.3, 1 / 2 / 0.4),
-    ("hinge", 0.0, 1.0), ("ipo", 0.0, 1.0),
+    ("hinge", 0.0, 1.0), ("ipo", 0.0, 1.0), ("kto", 0.0, 1 / 8),
 ])
 def test_at_a_small_beta_dpo_only_pulls_the_answers_apart(gpt: GPT, kind, e, slope):
     """Catches a weight of the pairs that does not fade with beta.

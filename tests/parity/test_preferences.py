@@ -277,6 +277,26 @@ def test_the_dpo_family_is_trls(agreement, dpo, kind):
         seen.close_with_grads(ours, dpo[0](*four, beta=beta, kind=kind, label_smoothing=e), four)
 
 
+def test_kto_is_trls(agreement):
+    """Catches a z that learns or falls below 0, and a term turned round.
+
+    TRL reads z from other answers; here it gets the batch's own, and its 2 B losses are halved.
+    """
+    space = functions("trl", "trainer/kto_trainer.py", ("kto_loss",), {"torch": torch, "F": F})
+    seen = agreement("DPO's family, kto: loss, gradients", "trl", "KTOTrainer.kto_loss", 1e-12)
+    for rng in seen.cases(200):
+        B, beta = rng.randint(4, 16), 10 ** rng.uniform(-2, 0.5)
+        four = chosen, rejected, ref_chosen, ref_rejected = [drawn(B) for _ in range(4)]
+        made = SimpleNamespace(
+            accelerator=SimpleNamespace(device="cpu", gather=lambda x: x), beta=beta,
+            loss_type="kto", calculate_KL=True, desirable_weight=1.0, undesirable_weight=1.0)
+        both, ref_both = torch.cat([chosen, rejected]), torch.cat([ref_chosen, ref_rejected])
+        theirs = space["kto_loss"](
+            made, chosen, rejected, both, ref_chosen, ref_rejected, ref_both)[0]
+        ours = dpo_loss(*four, beta, "kto")
+        seen.close_with_grads(ours, theirs.view(2, B).sum(0) / 2, four)
+
+
 @pytest.mark.parametrize("average", [False, True])
 def test_log_probabilities_of_answers_are_trls(agreement, dpo, average):
     """Catches a shift by none or two, pads in the sum, a mean over the row's length.

@@ -175,7 +175,8 @@ def test_overfitting_a_batch_separates_its_pairs(runs, folder, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [
-    {"kind": "ipo"}, {"kind": "ipo", "average": False}, {"kind": "hinge"}, {"label_smoothing": 0.2},
+    {"kind": "ipo"}, {"kind": "ipo", "average": False}, {"kind": "hinge"}, {"kind": "kto"},
+    {"label_smoothing": 0.2},
     {"kind": "robust", "label_smoothing": 0.2}, {"beta": 1.0}, {"average": False}, {"changed": 1.0},
     {"sft_coef": 1.0}, {"freeze_vit": False}, {"per_question": 0},
 ])
