@@ -294,11 +294,12 @@ def main(cfg: Config) -> dict[str, float]:
         "captions": n_web, "web": sum(kept_web), "synthetic": n_synthetic, **shares,
         **report_of(readable, kept_web),
     }
+    if synthetic:
+        figures["synthetic_kept"] = n_synthetic / len(synthetic)
     if synthetic and all("objects" in r for r in readable):
         phrases = load_meta(cfg.data)["phrases"]
         false = [false_share(text, r, phrases) > 0 for text, r in zip(synthetic, readable)]
         figures["synthetic_false"] = sum(false) / len(false)
-        figures["synthetic_kept"] = n_synthetic / len(false)
     report = {**provenance(cfg, began), "figures": figures}
     out.with_suffix(".report.json").write_text(json.dumps(report, indent=1) + "\n")
     summary = ", ".join(f"{name} {round(value, 3)}" for name, value in figures.items())

@@ -21,7 +21,7 @@ few() {  # number of rankings, seed
 }
 ppo() {  # name, seed, reward model, options
     $python train_ppo.py --init "$from/sft" --reward "$runs/$3-seed$2" --out "$runs/$1-seed$2" --seed "$2" \
-        --eval_every 10 "${@:4}"
+        "${@:4}"
     cp "$runs/$1-seed$2/metrics.csv" "$out/$1-seed$2.csv"
     measure "$runs/$1-seed$2" "$1-seed$2"
 }

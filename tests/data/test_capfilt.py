@@ -11,6 +11,7 @@ import torch
 
 from data import capfilt
 from minivlm.captioner import Captioner
+from minivlm.generate import beam_search
 from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_records
 from minivlm.running import checkpoint
@@ -133,6 +134,36 @@ def test_equal_seeds_write_equal_captions(captioner, web):
         made.append(capfilt.write_captions(captioner, TOKENIZER, images, PROMPT, cfg, generator))
         assert torch.equal(torch.get_rng_state(), state)
     assert made[0] == made[1] != made[2] and all(text.strip() for text in made[0])
+
+
+def test_beam_search_writes_in_place_of_sampling(captioner, web):
+    """Catches an option without effect, and text that is drawn all the same."""
+    images = Pictures(web, 16).get(["web.npy#0", "web.npy#5"])
+    prompt = [TOKENIZER.image] * captioner.config.vit.n_tokens + PROMPT
+    want = beam_search(captioner.vlm, images, [prompt] * 2, n_beams=2, max_new_tokens=6,
+                       stop=TOKENIZER.endoftext)
+    for seed in (0, 1):
+        got = capfilt.write_captions(
+            captioner, TOKENIZER, images, PROMPT, capfilt.Config(n_beams=2, max_new_tokens=6),
+            torch.Generator().manual_seed(seed))
+        assert got == [TOKENIZER.decode(ids).strip() or "." for ids, _ in want]
+
+
+def test_false_captions_are_counted_where_the_scene_is_known(captioner, web, tmp_path, monkeypatch):
+    """Catches captions that are held against another picture's things."""
+    rows = [json.loads(line) for line in (web / "web.jsonl").read_text().splitlines()]
+    shown = [{"name": name, "attributes": {"color": "red", "size": "small"}, "place": "left",
+              "box": [0.1, 0.1, 0.3, 0.3]} for name in ("cup", "cat")]
+    rows = [r | {"objects": [shown[i % 2]]} for i, r in enumerate(rows)]
+    (web / "web.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    names = {f"red {name}": f"red {name}" for name in ("cup", "cat")}
+    (web / "meta.json").write_text(
+        json.dumps({"name": "t", "image_size": 16, "phrases": names}))
+    monkeypatch.setattr(capfilt, "write_captions", lambda _, __, images, *rest: [
+        "A red cup."] * len(images))
+    cfg = capfilt.Config(saved(captioner, tmp_path / "run"), str(web), threshold=0.0)
+    figures = capfilt.main(cfg)
+    assert figures["synthetic_false"] == 0.5 and figures["synthetic_kept"] == 1
 
 
 def test_every_caption_of_a_picture_is_judged(captioner, web, tmp_path):

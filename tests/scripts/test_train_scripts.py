@@ -29,6 +29,7 @@ import train_sft
 from conftest import SMALL
 from minivlm.loading.batches import collate
 from minivlm.loading.images import Pictures
+from minivlm.loading.models import vlm_from
 from minivlm.loading.prepared import load_records
 from minivlm.preferences import pairs
 from minivlm.running import checkpoint, options
@@ -112,6 +113,15 @@ def test_gradient_accumulation_gives_the_same_step(stage, runs, folder, tmp_path
     # a step's size hides the gradient's: Muon and AdamW normalize
     for key in ("loss", "grad", *value):
         assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4, abs=1e-6)
+
+
+def test_the_projector_reads_the_layer_that_was_asked_for(runs, folder, tmp_path):
+    """Catches --feature_layer without effect, or forgotten by the checkpoint."""
+    script, cfg = config_of("align", folder, runs, out=str(tmp_path / "o"), feature_layer=-1)
+    script.main(cfg)
+    for run, layer in ((tmp_path / "o", -1), (runs / "align", -2)):
+        state = checkpoint.load(run, ("align",))
+        assert vlm_from(state).vit.config.feature_layer == layer
 
 
 def test_only_the_projector_changes_in_stage_3a(runs):
