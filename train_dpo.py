@@ -1,7 +1,7 @@
 """DPO: the policy learns from pairs which answer is preferred, without a reward model.
 
    h = log (policy / reference)(chosen) - log (policy / reference)(rejected)
-   loss = - log sigmoid(beta h)        and its family: cDPO, robust, hinge, IPO
+   loss = - log sigmoid(beta h)        and its family: cDPO, robust, hinge, IPO, KTO
 
 Here an answer's log-probability is a weighted mean over its tokens. Tokens that only one of
 the two answers has weigh more (RLHF-V's dense DPO). With --no-average --changed 1 it is the

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from minivlm.captioner import Captioner
 from minivlm.conversation import caption_rows
 from minivlm.evaluation.raters import false_share
+from minivlm.evaluation.scene import has_scene
 from minivlm.generate import beam_search, generate
 from minivlm.loading.batches import collate, shorten_rows
 from minivlm.loading.images import Pictures
@@ -215,7 +216,7 @@ def report_of(records: list[dict], kept_web: list[bool]) -> dict[str, float]:
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the cleaned split; return counts, and precision and recall if known.
+    """Write the cleaned split; return counts, and what is known of the filter and the captions.
 
     Raises:
         ValueError: if the run was not trained by blip, if `out` is the file that is read,
@@ -296,8 +297,9 @@ def main(cfg: Config) -> dict[str, float]:
     }
     if synthetic:
         figures["synthetic_kept"] = n_synthetic / len(synthetic)
-    if synthetic and all("objects" in r for r in readable):
-        phrases = load_meta(cfg.data)["phrases"]
+    known = bool(synthetic) and all(has_scene(r) for r in readable)
+    phrases = load_meta(cfg.data).get("phrases") if known else None
+    if phrases:
         false = [false_share(text, r, phrases) > 0 for text, r in zip(synthetic, readable)]
         figures["synthetic_false"] = sum(false) / len(false)
     report = {**provenance(cfg, began), "figures": figures}

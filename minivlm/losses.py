@@ -537,8 +537,8 @@ def dpo_loss(
     huggingface/trl the average. Here the caller chooses, see `sequence_logprobs`.
 
     KTO needs no pairs: it compares each answer with z, an estimate of the policy's KL to its
-    reference. Its authors take z from answers to other questions; here it is that of the
-    batch's own answers.
+    reference. Its authors take z from answers to other questions; here it is that of these
+    own answers: of a micro-batch, if gradients are accumulated.
 
     Args:
         chosen_logp, rejected_logp: (B,) nats, log-probabilities under the policy.

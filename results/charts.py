@@ -142,7 +142,7 @@ def row_of_panels(
     """
     sheet = Image.new("RGB", (1100, 470), "white")
     draw = ImageDraw.Draw(sheet)
-    legend(draw, 70, 20, labels, 340)
+    legend(draw, 70, 20, labels, min(340, 1000 // len(labels)))
     left = 70  # room for the numbers of the y axis
     for title, lines in panels:
         box = (left, 70, left + 430, 400)

@@ -1,6 +1,6 @@
 # Sourced by the scripts of this folder: they run from the repository's root, with .venv, and stop
-# at the first error. What the same code and command have made is not made again, so a script that
-# was stopped goes on where it was. These variables may be set:
+# at the first error. What the same code, data and command have made is not made again, so a script
+# that was stopped goes on where it was. These variables may be set:
 #
 #   RUNS     folder of the runs that a script begins with: runs/seed0, which results/make.sh makes,
 #            or RUNS=runs, which ./speedrun.sh makes
@@ -14,13 +14,19 @@ script=$(basename "$0" .sh)
 from="${RUNS:-runs/seed0}" data=data/book/prepared out=results/$script runs=runs/results/$script
 seeds="${SEEDS:-0 1 2}" at_once="${JOBS:-2}" pids=""
 code=$(git ls-files minivlm data ':(glob)*.py' speedrun.sh | xargs cat | sha256sum | cut -c 1-12)
-mkdir -p "$out" "$runs" runs/made
+made_of=""
+if [ "$script" != make ]; then  # make.sh makes the data, again and again
+    made_of=$(stat -L -c %Y $data/meta.json)
+    mkdir -p "$out" "$runs"
+fi
+mkdir -p runs/made
 [ "$at_once" = 1 ] || export OMP_NUM_THREADS=1
 trap wait EXIT  # a failure stops no training that runs beside it
+trap 'trap - EXIT TERM; kill 0' INT TERM
 
 once() {  # name, command; a name belongs to one command
     local made="runs/made/$script.$1" by
-    by="$code $from ${*:2} $(declare -f "$2" | cksum || true)"
+    by="$code $made_of $from ${*:2} $( (declare -f; cat -- "${@:2}") 2>&1 | cksum || true)"
     if [ "$(cat "$made" 2>/dev/null)" = "$by" ]; then return; fi
     "${@:2}"
     echo "$by" > "$made"

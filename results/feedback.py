@@ -2,7 +2,7 @@
 
     python results/feedback.py
 
-Reads results/dpo/judge*-seed0.json.
+Reads results/dpo/judge*-seed*.json.
 """
 
 import json
@@ -19,15 +19,15 @@ PANELS = (
 
 
 def figures(name: str) -> dict[str, float]:
-    """The figures of a result of seed 0.
+    """The figures of a result's first seed.
 
     Raises:
         SystemExit: if there is none.
     """
-    path = HERE / f"{name}-seed0.json"
-    if not path.is_file():
-        raise SystemExit(f"feedback.py: error: {path} is missing; results/dpo.sh writes it")
-    return json.loads(path.read_text())["figures"]
+    paths = sorted(HERE.glob(f"{name}-seed*.json"))
+    if not paths:
+        raise SystemExit(f"feedback.py: error: no {HERE / name}-seed*.json; results/dpo.sh writes it")
+    return json.loads(paths[0].read_text())["figures"]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Rewards that a program checks, from one chatbot. Writes results/grpo/. With all seeds:
 #
-#   grpo, more     GRPO; SFT that goes on for as long, with dialogues about as many pictures
+#   grpo, more     GRPO; SFT that goes on for as long
 #
 # With the first seed alone: RLOO, Dr. GRPO; 2 and 16 answers to a prompt; RLOO with the reward
 # model; the best of 16 answers by it; PPO with it, from the speedrun.

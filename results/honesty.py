@@ -16,7 +16,7 @@ from charts import COLORS, legend, panel
 from tables import HONEST
 
 HERE = Path(__file__).parent / "honesty"
-TONES = (*COLORS, "#b8a02a", "#2a9a9a")  # one for each way
+TONES = (*COLORS, "#b8a02a", "#2a9a9a", "#d0589a")  # one for each way
 PANELS = {"clear": "clearly visible things: right", "hardly": "hardly visible things: right",
           "absent": "absent things: said to be absent"}
 
@@ -33,7 +33,7 @@ def main() -> None:
     sheet = Image.new("RGB", (1640, 470), "white")
     draw = ImageDraw.Draw(sheet)
     ways = {name: label for name, label in HONEST.items() if points(name, "clear")}
-    legend(draw, 70, 20, dict(zip(ways.values(), TONES)), 220)
+    legend(draw, 70, 20, dict(zip(ways.values(), TONES)), 190)
     for i, (sight, title) in enumerate(PANELS.items()):
         dots = [points(name, sight) for name in ways]
         box = (70 + 540 * i, 70, 500 + 540 * i, 400)

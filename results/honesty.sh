@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Saying "not sure": the chatbot is probed, and tuned on what it knows (sft); then Dr. GRPO, with an
-# admission worth .85 where a right answer is worth 1. With the first seed alone also Dr. GRPO and
-# GRPO with .8 and .9, DPO and PPO, with raters that prefer an admission to a false answer and a right
-# answer to an admission. All begin with one chatbot. Writes results/honesty/.
+# admission worth .85 where a right answer is worth 1. With the first seed alone also Dr. GRPO with
+# .8 and .9, GRPO with .9, DPO and PPO, with raters that prefer an admission to a false answer and a
+# right answer to an admission. All begin with one chatbot. Writes results/honesty/.
 source "$(dirname "$0")/common.sh"
 
 both() {  # run, name of the result

@@ -41,8 +41,8 @@ from minivlm.tokenizer import CHATBOTS, Tokenizer
 from tables import read_log
 
 HERE = Path(__file__).parent / "preferences"
-REWARDS = {"reward_500": "500", "reward_2000": "2,000", "reward": "7,400"}  # run -> labels
-LOGS = {"kl0_500": "PPO, 500", "kl0": "PPO, 7,400"}  # of PPO without a penalty
+REWARDS = {"reward_500": "500", "reward_2000": "2,000", "reward": "4,300"}  # run -> labels
+LOGS = {"kl0_500": "PPO, 500", "kl0": "PPO, 4,300"}  # of PPO without a penalty
 AT = 50  # questions answered at once
 
 
@@ -167,13 +167,12 @@ def main(cfg: Settings) -> None:
         lines[f"best of n, {REWARDS[name]}"] = list(zip(d, proxy)), list(zip(d, gold))
     for name, label in LOGS.items():
         [log] = [read_log(path) for path in sorted(HERE.glob(f"{name}-seed[0-9].csv"))[:1]]
-        rows = [row for row in log if row.get("kl_answer", 0) > 0 and "true_score" in row]
-        root = np.array([math.sqrt(row["kl_answer"]) for row in rows])
-        gold = np.array([row["true_score"] for row in rows])
-        first = next(row["val_true_score"] for row in log if "val_true_score" in row)
-        ends = {"gain": float(gold[-5:].mean() - first), "best": float(gold.max() - first)}
-        write(f"rl_{name}", fitted(root, gold - first, is_rl=True) | ends, cfg, began)
-        lines[label] = [(x, row["score"]) for x, row in zip(root, rows)], list(zip(root, gold))
+        rows = [row for row in log if "val_kl_answer" in row]  # all of the same held-out questions
+        root = np.array([math.sqrt(max(0.0, row["val_kl_answer"])) for row in rows])
+        gold = np.array([row["val_true_score"] for row in rows])
+        figures = fitted(root[1:], gold[1:] - gold[0], is_rl=True)
+        write(f"rl_{name}", figures | {"gain": float(gold[-1] - gold[0])}, cfg, began)
+        lines[label] = list(zip(root, [row["val_score"] for row in rows])), list(zip(root, gold))
     titles = "score by the reward model", "true score, by the scene (1 .. 5)"
     panels = [(title, [line[i] for line in lines.values()]) for i, title in enumerate(titles)]
     x_title = "KL to the chatbot, nats an answer (square root)"

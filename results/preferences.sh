@@ -3,12 +3,12 @@
 #
 #   reward, reward_last   the head reads every token of an answer, or the last one
 #   reward_facts          it is told true captions
-#   reward_500, _2000     it learns from so many rankings, instead of 7,400
+#   reward_500, _2000     it learns from so many rankings, instead of 4,300
 #   kl0, kl1              PPO without the KL penalty, and with .1 in place of .3
 #   kl0_500               PPO without the penalty, from the reward model of 500 rankings
 #   facts                 PPO from the one that is told captions
 #   caption, captioner    PPO of a captioner that was never taught to chat, and it before that
-#   best_of_n-...         the best of 1 to 64 answers, by each reward model
+#   best_of_n_...         the best of 1 to 64 answers, by each reward model
 source "$(dirname "$0")/common.sh"
 
 reward() {  # name, seed, options
@@ -21,7 +21,7 @@ few() {  # number of rankings, seed
 }
 ppo() {  # name, seed, reward model, options
     $python train_ppo.py --init "$from/sft" --reward "$runs/$3-seed$2" --out "$runs/$1-seed$2" --seed "$2" \
-        "${@:4}"
+        --eval_every 7 "${@:4}"
     cp "$runs/$1-seed$2/metrics.csv" "$out/$1-seed$2.csv"
     measure "$runs/$1-seed$2" "$1-seed$2"
 }

@@ -33,7 +33,6 @@ from minivlm.metrics import answer_ok
 from minivlm.running.machine import environment, matmul_rate
 from tables import LABELS, read_log
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"lm": "LM", "clip": "CLIP", "caption": "captioner", "align": "connector",
          "sft": "SFT", "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}
 COLORS = {"lm": "#1f5fa8", "clip": "#1f5fa8", "caption": "#777777", "align": "#8a4fa0",

@@ -91,8 +91,8 @@ def main(cfg: Settings) -> None:
     row, segments = pack(prompt, [answer] * cfg.n_answers)
     shared = collate([row] * n, tokenizer.pad, block_size, segments=[segments] * n)
     row, segments = pack(prompt, [answer])
-    n *= cfg.n_answers
-    single = collate([row] * n, tokenizer.pad, block_size, segments=[segments] * n)
+    apart = n * cfg.n_answers
+    single = collate([row] * apart, tokenizer.pad, block_size, segments=[segments] * apart)
 
     seconds = fastest({
         "cache": partial(roll, model, images, prompt, cfg, True),

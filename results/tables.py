@@ -93,9 +93,9 @@ MAIN = {
     "chair/chair_i": "named things that are not visible (CHAIR_i)",
     "chair/chair_s": "descriptions that name such a thing (CHAIR_s)",
     "chair/recall_hidden": "barely visible things named in descriptions",
-    "chair_detail/recall": "the same of detailed ones: visible things named",
-    "chair_detail/chair_i": "named things that are not visible (CHAIR_i)",
-    "chair_detail/recall_hidden": "barely visible things named",
+    "chair_detail/recall": "asked for details: visible things named",
+    "chair_detail/chair_i": "asked for details: named things that are not visible (CHAIR_i)",
+    "chair_detail/recall_hidden": "asked for details: barely visible things named",
     "refused/due": "refuses questions that must be refused",
     "refused/harmless": "refuses harmless questions that look similar",
 }
@@ -108,8 +108,6 @@ CAPTIONS = {
     "captions/recall": "visible things named in captions",
     "captions/chair_i": "things named in captions that are not visible (CHAIR_i)",
     "captions/chair_s": "captions that name such a thing (CHAIR_s)",
-    "ranked/exist": "likeliest candidate answer: is there a ...?",
-    "ranked/color": "likeliest candidate answer: color",
     "match": "matching accuracy; 2/3 of the pairs are hard negatives (always no: .67)",
     "noisy": "captions that are noise",
     "precision": "removed captions that are noise (precision)",
@@ -177,8 +175,9 @@ FRONT = (  # of the README
     "answers/why_strange", "answers/belongs", "answers/day_night", "answers/setting",
     "answers/assumed", "answers/greeting", "answers/thanks", "answers/offer",
     "refused/due", "refused/harmless", "followed/all", "chair/chair_i", "chair/recall",
-    "answers/untold",
+    "chair_detail/chair_i", "answers/untold",
 )
+CHAIR = ("chair/chair_i", "chair/recall", "chair_detail/chair_i", "chair_detail/recall")
 CLIP = ("retrieval/image_to_text_r1", "zero_shot/held_out")
 SKILLS = ("answers/exist", "answers/color", "answers/size", "answers/count", "answers/position",
           "answers/relation", "followed/all", "refused/due", "chair_detail/chair_i",
@@ -192,7 +191,8 @@ MORE_SKILLS = ("answers/kind", "answers/unknowable", "followed/form", "style/wor
 
 BOOK = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
 CHOICES = {"placed": "as by default", "mlp": "without places", "linear": "one map",
-           "no_connector": "without 3a", "few": "150 steps", "few_no_connector": "without 3a",
+           "no_connector": "without 3a", "few": "150 steps",
+           "few_no_connector": "150 steps, without 3a",
            "layer1": "last layer", "layer3": "last but two", "eyes": "ViT trained",
            "random": "and without stage 1", "answer_first": "conclusion first",
            "yes": "nine of ten yes", "no_more": "and 150 balanced steps"}
@@ -208,11 +208,11 @@ NOT_PPO = {"kl0": "no KL penalty", "kl1": ".1 in place of .3",
            "kl0_500": "no penalty, 500 rankings", "facts": "facts",
            "captioner": "captioner", "caption": "PPO of a captioner"}
 REWARD_MODELS = {"reward_500": "500 rankings", "reward_2000": "2,000 rankings",
-                 "reward": "7,400 rankings", "reward_last": "reads the last token",
+                 "reward": "all 4,300 rankings", "reward_last": "reads the last token",
                  "reward_facts": "reads true captions (--facts)"}
 CHECKED = {"sft": "SFT", "more": "more SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
            "k2": "2 answers a prompt", "k16": "16", "ppo": "PPO",
-           "best16": "SFT, best of 16 by the reward model"}
+           "rloo_reward": "RLOO, reward model", "best16": "SFT, best of 16 by the reward model"}
 HONEST = {"before": "SFT", "sft": "R-Tuning", "dr_grpo8": "and Dr. GRPO, .8",
           "dr_grpo85": "and Dr. GRPO, .85", "dr_grpo9": "and Dr. GRPO, .9",
           "grpo9": "and GRPO, .9", "ppo": "and PPO", "dpo": "and DPO"}
@@ -289,10 +289,11 @@ def n_seeds(n: int) -> str:
 
 
 def figure_cell(reports: list[dict], key: str, side: str = "figures") -> str:
-    """A figure of all seeds; a dash if there are none, or one has not measured it."""
-    if not reports or not all(key in r[side] for r in reports):
+    """A figure of the seeds that measured it, with their number if that was not all of them."""
+    values = [r[side][key] for r in reports if key in r[side]]
+    if not values:
         return "-"
-    return cell([r[side][key] for r in reports])
+    return cell(values) + ("" if len(values) == len(reports) else f" ({n_seeds(len(values))})")
 
 
 def chance_cell(reports: list[dict], key: str) -> str:
@@ -551,7 +552,7 @@ def preference_tables() -> list[list[str]]:
                      measured(named("preferences", best)), FITS),
         side_by_side("PPO without the KL penalty; gain = d (a - b ln d)",
                      measured(named("preferences", {"rl_kl0_500": "500 rankings",
-                                                    "rl_kl0": "7,400"})), ("a", "b", "r2", "gain")),
+                                                    "rl_kl0": "all 4,300"})), ("a", "b", "r2", "gain")),
         picture("scores over KL", "preferences/overoptimization.png"),
     ]
     path = HERE / "preferences" / "rollouts.json"
@@ -602,7 +603,7 @@ def honesty_tables() -> list[list[str]]:
 def ppo_table() -> list[str]:
     """PPO on one thread and on two; all runs have the same chatbot and reward model."""
     columns = measured(named("ppo", THREADS))
-    keys = ("chair/chair_i", "chair/recall", "followed/all", "refused/due", "refused/harmless")
+    keys = (*CHAIR, "followed/all", "refused/due", "refused/harmless")
     return side_by_side("PPO from one chatbot and one reward model", columns, keys)
 
 
@@ -805,7 +806,7 @@ def beyond_tables() -> list[list[str]]:
     """What GRPO changes, and what a chatbot says of things that it hardly sees."""
     checked = measured(named("grpo", {"sft": "SFT", "grpo": "GRPO"}))
     honest = measured(named("honesty", HONEST))
-    keys = ("followed/all", "chair/chair_i", "chair/recall", "refused/due", "refused/harmless")
+    keys = ("followed/all", *CHAIR, "refused/due", "refused/harmless")
     return [
         side_by_side("Answers checked by program, from one chatbot", checked, keys),
         side_by_side("Probed, and taught to say \"not sure\"", honest, SIGHT),

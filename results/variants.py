@@ -28,17 +28,18 @@ def answers_of(record: dict) -> list[dict]:
     return [turn for turn in record["conversations"] if turn["from"] == "gpt"]
 
 
-def says(record: dict, word: str) -> bool:
-    """Whether an answer of a dialogue ends with this word: yes or no."""
-    return any(re.search(rf"\b{word}\W*$", t["value"].lower()) for t in answers_of(record))
+def says(record: dict, word: str) -> int:
+    """How many answers of a dialogue end with this word: yes or no."""
+    return sum(bool(re.search(rf"\b{word}\W*$", t["value"].lower())) for t in answers_of(record))
 
 
 def mostly_yes(records: list[dict], rng: random.Random) -> list[dict]:
-    """Leave out dialogues with a no, until yes is YES_SHARE of both."""
+    """Leave out dialogues with a no and without a yes, until yes is YES_SHARE of both."""
     n_yes = sum(says(r, "yes") for r in records)
-    n_no = sum(says(r, "no") for r in records)
-    kept = n_yes * (1 - YES_SHARE) / YES_SHARE / n_no
-    return [r for r in records if not says(r, "no") or rng.random() < kept]
+    n_both = sum(says(r, "no") for r in records if says(r, "yes"))
+    n_no = sum(says(r, "no") for r in records) - n_both
+    kept = (n_yes * (1 - YES_SHARE) / YES_SHARE - n_both) / n_no
+    return [r for r in records if says(r, "yes") or not says(r, "no") or rng.random() < kept]
 
 
 def turned(answer: str) -> str:

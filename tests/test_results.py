@@ -113,6 +113,8 @@ def test_what_was_not_measured_is_a_dash(tables):
     label = tables.LABELS["answers/strange"]
     assert f"| {label} |  | - | 0.250 | - |" in lines
     assert label in tables.page()
+    put(tables, "sft-seed1.json", {"answers/exist": 0.8})
+    assert f"| {label} |  | - | 0.250 (1 seed) | - |" in tables.front_table()
 
 
 def test_the_quiz_is_a_row_and_clip_a_table_of_its_own(tables):

@@ -475,7 +475,11 @@ def conclusion(answer: str) -> str:
     return found[1] if found else answer
 
 
-DESCRIBE = {"chair": "Describe the picture.", "chair_detail": "Describe the picture in detail."}
+# group of figures -> kind of question in the log, question
+DESCRIBE = {
+    "chair": ("describe", "Describe the picture."),
+    "chair_detail": ("detail", "Describe the picture in detail."),
+}
 
 
 def hallucination(
@@ -521,11 +525,11 @@ def hallucination(
     shown = [data.shown(r) for r in records]
     hidden = [data.object_names(r, (True,)) for r in records]
     known = [s + e for s, e in zip(shown, every)]
-    for group, question in DESCRIBE.items():
+    for group, (kind, question) in DESCRIBE.items():
         replies = ask([{"image": r["image"], "question": question} for r in records])
         for r, a in zip(records, replies):
             log.append({
-                "image": r["image"], "kind": "detail", "question": question, "answer": a,
+                "image": r["image"], "kind": kind, "question": question, "answer": a,
             })
         named = [metrics.mentions(a, data.meta["phrases"]) for a in replies]
         chair = metrics.chair(named, shown)

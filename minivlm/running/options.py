@@ -39,6 +39,7 @@ RETIRED = {"lora_layers": "gpt.*,projector.*", "center": 0.01, "kl_horizon": 10_
 # settings that earlier versions did not have, with what these versions did
 ADDED = {
     "fit": "crop", "skip_long": False, "act": "gelu_tanh", "loss": "infonce", "norm": "layer",
+    "pool": "last", "feature_layer": 0,
 }
 # the same for the configs of models
 ADDED_GPT = {
@@ -180,7 +181,8 @@ def settings(cfg) -> dict:
     """Return the options that a resumed run must not change, with their values."""
     every = dataclasses.asdict(cfg)
     free = set(FREE + SOURCES)
-    if every.get("objective") == "blip":  # it compares the pairs within a micro-batch
+    # these compare the pairs within a micro-batch
+    if every.get("objective") == "blip" or every.get("kind") == "kto":
         free.remove("grad_accum")
     return {name: value for name, value in every.items() if name not in free}
 
