@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minivlm.conversation import pack_unread, prompt_of, spoken
+from minivlm.conversation import longest_prompt, pack_unread, prompt_of, spoken
 from minivlm.evaluation.raters import rating_of
 from minivlm.heads import RewardModel
 from minivlm.loading.batches import Batch, collate, hash_seed, places_that_fit, shuffled
@@ -150,9 +150,9 @@ def main(cfg: Config) -> dict[str, float]:
 
     def needed(r: dict) -> int:
         """Count the tokens of a prompt with its longest answer and the answer's end."""
-        prompt = prompt_of(r["question"], tokenizer, N, r["captions"] if cfg.facts else [])
+        facts = r["captions"] if cfg.facts else []
         answers = [spoken(a, tokenizer) for a in r["responses"]]
-        return len(prompt) + max(map(len, answers)) + 1
+        return longest_prompt(r["question"], tokenizer, N, facts) + max(map(len, answers)) + 1
 
     def load(split: str) -> list[dict]:
         rankings = load_rankings(cfg.data, split)

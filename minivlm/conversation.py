@@ -249,6 +249,18 @@ def prompt_of(
     return render([first, *others], tokenizer, n_image_tokens).ids
 
 
+def longest_prompt(
+    question: str, tokenizer: Tokenizer, n_image_tokens: int, facts: Sequence[str] = ()
+) -> int:
+    """Count the tokens of a prompt, with its facts in the order that needs most.
+
+    Only the first fact matters: a space stands before it, and a line break before the others.
+    Takes its arguments as `prompt_of`.
+    """
+    orders = [[fact, *facts[:i], *facts[i + 1:]] for i, fact in enumerate(facts)] or [[]]
+    return max(len(prompt_of(question, tokenizer, n_image_tokens, order)) for order in orders)
+
+
 def check_turns(turns: list[Turn], n_images: int) -> None:
     """Check the turns as `checked` does, and that they have an <image> for each picture.
 

@@ -36,6 +36,7 @@ class Side:
     part: "figures", "blind" (the same model, shown gray pictures) or "chance".
     shared: whether all seeds of the other side begin with this one model, measured once.
     figure: key of its figure, if it is another one than the claim's.
+    value: what to compare with instead of files.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Side:
     part: str = "figures"
     shared: bool = False
     figure: str = ""
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,8 @@ claims_about(
           ("is more helpful: names more of what is there", f"{_RLHF}; {_SILKIE}", "chair/recall"),
           ("does more of what is asked, rightly", ASKED, ALL),
           ("refuses more of what must be refused", ASKED, "refused/due"))),
+    ("PPO says yes less often", f"{_RLHF}: 47 %, 42 %", "pope_random/yes", LESS,
+     Side("PPO", "book/ppo"), SFT),
 )
 _before = side("ppo", "sft", "SFT", shared=True)
 claims_about(
@@ -239,13 +243,18 @@ claims_about(
     ("The best of 64 answers by it gains more", "Gao et al., arXiv:2210.10760", "gain", MORE,
      side("preferences", "best_of_n_reward", "all 4,300"),
      side("preferences", "best_of_n_reward_500", "500")),
-    ("Without the KL penalty PPO unlearns what it knew", ASKED, ALL, LESS, side("preferences", "kl0", "no penalty"),
+    ("Without the KL penalty PPO unlearns what it knew", ASKED, ALL, LESS,
+     side("preferences", "kl0", "no penalty"),
      side("preferences", "kl1", ".1")),
     ("PPO teaches a captioner no chat", ASKED, ALL, SAME, side("preferences", "caption", "PPO"),
      side("preferences", "captioner", "captioner")),
 )
 claims_about(
     "Preferences", "results/dpo.sh",
+    *((f"A judge likes the answers of {label} better than those of SFT", source,
+       "axes/preference/win_rate", MORE, side("dpo", name, label),
+       Side("as often as not", "", value=0.5))
+      for name, label, source in (("dpo", "DPO", _SILKIE), ("ppo", "PPO", _RLHF))),
     ("DPO invents less, asked for details", f"{_SILKIE}; RLHF-V, arXiv:2312.00849: -34.8 %",
      DETAIL, LESS, _dpo, side("dpo", "sft", "SFT", shared=True)),
     ("Preference tuning can do without looking: DPO with gray pictures invents as much less",
@@ -320,12 +329,38 @@ claims_about(
 )
 
 
+# what can be proved, and a test that does so on small numbers: claim, source, test
+EXACT = [
+    ("DPO on people's choices by Bradley and Terry's rule has the optimum of the KL-regularized "
+     "reward", "DPO, arXiv:2305.18290, section 4",
+     "tests/test_dpo.py::test_dpo_on_bradley_terry_data_finds_the_optimum_of_the_kl_regularized_"
+     "problem"),
+    ("PPO with a KL penalty has the same", "Ziegler et al., arXiv:1909.08593",
+     "tests/test_dpo.py::test_the_fixed_point_of_ppo_is_the_same_distribution"),
+    ("Robust DPO is unbiased if labels are flipped at the rate that it assumes",
+     "Chowdhury et al., arXiv:2403.00409",
+     "tests/test_dpo.py::test_robust_has_the_clean_loss_as_its_mean_over_flipped_labels"),
+    ("Before any step GRPO's gradient is the policy gradient", "PPO, arXiv:1707.06347, section 3",
+     "tests/test_grpo.py::test_before_any_step_the_gradient_is_the_policy_gradient"),
+    ("The three estimates of a KL agree in the mean with the exact one", "Schulman 2020",
+     "tests/test_rl.py::test_the_estimates_of_kl_agree_with_the_exact_one"),
+    ("With SigLIP's loss a pair does not depend on the other pairs of the batch",
+     "SigLIP, arXiv:2303.15343, section 3.2",
+     "tests/test_losses.py::test_a_pair_that_is_added_leaves_the_others_pairs_alone"),
+    ("A batch of pairs in parts gives the gradients of the whole batch",
+     "GradCache, arXiv:2101.06983",
+     "tests/test_clip.py::test_parts_give_loss_and_gradients_of_one_large_batch"),
+]
+
+
 # --- verdicts ---
 
 
 def values(side: Side, figure: str) -> dict[int, float]:
     """The figure of each seed; {} where a file is missing or lacks it."""
     found = {}
+    if side.value is not None:
+        return found
     folder, name = side.files.split("/")
     for path in sorted((HERE / folder).glob(f"{name}-seed*")):
         if path.suffix == ".json":
@@ -392,13 +427,16 @@ def row(claim: Claim) -> tuple[str, str] | None:
     """The line of a table and its verdict, or None if the claim was not measured."""
     first, second = (values(side, side.figure or claim.figure)
                      for side in (claim.first, claim.second))
+    constant = claim.second.value
     if claim.second.shared and second:
-        second = dict.fromkeys(first, second[0])
+        constant = second[0]
+    if constant is not None:
+        second = dict.fromkeys(first, constant)
     seeds = first.keys() & second.keys()
     if not seeds:
         return None
     first, second = ({seed: found[seed] for seed in seeds} for found in (first, second))
-    once = f"{second[0]:.3f}" if claim.second.shared else number(second)
+    once = f"{constant:.3f}" if constant is not None else number(second)
     measured = (f"{NAMES.get(claim.figure, claim.figure)}: "
                 f"{claim.first.label} {number(first)}, {claim.second.label} {once}")
     told = verdict(first, second, claim.says)
@@ -434,6 +472,9 @@ def page() -> str:
         "measurement."
     )
     parts += tables
+    table = head(["claim", "source", "test"])
+    table += [line([claim, source, f"`{test}`"]) for claim, source, test in EXACT]
+    parts += ["## Shown by a test", "\n".join(table)]
     if missing:
         table = head(["claim", "source", "would be made by"])
         table += [line([c.claim, c.source, f"`{c.made}`"]) for c in missing]

@@ -8,6 +8,7 @@
 #   plain, cdpo, ipo, kto   others of the family; plain is DPO as first published
 #   lora                    adapters alone learn
 #   judge0 ... judge8       a judge ranks the same answers; 0, 20, 40, 80 % of its ratings are guesses
+#   ppo                     the speedrun's, beside them
 #   silkie                  a judge ranks the answers of two chatbots, SFT's and PPO's
 #   round2, round3          the last policy's answers are ranked, and it is the reference
 source "$(dirname "$0")/common.sh"
@@ -48,6 +49,7 @@ for seed in $seeds; do
 done
 all_done
 seed=${seeds%% *}
+beside ppo measure "$from/ppo" ppo-seed0 --axes --against "$runs/sft"
 beside plain dpo plain $seed --no-average --changed 1 --beta 0.3
 beside cdpo dpo cdpo $seed --label_smoothing 0.2
 beside ipo dpo ipo $seed --kind ipo

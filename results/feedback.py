@@ -26,7 +26,9 @@ def figures(name: str) -> dict[str, float]:
     """
     paths = sorted(HERE.glob(f"{name}-seed*.json"))
     if not paths:
-        raise SystemExit(f"feedback.py: error: no {HERE / name}-seed*.json; results/dpo.sh writes it")
+        raise SystemExit(
+            f"feedback.py: error: no {HERE / name}-seed*.json; results/dpo.sh writes it"
+        )
     return json.loads(paths[0].read_text())["figures"]
 
 

@@ -210,14 +210,16 @@ NOT_PPO = {"kl0": "no KL penalty", "kl1": ".1 in place of .3",
 REWARD_MODELS = {"reward_500": "500 rankings", "reward_2000": "2,000 rankings",
                  "reward": "all 4,300 rankings", "reward_last": "reads the last token",
                  "reward_facts": "reads true captions (--facts)"}
+RL = {"rl_kl0_500": "500 rankings", "rl_kl0": "all 4,300"}
 CHECKED = {"sft": "SFT", "more": "more SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
            "k2": "2 answers a prompt", "k16": "16", "ppo": "PPO",
-           "rloo_reward": "RLOO, reward model", "best16": "SFT, best of 16 by the reward model"}
+           "rloo_reward": "RLOO, reward model",
+           "best16": "SFT, best of 16 by the reward model"}
 HONEST = {"before": "SFT", "sft": "R-Tuning", "dr_grpo8": "and Dr. GRPO, .8",
           "dr_grpo85": "and Dr. GRPO, .85", "dr_grpo9": "and Dr. GRPO, .9",
           "grpo9": "and GRPO, .9", "ppo": "and PPO", "dpo": "and DPO"}
 THREADS = {"sft": "SFT", "1": "PPO, 1 thread", "2": "PPO, 2 threads"}
-FAMILY = {"sft": "SFT", "dpo": "DPO, dense", "gray": "gray pictures", "plain": "DPO, plain",
+FAMILY = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO, dense", "gray": "gray pictures", "plain": "DPO, plain",
           "cdpo": "cDPO", "ipo": "IPO", "kto": "KTO", "lora": "LoRA", "round2": "second round",
           "round3": "third round", "silkie": "pool and judge (Silkie)"}
 
@@ -551,8 +553,7 @@ def preference_tables() -> list[list[str]]:
         side_by_side("The best of 64 answers by the reward model; gain = d (a - b d)",
                      measured(named("preferences", best)), FITS),
         side_by_side("PPO without the KL penalty; gain = d (a - b ln d)",
-                     measured(named("preferences", {"rl_kl0_500": "500 rankings",
-                                                    "rl_kl0": "all 4,300"})), ("a", "b", "r2", "gain")),
+                     measured(named("preferences", RL)), ("a", "b", "r2", "gain")),
         picture("scores over KL", "preferences/overoptimization.png"),
     ]
     path = HERE / "preferences" / "rollouts.json"

@@ -1,13 +1,14 @@
 """minivlm/conversation.py: which tokens are answers, worked by hand and rebuilt independently."""
 
+import itertools
 import random
 import re
 
 import pytest
 
 from minivlm.conversation import (
-    IMAGE_MARK, append_unread, caption_rows, check_turns, count_images, make_row, pack, prompt_of,
-    render, spoken,
+    IMAGE_MARK, append_unread, caption_rows, check_turns, count_images, longest_prompt, make_row,
+    pack, prompt_of, render, spoken,
 )
 from minivlm.templates import TEMPLATES
 from minivlm.tokenizer import Tokenizer, train_bpe
@@ -374,6 +375,16 @@ def test_a_question_that_refers_back_stands_behind_the_turns_before_it():
              {"from": "human", "value": "And its color?"}]
     assert ids == render(whole, TOKENIZER, 2).ids
     assert before[0]["value"] == "Where is the cat?"  # the caller's turns stay as they are
+
+
+def test_no_order_of_the_facts_makes_a_longer_prompt_than_was_counted():
+    """Catches a length that is right for one order: "Z" is one token, " Z" are two."""
+    letters = Tokenizer({bytes([i]): i for i in range(256)} | {b" A": 256})
+    facts = ["A cat.", "Zebras.", "A dog."]
+    lengths = {len(prompt_of("Why?", letters, 4, list(order)))
+               for order in itertools.permutations(facts)}
+    assert len(lengths) == 2 and longest_prompt("Why?", letters, 4, facts) == max(lengths)
+    assert longest_prompt("Why?", letters, 4) == len(prompt_of("Why?", letters, 4))
 
 
 def test_the_word_image_in_a_fact_is_no_picture():

@@ -294,6 +294,9 @@ def test_a_row_shows_what_is_in_the_files_and_nothing_else_is_claimed(claims):
     log = claims.Claim("A is more", "a paper", "answers/exist", "more", side("A", "x/a"),
                        side("log", "x/log"), "make")
     assert "A 0.900, log 0.750" in claims.row(log)[0]
+    even = claims.Claim("A is more", "a paper", "answers/exist", "more", side("A", "x/a"),
+                        side("even", "", value=0.5), "make")
+    assert "A 0.800 ± 0.141 (2 seeds), even 0.500 | borne out |" in claims.row(even)[0]
     other = claims.Claim("A is more", "a paper", "answers/exist", "more", side("A", "x/a"),
                          side("B", "x/b", figure="answers/color"), "make")
     assert claims.row(other) is None
@@ -314,3 +317,6 @@ def test_the_page_of_claims_is_what_the_files_say(script):
             assert claim.says in (claims.MORE, claims.LESS, claims.SAME), claim
             assert claim.source == claims.ASKED or re.search(
                 r"arXiv:\d{4}\.\d{5}|R1-V, 2025|CRaFT", claim.source), claim
+    for _, _, test in claims.EXACT:
+        file, name = test.split("::")
+        assert f"def {name}(" in (ROOT / file).read_text()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minivlm.conversation import prompt_of
+from minivlm.conversation import longest_prompt, prompt_of
 from minivlm.evaluation.correctness import check_names
 from minivlm.evaluation.raters import rating_of, true_ratings
 from minivlm.evaluation.scene import has_scene, things_of
@@ -83,9 +83,11 @@ class Prompts:
 
         need = ("image", "question", "kind")
         questions = load_records(self.folder, split, need, check=check)
-        # no model reads a longer prompt; the order of facts does not change its length
-        prompts = [self.reward_prompt(q, torch.Generator()) for q in questions]
-        lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+        lengths = []  # no model reads a longer prompt than the reward model
+        for q in questions:
+            facts = self.records[q["image"]]["captions"] if self.facts else []
+            n = longest_prompt(q["question"], self.tokenizer, self.config.vit.n_tokens, facts)
+            lengths.append(n + max_new_tokens)
         kept = places_that_fit(
             questions, lengths, self.config.gpt.block_size, skip_long, split,
             included=f"an answer of {max_new_tokens}",

@@ -333,7 +333,7 @@ def test_a_mistake_in_the_inputs_is_one_line(runs, folder, tmp_path, capsys, mon
     ("grpo", {"n_copies": 4}, "batch_size 6 is not a multiple of n_copies 4"),
     ("grpo", {"reward": "nowhere"}, "train_reward.py"), ("grpo", {"lr": 0.0}, "are both 0"),
     ("grpo", {"clip_high": 0.0}, "clip_high is 0.0, expected > 0"),
-    ("dpo", {"init": "clip"}, "stage 'clip'"), ("dpo", {"kind": "kto"}, "kind 'kto'"),
+    ("dpo", {"init": "clip"}, "stage 'clip'"), ("dpo", {"kind": "simpo"}, "kind 'simpo'"),
     ("dpo", {"beta": 0.0}, "beta is 0.0"), ("dpo", {"split": "nothing"}, "no pairs at"),
     ("dpo", {"kind": "ipo", "label_smoothing": 0.1}, "label_smoothing is 0.1 for kind ipo"),
     ("dpo", {"batch_size": 9999}, "larger than"),
