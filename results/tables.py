@@ -219,9 +219,10 @@ HONEST = {"before": "SFT", "sft": "R-Tuning", "dr_grpo8": "and Dr. GRPO, .8",
           "dr_grpo85": "and Dr. GRPO, .85", "dr_grpo9": "and Dr. GRPO, .9",
           "grpo9": "and GRPO, .9", "ppo": "and PPO", "dpo": "and DPO"}
 THREADS = {"sft": "SFT", "1": "PPO, 1 thread", "2": "PPO, 2 threads"}
-FAMILY = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO, dense", "gray": "gray pictures", "plain": "DPO, plain",
-          "cdpo": "cDPO", "ipo": "IPO", "kto": "KTO", "lora": "LoRA", "round2": "second round",
-          "round3": "third round", "silkie": "pool and judge (Silkie)"}
+FAMILY = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO, dense", "gray": "gray pictures",
+          "plain": "DPO, plain", "cdpo": "cDPO", "ipo": "IPO", "kto": "KTO",
+          "lora": "LoRA", "round2": "second round", "round3": "third round",
+          "silkie": "pool and judge (Silkie)"}
 
 
 # --- reading ---
