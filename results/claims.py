@@ -246,6 +246,8 @@ claims_about(
     ("Without the KL penalty PPO unlearns what it knew", ASKED, ALL, LESS,
      side("preferences", "kl0", "no penalty"),
      side("preferences", "kl1", ".1")),
+    ("Three times as many rollouts invent less", ASKED, DETAIL, LESS,
+     side("preferences", "long", "210"), side("ppo", "1", "70")),
     ("PPO teaches a captioner no chat", ASKED, ALL, SAME, side("preferences", "caption", "PPO"),
      side("preferences", "captioner", "captioner")),
 )

@@ -6,6 +6,7 @@
 #   reward_500, _2000     it learns from so many rankings, instead of 4,300
 #   kl0, kl1              PPO without the KL penalty, and with .1 in place of .3
 #   kl0_500               PPO without the penalty, from the reward model of 500 rankings
+#   long                  three times as many rollouts as by default
 #   facts                 PPO from the one that is told captions
 #   caption, captioner    PPO of a captioner that was never taught to chat, and it before that
 #   best_of_n_...         the best of 1 to 64 answers, by each reward model
@@ -41,6 +42,7 @@ all_done
 beside kl0 ppo kl0 $seed reward --kl_coef 0
 beside kl1 ppo kl1 $seed reward --kl_coef 0.1
 beside kl0_500 ppo kl0_500 $seed reward_500 --kl_coef 0
+beside long ppo long $seed reward --steps 210
 beside facts ppo facts $seed reward_facts --skip_long
 beside caption ppo caption $seed reward --init "$from/caption" --max_new_tokens 32 --steps 40
 all_done
