@@ -205,7 +205,8 @@ LEFT_OUT = {"30000": "all three", "no_conversation": "no conversations",
             "no_detail": "no descriptions", "no_reasoning": "no reasoning"}
 PHRASINGS = {"": "trained phrasings", "held_out_": "unseen phrasings"}  # a name begins so
 NOT_PPO = {"kl0": "no KL penalty", "kl1": ".1 in place of .3",
-           "kl0_500": "no penalty, 500 rankings", "long": "three times the rollouts", "facts": "facts",
+           "kl0_500": "no penalty, 500 rankings", "long": "three times the rollouts",
+           "facts": "facts",
            "captioner": "captioner", "caption": "PPO of a captioner"}
 REWARD_MODELS = {"reward_500": "500 rankings", "reward_2000": "2,000 rankings",
                  "reward": "all 4,300 rankings", "reward_last": "reads the last token",
