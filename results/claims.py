@@ -234,6 +234,12 @@ claims_about(
     ("A reward model that reads every token of an answer judges better than one that reads the "
      "last", "InstructGPT, arXiv:2203.02155: the last", "truth/all", MORE, _reward,
      side("preferences", "reward_last", "last token")),
+    ("It seldom prefers a description that leaves out what is plain to see", ASKED,
+     "left_out/clear", LESS, side("preferences", "leave_out_reward", "every token"),
+     side("preferences", "leave_out_reward_last", "last token")),
+    ("and more often one that leaves out what is hardly visible", ASKED, "left_out/hardly", MORE,
+     side("preferences", "leave_out_reward", "every token"),
+     side("preferences", "leave_out_reward_last", "last token")),
     ("One that is told captions judges better", f"{_RLHF}, section 3.2", "truth/all", MORE,
      side("preferences", "reward_facts", "facts"), _reward),
     ("and PPO with it invents less", f"{_RLHF}: MMHal 1.8, 2.1", DETAIL, LESS,

@@ -4,6 +4,7 @@
 #   reward, reward_last   the head reads every token of an answer, or the last one
 #   reward_facts          it is told true captions
 #   reward_500, _2000     it learns from so many rankings, instead of 4,300
+#   leave_out_...         what each of them would rather not hear in a description
 #   kl0, kl1              PPO without the KL penalty, and with .1 in place of .3
 #   kl0_500               PPO without the penalty, from the reward model of 500 rankings
 #   long                  three times as many rollouts as by default
@@ -39,6 +40,9 @@ seed=${seeds%% *}
 beside reward_facts reward reward_facts $seed --facts --skip_long
 for n in 500 2000; do beside reward_$n few $n $seed; done
 all_done
+for name in reward reward_last reward_500 reward_2000; do
+    beside leave_out_$name $python results/leave_out.py "$from/sft" "$runs/$name-seed$seed" $name
+done
 beside kl0 ppo kl0 $seed reward --kl_coef 0
 beside kl1 ppo kl1 $seed reward --kl_coef 0.1
 beside kl0_500 ppo kl0_500 $seed reward_500 --kl_coef 0

@@ -156,6 +156,8 @@ OPTIMIZED = {
     "score/64": "its score by the reward model", "gain": "gain in true score",
     "possible": "gain if the truth chose", "a": "a", "b": "b",
     "r2": "share of the variance that the form explains",
+    "left_out/clear": "prefers to leave out what is plain to see",
+    "left_out/hardly": "what is hardly visible", "left_out/absent": "what is not there",
 }
 LABELS = MAIN | CAPTIONS | AXES | SIGHT | OPTIMIZED
 REWARD = {
@@ -551,6 +553,12 @@ def preference_tables() -> list[list[str]]:
     best = {f"best_of_n_{name}": label for name, label in REWARD_MODELS.items()}
     tables = [
         reward_table(),
+        side_by_side(
+            "A sentence of a detailed description left out, by the thing that it names",
+            measured(named("preferences", {
+                f"leave_out_{name}": label for name, label in REWARD_MODELS.items()})),
+            ("left_out/clear", "left_out/hardly", "left_out/absent"),
+        ),
         side_by_side("PPO otherwise", measured(named("preferences", NOT_PPO)), SKILLS),
         side_by_side("The best of 64 answers by the reward model; gain = d (a - b d)",
                      measured(named("preferences", best)), FITS),

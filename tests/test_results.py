@@ -41,7 +41,7 @@ def tables(script, monkeypatch, tmp_path):
     return module
 
 
-@pytest.mark.parametrize("name", ["charts", "claims", "overoptimization", "variants"])
+@pytest.mark.parametrize("name", ["charts", "claims", "leave_out", "overoptimization", "variants"])
 def test_the_examples_of_the_scripts_hold(script, name):
     """Catches a formula whose worked example no longer comes out."""
     done = doctest.testmod(script(name))
