@@ -6,7 +6,7 @@
 Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; on language: Ziegler et al. 2019,
 arXiv:1909.08593; with pictures: LLaVA-RLHF, arXiv:2309.14525.
 Reads: runs/sft, runs/reward, prompts.jsonl.   Writes: runs/ppo, samples_*.png in it.
-Expect (2 CPU cores): 6 min; the true score rises, fewer objects are invented
+Expect (2 CPU cores): 3.5 min; the true score rises, fewer objects are invented
 Run: python train_ppo.py [--kl_coef 0]
 """
 

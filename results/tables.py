@@ -157,7 +157,8 @@ OPTIMIZED = {
     "possible": "gain if the truth chose", "a": "a", "b": "b",
     "r2": "share of the variance that the form explains",
     "left_out/clear": "prefers to leave out what is plain to see",
-    "left_out/hardly": "what is hardly visible", "left_out/absent": "what is not there",
+    "left_out/hardly": "prefers to leave out what is hardly visible",
+    "left_out/absent": "prefers to leave out what is not there",
 }
 LABELS = MAIN | CAPTIONS | AXES | SIGHT | OPTIMIZED
 REWARD = {
