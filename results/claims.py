@@ -8,7 +8,6 @@ result files by a rule, see `verdict`; nobody writes it. A claim whose files are
 under "Not measured yet", with the command that makes them.
 """
 
-import json
 import math
 import re
 import statistics
@@ -16,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tables import LABELS, REWARD, head, line, read_log
+from tables import LABELS, REWARD, head, line, read_log, read_result
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "claims.md"
@@ -372,7 +371,7 @@ def values(side: Side, figure: str) -> dict[int, float]:
     folder, name = side.files.split("/")
     for path in sorted((HERE / folder).glob(f"{name}-seed*")):
         if path.suffix == ".json":
-            figures = json.loads(path.read_text())[side.part]
+            figures = read_result(path)[side.part]
         elif path.suffix == ".csv":
             rows = [row for row in read_log(path) if figure in row]
             figures = min(rows, key=lambda row: row["val_loss"], default={})

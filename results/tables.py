@@ -232,12 +232,25 @@ FAMILY = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO, dense", "gray": "gray picture
 # --- reading ---
 
 
+def read_result(path: Path) -> dict:
+    """Read a result file, without the figures of CHAIR that are stale.
+
+    Before details were asked for, too, things that captions deny counted as shown.
+    """
+    report = json.loads(path.read_text())
+    for part in ("figures", "blind"):
+        figures = report.get(part, {})
+        if not any(name.startswith("chair_detail/") for name in figures):
+            report[part] = {k: v for k, v in figures.items() if not k.startswith("chair/")}
+    return report
+
+
 def load(folder: str) -> dict[str, list[dict]]:
     """Result files of a folder by their name without the seed."""
     reports = defaultdict(list)
     for path in sorted((HERE / folder).glob("*-seed*.json")):
         name = path.name.rsplit("-seed", 1)[0]
-        reports[name].append(json.loads(path.read_text()))
+        reports[name].append(read_result(path))
     return reports
 
 

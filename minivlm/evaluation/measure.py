@@ -36,6 +36,10 @@ from minivlm.vlm import VLM
 
 Figures = dict[str, float]  # "group/figure" -> value
 
+# the parts of a caption, and the words by which a part denies something
+PARTS = re.compile(r"[,.;]| and ")
+DENIES = re.compile(r"\b(?:no|not|without)\b", re.IGNORECASE)
+
 # --- the data ---
 
 
@@ -105,11 +109,14 @@ class EvalData:
     def shown(self, record: dict) -> list[str]:
         """Return the objects that CHAIR takes as shown, by name.
 
-        These are the visible objects, and the objects that people's captions mention.
+        These are the visible objects, and the objects that people's captions mention. What a
+        part of a caption denies ("and the dog is not in the picture") it does not mention.
         """
         names = self.object_names(record, (False,))
         for caption in record.get("captions", []):
-            names += metrics.mentions(caption, self.meta["phrases"])
+            for part in PARTS.split(caption):
+                if not DENIES.search(part):
+                    names += metrics.mentions(part, self.meta["phrases"])
         return names
 
 

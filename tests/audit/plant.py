@@ -370,6 +370,8 @@ BUGS = [
      "z = torch.cat([chosen, rejected]).mean()", "z = chosen.mean()", "tests/test_dpo.py"),
     ("kto's z that learns", "minivlm/losses.py", "rejected]).mean().detach().clamp(min=0)",
      "rejected]).mean().clamp(min=0)", "tests/test_dpo.py"),
+    ("what captions deny counted as shown", "minivlm/evaluation/measure.py",
+     "if not DENIES.search(part):", "if True:", "tests/evaluation/test_measure.py"),
     ("details left out of CHAIR", "minivlm/evaluation/measure.py", "figures |= under(group, chair)",
      'figures |= under("chair", chair)', "tests/evaluation/test_measure.py"),
     ("reward read at the first token", "minivlm/heads.py", "at &= segments != behind",
