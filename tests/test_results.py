@@ -317,6 +317,8 @@ def test_the_page_of_claims_is_what_the_files_say(script):
             assert claim.says in (claims.MORE, claims.LESS, claims.SAME), claim
             assert claim.source == claims.ASKED or re.search(
                 r"arXiv:\d{4}\.\d{5}|R1-V, 2025|CRaFT", claim.source), claim
+    every = {claim.claim for section in claims.SECTIONS.values() for claim in section}
+    assert set(claims.WHY) <= every
     for _, _, test in claims.EXACT:
         file, name = test.split("::")
         assert f"def {name}(" in (ROOT / file).read_text()
