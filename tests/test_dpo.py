@@ -60,15 +60,15 @@ def test_gradients_equal_finite_differences_and_push_apart(kind, e):
 def test_kto_measures_each_answer_from_what_all_have_become():
     """Catches a z that learns, one below 0, one of the chosen answers alone, a term turned round.
 
-    Terms .5 and -.1, .3 and .1: z = .2. 1 - sigmoid(.3 beta) = .4256 and so on, at beta = 1.
+    Terms .5 and -.1, .9 and .1: z = .35. 1 - sigmoid(.15 beta) = .4626 and so on, at beta = 1.
     """
-    chosen, rejected = torch.tensor([0.5, 0.3]), torch.tensor([-0.1, 0.1])
+    chosen, rejected = torch.tensor([0.5, 0.9]), torch.tensor([-0.1, 0.1])
     z = torch.zeros(2)
     got = dpo_loss(chosen.requires_grad_(), rejected, z, z, 1.0, "kto")
     torch.testing.assert_close(
-        got, torch.tensor([(0.42556 + 0.42556) / 2, (0.47502 + 0.47502) / 2]), atol=1e-4, rtol=0)
+        got, torch.tensor([(0.46257 + 0.38936) / 2, (0.36586 + 0.43782) / 2]), atol=1e-4, rtol=0)
     [grad] = torch.autograd.grad(got[0], chosen)
-    assert grad[0].item() == pytest.approx(-0.42556 * 0.57444 / 2, abs=1e-4) and grad[1] == 0
+    assert grad[0].item() == pytest.approx(-0.46257 * 0.53743 / 2, abs=1e-4) and grad[1] == 0
     below = dpo_loss(chosen.detach() - 1, rejected - 1, z, z, 1.0, "kto")
     assert below[0].item() == pytest.approx((0.62246 + 0.24974) / 2, abs=1e-4)
 
