@@ -70,7 +70,7 @@ SFT = Side("SFT", "book/sft")
 RUN = "results/make.sh"
 ALL, CHAIR, DETAIL = "followed/all", "chair/chair_i", "chair_detail/chair_i"
 NAMES = LABELS | REWARD | {
-    "gain": "gain in true score, in points",
+    "gain": "gain in true score, in points", "true/64": "true score (1 .. 5)",
 }
 
 SECTIONS: dict[str, list[Claim]] = {}
@@ -248,6 +248,10 @@ claims_about(
     ("The best of 64 answers by it gains more", "Gao et al., arXiv:2210.10760", "gain", MORE,
      side("preferences", "best_of_n_reward", "all 4,300"),
      side("preferences", "best_of_n_reward_500", "500")),
+    ("Past some n the answer that the reward model likes best is truly worse",
+     "Gao et al., arXiv:2210.10760", "true/64", LESS,
+     side("preferences", "best_of_n_reward", "of 64"),
+     side("preferences", "best_of_n_reward", "of 4", figure="true/4")),
     ("Without the KL penalty PPO unlearns what it knew", ASKED, ALL, LESS,
      side("preferences", "kl0", "no penalty"),
      side("preferences", "kl1", ".1")),

@@ -152,7 +152,8 @@ SIGHT = {
     "sight/answered": "right, of all that it does not call unsure",
 }
 OPTIMIZED = {
-    "true/1": "true score of one answer (1 .. 5)", "true/64": "of the best of 64",
+    "true/1": "true score of one answer (1 .. 5)", "true/4": "of the best of 4",
+    "true/64": "of the best of 64",
     "score/64": "its score by the reward model", "gain": "gain in true score",
     "possible": "gain if the truth chose", "a": "a", "b": "b",
     "r2": "share of the variance that the form explains",
@@ -185,7 +186,7 @@ CLIP = ("retrieval/image_to_text_r1", "zero_shot/held_out")
 SKILLS = ("answers/exist", "answers/color", "answers/size", "answers/count", "answers/position",
           "answers/relation", "followed/all", "refused/due", "chair_detail/chair_i",
           "chair_detail/recall", "pope_random/yes", "pope_adversarial/f1")
-FITS = ("true/1", "true/64", "score/64", "gain", "possible", "a", "b", "r2")
+FITS = ("true/1", "true/4", "true/64", "score/64", "gain", "possible", "a", "b", "r2")
 MORE_SKILLS = ("answers/kind", "answers/unknowable", "followed/form", "style/word",
                "style/sentence", "style/list", "chair/chair_s", "chair/recall_hidden",
                "pope_adversarial/f1")
