@@ -5,6 +5,7 @@
 #                            default), two maps, one map
 #   no_connector             SFT without a connector stage before it
 #   few, few_no_connector    150 steps of SFT, with the connector stage and without
+#   young, young_no_...      600 steps, behind a language model of 200 steps instead of 1,100
 #   layer1, layer3           the last layer of the ViT, the last but two; our default is the last
 #                            but one
 #   eyes, random             the ViT learns, too; it has never learned before (no stage 1)
@@ -23,6 +24,12 @@ random() {  # seed
     $python train_clip.py --steps 0 --seed "$1" --out "$runs/random-seed$1/clip"
     way random "$1" "--clip $runs/random-seed$1/clip" --no-freeze_vit
 }
+young() {  # seed
+    local lm="$runs/young-seed$1/lm"
+    $python train_lm.py --steps 200 --seed "$1" --out "$lm"
+    way young "$1" "--lm $lm" ""
+    way young_no_connector "$1" "--lm $lm --steps 0" ""
+}
 yes() {  # seed
     way yes "$1" "" "--split yes"
     local run="$runs/no_more-seed$1"
@@ -39,6 +46,7 @@ for seed in $seeds; do
     beside eyes$seed way eyes $seed "" "--no-freeze_vit"
     beside random$seed random $seed
     beside yes$seed yes $seed
+    beside young$seed young $seed
     beside answer_first$seed way answer_first $seed "" "--split answer_first"
     for layer in 1 3; do
         beside layer$layer$seed way layer$layer $seed "--feature_layer -$layer" ""

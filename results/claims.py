@@ -166,6 +166,8 @@ claims_about(
      side("choices", "placed", "with 3a"), side("choices", "no_connector", "without")),
     ("and after 150 steps", f"{LONG}; {_PRISMATIC}", ALL, MORE,
      side("choices", "few", "with 3a"), side("choices", "few_no_connector", "without")),
+    ("and behind a language model that has read little", f"{LONG}; {_PRISMATIC}", ALL, MORE,
+     side("choices", "young", "with 3a"), side("choices", "young_no_connector", "without")),
     ("A projector of two maps is better than one of one map",
      "LLaVA-1.5, arXiv:2310.03744: MME 1323.8, 1355.2", ALL, MORE, side("choices", "mlp", "two"),
      side("choices", "linear", "one")),

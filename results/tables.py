@@ -197,6 +197,7 @@ BOOK = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
 CHOICES = {"placed": "as by default", "mlp": "without places", "linear": "one map",
            "no_connector": "without 3a", "few": "150 steps",
            "few_no_connector": "150 steps, without 3a",
+           "young": "LM of 200 steps", "young_no_connector": "LM of 200 steps, without 3a",
            "layer1": "last layer", "layer3": "last but two", "eyes": "ViT trained",
            "random": "and without stage 1", "answer_first": "conclusion first",
            "yes": "nine of ten yes", "no_more": "and 150 balanced steps"}
