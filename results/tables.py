@@ -631,7 +631,10 @@ def ppo_table() -> list[str]:
     """PPO on one thread and on two; all runs have the same chatbot and reward model."""
     columns = measured(named("ppo", THREADS))
     keys = (*CHAIR, "followed/all", "refused/due", "refused/harmless")
-    return side_by_side("PPO from one chatbot and one reward model", columns, keys)
+    return side_by_side(
+        "How far PPO's figures move: one chatbot and one reward model, other draws, another rounding",
+        columns, keys,
+    )
 
 
 # --- photographs ---
@@ -830,11 +833,12 @@ def clip_table() -> list[str]:
 
 
 def beyond_tables() -> list[list[str]]:
-    """What GRPO changes, and what a chatbot says of things that it hardly sees."""
+    """How far PPO's figures move, what GRPO changes, what is said of hardly visible things."""
     checked = measured(named("grpo", {"sft": "SFT", "grpo": "GRPO"}))
     honest = measured(named("honesty", HONEST))
     keys = ("followed/all", *CHAIR, "refused/due", "refused/harmless")
     return [
+        ppo_table(),
         side_by_side("Answers checked by program, from one chatbot", checked, keys),
         side_by_side("Probed, and taught to say \"not sure\"", honest, SIGHT),
     ]
