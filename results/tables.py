@@ -631,10 +631,8 @@ def ppo_table() -> list[str]:
     """PPO on one thread and on two; all runs have the same chatbot and reward model."""
     columns = measured(named("ppo", THREADS))
     keys = (*CHAIR, "followed/all", "refused/due", "refused/harmless")
-    return side_by_side(
-        "How far PPO's figures move: one chatbot and one reward model, other draws, another rounding",
-        columns, keys,
-    )
+    title = "How far PPO's figures move: one chatbot and reward model, other draws and rounding"
+    return side_by_side(title, columns, keys)
 
 
 # --- photographs ---
