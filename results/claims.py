@@ -397,6 +397,8 @@ WHY = {
         "was chosen in an earlier world",
     "IPO invents as little": "With the default beta of 5 its margins need to reach only .1 nats a "
                              "token",
+    "KTO, which needs no pairs, invents as little": "It goes further with the same beta: right "
+                                                    "answers fall, too",
     "and PPO with it invents less": "It judges no better, see above",
     "RLOO answers more questions rightly": "As GRPO: most gains come from few kinds of questions; "
                                            "two of three groups are dead",
