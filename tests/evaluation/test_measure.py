@@ -44,7 +44,7 @@ def test_objects_are_named_with_and_without_a_color(tmp_path):
     assert data.object_names(record, (False,)) == ["cat"]
     assert data.object_names(record, (True,)) == ["red ring"]
     assert data.shown(record) == ["cat", "dog", "dog"]
-    record["captions"] = ["A dog is at the left, the red ring is not in the picture and a cat sits."]
+    record["captions"] = ["A dog is at the left, the red ring is not in the picture, a cat sits."]
     assert data.shown(record) == ["cat", "dog", "cat"]
 
 
