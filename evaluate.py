@@ -10,8 +10,8 @@ training is meant to improve: hallucination, helpfulness, safety, preference (wi
 another run, as a simulated judge decides), honesty.
 
 Reads: a run folder and a data folder.
-Writes into the run folder: the figures, eval.json, and the answers, eval.answers.jsonl. With
-other questions or with --best_of 16 the names begin with quiz, or with eval_best16.
+Writes into the run folder: the figures (eval.json) and the answers (eval.answers.jsonl).
+These names begin with quiz after --questions quiz, and with eval_best16 after --best_of 16.
 Run: python evaluate.py --run runs/sft [--questions quiz]
      python evaluate.py --run runs/sft --best_of 16 --reward runs/reward
      python evaluate.py --run runs/dpo --axes --against runs/sft

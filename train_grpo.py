@@ -74,7 +74,7 @@ class Config:
     right: float = 1.0  # >= 0; checked reward of a right answer
     form: float = 0.2  # >= 0; checked reward of an answer of the form asked for
     refusal: float = 0.2  # >= 0; checked reward if it refuses exactly where it should
-    unsure: float = 0.0  # >= 0; checked reward if it is not right, but says "not sure"
+    unsure: float = 0.0  # >= 0; checked reward of a "not sure" that is not the right answer
     end_penalty: float = 1.0  # >= 0; subtracted from the score of an answer without an end
     advantage: str = "grpo"  # grpo | dr_grpo | rloo; dr_grpo divides by no deviation or length
     kl_coef: float = 0.1  # >= 0; cost of a nat of KL to the reference (DeepSeekMath: .04)

@@ -5,10 +5,10 @@
     python train_caption.py --split capfilt
 
 One checkpoint of `train_caption.py --objective blip` is both. Its GPT writes captions by
-nucleus sampling, or by beam search (--n_beams 3). Its matching head gives every caption,
-from the web or written by the GPT, a probability that it fits its picture; a caption is kept
-if it is likelier to fit than not. A picture without any kept caption is left out. If the
-data say which captions are noise, the precision and recall of the filter are printed.
+nucleus sampling, or by beam search (--n_beams 3). Its matching head gives every caption a
+probability that it fits its picture, whether the web or the GPT has written it. A caption is
+kept if it is likelier to fit than not. A picture without any kept caption is left out. Some
+data say which captions are noise; then the filter's precision and recall are printed.
 
 In training, one caption in three fits. Where more captions fit, the head's probabilities
 are too low. So the share of fitting captions is estimated from the head's own
@@ -216,7 +216,7 @@ def report_of(records: list[dict], kept_web: list[bool]) -> dict[str, float]:
 
 
 def main(cfg: Config) -> dict[str, float]:
-    """Write the cleaned split; return counts, and what is known of the filter and the captions.
+    """Write the cleaned split; return counts, and shares that the data allow to know.
 
     Raises:
         ValueError: if the run was not trained by blip, if `out` is the file that is read,

@@ -1,4 +1,4 @@
-r"""What does a chatbot know? Where its answers are mostly wrong, it learns to say "not sure".
+r"""Probe what a chatbot knows, and write dialogues that teach it to say "not sure" elsewhere.
 
     python data/probe.py                                                  asks runs/sft
     python train_sft.py --init runs/sft --split honest --val_split honest_val --steps 600 \
@@ -6,9 +6,9 @@ r"""What does a chatbot know? Where its answers are mostly wrong, it learns to s
     python evaluate.py --run runs/honest --questions sight --n_questions 1000 --no-describe
 
 The questions are about clearly visible things, about hardly visible things, which only the
-annotation shows, and about absent things. The chatbot answers each question k times. If the
-share of right answers is below `least`, the taught answer is "I'm not sure". Otherwise it is
-the right answer. Files in the data folder:
+annotation shows, and about absent things. The chatbot answers each question k times. Then one
+answer is taught: the right one, or "I'm not sure" if fewer of the k answers were right than
+`least` asks for, which is a share. Files in the data folder:
 
     honest.jsonl, honest_val.jsonl
                         for `train_sft.py`: these dialogues, and as many of those that it
@@ -107,7 +107,7 @@ def main(cfg: Config) -> dict[str, float]:
     n = min(cfg.n, len(records) // 2)
     n_val = max(1, n // 10)
     chosen = Random(f"{cfg.seed} pictures").sample(records, 2 * n)
-    # a tenth of those to probe and a tenth of those for stage 4 are held out
+    # held out: a tenth of the pictures to probe, and a tenth of the pictures for stage 4
     questions = ask_about(chosen[n_val:n], cfg.seed, unseen=False)
     questions_val = ask_about(chosen[:n_val], cfg.seed, unseen=False)
     prompts = ask_about(chosen[n + n_val:], cfg.seed, unseen=False)

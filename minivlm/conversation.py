@@ -254,8 +254,8 @@ def longest_prompt(
 ) -> int:
     """Count the tokens of a prompt, with its facts in the order that needs most.
 
-    Only the first fact matters: a space stands before it, and a line break before the others.
-    Takes its arguments as `prompt_of`.
+    Only the choice of the first fact matters. A space stands before the first fact, a line
+    break before every other one. Takes its arguments as `prompt_of`.
     """
     orders = [[fact, *facts[:i], *facts[i + 1:]] for i, fact in enumerate(facts)] or [[]]
     return max(len(prompt_of(question, tokenizer, n_image_tokens, order)) for order in orders)

@@ -34,8 +34,8 @@ class Side:
         -seed<n>.csv; of a log the row with the lowest held-out loss counts.
     part: "figures", "blind" (the same model, shown gray pictures) or "chance".
     shared: whether all seeds of the other side begin with this one model, measured once.
-    figure: key of its figure, if it is another one than the claim's.
-    value: what to compare with instead of files.
+    figure: key of this side's figure, where it differs from the claim's.
+    value: a number to compare with, instead of files.
     """
 
     label: str

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from minivlm.evaluation.measure import DESCRIBE, EvalData, make_answerer
 from minivlm.conversation import prompt_of, spoken
+from minivlm.evaluation.measure import DESCRIBE, EvalData, make_answerer
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import fit_of, reward_model_from, vlm_from
 from minivlm.loading.prepared import load_meta

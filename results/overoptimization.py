@@ -2,15 +2,16 @@
 
     python results/overoptimization.py runs/sft runs/results/preferences
 
-Draws 64 answers to each of 300 held-out questions. For each reward model writes
-results/preferences/best_of_n_<labels>-seed0.json: the mean score of the answer that it likes
-best of n, and that answer's true score (by the scene, 1 to 5), which nothing learned from. Gao
-et al.'s two forms are fitted to the gain in true score, over d, the root of the KL in nats:
+Draws 64 answers to each of 300 held-out questions. A reward model chooses the best of n. Its
+results/preferences/best_of_n_<run>-seed0.json holds the chosen answers' mean score, and their
+mean true score (by the scene, 1 to 5), which no model learned from. The gain is the rise of
+the true score. Gao et al. describe it by two forms; d is the square root of the KL, in nats:
 
     best of n    gain = d (a - b d)          KL = ln n - (n - 1) / n
     RL           gain = d (a - b ln d)       from the logs of PPO in results/preferences
 
-b tells how much the reward model is over-optimized. Then draws overoptimization.png.
+Both forms are fitted. The larger b, the sooner the reward model is over-optimized. Last,
+overoptimization.png is drawn.
 
 Source: Gao et al. 2022, arXiv:2210.10760, section 3.1; the estimate of the best of n from N
 answers: Nakano et al. 2021, arXiv:2112.09332, appendix I; the KL: Stiennon et al. 2020,
@@ -29,11 +30,11 @@ import numpy as np
 import torch
 
 from charts import COLORS, row_of_panels
+from minivlm.generate import generate
 from minivlm.heads import RewardModel
 from minivlm.loading.models import reward_model_from, vlm_from
 from minivlm.preferences.prompts import Prompts
 from minivlm.pretrained.weights import load_state
-from minivlm.generate import generate
 from minivlm.rollout import PromptBatch, scores_of
 from minivlm.running import checkpoint
 from minivlm.running.machine import provenance, seed_everything

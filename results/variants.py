@@ -71,7 +71,7 @@ def without_size(caption: str) -> str:
     >>> without_size("The cup is small and the car is not in the picture.")
     ''
     """
-    # "a" before such a word, which then belongs to what follows: "a small orange cup"
+    # a size behind "a" can go; "a" must then fit the next word: "an orange cup"
     bare = re.sub(r"\b(a) (?:small|large) (?=[aeiou])", r"\1n ", caption, flags=re.IGNORECASE)
     bare = re.sub(r"\b(a) (?:small|large) ", r"\1 ", bare, flags=re.IGNORECASE)
     return "" if re.search(r"\b(?:small|large)", bare) else bare

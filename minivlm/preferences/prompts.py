@@ -85,8 +85,9 @@ class Prompts:
         questions = load_records(self.folder, split, need, check=check)
         lengths = []  # no model reads a longer prompt than the reward model
         for q in questions:
-            facts = self.records[q["image"]]["captions"] if self.facts else []
-            n = longest_prompt(q["question"], self.tokenizer, self.config.vit.n_tokens, facts)
+            n = longest_prompt(
+                q["question"], self.tokenizer, self.config.vit.n_tokens, self.facts_of(q)
+            )
             lengths.append(n + max_new_tokens)
         kept = places_that_fit(
             questions, lengths, self.config.gpt.block_size, skip_long, split,
@@ -101,13 +102,17 @@ class Prompts:
         """The ids before the answer to a question, with facts before the question."""
         return prompt_of(q["question"], self.tokenizer, self.config.vit.n_tokens, facts)
 
+    def facts_of(self, q: dict) -> list[str]:
+        """The captions that the reward model reads before a question; [] without facts."""
+        return self.records[q["image"]]["captions"] if self.facts else []
+
     def reward_prompt(self, q: dict, generator: torch.Generator) -> list[int]:
         """The ids that the reward model reads before an answer.
 
         Args:
             generator: decides the order of the facts.
         """
-        captions = self.records[q["image"]]["captions"] if self.facts else []
+        captions = self.facts_of(q)
         # in random order, so that nothing can be learned from the place of a fact
         order = torch.randperm(len(captions), generator=generator).tolist()
         return self.prompt(q, [captions[i] for i in order])
