@@ -5,10 +5,12 @@
 
 Here an answer's log-probability is a weighted mean over its tokens. Tokens that only one of
 the two answers has weigh more (RLHF-V's dense DPO). With --no-average --changed 1 it is the
-sum over the tokens, as DPO was first published.
+sum over the tokens, as DPO was first published. With --picture_coef 1 the policy also learns
+to prefer the chosen answer beside its own picture to the same answer beside another picture.
 
 Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; dense DPO: RLHF-V, arXiv:2312.00849,
-section 3.2; DPO with pictures: Silkie, arXiv:2312.10665, section 4.
+section 3.2; DPO with pictures: Silkie, arXiv:2312.10665, section 4; pairs of pictures: mDPO,
+arXiv:2406.11839, where the other picture is a small part of the same.
 Reads: runs/sft, preferences_pairs.jsonl (data/preferences.py).   Writes: runs/dpo.
 Expect (2 CPU cores): 2.5 min, loss from .69; the true score rises, fewer objects are
 invented
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from minivlm.loading.batches import places_that_fit, shuffled
 from minivlm.loading.models import place, vlm_from
-from minivlm.lora import LAYERS, add_lora
+from minivlm.lora import LAYERS, adapters_off, add_lora
 from minivlm.losses import IGNORE_INDEX, dpo_loss, sequence_logprobs
 from minivlm.optim import Optimizer, lr_scale
 from minivlm.preferences.pairs import (
@@ -70,6 +72,7 @@ class Config:
     average: bool = True  # take the mean over an answer's tokens (RLHF-V), not the sum
     changed: float = 5.0  # >= 0.01; weight of tokens that only one answer has (RLHF-V: 5)
     sft_coef: float = 0.0  # >= 0; weight of the next-token loss of chosen answers (RPO)
+    picture_coef: float = 0.0  # >= 0; weight of DPO's loss between two pictures (mDPO: 1)
     # optimization
     steps: int = 200  # >= 0; optimizer steps
     batch_size: int = 64  # >= 1; pairs per step
@@ -105,11 +108,12 @@ Part = tuple[PairBatch, Tensor]  # b pairs, and their places (b,) in the list of
 
 
 def score_pairs(
-    model: VLM, batch: PairBatch, ref_logp: Tensor, cfg: Config
+    model: VLM, ref: VLM, batch: PairBatch, ref_logp: Tensor, cfg: Config
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the mean loss of B pairs, (), and figures for the log, means over the pairs.
 
     Args:
+        ref: the reference, or the policy with adapters; read only beside other pictures.
         ref_logp: (B, 2), the reference's log-probabilities of chosen and rejected answers.
     """
     # (B,), (B,), (B, T)
@@ -123,6 +127,18 @@ def score_pairs(
         is_answer = batch.rows.targets != IGNORE_INDEX               # (B, T)
         is_chosen = is_answer & (batch.rows.segments == 1)           # (B, T)
         loss = loss - cfg.sft_coef * sequence_logprobs(logp, is_chosen, average=True).mean()
+    if cfg.picture_coef and batch.rows.images is not None:
+        # the same answers, each row beside the picture of the row before
+        rows = replace(batch.rows, images=batch.rows.images.roll(1, 0))
+        other = replace(batch, rows=rows)
+        elsewhere, _, _ = pair_logprobs(model, other, cfg.average)   # (B,)
+        with torch.no_grad(), adapters_off(ref):
+            ref_elsewhere, _, _ = pair_logprobs(ref, other, cfg.average)
+        picture_losses = dpo_loss(
+            chosen, elsewhere, ref_chosen, ref_elsewhere, cfg.beta, cfg.kind,
+            cfg.label_smoothing,
+        )
+        loss = loss + cfg.picture_coef * picture_losses.mean()
     # the policy's implicit rewards, up to a term that depends on the prompt alone
     chosen_reward = cfg.beta * (chosen - ref_chosen)
     rejected_reward = cfg.beta * (rejected - ref_rejected)
@@ -141,7 +157,7 @@ def score_pairs(
 
 @torch.no_grad()
 def evaluate(
-    model: VLM, val_parts: list[Part], ref_logp: Tensor, cfg: Config, run: Run
+    model: VLM, ref: VLM, val_parts: list[Part], ref_logp: Tensor, cfg: Config, run: Run
 ) -> dict[str, float]:
     """Compute the figures of all n held-out pairs, means over the pairs.
 
@@ -151,7 +167,7 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     for batch, places in val_parts:
         with run.autocast():
-            _, figures = score_pairs(model, batch.to(run.device), ref_logp[places], cfg)
+            _, figures = score_pairs(model, ref, batch.to(run.device), ref_logp[places], cfg)
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value * len(places) / len(ref_logp)
     return {f"val_{name}": value.item() for name, value in sums.items()}
@@ -167,8 +183,6 @@ def main(cfg: Config) -> dict[str, float]:
     tokenizer = checkpoint.tokenizer_of(before)
     weights = checkpoint.fingerprint(before)
     model = vlm_from(before, take=True, half=run.half)
-    # a captioner may be a prefix-LM; a chatbot is always causal
-    config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)
     model.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     if cfg.lora:  # the reference is the same model with its adapters off
@@ -228,7 +242,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # --- resume ---
     # what checkpoints contain; with --resume it is restored from the last one
-    run.hold("dpo", model, optimizer, tokenizer, config, init=weights,
+    run.hold("dpo", model, optimizer, tokenizer, model.config, init=weights,
              fit=maker.pictures.mode)
     made_of = {"weights": weights, "tokenizer": tokenizer.identity,
                "pairs": fingerprint_of(pairs + val_pairs), "average": cfg.average,
@@ -248,7 +262,7 @@ def main(cfg: Config) -> dict[str, float]:
     for step in run.steps():
         # step 0 is measured before any update: policy equals reference, so h = 0
         if run.is_due(step):
-            figures = evaluate(model, val_parts, val_ref_logp, cfg, run)
+            figures = evaluate(model, ref, val_parts, val_ref_logp, cfg, run)
             if questions:
                 figures |= sample_answers()
             # a lower loss does not mean better answers, so the latest model counts as best
@@ -261,7 +275,7 @@ def main(cfg: Config) -> dict[str, float]:
         for batch, places in mine(parts):
             with run.autocast():
                 loss, figures = score_pairs(
-                    model, batch.to(run.device), ref_logp[places], cfg
+                    model, ref, batch.to(run.device), ref_logp[places], cfg
                 )
             share = len(places) / cfg.batch_size  # each pair weighs the same
             (loss * share).backward()

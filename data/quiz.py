@@ -5,7 +5,8 @@
     python evaluate.py --questions quiz_held_out
 
 Two files ask the same questions about the same pictures. quiz.jsonl uses the phrasings that
-data/instruct.py teaches, quiz_held_out.jsonl the unseen phrasings. The difference between
+data/instruct.py teaches, quiz_held_out.jsonl the unseen phrasings (--out other names them
+other.jsonl and other_held_out.jsonl). The difference between
 the two accuracies is what an unseen phrasing costs.
 
 What can be seen decides which answer is right. Questions that need two steps are asked only
@@ -33,6 +34,7 @@ class Config:
     # data
     data: str = "data/book/prepared"  # data folder made by a prepare.py; gets both files
     split: str = "val"  # which file of the data folder to ask about; held-out records
+    out: str = "quiz"  # name of the first file; that of the second begins with it
     seed: int = 0  # >= 0; decides which questions are asked, and in which phrasings
 
 
@@ -50,7 +52,7 @@ def main(cfg: Config) -> dict[str, float]:
         raise ValueError(f"no picture of {cfg.data}/{cfg.split}.jsonl has objects")
     world = world_of(meta)
     phrases = meta.get("phrases", {})
-    for name, unseen in (("quiz", False), ("quiz_held_out", True)):
+    for name, unseen in ((cfg.out, False), (f"{cfg.out}_held_out", True)):
         lines = []
         for r in records:
             # both files get the same questions; the phrasings have their own generator
@@ -61,7 +63,7 @@ def main(cfg: Config) -> dict[str, float]:
         path = Path(cfg.data) / f"{name}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     counts = Counter(line["kind"] for line in lines)
-    print(f"{cfg.data}: {dict(counts)} in quiz.jsonl and in quiz_held_out.jsonl, "
+    print(f"{cfg.data}: {dict(counts)} in {cfg.out}.jsonl and in {cfg.out}_held_out.jsonl, "
           f"{time.time() - began:.0f} s")
     return dict(counts)
 

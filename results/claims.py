@@ -259,6 +259,10 @@ claims_about(
      side("preferences", "kl1", ".1")),
     ("Three times as many rollouts invent less", ASKED, DETAIL, LESS,
      side("preferences", "long", "210"), side("ppo", "1", "70")),
+    ("A penalty for each token makes PPO's answers invent less", f"{_RLHF}, section 3.2", DETAIL,
+     LESS, side("preferences", "short", ".01 a token"), side("ppo", "1", "none")),
+    ("Without the penalty for an answer without an end PPO is as good", ASKED, ALL, SAME,
+     side("preferences", "no_end", "without"), side("ppo", "1", "with")),
     ("PPO teaches a captioner no chat", ASKED, ALL, SAME, side("preferences", "caption", "PPO"),
      side("preferences", "captioner", "captioner")),
 )
@@ -280,6 +284,8 @@ claims_about(
           ("KTO, which needs no pairs, invents as little", "KTO, arXiv:2402.01306", SAME, "kto",
            "KTO", _dpo),
           ("IPO invents as little", "IPO, arXiv:2310.12036", SAME, "ipo", "IPO", _dpo),
+          ("Pairs that differ in the picture alone help", "mDPO, arXiv:2406.11839: .56, .42",
+           LESS, "pictures", "with them", _dpo),
           ("Adapters invent as little as all weights", "LoRA, arXiv:2106.09685", SAME, "lora",
            "LoRA", _dpo),
           ("A judge that guesses a fifth of its ratings is enough", f"{_SILKIE}: GPT-4V", LESS,
@@ -309,6 +315,13 @@ claims_about(
      "Chu et al., arXiv:2501.17161", ALL, MORE, _grpo, side("grpo", "more", "more SFT")),
     ("in taught ones SFT does", "Chu et al., arXiv:2501.17161", ALL, LESS,
      side("grpo", "quiz_grpo", "GRPO"), side("grpo", "quiz_more", "more SFT")),
+    ("and about colored things that training never shows, RL", "Chu et al., arXiv:2501.17161", ALL,
+     MORE, side("grpo", "unseen_grpo", "GRPO"), side("grpo", "unseen_more", "more SFT")),
+    *((f"{label} makes a chatbot {words} calibrated", source, "calibration/error", says,
+       side("grpo", f"quiz_{name}", label), side("grpo", "quiz_sft", "SFT", shared=True))
+      for name, label, words, source, says in (
+          ("ppo", "PPO", "worse", "GPT-4, arXiv:2303.08774, figure 8: .007, .074", MORE),
+          ("grpo", "GRPO", "better", ASKED, LESS))),
     *((f"GRPO invents less{words}", "R1-V, 2025: counting things in pictures", figure, LESS,
        _grpo, _before) for words, figure in (("", CHAIR), (", asked for details", DETAIL))),
     *((f"With {k} answers to a prompt it answers fewer rightly than with 8", ASKED, ALL, LESS,

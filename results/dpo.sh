@@ -7,6 +7,7 @@
 #
 #   plain, cdpo, ipo, kto   others of the family; plain is DPO as first published
 #   lora                    adapters alone learn
+#   pictures                also from pairs that differ in the picture alone
 #   judge0 ... judge8       a judge ranks the same answers; 0, 20, 40, 80 % of its ratings are guesses
 #   ppo                     the speedrun's, beside them
 #   silkie                  a judge ranks the answers of two chatbots, SFT's and PPO's
@@ -55,6 +56,7 @@ beside cdpo dpo cdpo $seed --label_smoothing 0.2
 beside ipo dpo ipo $seed --kind ipo
 beside kto dpo kto $seed --kind kto
 beside lora dpo lora $seed --lora 8 --lr 1e-3
+beside pictures dpo pictures $seed --picture_coef 1
 for error in 0 2 4 8; do
     answers="--answers $data/preferences.jsonl --rater judge-sim --error_rate 0.$error"
     beside judge$error ranked judge$error $seed "$answers"

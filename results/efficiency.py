@@ -55,7 +55,7 @@ def main() -> None:
         """Pixels from the top; the axis goes from 0 to 1."""
         return bottom - value * (bottom - TOP)
 
-    titles = {LEFT: "number of dialogues", right: "30,000 dialogues, a type left out"}
+    titles = {LEFT: "number of dialogues", right: "a type of the 30,000 left out"}
     for x, title in titles.items():
         draw.text((x + PANEL / 2, bottom + 44), title, "black", font, anchor="mt")
         for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):

@@ -5,11 +5,19 @@
 #
 # With the first seed alone: RLOO, Dr. GRPO; 2 and 16 answers to a prompt; RLOO with the reward
 # model; the best of 16 answers by it; PPO with it, from the speedrun.
+#
+# quiz_...    the same in the phrasings that SFT teaches; how sure is it of one-word answers?
+# unseen_...  questions about colored things that no training picture shows
 source "$(dirname "$0")/common.sh"
 
+unseen() {  # pictures of colored things that training never shows, and questions about them
+    grep '"group": "held_out"' $data/zeroshot.jsonl > $data/unseen.jsonl
+    $python data/quiz.py --split unseen --out unseen_quiz
+}
 both() {  # run, name of the result, options; in unseen phrasings, and in taught ones
     measure "$1" "$2" "${@:3}"
-    measure "$1" "quiz_$2" --no-describe --questions quiz "${@:3}"
+    measure "$1" "quiz_$2" --no-describe --questions quiz --rank "${@:3}"
+    measure "$1" "unseen_$2" --no-describe --questions unseen_quiz "${@:3}"
 }
 grpo() {  # name, seed, options
     $python train_grpo.py --init "$from/sft" --out "$runs/$1-seed$2" --seed "$2" "${@:3}"
@@ -22,6 +30,7 @@ more() {  # seed
     both "$runs/more-seed$1" "more-seed$1"
 }
 
+once unseen unseen
 once sft both "$from/sft" sft-seed0
 for seed in $seeds; do
     beside grpo$seed grpo grpo $seed

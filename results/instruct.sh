@@ -3,7 +3,7 @@
 # without one type of them. Writes results/instruct/.
 #
 #   1000 ... 30000       the number of dialogues; a smaller set is the beginning of a larger one
-#   no_conversation ...  30,000 dialogues of the two other types, in their proportions
+#   no_conversation ...  as many of the two other types as among the 30,000
 #
 # All take the same number of steps. best.pt of each is measured, because a thousand dialogues are
 # soon memorized. A tenth of the questions' tokens is noise (--noise).
@@ -14,9 +14,9 @@ dialogues() {
     $python data/instruct.py --split val --n 1000 --out $data/instruct_val.jsonl
     local n
     for n in 1000 3000 10000 30000; do write $n $n 58:23:77; done
-    write no_conversation 30000 0:23:77
-    write no_detail 30000 58:0:77
-    write no_reasoning 30000 58:23:0
+    write no_conversation 18987 0:23:77
+    write no_detail 25633 58:0:77
+    write no_reasoning 15380 58:23:0
 }
 learn() {  # name, seed
     local run="$runs/$1-seed$2" questions file

@@ -8,6 +8,8 @@
 #   kl0, kl1              PPO without the KL penalty, and with .1 in place of .3
 #   kl0_500               PPO without the penalty, from the reward model of 500 rankings
 #   long                  three times as many rollouts as by default
+#   no_end                PPO without the penalty for an answer that does not end
+#   short                 PPO that pays for each token, too
 #   facts                 PPO from the one that is told captions
 #   caption, captioner    PPO of a captioner that was never taught to chat, and it before that
 #   best_of_n_...         the best of 1 to 64 answers, by each reward model
@@ -47,6 +49,8 @@ beside kl0 ppo kl0 $seed reward --kl_coef 0
 beside kl1 ppo kl1 $seed reward --kl_coef 0.1
 beside kl0_500 ppo kl0_500 $seed reward_500 --kl_coef 0
 beside long ppo long $seed reward --steps 210
+beside no_end ppo no_end $seed reward --end_penalty 0
+beside short ppo short $seed reward --length_penalty 0.01
 beside facts ppo facts $seed reward_facts --skip_long
 beside caption ppo caption $seed reward --init "$from/caption" --max_new_tokens 32 --steps 40
 all_done

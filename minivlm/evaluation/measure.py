@@ -447,11 +447,14 @@ def ranked(
         chance: gets the accuracy of candidates drawn at random.
 
     Returns:
-        "ranked/<kind>" -> share of right choices.
+        "ranked/<kind>" -> share of right choices; "calibration/confidence" -> the mean share
+        of the chosen candidate in the probability of all candidates; "calibration/error" ->
+        how far this share is from accuracy, see `metrics.calibration_error`.
     """
     records = data.records(split, "kind", "question", "image")
     asked = [q for q in records if q.get("style") == "word" and q.get("answer")]
     figures = {}
+    confidences, all_hits = [], []
     for kind, questions in _grouped([(q["kind"], q) for q in asked], n_questions).items():
         candidates = sorted({q["answer"] for q in questions})
         ids = [spoken(answer, data.tokenizer) + [stop] for answer in candidates]
@@ -467,8 +470,15 @@ def ranked(
             ) for j in range(0, len(ids), batch_size)], dim=1)       # (some, candidates)
             for q, best in zip(some, logps.argmax(1).tolist()):
                 hits.append(candidates[best] == q["answer"])
+            confidences += logps.softmax(1).amax(1).tolist()
+        all_hits += hits
         figures[f"ranked/{kind}"] = _mean(hits)
         chance[f"ranked/{kind}"] = 1 / len(candidates)
+    if all_hits:
+        figures["calibration/confidence"] = _mean(confidences)
+        figures["calibration/error"] = metrics.calibration_error(
+            torch.tensor(confidences), torch.tensor(all_hits)
+        )
     return figures
 
 

@@ -1,8 +1,12 @@
-"""Decide whether a short answer is right and in the wanted style; VQA's accuracy."""
+"""Short answers: right or not, in the wanted style or not; VQA's accuracy; calibration."""
 
 import re
 from functools import lru_cache
 from unicodedata import category, normalize
+
+from torch import Tensor
+
+N_BINS = 10  # of probabilities from 0 to 1, for the calibration error
 
 # --- words ---
 
@@ -213,3 +217,27 @@ def vqa_accuracy(answer: str, people: list[str]) -> float:
     n_agree = sum(agrees)
     # a person who agrees is not counted among the others
     return sum(min(1.0, (n_agree - own) / 3) for own in agrees) / len(people)
+
+
+def calibration_error(p: Tensor, came_true: Tensor) -> float:
+    """The expected calibration error: how far predictions are from what came true.
+
+        sum over bins of p: (predictions in the bin / n) |mean p - share that came true|
+
+    Args:
+        p: (n,) predicted probabilities.
+        came_true: (n,) bool, whether the predicted event came true.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
+
+    >>> from torch import tensor
+    >>> round(calibration_error(tensor([0.9, 0.9]), tensor([True, False])), 4)
+    0.4
+    """
+    bins = (p * N_BINS).long().clamp(max=N_BINS - 1)  # (n,), p = 1 belongs to the last bin
+    error = 0.0
+    for b in bins.unique():
+        in_bin = bins == b
+        gap = (p[in_bin].mean() - came_true[in_bin].float().mean()).abs()
+        error += float(in_bin.sum() / len(p) * gap)
+    return error

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from minivlm.evaluation.raters import rating_of
+from minivlm.metrics import calibration_error
 
-# bins of probabilities from 0 to 1; 600 held-out rankings give a few hundred pairs a bin
-N_BINS = 10
 # ranges of the difference between two ratings: name, and upper end in points
 GAPS = (("0-0.5", 0.5), ("0.5-1", 1.0), ("1-", float("inf")))
 
@@ -28,29 +27,6 @@ def win_share(scores: list[float], better: Pairs) -> float:
         elif scores[i] == scores[j]:
             won += 0.5
     return won / len(better)
-
-
-def calibration_error(p: Tensor, came_true: Tensor) -> float:
-    """The expected calibration error: how far predictions are from what came true.
-
-        sum over bins of p: (predictions in the bin / n) |mean p - share that came true|
-
-    Args:
-        p: (n,) predicted probabilities.
-        came_true: (n,) bool, whether the predicted event came true.
-
-    Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
-
-    >>> round(calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, False])), 4)
-    0.4
-    """
-    bins = (p * N_BINS).long().clamp(max=N_BINS - 1)  # (n,), p = 1 belongs to the last bin
-    error = 0.0
-    for b in bins.unique():
-        in_bin = bins == b
-        gap = (p[in_bin].mean() - came_true[in_bin].float().mean()).abs()
-        error += float(in_bin.sum() / len(p) * gap)
-    return error
 
 
 def larger_first(values: list[float], pairs: Pairs) -> Pairs:

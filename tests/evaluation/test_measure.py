@@ -100,7 +100,11 @@ def test_the_likeliest_candidate_is_the_answer(tmp_path, monkeypatch):
     sees = type("Model", (), {"config": type("C", (), {"vit": type("V", (), {"n_tokens": 4})})})
     chance: dict[str, float] = {}
     figures = measure.ranked(sees, data, TOKENIZER.end, 10, 10, chance)
+    calibration = {name: figures.pop(f"calibration/{name}") for name in ("error", "confidence")}
     assert figures == {"ranked/color": 0.5, "ranked/count": 1.0}
+    # red beside blue: e / (e + 1) = .731, once right and once wrong; two has no rival
+    want = {"error": (2 * 0.731 - 1) / 3, "confidence": 0.821}
+    assert calibration == pytest.approx(want, abs=1e-3)
     assert sorted(given) == [["Blue", "Red"], ["Two"]]
     assert chance == {"ranked/color": 0.5, "ranked/count": 1.0}
 
@@ -123,7 +127,7 @@ def test_candidates_are_read_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "answer_logprobs", last)
     sees = type("Model", (), {"config": type("C", (), {"vit": type("V", (), {"n_tokens": 4})})})
     figures = measure.ranked(sees, data, TOKENIZER.end, 10, 2, {})
-    assert figures == {"ranked/color": 0.2}
+    assert figures["ranked/color"] == 0.2
     assert sizes == [(n, n, m) for n in (2, 2, 1) for m in (2, 2, 1)]
 
 

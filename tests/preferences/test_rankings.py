@@ -10,7 +10,8 @@ import torch
 from minivlm.conversation import answer_row, append_unread
 from minivlm.evaluation.raters import rating_of
 from minivlm.loading.batches import collate
-from minivlm.preferences.agreement import agreement, calibration_error, win_share
+from minivlm.metrics import calibration_error
+from minivlm.preferences.agreement import agreement, win_share
 from minivlm.preferences.rankings import check_ranking, load_rankings
 
 GOOD = {"id": "a", "image": "x", "question": "What?", "responses": ["a", "b", "c"],

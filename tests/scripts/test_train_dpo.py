@@ -3,12 +3,15 @@
 That it runs, logs, resumes bit for bit and accumulates gradients is in test_train_scripts.py.
 """
 
+import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minivlm.conversation import render
 from minivlm.losses import IGNORE_INDEX
@@ -130,6 +133,31 @@ def test_log_probabilities_are_those_of_each_answer_read_alone(noise, vlm, token
             torch.testing.assert_close(got[b], want, rtol=1e-4, atol=1e-4)
 
 
+def test_pairs_of_pictures_compare_one_answer_beside_two(runs, folder, noise, vlm, tokenizer):
+    """Catches a picture compared with itself, the rejected answer in its place, a reference that
+    sees the right picture alone.
+    """
+    script, cfg = config_of("dpo", folder, runs, picture_coef=2.0)
+    ref = copy.deepcopy(vlm.eval())
+    with torch.no_grad():
+        for weight in vlm.projector.parameters():
+            weight.mul_(2)
+    maker = PairMaker(noise, vlm, tokenizer, cfg.changed)
+    here = [pair(), pair(image="train.npy#3")]
+    swapped = [pair(image="train.npy#3"), pair()]
+    ref_logp = torch.zeros(2, 2)
+    ref_logp[:, 0] = pair_logprobs(ref, maker.batch(here), cfg.average)[0].detach()
+    loss, _ = script.score_pairs(vlm, ref, maker.batch(here), ref_logp, cfg)
+    plain = replace(cfg, picture_coef=0.0)
+    without, _ = script.score_pairs(vlm, ref, maker.batch(here), ref_logp, plain)
+    at = {(name, place): pair_logprobs(model, maker.batch(records), cfg.average)[0]
+          for name, model in (("now", vlm), ("ref", ref))
+          for place, records in (("here", here), ("elsewhere", swapped))}
+    h = at["now", "here"] - at["ref", "here"] - at["now", "elsewhere"] + at["ref", "elsewhere"]
+    assert h.abs().min() > 1e-3
+    torch.testing.assert_close(loss - without, 2 * -F.logsigmoid(cfg.beta * h).mean())
+
+
 def test_each_question_gives_as_many_pairs_as_it_may_at_random():
     """Catches a question with six pairs that counts six times, and always the same pair of it."""
     asked = {i: [{"from": "human", "value": f"<image>\nWhat? {i}"}] for i in range(3)}
@@ -178,7 +206,7 @@ def test_overfitting_a_batch_separates_its_pairs(runs, folder, tmp_path):
     {"kind": "ipo"}, {"kind": "ipo", "average": False}, {"kind": "hinge"}, {"kind": "kto"},
     {"label_smoothing": 0.2},
     {"kind": "robust", "label_smoothing": 0.2}, {"beta": 1.0}, {"average": False}, {"changed": 1.0},
-    {"sft_coef": 1.0}, {"freeze_vit": False}, {"per_question": 0},
+    {"sft_coef": 1.0}, {"picture_coef": 1.0}, {"freeze_vit": False}, {"per_question": 0},
 ])
 def test_every_choice_reaches_the_policy(changes, runs, folder, tmp_path):
     """Catches a flag of train_dpo.py without effect."""
