@@ -13,7 +13,7 @@ source venv.sh
 script=$(basename "$0" .sh)
 from="${RUNS:-runs/seed0}" data=data/book/prepared out=results/$script runs=runs/results/$script
 seeds="${SEEDS:-0 1 2}" at_once="${JOBS:-2}" pids=""
-code=$(git ls-files minivlm data ':(glob)*.py' speedrun.sh | xargs cat | sha256sum | cut -c 1-12)
+code=$(git ls-files minivlm data ':(glob)train_*.py' evaluate.py speedrun.sh | xargs cat | sha256sum | cut -c 1-12)
 made_of=""
 if [ "$script" != make ]; then  # make.sh makes the data, again and again
     made_of=$(stat -L -c %Y $data/meta.json)

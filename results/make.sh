@@ -49,8 +49,9 @@ for seed in 2 1 0; do  # the data folder then has the rankings of seed 0, whose 
     once book$seed book $seed
 done
 once unread unread
-for name in choices sizes captions instruct preferences ppo dpo grpo honesty; do results/$name.sh; done
-for name in siglip wide parts; do once $name results/$name.sh; done
+for name in choices sizes captions instruct preferences ppo dpo grpo honesty siglip wide parts; do
+    results/$name.sh
+done
 once backbones $python results/backbones.py
 [ -z "${NLVR_SOURCE:-}" ] || once nlvr nlvr
 [ -z "${CIFAR10_SOURCE:-}" ] || once cifar10 cifar10

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# How should a wide picture be made square? CLIP on wide scenes that are cropped, padded or stretched,
-# 2 seeds. Writes results/wide/*.json. Needs data/book/prepared. About a quarter of an hour.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source venv.sh
-mkdir -p results/wide
-$python results/wide.py
-for seed in ${SEEDS:-0 1}; do
-    for fit in crop pad stretch; do
-        run=runs/wide/$fit-seed$seed data=data/book/prepared_$fit
-        $python train_clip.py --data $data --steps 300 --eval_every 300 --seed "$seed" --out "$run"
-        $python evaluate.py --run "$run" --data $data --no-blind --out "results/wide/$fit-seed$seed.json"
-        rm -f "results/wide/$fit-seed$seed.answers.jsonl"
-    done
+# How should a wide picture be made square? CLIP on wide scenes that are cropped, padded or stretched.
+# Writes results/wide/.
+source "$(dirname "$0")/common.sh"
+
+learn() {  # how, seed
+    local run="$runs/$1-seed$2"
+    $python train_clip.py --data "${data}_$1" --steps 300 --eval_every 300 --seed "$2" --out "$run"
+    measure "$run" "$1-seed$2" --data "${data}_$1"
+}
+
+once pictures $python results/wide.py
+for seed in $seeds; do
+    for fit in crop pad stretch; do beside $fit-$seed learn $fit $seed; done
 done
+all_done
