@@ -18,21 +18,19 @@ train_caption.py.
 
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from minivlm.conversation import IMAGE_MARK, Turn, render
-from minivlm.generate import stream
-from minivlm.loading.images import Pictures, fit, open_image, to_tensor
-from minivlm.loading.models import fit_of, place, vlm_from
+from minivlm.chatbot import Chatbot, find
+from minivlm.conversation import IMAGE_MARK, Turn
+from minivlm.loading.images import Pictures
 from minivlm.loading.prepared import load_meta
 from minivlm.pretrained.weights import load_state
-from minivlm.running import checkpoint, machine, options
-from minivlm.tokenizer import CHATBOTS, Tokenizer
-from minivlm.vlm import VLM
+from minivlm.running import machine, options
+from minivlm.tokenizer import CHATBOTS
 
 COMMANDS = (
     "/new starts a new conversation, /new PATH one about another picture; "
@@ -69,61 +67,23 @@ class Config:
 # --- answer ---
 
 
-def answer(
-    model: VLM, tokenizer: Tokenizer, turns: list[Turn], images: torch.Tensor | None,
-    cfg: Config, generator: torch.Generator, stop: int,
-) -> str:
-    """Print the answer to the last turn while the model writes it; return the answer.
-
-    Args:
-        images: (n, 3, S, S), the pictures of all turns, or None if there are none.
-        generator: for draws at temperatures above 0.
-        stop: the id that ends the answer.
-
-    Raises:
-        ValueError: if the conversation and the answer do not fit the context.
-    """
-    ids, _ = render(turns, tokenizer, model.config.vit.n_tokens)
-    written: list[int] = []
-    shown = ""
-    tokens = stream(
-        model, images, [ids], max_new_tokens=cfg.max_new_tokens, stop=stop,
-        generator=generator, temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p,
-    )
-    for (token,) in tokens:
-        if token is None or token == stop:
-            break
-        written.append(token)
-        text = tokenizer.decode(written).lstrip()
-        # if the text ends within a character, its other bytes come with the next tokens
-        if not text.endswith("\ufffd"):
-            print(options.printable(text[len(shown):]), end="", flush=True)
-            shown = text
-    print()
-    return tokenizer.decode(written).strip()
-
-
-def load_picture(
-    path: str, folder: str, size: int, mode: str, device: torch.device
-) -> torch.Tensor:
+def load_picture(bot: Chatbot, path: str, folder: str) -> torch.Tensor:
     """Load a picture as the model takes it: (1, 3, S, S).
 
     Args:
         path: as a user types it or a terminal pastes it: with ~, quotes or backslashes; or
             the number of a held-out picture.
         folder: the data folder of numbered pictures.
-        mode: how the picture is made square, see `fit`.
     """
     if path.isdecimal() and not Path(path).is_file():
-        return Pictures(folder, size, mode).get([f"val.npy#{path}"]).to(device)
+        return Pictures(folder, bot.size, bot.mode).get([f"val.npy#{path}"]).to(bot.device)
     if not Path(path).is_file():
         try:
             path = " ".join(shlex.split(path))
         except ValueError:  # a quotation mark without a second one belongs to the name
             pass
         path = os.path.expanduser(path)
-    pixels = np.asarray(fit(open_image(path), size, mode))           # (S, S, 3)
-    return to_tensor(pixels)[None].to(device)
+    return bot.look(path)
 
 
 def suggestions(folder: str) -> str:
@@ -150,21 +110,22 @@ def main(cfg: Config) -> dict[str, float]:
     # --- model ---
     machine.seed_everything(cfg.seed, cfg.threads)
     device = machine.pick_device(cfg.device)
-    state = load_state(cfg.run, (*CHATBOTS, "align", "caption"))
-    tokenizer = checkpoint.tokenizer_of(state)
-    half = machine.is_bfloat16(device, cfg.dtype)
-    model = vlm_from(state, take=True, half=half).requires_grad_(False).eval()
-    place(model, device, half)
-    size = model.config.vit.image_size
-    mode = fit_of(state) if cfg.fit == "auto" else cfg.fit
-    stop = tokenizer.stop(state["stage"])
-    generator = torch.Generator(device).manual_seed(cfg.seed)
+    run = find(cfg.run)
+    if run != cfg.run:
+        print(f"no run at {cfg.run}: this is {run}, which came with the repository",
+              file=sys.stderr)
+    state = load_state(run, (*CHATBOTS, "align", "caption"))
+    data = cfg.data or str(state["configs"].get("data", ""))
+    bot = Chatbot(state, device, cfg.dtype, cfg.fit)
+    drawing = {
+        "max_new_tokens": cfg.max_new_tokens, "temperature": cfg.temperature,
+        "top_k": cfg.top_k, "top_p": cfg.top_p,
+        "generator": torch.Generator(device).manual_seed(cfg.seed),
+    }
 
     # --- conversation ---
-    data = cfg.data or str(state["configs"].get("data", ""))
-
     def look(path: str) -> torch.Tensor:
-        return load_picture(path, data, size, mode, device)          # (1, 3, S, S)
+        return load_picture(bot, path, data)                         # (1, 3, S, S)
 
     coming = [look(cfg.image)] if cfg.image else []  # pictures of the next question
     shown: list[torch.Tensor] = []  # pictures of the turns before it
@@ -193,9 +154,12 @@ def main(cfg: Config) -> dict[str, float]:
         question = f"{IMAGE_MARK}\n" * len(coming) + question
         turns.append({"from": "human", "value": question})
         images = torch.cat(shown + coming) if shown or coming else None
+        text = ""
         try:
-            with machine.autocast(device, cfg.dtype):
-                text = answer(model, tokenizer, turns, images, cfg, generator, stop)
+            for piece in bot.answer(turns, images, **drawing):
+                print(options.printable(piece), end="", flush=True)
+                text += piece
+            print()
         except ValueError as error:
             if cfg.ask:
                 raise

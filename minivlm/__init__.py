@@ -9,7 +9,7 @@ The rooms. The files at the top of this folder are the recipe. The rooms below s
     captioner heads lora
     tokenizer sentencepiece             words in, words out
     templates conversation
-    generate rollout
+    generate rollout chatbot
     export                              a command; pretrained/export.py does its work
 
     loading/      from files to tensors: records, pictures, batches; from checkpoints to

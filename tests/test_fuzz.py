@@ -54,6 +54,7 @@ from data.llava import prepare as llava
 from data.nlvr import prepare as nlvr
 from data.webdata import prepare as webdata
 from minivlm.captioner import Captioner
+from minivlm.chatbot import Chatbot
 from minivlm.clip import CLIP, CLIPConfig
 from minivlm.conversation import count_images, prompt_of
 from minivlm.engine import checks, teachers
@@ -761,8 +762,10 @@ def test_any_path_that_is_typed_shows_a_picture_or_is_refused(name, form):
     with workplace() as folder:
         write(folder, {"a.png": picture()})
         path = form.format(f"{folder}/a.png" if len(name) < 2 else name)
-        image = attempt("typed path", folder, lambda: chat.load_picture(
-            path, str(folder), SIDE, "pad", torch.device("cpu")), None, "picture", "name")
+        bot = object.__new__(Chatbot)  # one that needs no model to see
+        bot.size, bot.mode, bot.device = SIDE, "pad", torch.device("cpu")
+        image = attempt("typed path", folder, lambda: chat.load_picture(bot, path, str(folder)),
+                        None, "picture", "name")
     if len(name) < 2 and form in ("{}", "'{}'", '"{}"', " {} "):
         assert image.shape == (1, 3, SIDE, SIDE)
 

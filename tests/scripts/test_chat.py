@@ -10,6 +10,7 @@ from PIL import Image
 
 import chat
 import evaluate
+from minivlm import chatbot
 from minivlm.conversation import render
 from minivlm.loading.images import Pictures, fit, to_tensor
 from minivlm.loading.models import fit_of
@@ -26,7 +27,7 @@ def asked(monkeypatch) -> list[tuple[torch.Tensor | None, list[int]]]:
         seen.append((images, prompts[0]))
         return iter(())
 
-    monkeypatch.setattr(chat, "stream", stream)
+    monkeypatch.setattr(chatbot, "stream", stream)
     return seen
 
 
