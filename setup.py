@@ -16,6 +16,8 @@ setup(
         # published weights: minivlm/pretrained; tokenizers for Llama 2's vocabulary alone
         "pretrained": ["safetensors>=0.4", "regex", "tokenizers>=0.20"],
         "parity": ["transformers>=5.0"],  # and tests/parity/peers.txt, see there
+        "web": ["starlette>=0.40", "uvicorn>=0.30"],  # serve.py
+        "browser": ["selenium>=4.20"],  # tests of its page; and Chromium with its driver
         "openai": ["openai>=1.40"],
     },
 )

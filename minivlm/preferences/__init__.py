@@ -1,6 +1,7 @@
 """What stage 4 reads: rankings of answers, pairs made from rankings, and prompts.
 
     rankings.py    reads rankings, and says why one cannot be used.
+    people.py      keeps rankings that people make one by one, and compares them.
     pairs.py       reads pairs and makes rows from them; keeps the reference's
                    log-probabilities in a file.
     pairs_from_rankings.py

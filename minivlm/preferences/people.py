@@ -1,0 +1,146 @@
+"""Rankings that people make one by one: kept at once, undone if wanted, compared.
+
+    {"id", "image", "kind", "question", "responses": [K], "ranking": [K ranks, 1 is best],
+     "person"}
+
+This is the layout of preferences.jsonl with the name of who ranked.
+"""
+
+import json
+import os
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path
+
+from minivlm.evaluation.raters import rating_of, true_ratings
+from minivlm.metrics import Phrases
+from minivlm.preferences.rankings import check_ranking
+from minivlm.running.files import read_lines
+
+
+class RankingFile:
+    """A file to which each ranking is added as it is made.
+
+    A line reaches the disk before `add` returns. If the process is killed while it writes,
+    the line without an end is deleted when the file is opened again.
+
+    Args:
+        path: the file; it is made with the first ranking.
+
+    Raises:
+        ValueError: if the file holds a line that is no ranking of a person.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.rankings: list[dict] = []
+        if not self.path.is_file():
+            return
+        content = self.path.read_bytes()
+        whole = content[:content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(self.path, len(whole))
+        for place, r in read_lines(self.path):
+            fault = self.fault_of(r)
+            if fault:
+                raise ValueError(f"{place}: {fault}")
+            self.rankings.append(r)
+
+    @staticmethod
+    def fault_of(r: dict) -> str:
+        """Say why this is no ranking of a person; "" if it is one."""
+        missing = {"id", "image", "question", "responses", "ranking", "person"} - r.keys()
+        return f"no {min(missing)}" if missing else check_ranking(r)
+
+    def add(self, ranking: dict) -> None:
+        """Add a ranking.
+
+        Raises:
+            ValueError: if it is none, or if this person has ranked these answers before.
+        """
+        fault = self.fault_of(ranking)
+        if fault:
+            raise ValueError(fault)
+        if ranking["id"] in self.ranked_by(ranking["person"]):
+            raise ValueError("ranked before")
+        with self.path.open("ab") as file:
+            file.write(json.dumps(ranking).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rankings.append(ranking)
+
+    def undo(self, person: str) -> dict:
+        """Take back the last ranking of a person, and return it.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        places = [i for i, r in enumerate(self.rankings) if r["person"] == person]
+        if not places:
+            raise ValueError("there is nothing to undo")
+        undone = self.rankings.pop(places[-1])
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in self.rankings))
+        os.replace(temporary, self.path)
+        return undone
+
+    def ranked_by(self, person: str) -> set[str]:
+        """The ids of the questions that a person has ranked answers to."""
+        return {r["id"] for r in self.rankings if r["person"] == person}
+
+
+def agreement_of(a: list[float], b: list[float]) -> tuple[float, int]:
+    """On how many pairs of answers two orders agree, of those that both decide.
+
+    Args:
+        a, b: for each answer a number; lower is better.
+
+    >>> agreement_of([1, 2, 3], [1, 3, 2]), agreement_of([1, 1], [1, 2])
+    ((2, 3), (0, 0))
+    """
+    agreed = decided = 0
+    for i, j in combinations(range(len(a)), 2):
+        ours, theirs = a[i] - a[j], b[i] - b[j]
+        decided += bool(ours and theirs)
+        agreed += ours * theirs > 0
+    return agreed, decided
+
+
+def agreement(
+    rankings: list[dict], records: dict[str, dict], questions: dict[str, dict], phrases: Phrases
+) -> dict[str, tuple[int, int]]:
+    """Compare people's rankings with the scenes, and with each other.
+
+    Args:
+        rankings: those of a `RankingFile`.
+        records: name of a picture -> its record, with its objects.
+        questions: id -> question, as data/quiz.py writes them.
+        phrases: those of meta.json.
+
+    Returns:
+        "the truth" -> of all pairs of answers that a person and the true ratings put in an
+        order: on how many they agree, and how many there are; "Ann and Bob" -> the same of
+        two people who ranked the same answers.
+    """
+    found: dict[str, tuple[int, int]] = {}
+
+    def count(name: str, a: list[float], b: list[float]) -> None:
+        before = found.get(name, (0, 0))
+        now = agreement_of(a, b)
+        found[name] = before[0] + now[0], before[1] + now[1]
+
+    for r in rankings:
+        q, record = questions.get(r["id"]), records.get(r["image"])
+        if q and record:
+            worse = [-rating_of(true_ratings(answer, q, record, phrases))
+                     for answer in r["responses"]]
+            count("the truth", r["ranking"], worse)
+    same = defaultdict(list)  # question and answers -> its rankings
+    for r in rankings:
+        same[r["id"], *sorted(r["responses"])].append(r)
+    for several in same.values():
+        for one, other in combinations(sorted(several, key=lambda r: r["person"]), 2):
+            theirs = dict(zip(other["responses"], other["ranking"]))
+            count(f"{one['person']} and {other['person']}", one["ranking"],
+                  [theirs[answer] for answer in one["responses"]])
+    return found
