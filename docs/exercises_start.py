@@ -31,7 +31,7 @@ def packing(n_prompt: int, n_answers: list[int]) -> Tensor:
         n_answers: tokens of each answer.
 
     Returns:
-        (T, T) bool, True where the token of the row may see the token of the column.
+        (T, T) bool, True where the token of the row (query) may see that of the column (key).
     """
     raise NotImplementedError
 

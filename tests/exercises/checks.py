@@ -474,13 +474,13 @@ def right_ppo(
 
 def ppo_cases() -> list[Case]:
     """The four corners by hand, a policy that has not moved, answers of unequal lengths."""
-    corners = {"up, advantage 1": (2, 1, -1.2), "up, advantage -1": (2, -1, 2.0),
-               "down, advantage 1": (0.5, 1, -0.5), "down, advantage -1": (0.5, -1, 0.8)}
+    corners = [(2, 1, -1.2), (2, -1, 2.0), (0.5, 1, -0.5), (0.5, -1, 0.8)]
     zero, mask = numbers([0, 0]), spans(2, (0, 1))
     cases = []
-    for about, (ratio, adv, loss) in corners.items():
+    for ratio, adv, loss in corners:
+        about = f"one token, ratio {ratio}, advantage {adv}, clip_eps 0.2, worked by hand"
         args = (numbers([math.log(ratio), 0]), zero, numbers([adv, 9]), mask, 0.2)
-        cases.append(Case(f"one token, ratio {ratio}, {about}", args, (loss,), by_hand=True))
+        cases.append(Case(about, args, (loss,), by_hand=True))
     mask = spans(6, (1, 5), (0, 2), (3, 6))
     old, advs = draw(3, 6, seed=14), draw(3, 6, seed=15)
     still = (old, old, advs, mask, 0.2)
@@ -562,7 +562,7 @@ def group_cases() -> list[Case]:
 
 EXERCISES = {
     "next_token": Exercise(("loss",), (), next_token_cases()),
-    "packing": Exercise(("mask",), ("row", "column"), packing_cases()),
+    "packing": Exercise(("mask",), ("query", "key"), packing_cases()),
     "patches": Exercise(("result",), ("picture", "patch", "channel"), patches_cases()),
     "info_nce": Exercise(("loss",), (), info_nce_cases()),
     "splice": Exercise(("result",), ("row", "token", "channel"), splice_cases()),

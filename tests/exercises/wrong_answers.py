@@ -339,6 +339,12 @@ def empty_is_zero(scores, ranks):
     return ((pair_losses(scores) * pairs).sum((1, 2)) / n).mean()
 
 
+@wrong("ranking", "the mean over no pairs is taken, 0 / 0, for a prompt without a pair")
+def empty_is_nan(scores, ranks):
+    pairs = better(ranks)
+    return ((pair_losses(scores) * pairs).sum((1, 2)) / pairs.sum((1, 2))).mean()
+
+
 @wrong("ranking", "only pairs that stand in the order of their ranks count")
 def in_order_only(scores, ranks):
     later = torch.ones(ranks.shape[1], ranks.shape[1]).triu(1).bool()
@@ -376,6 +382,11 @@ def past_the_end(rewards, values, mask, gamma, lam):
 @wrong("gae", "what stands at the pads is added to the advantages before them")
 def over_the_pads(rewards, values, mask, gamma, lam):
     return summed(errors(rewards, values * mask, gamma), gamma * lam) * mask
+
+
+@wrong("gae", "rewards, values and advantages of the pads come into those of the answer")
+def from_the_last_column(rewards, values, mask, gamma, lam):
+    return summed(errors(rewards, values, gamma), gamma * lam) * mask
 
 
 @wrong("gae", "a step's error leaves out gamma")
