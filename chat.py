@@ -112,7 +112,7 @@ def main(cfg: Config) -> dict[str, float]:
     device = machine.pick_device(cfg.device)
     run = find(cfg.run)
     if run != cfg.run:
-        print(f"no run at {cfg.run}: this is {run}, which came with the repository",
+        print(f"no run at {cfg.run}: {Path(run).name} of chatbots/ answers, which came along",
               file=sys.stderr)
     state = load_state(run, (*CHATBOTS, "align", "caption"))
     data = cfg.data or str(state["configs"].get("data", ""))

@@ -40,7 +40,6 @@ pages() {
     rm -rf docs/report
     cp -r runs/seed0/report docs/report
     $python results/figure.py runs/seed0/sft
-    $python results/session.py runs/seed0/sft data/book/prepared
     $python results/foreign.py runs/seed0/dpo
 }
 

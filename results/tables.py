@@ -17,13 +17,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+CHINESE = HERE.parent / "README.zh.md"
+BY_HAND = HERE.parent / "docs" / "rlhf_by_hand.md"
 BEGIN = "<!-- results: python results/tables.py --write -->"
 END = "<!-- end of results -->"
-REPORT = HERE.parent / "docs" / "report" / "report.md"  # by ./speedrun.sh, seed 0
-REPORT_BEGIN = "<!-- report: docs/report/report.md -->"
-REPORT_END = "<!-- end of report -->"
-SESSION_BEGIN = "<!-- session: python results/session.py runs/sft data/book/prepared -->"
-SESSION_END = "<!-- end of session -->"
+ROW_BEGIN = "<!-- row: python results/tables.py --write -->"
+ROW_END = "<!-- end of row -->"
+BY_HAND_BEGIN = "<!-- by hand: python results/tables.py --write -->"
+BY_HAND_END = "<!-- end of by hand -->"
 
 # --- labels: a figure's key -> what it means ---
 
@@ -173,7 +174,12 @@ REWARD = {
     "accuracy/all": "agrees with people, all pairs",
     "accuracy/ceiling": "true ratings agree with people, all pairs (the noise ceiling)",
 }
-FRONT = (  # of the README
+TEN = (  # of the README
+    "answers/exist", "answers/color", "answers/count", "answers/position", "answers/what_strange",
+    "answers/untold", "followed/all", "refused/due", "chair_detail/chair_i",
+    "chair_detail/recall",
+)
+FRONT = (  # of results/README.md
     "answers/exist", "answers/color", "answers/count", "answers/position",
     "answers/relation", "answers/size", "answers/strange", "answers/usual",
     "answers/why_strange", "answers/belongs", "answers/day_night", "answers/setting",
@@ -229,6 +235,32 @@ FAMILY = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO, dense", "gray": "gray picture
           "plain": "DPO, plain", "cdpo": "cDPO", "ipo": "IPO", "kto": "KTO",
           "lora": "LoRA", "round2": "second round", "round3": "third round",
           "silkie": "pool and judge (Silkie)"}
+
+
+# --- for README.zh.md ---
+
+CHINESE_WORDS = {
+    "chance": "随机", "SFT, blind": "SFT，看灰图",
+    LABELS["answers/exist"]: "有没有……？", LABELS["answers/color"]: "什么颜色",
+    LABELS["answers/count"]: "有几个", LABELS["answers/position"]: "在哪里",
+    LABELS["answers/what_strange"]: "哪里不寻常",
+    LABELS["answers/untold"]: "只在第 0 阶段的文本里出现过的常识",
+    LABELS["followed/all"]: "照要求回答而且答对（各类问题的平均）",
+    LABELS["refused/due"]: "该拒绝时拒绝",
+    LABELS["chair_detail/chair_i"]: "详细描述中提到却看不见的物体（CHAIR_i）",
+    LABELS["chair_detail/recall"]: "详细描述中提到的可见物体",
+    "pictures that find their caption among 1,000": "图片在 1,000 条描述中找到自己那一条",
+    "questions answered rightly": "答对的问题",
+    "the same about gray pictures": "同样的问题，只给灰图",
+    **{f"named, but not visible: {name}": f"提到却看不见的物体：{name}"
+       for name in ("SFT", "PPO", "DPO", "GRPO")},
+}
+CHINESE_SENTENCES = {
+    "Mean ± standard deviation (seeds: ": "均值 ± 标准差（种子数：",
+    "), on held-out pictures, in phrasings that training never uses; ":
+        "），测试图片与训练图片无交集，问法也从未在训练中出现；",
+    " cores of ": " 核 ", "; torch ": "；torch ",
+}
 
 
 # --- reading ---
@@ -531,10 +563,10 @@ def dialogue_tables() -> list[list[str]]:
 # --- preferences ---
 
 
-def best_rows(name: str) -> list[dict[str, float]]:
+def best_rows(name: str, folder: str = "preferences") -> list[dict[str, float]]:
     """Of each seed's log the row of best.pt: the one with the lowest held-out loss."""
     rows = []
-    for log in logs_of("preferences", name):
+    for log in logs_of(folder, name):
         evaluated = [row for row in log if "val_loss" in row]
         rows.append(min(evaluated, key=lambda row: row["val_loss"]))
     return rows
@@ -769,22 +801,7 @@ def joined(parts: Iterable[list[str]]) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def session_block() -> str:
-    """What one stage prints, and what the chatbot answers, see session.py."""
-    path = HERE / "session.json"
-    if not path.is_file():
-        return ""
-    report = json.loads(path.read_text())
-    environment = report["environment"]
-    stage = "\n".join(["$ .venv/bin/python train_clip.py", *report["stage"]])
-    picture = f"data/book/prepared/{report['picture']}"
-    chat = f"$ .venv/bin/python chat.py --image {picture} --ask QUESTION"
-    dialogue = "\n".join([chat, *report["dialogue"]])
-    machine = f"{cores(environment['cpu'])}; torch {environment['torch']}"
-    return f"```\n{stage}\n```\n\n{machine}.\n\n```\n{dialogue}\n```"
-
-
-def front_table() -> list[str]:
+def front_table(keys: Iterable[str] = FRONT) -> list[str]:
     """What the chatbot can do beside chance, blind, and after PPO and DPO.
 
     A stage without results is left out.
@@ -800,21 +817,46 @@ def front_table() -> list[str]:
         "",
         *head(["", "chance", "SFT, blind", *columns]),
     ]
-    for key in FRONT:
+    for key in keys:
         cells = [figure_cell(reports, key) for reports in columns.values()]
         if set(cells) != {"-"}:
             baselines = [chance_cell(sft, key), figure_cell(sft, key, "blind")]
             lines.append(line([LABELS[key], *baselines, *cells]))
-    others = [""] * (len(columns) - 1)
+    return lines
+
+
+def aside_table() -> list[str]:
+    """Two figures of chatbots made for them: one that never read, one in taught phrasings."""
+    lines = []
     for name, key, words in (
         ("unread", "answers/untold", "without stage 0 and its documents"),
         ("quiz", "followed/all", "in taught phrasings"),
     ):
         [reports] = named("book", {name: ""}).values()
         if reports:
-            label = f"{LABELS[key]}, {words}"
-            lines.append(line([label, "", "", figure_cell(reports, key), *others]))
-    return lines
+            lines.append(line([f"{LABELS[key]}, {words}", figure_cell(reports, key)]))
+    return [*head(["", "SFT"]), *lines] if lines else []
+
+
+def row() -> list[str]:
+    """One row of numbers, for the first screen of the README."""
+    [clip], [sft] = named("book", {"clip": ""}).values(), named("book", {"sft": ""}).values()
+    if not clip or not sft:
+        return []
+    cells = {
+        "pictures that find their caption among 1,000":
+            figure_cell(clip, "retrieval/image_to_text_r1"),
+        "questions answered rightly": figure_cell(sft, "followed/all"),
+        "the same about gray pictures": figure_cell(sft, "followed/all", "blind"),
+    }
+    for folder, name, label in (
+        ("book", "sft", "SFT"), ("book", "ppo", "PPO"), ("book", "dpo", "DPO"),
+        ("grpo", "grpo", "GRPO"),
+    ):
+        [reports] = named(folder, {name: ""}).values()
+        if reports:
+            cells[f"named, but not visible: {label}"] = figure_cell(reports, "chair_detail/chair_i")
+    return [*head(list(cells)), line(cells.values())]
 
 
 def clip_table() -> list[str]:
@@ -830,39 +872,48 @@ def clip_table() -> list[str]:
     return lines
 
 
-def beyond_tables() -> list[list[str]]:
-    """How far PPO's figures move, what GRPO changes, what is said of hardly visible things."""
-    checked = measured(named("grpo", {"sft": "SFT", "grpo": "GRPO"}))
-    honest = measured(named("honesty", HONEST))
-    keys = ("followed/all", *CHAIR, "refused/due", "refused/harmless")
-    return [
-        ppo_table(),
-        side_by_side("Answers checked by program, from one chatbot", checked, keys),
-        side_by_side("Probed, and taught to say \"not sure\"", honest, SIGHT),
-    ]
-
-
 def block() -> str:
-    """The tables of the README."""
-    return joined([front_table(), clip_table(), *beyond_tables(), *speed_tables()])
+    """The tables of the README: ten figures, how far they move, and speed."""
+    return joined([front_table(TEN), ppo_table(), *speed_tables()])
 
 
-def report_block() -> str:
-    """What the README shows of the report: where the time went, and its pictures."""
-    if not REPORT.is_file():
-        return ""
-    _, took, *parts = REPORT.read_text().split("\n\n")  # the first part is the title
-    times = [part for part in parts if part.startswith("| part")]
-    pictures = [part.strip() for part in parts if part.startswith("![")]
-    shown = "\n".join(pictures).replace("](", "](docs/report/")
-    return "\n\n".join([took, *times, shown])
+def by_hand_block() -> str:
+    """What the rankings of one person change, for docs/rlhf_by_hand.md."""
+    judges = {}
+    for folder, name, label in (
+        ("by_hand", "reward_50", "50 rankings"), ("by_hand", "reward_200", "200 rankings"),
+        ("preferences", "reward", "4,300 of many people"),
+    ):
+        rows = best_rows(name, folder)
+        if rows:
+            judges[label] = cell([r["truth/all"] for r in rows])
+    reward = [*head(["reward model", *judges]), line([REWARD["truth/all"], *judges.values()])]
+    chatbots = named("dpo", {"sft": "SFT"}) | named(
+        "by_hand", {"dpo_50": "DPO, 50 rankings", "dpo_200": "DPO, 200 rankings"}
+    ) | named("dpo", {"dpo": "DPO, 4,300"})
+    keys = ("followed/all", "refused/due", "chair_detail/chair_i", "chair_detail/recall")
+    shown = side_by_side("The chatbot", measured(chatbots), keys)
+    return joined([reward if judges else [], shown])
+
+
+def in_chinese(text: str) -> str:
+    """Tables with their words in Chinese; numbers and names stay as they are."""
+    lines = []
+    for written in text.splitlines():
+        if written.startswith("| "):
+            cells = [CHINESE_WORDS.get(cell, cell) for cell in written[2:-2].split(" | ")]
+            written = line(cells)
+        for words, chinese in CHINESE_SENTENCES.items():
+            written = written.replace(words, chinese)
+        lines.append(written)
+    return "\n".join(lines)
 
 
 def page() -> str:
     """results/README.md: every table, under the headline of its section."""
     sections = {
         "The picture book": [
-            front_table(), clip_table(), main_table("book"), stage_table("book"),
+            front_table(), aside_table(), clip_table(), main_table("book"), stage_table("book"),
         ],
         "Captioning": caption_tables(),
         "Choices": choice_tables(),
@@ -898,8 +949,12 @@ def put_between(text: str, begin: str, end: str, new: str) -> str:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
         text = put_between(README.read_text(), BEGIN, END, block())
-        text = put_between(text, SESSION_BEGIN, SESSION_END, session_block())
-        README.write_text(put_between(text, REPORT_BEGIN, REPORT_END, report_block()))
+        README.write_text(put_between(text, ROW_BEGIN, ROW_END, joined([row()])))
+        text = BY_HAND.read_text()
+        BY_HAND.write_text(put_between(text, BY_HAND_BEGIN, BY_HAND_END, by_hand_block()))
+        shown = in_chinese(joined([front_table(TEN)]))
+        text = put_between(CHINESE.read_text(), BEGIN, END, shown)
+        CHINESE.write_text(put_between(text, ROW_BEGIN, ROW_END, in_chinese(joined([row()]))))
         (HERE / "README.md").write_text(page())
     elif sys.argv[1:]:
         unknown = " ".join(sys.argv[1:])

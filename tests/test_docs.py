@@ -17,6 +17,8 @@ from minivlm.running.options import check, help_of, parse_args
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "README.zh.md", "docs/your_data.md", "docs/published_weights.md",
+         "docs/bigger_runs.md", "docs/rlhf_by_hand.md")
 SCRIPTS = (
     "train_lm", "train_clip", "train_caption", "train_align", "train_sft", "train_reward",
     "train_ppo", "train_grpo", "train_dpo", "evaluate", "chat",
@@ -48,22 +50,26 @@ def python_files() -> list[Path]:
     return [ROOT / name for name in names if (ROOT / name).is_file()]
 
 
-def test_every_path_in_the_readme_exists():
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_on_a_page_exists(page):
     """Catches a renamed file whose old name lives on in prose."""
-    paths = re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|sh|png|md))`|\]\(([\w/.]+)\)", README)
+    text = (ROOT / page).read_text()
+    files = r"`((?:[\w.]+/)*[\w.]+\.(?:py|sh|png|svg|md|ipynb))`|\]\(([\w/.]+)\)"
+    paths = re.findall(files, text)
     missing = [p for pair in paths for p in pair if p and not (ROOT / p).exists()]
     assert paths and not missing
 
 
-def test_every_flag_in_the_readmes_commands_is_a_real_option():
+@pytest.mark.parametrize("page", PAGES)
+def test_every_flag_in_a_pages_commands_is_a_real_option(page):
     """Catches a command line that no longer works as printed."""
     program = (
         r"(?:python |\.venv/bin/python )?"
-        r"((?:[\w/]+/)?(?:train_\w+|evaluate|chat|prepare)\.py)"
+        r"((?:[\w/]+/)?(?:train_\w+|evaluate|chat|prepare|preferences)\.py)"
     )
     options = r"((?: --\w+(?: [^\s`|]+)?)+)"
-    commands = re.findall(program + options, README)
-    assert len(commands) > 4
+    commands = re.findall(program + options, (ROOT / page).read_text())
+    assert commands
     for script, flags in commands:
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         for flag in re.findall(r"--(?:no-)?(\w+)", flags):
@@ -79,10 +85,15 @@ def test_the_readmes_numbers_are_those_of_the_result_files():
     spec.loader.exec_module(tables)
     inside = README.split(tables.BEGIN)[1].split(tables.END)[0]
     assert inside.strip() == tables.block().strip()
-    session = README.split(tables.SESSION_BEGIN)[1].split(tables.SESSION_END)[0]
-    assert session.strip() == tables.session_block().strip()
-    shown = README.split(tables.REPORT_BEGIN)[1].split(tables.REPORT_END)[0]
-    assert shown.strip() == tables.report_block().strip()
+    row = "\n".join(tables.row())
+    assert README.split(tables.ROW_BEGIN)[1].split(tables.ROW_END)[0].strip() == row
+    by_hand = tables.BY_HAND.read_text().split(tables.BY_HAND_BEGIN)[1]
+    assert by_hand.split(tables.BY_HAND_END)[0].strip() == tables.by_hand_block()
+    chinese = tables.CHINESE.read_text()
+    inside = chinese.split(tables.BEGIN)[1].split(tables.END)[0]
+    assert inside.strip() == tables.in_chinese("\n".join(tables.front_table(tables.TEN)))
+    inside = chinese.split(tables.ROW_BEGIN)[1].split(tables.ROW_END)[0]
+    assert inside.strip() == tables.in_chinese(row)
     assert (ROOT / "results" / "README.md").read_text() == tables.page()
 
 
