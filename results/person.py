@@ -9,12 +9,7 @@ in <name>_50.jsonl its first 50.
 
 import base64
 import io
-import json
-import socket
-import subprocess
 import sys
-import time
-from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
@@ -22,38 +17,10 @@ from PIL import Image
 
 from minivlm.evaluation.raters import SimulatedHuman, rating_of, true_ratings
 from minivlm.loading.prepared import load_meta, load_records
+from serving import ROOT, Server, ask
 
-ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data" / "book" / "prepared"
 NOISE, TIE = 0.3, 0.1  # points; as of data/preferences.py
-
-
-class Page:
-    """serve.py in a process of its own, and a connection to it."""
-
-    def __init__(self, *options: str):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.server = subprocess.Popen(
-            [sys.executable, "serve.py", "--port", str(self.port), *options], cwd=ROOT)
-        self.connection = HTTPConnection("127.0.0.1", self.port)
-        while self.server.poll() is None:
-            try:
-                self.connection.connect()
-                return
-            except ConnectionRefusedError:
-                time.sleep(0.2)
-        raise SystemExit("person.py: error: serve.py ended")
-
-    def ask(self, path: str, **fields) -> dict:
-        """Make a request, as the page's script does."""
-        self.connection.request("POST", f"/api/{path}", json.dumps(fields),
-                                {"Content-Type": "application/json"})
-        reply = json.loads(self.connection.getresponse().read())
-        if "error" in reply:
-            raise SystemExit(f"person.py: error: {reply['error']}")
-        return reply
 
 
 def main(run: str, n: str, name: str) -> None:
@@ -68,11 +35,12 @@ def main(run: str, n: str, name: str) -> None:
     human = SimulatedHuman(NOISE, TIE, seed=0)
     file = DATA / f"{name}.jsonl"
     file.unlink(missing_ok=True)
-    page = Page("--runs", run, "--rankings", name)
+    server = Server("--runs", run, "--rankings", name)
+    page = server.connect()
     try:
         done, number = 0, -1
         while done < int(n):
-            task = page.ask("task", person="scripted", after=number)
+            [task] = ask(page, "task", person="scripted", after=number)
             number = task["number"]
             seen = Image.open(io.BytesIO(base64.b64decode(task["picture"])))
             q = known[np.asarray(seen).tobytes(), task["question"]]
@@ -80,11 +48,11 @@ def main(run: str, n: str, name: str) -> None:
                        for answer in task["answers"]]
             ranks = human.rank(q["id"], [rating_of(r) for r in ratings])
             if len(set(ranks)) > 1:  # else all are equally good to this person, who skips them
-                page.ask("rank", person="scripted", number=number, ranks=ranks)
+                ask(page, "rank", person="scripted", number=number, ranks=ranks)
                 done += 1
-        print(page.ask("agreement"))
+        print(ask(page, "agreement")[0])
     finally:
-        page.server.terminate()
+        server.kill()
     lines = file.read_text().splitlines(keepends=True)
     file.with_name(f"{name}_50.jsonl").write_text("".join(lines[:50]))
 

@@ -3,13 +3,9 @@
 Needs Chromium and its driver (Debian: chromium, chromium-driver) and selenium; skipped without.
 """
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,37 +24,7 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-
-class Server:
-    """serve.py in a process of its own; it can be killed and started again."""
-
-    def __init__(self, runs: Path, data: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.command = [
-            sys.executable, str(ROOT / "serve.py"), "--runs", f"{runs}/sft,{runs}/dpo",
-            "--data", str(data), "--port", str(self.port), "--threads", "1", "--k", "3",
-            "--max_new_tokens", "16",
-        ]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it listens."""
-        self.process = subprocess.Popen(self.command, cwd=ROOT, env=os.environ)
-        for _ in range(600):
-            assert self.process.poll() is None, "serve.py ended"
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.1)
-        raise AssertionError("serve.py does not listen")
-
-    def kill(self) -> None:
-        """End it at once, whatever it does."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+from results.serving import Server  # noqa: E402
 
 
 @pytest.fixture
@@ -69,7 +35,10 @@ def server(runs, folder, tmp_path, monkeypatch):
     data.mkdir()
     for path in folder.iterdir():
         (data / path.name).symlink_to(path)
-    server = Server(runs, data)
+    server = Server(
+        "--runs", f"{runs}/sft,{runs}/dpo", "--data", str(data), "--threads", "1", "--k", "3",
+        "--max_new_tokens", "16",
+    )
     yield server
     server.kill()
 
