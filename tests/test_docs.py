@@ -57,7 +57,9 @@ def test_every_path_on_a_page_exists(page):
     text = (ROOT / page).read_text()
     files = r"`((?:[\w.]+/)*[\w.]+\.(?:py|sh|png|svg|md|ipynb))`|\]\(([\w/.]+)\)"
     paths = re.findall(files, text)
-    missing = [p for pair in paths for p in pair if p and not (ROOT / p).exists()]
+    folders = ROOT, (ROOT / page).parent  # a link is relative to its page
+    names = [name for pair in paths for name in pair if name]
+    missing = [name for name in names if not any((folder / name).exists() for folder in folders)]
     assert paths and not missing
 
 
