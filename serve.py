@@ -25,6 +25,7 @@ import io
 import json
 import random
 import re
+import socket
 import threading
 import webbrowser
 from collections.abc import AsyncIterator
@@ -44,13 +45,10 @@ from starlette.routing import Route
 from data.book import world
 from data.book.prepare import QUESTIONS, make_meta, questions_of, record_of
 from minivlm.chatbot import Chatbot, find
-from minivlm.conversation import IMAGE_MARK, prompt_of
+from minivlm.conversation import IMAGE_MARK
 from minivlm.evaluation.raters import verdicts
-from minivlm.generate import generate
-from minivlm.loading.batches import hash_seed
-from minivlm.loading.images import Pictures, open_image
-from minivlm.loading.prepared import load_records
-from minivlm.preferences.people import RankingFile, agreement
+from minivlm.loading.images import open_image
+from minivlm.preferences.people import RankingTasks
 from minivlm.pretrained.weights import load_state
 from minivlm.running import machine, options
 from minivlm.tokenizer import CHATBOTS
@@ -236,7 +234,16 @@ class Page:
                   "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
                   "frame-ancestors 'none'")
         self.html = Response(text, 200, HEADERS | {"Content-Security-Policy": policy}, "text/html")
-        self.ranking = Ranking(bots, cfg)
+        self.rankings = f"{cfg.data}/{cfg.rankings}.jsonl"
+        self.tasks, self.no_tasks = None, ""
+        try:
+            bot = next(iter(bots.values()))
+            self.tasks = RankingTasks(
+                bot, cfg.data, cfg.questions, cfg.records, self.rankings, cfg.k,
+                cfg.max_new_tokens, cfg.seed,
+            )
+        except (ValueError, OSError) as error:
+            self.no_tasks = f"{error}; data/book/prepare.py makes a data folder in half a minute"
 
     def app(self) -> Starlette:
         """What a server runs."""
@@ -273,10 +280,12 @@ class Page:
 
     async def start(self, request: Request) -> Response:
         """What the page shows first."""
+        command = (f"python data/preferences.py --rater file --ranked {self.rankings} "
+                   f"--out {self.cfg.data}/mine.jsonl")
         return said(
-            runs=list(self.bots), questions=list(QUESTIONS), ranked=len(self.ranking.rankings()),
-            no_ranking=self.ranking.missing, rankings=self.ranking.file_name,
-            command=self.ranking.command,
+            runs=list(self.bots), questions=list(QUESTIONS), no_ranking=self.no_tasks,
+            rankings=self.rankings, command=command,
+            ranked=len(self.tasks.file.rankings) if self.tasks else 0,
         )
 
     async def scene(self, request: Request) -> Response:
@@ -345,27 +354,44 @@ class Page:
     async def task(self, request: Request) -> Response:
         """The next answers that a person can rank; `after` skips a question."""
         person, after = await fields_of(request, person=str, after=int)
-        task = await self.compute(self.ranking.task, name_of(person), after)
-        return said(**task)
+        tasks = self.need_tasks()
+        number = await self.compute(tasks.next_for, name_of(person), after)
+        if number is None:
+            raise Refused("no question is left")
+        q = tasks.questions[number]
+        pixels = tasks.pictures.pixels([q["image"]])[0]
+        return said(
+            number=number, question=q["question"], answers=tasks.answers[number],
+            picture=text_of(png(Image.fromarray(pixels))),
+        )
 
     async def rank(self, request: Request) -> Response:
         """Keep a ranking: a rank for each answer of a question, in the order shown."""
         person, number, ranks = await fields_of(request, person=str, number=int, ranks=list)
-        n = await self.compute(self.ranking.add, name_of(person), number, ranks)
-        return said(ranked=n)
+        tasks = self.need_tasks()
+        await self.compute(tasks.add, name_of(person), number, ranks)
+        return said(ranked=len(tasks.file.rankings))
 
     async def undo(self, request: Request) -> Response:
         """Take back a person's last ranking."""
         [person] = await fields_of(request, person=str)
-        number = await self.compute(self.ranking.undo, name_of(person))
-        return said(ranked=len(self.ranking.rankings()), number=number)
+        tasks = self.need_tasks()
+        number = await self.compute(tasks.undo, name_of(person))
+        return said(ranked=len(tasks.file.rankings), number=number)
 
     async def agreement(self, request: Request) -> Response:
         """How far people agree with the scenes and with each other: shares, and pairs."""
         await fields_of(request)
-        found = await self.compute(self.ranking.agreement)
+        tasks = self.need_tasks()
+        found = await self.compute(tasks.agreement, make_meta(LEVEL)["phrases"])
         shares = {name: [a / n, n] for name, (a, n) in found.items() if n}
         return said(agreement=shares)
+
+    def need_tasks(self) -> RankingTasks:
+        """What can be ranked."""
+        if not self.tasks:
+            raise Refused(self.no_tasks)
+        return self.tasks
 
 
 def said(**fields) -> JSONResponse:
@@ -396,107 +422,6 @@ def look(bot: Chatbot, content: bytes) -> torch.Tensor:
     return bot.look(io.BytesIO(content))
 
 
-# --- ranking ---
-
-
-class Ranking:
-    """Answers to rank, the same for everybody, and the file that gets the rankings.
-
-    missing: why nothing can be ranked; "" if something can.
-    """
-
-    def __init__(self, bots: dict[str, Chatbot], cfg: Config):
-        self.cfg = cfg
-        self.bot = next(iter(bots.values()))
-        self.file_name = f"{cfg.data}/{cfg.rankings}.jsonl"
-        self.command = (f"python data/preferences.py --rater file --ranked {self.file_name} "
-                        f"--out {cfg.data}/mine.jsonl")
-        self.missing = ""
-        self.asked: list[dict] = []
-        self.tasks: dict[int, list[str]] = {}  # number of a question -> answers, as shown
-        try:
-            self.asked = load_records(cfg.data, cfg.questions, need=("id", "image", "question"))
-            self.records = {
-                r["image"]: r for r in load_records(cfg.data, cfg.records, need=("image",))
-            }
-            self.pictures = Pictures(cfg.data, self.bot.size, self.bot.mode)
-        except (ValueError, OSError) as error:
-            self.missing = f"{error}; data/book/prepare.py makes a data folder in half a minute"
-            return
-        random.Random(f"{cfg.seed} rank").shuffle(self.asked)
-        self.file = RankingFile(self.file_name)
-
-    def rankings(self) -> list[dict]:
-        """All rankings of the file."""
-        return [] if self.missing else self.file.rankings
-
-    def answers(self, number: int) -> list[str]:
-        """Draw up to k different answers to a question, half of them at a high temperature."""
-        if number not in self.tasks:
-            q, bot = self.asked[number], self.bot
-            seed = hash_seed(self.cfg.seed, number)
-            prompt = prompt_of(q["question"], bot.tokenizer, bot.model.config.vit.n_tokens)
-            image = self.pictures.get([q["image"]]).to(bot.device)
-            drawn: dict[str, None] = {}
-            for temperature in (1.0, 1.5):
-                rows = generate(
-                    bot.model, image, [prompt], n_copies=self.cfg.k, stop=bot.stop,
-                    max_new_tokens=self.cfg.max_new_tokens, temperature=temperature,
-                    generator=torch.Generator(bot.device).manual_seed(seed),
-                )
-                drawn |= dict.fromkeys(bot.tokenizer.decode(ids).strip() for ids in rows)
-            drawn.pop("", None)
-            texts = list(drawn)[:self.cfg.k]
-            random.Random(seed).shuffle(texts)
-            self.tasks[number] = texts
-        return self.tasks[number]
-
-    def task(self, person: str, after: int) -> dict:
-        """The next question behind number `after` that a person has not ranked answers to."""
-        self.check()
-        done = self.file.ranked_by(person)
-        for number in range(max(0, after + 1), len(self.asked)):
-            q = self.asked[number]
-            if q["id"] not in done and len(self.answers(number)) > 1:
-                pixels = self.pictures.pixels([q["image"]])[0]
-                return {
-                    "number": number, "question": q["question"], "answers": self.answers(number),
-                    "picture": text_of(png(Image.fromarray(pixels))),
-                }
-        raise Refused("no question is left")
-
-    def add(self, person: str, number: int, ranks: list) -> int:
-        """Keep a ranking; return how many there are."""
-        self.check()
-        if number not in self.tasks:
-            raise Refused("this question was not asked")
-        q = self.asked[number]
-        self.file.add({
-            "id": q["id"], "image": q["image"], "kind": q.get("kind", ""),
-            "question": q["question"], "responses": self.tasks[number], "ranking": ranks,
-            "person": person,
-        })
-        return len(self.file.rankings)
-
-    def undo(self, person: str) -> int:
-        """Take back a person's last ranking; return the number of its question."""
-        self.check()
-        key = self.file.undo(person)["id"]
-        return next((i for i, q in enumerate(self.asked) if q["id"] == key), 0)
-
-    def agreement(self) -> dict[str, tuple[int, int]]:
-        """As `people.agreement`."""
-        self.check()
-        questions = {q["id"]: q for q in self.asked}
-        phrases = make_meta(LEVEL)["phrases"]
-        return agreement(self.file.rankings, self.records, questions, phrases)
-
-    def check(self) -> None:
-        """Refuse what needs a data folder if there is none."""
-        if self.missing:
-            raise Refused(self.missing)
-
-
 # --- main ---
 
 
@@ -524,6 +449,13 @@ def load(cfg: Config) -> dict[str, Chatbot]:
 def main(cfg: Config) -> dict[str, float]:
     """Load the chatbots and serve the page until the user stops it."""
     options.check(cfg)
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((cfg.host, cfg.port))
+        except OSError as error:
+            remedy = "choose another with --port"
+            raise OSError(f"port {cfg.port} cannot be used ({error.strerror}); {remedy}") from None
     page = Page(load(cfg), cfg)
     make_meta(LEVEL)  # takes a second, which no request should wait for
     address = f"http://{cfg.host}:{cfg.port}"

@@ -8,14 +8,25 @@ This is the layout of preferences.jsonl with the name of who ranked.
 
 import json
 import os
+import random
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
+import torch
+
+from minivlm.chatbot import Chatbot
+from minivlm.conversation import prompt_of
 from minivlm.evaluation.raters import rating_of, true_ratings
+from minivlm.generate import generate
+from minivlm.loading.batches import hash_seed
+from minivlm.loading.images import Pictures
+from minivlm.loading.prepared import load_records
 from minivlm.metrics import Phrases
 from minivlm.preferences.rankings import check_ranking
 from minivlm.running.files import read_lines
+
+TEMPERATURES = (1.0, 1.5)  # of the draws; the second gives answers that are seldom given
 
 
 class RankingFile:
@@ -144,3 +155,98 @@ def agreement(
             count(f"{one['person']} and {other['person']}", one["ranking"],
                   [theirs[answer] for answer in one["responses"]])
     return found
+
+
+class RankingTasks:
+    """Answers to rank, the same for everybody, and the file that gets the rankings.
+
+    Args:
+        bot: draws the answers.
+        data: the data folder.
+        questions, records: its files of questions, and of records of their pictures.
+        file: gets the rankings.
+        k: most answers to a question.
+        max_new_tokens: longest answer.
+        seed: decides the order of the questions, and the answers.
+
+    Raises:
+        FileNotFoundError, ValueError: if a file is missing or faulty.
+    """
+
+    def __init__(
+        self, bot: Chatbot, data: str | Path, questions: str, records: str, file: str | Path,
+        k: int, max_new_tokens: int, seed: int,
+    ):
+        self.bot = bot
+        self.k = k
+        self.max_new_tokens = max_new_tokens
+        self.seed = seed
+        need = ("id", "image", "question")
+        self.questions = load_records(data, questions, need=need, unique=True)
+        random.Random(f"{seed} rank").shuffle(self.questions)
+        self.records = {r["image"]: r for r in load_records(data, records, need=("image",))}
+        self.pictures = Pictures(data, bot.size, bot.mode)
+        self.answers: dict[int, list[str]] = {}  # number of a question -> answers, as shown
+        self.file = RankingFile(file)
+
+    def draw(self, number: int) -> list[str]:
+        """Draw up to k different answers to a question, half of them at a high temperature."""
+        if number not in self.answers:
+            q, bot = self.questions[number], self.bot
+            seed = hash_seed(self.seed, number)
+            prompt = prompt_of(q["question"], bot.tokenizer, bot.model.config.vit.n_tokens)
+            image = self.pictures.get([q["image"]]).to(bot.device)   # (1, 3, S, S)
+            drawn = []
+            for temperature in TEMPERATURES:
+                generator = torch.Generator(bot.device).manual_seed(seed)
+                drawn.append(generate(
+                    bot.model, image, [prompt], n_copies=self.k, stop=bot.stop,
+                    max_new_tokens=self.max_new_tokens, temperature=temperature,
+                    generator=generator,
+                ))
+            by_turns = (bot.tokenizer.decode(ids).strip() for both in zip(*drawn) for ids in both)
+            # a dict keeps the order, which a set would not
+            different = list(dict.fromkeys(text for text in by_turns if text))[:self.k]
+            random.Random(seed).shuffle(different)
+            self.answers[number] = different
+        return self.answers[number]
+
+    def next_for(self, person: str, after: int) -> int | None:
+        """The number of the next question behind `after` that a person can rank answers to.
+
+        None if there is no other: answers that are all alike cannot be ranked.
+        """
+        done = self.file.ranked_by(person)
+        for number in range(max(0, after + 1), len(self.questions)):
+            if self.questions[number]["id"] not in done and len(self.draw(number)) > 1:
+                return number
+        return None
+
+    def add(self, person: str, number: int, ranks: list[int]) -> None:
+        """Keep a ranking: a rank for each answer of a question, in the order of `answers`.
+
+        Raises:
+            ValueError: as `RankingFile.add`, or if nobody was asked this question.
+        """
+        if number not in self.answers:
+            raise ValueError("this question was not asked")
+        q = self.questions[number]
+        self.file.add({
+            "id": q["id"], "image": q["image"], "kind": q.get("kind", ""),
+            "question": q["question"], "responses": self.answers[number], "ranking": ranks,
+            "person": person,
+        })
+
+    def undo(self, person: str) -> int:
+        """Take back a person's last ranking; return the number of its question.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        key = self.file.undo(person)["id"]
+        return next((i for i, q in enumerate(self.questions) if q["id"] == key), 0)
+
+    def agreement(self, phrases: Phrases) -> dict[str, tuple[int, int]]:
+        """As the function `agreement`."""
+        questions = {q["id"]: q for q in self.questions}
+        return agreement(self.file.rankings, self.records, questions, phrases)
