@@ -327,15 +327,12 @@ class Page:
     async def lines(self, pieces, piece: str | None, record: dict | None) -> AsyncIterator[str]:
         """An answer as lines of JSON. It ends early if the browser stops listening."""
         text = ""
-        try:
-            while piece is not None:
-                text += piece
-                yield json.dumps({"text": piece}) + "\n"
-                piece = await self.compute(next, pieces, None)
-            marks = marked(text, record) if record else None
-            yield json.dumps({"end": True, "marks": marks}) + "\n"
-        finally:
-            self.worker.submit(pieces.close)
+        while piece is not None:
+            text += piece
+            yield json.dumps({"text": piece}) + "\n"
+            piece = await self.compute(next, pieces, None)
+        marks = marked(text, record) if record else None
+        yield json.dumps({"end": True, "marks": marks}) + "\n"
 
     async def compute(self, function, *args):
         """Let the one thread that computes call a function.
