@@ -114,9 +114,9 @@ claims_about(
 _told = side("sizes", "75", "three quarters")
 claims_about(
     "Pictures and captions", "results/sizes.sh",
-    ("What no caption of stage 1 tells, no later stage sees: sizes",
+    ("What no caption of stages 1 and 2 tells, SFT does not see: sizes",
      "Eyes Wide Shut, arXiv:2401.06209", "answers/size", LESS, side("sizes", "0", "none"), _told),
-    ("and not if SFT trains the ViT, too", "Eyes Wide Shut, arXiv:2401.06209", "answers/size",
+    ("nor does it if it trains the ViT, too", "Eyes Wide Shut, arXiv:2401.06209", "answers/size",
      LESS, side("sizes", "eyes", "none, ViT trained"), _told),
     ("A quarter of the captions is too little", ASKED, "answers/size", LESS,
      side("sizes", "25", "a quarter"), _told),
