@@ -19,16 +19,18 @@ Needs: pip install -e '.[web]'
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import io
+import ipaddress
 import json
+import os
 import random
 import re
 import socket
+import sys
 import threading
 import webbrowser
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -51,12 +53,13 @@ from minivlm.loading.images import open_image
 from minivlm.preferences.people import RankingTasks
 from minivlm.pretrained.weights import load_state
 from minivlm.running import machine, options
+from minivlm.running.files import first_line
 from minivlm.tokenizer import CHATBOTS
 
 LEVEL = 1  # of the scenes that the page draws
 SIDE = 512  # pixels; a larger upload is made smaller
 MAX_TURNS = 40  # of a conversation
-MAX_TEXT = 1000  # characters of a turn, and of a person's name
+MAX_TEXT = 1000  # characters of a question
 MAX_JSON = 2_000_000  # bytes of a request; a picture of SIDE pixels has at most 1.1 million
 SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?]+\s*|\n\s*|$)")
 HEADERS = {
@@ -75,7 +78,7 @@ class Config:
     runs: str = "runs/sft,runs/ppo,runs/dpo,runs/grpo"  # run folders; missing ones are left out
     max_new_tokens: int = 128  # >= 1; longest answer in tokens
     # rankings
-    data: str = "data/book/prepared"  # data folder made by a prepare.py; also for held-out pictures
+    data: str = "data/book/prepared"  # data folder made by a prepare.py
     questions: str = "prompts"  # file of the data folder with questions to rank answers to
     records: str = "train"  # file of the data folder that describes their pictures
     rankings: str = "people"  # file of the data folder that gets the rankings
@@ -197,8 +200,8 @@ def turns_of(turns: list, has_picture: bool) -> list[dict]:
     checked = []
     for i, text in enumerate(turns):
         if not isinstance(text, str) or not text.strip():
-            raise Refused("a question is empty")
-        if len(text) > MAX_TEXT:
+            raise Refused("a turn is empty, or no text")
+        if len(text) > MAX_TEXT and i % 2 == 0:
             raise Refused(f"a question has at most {MAX_TEXT} characters")
         # nobody adds a picture by typing its mark
         text = text.replace(IMAGE_MARK, "image")
@@ -226,12 +229,13 @@ class Page:
         self.cfg = cfg
         # one thread computes: answers that are written at the same time take turns
         self.worker = ThreadPoolExecutor(1)
-        text = Path(__file__).with_name("serve.html").read_bytes()
-        scripts = re.findall(rb"<(?:script|style)>(.*?)</(?:script|style)>", text, re.DOTALL)
-        hashes = [base64.b64encode(hashlib.sha256(s).digest()).decode() for s in scripts]
+        # as text: browsers read any line end as one character, too
+        text = Path(__file__).with_name("serve.html").read_text(encoding="utf-8")
+        scripts = re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", text, re.DOTALL)
+        hashes = [text_of(hashlib.sha256(s.encode()).digest()) for s in scripts]
         sources = " ".join(f"'sha256-{h}'" for h in hashes)
         policy = (f"default-src 'none'; script-src {sources}; style-src {sources}; "
-                  "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+                  "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
                   "frame-ancestors 'none'")
         self.html = Response(text, 200, HEADERS | {"Content-Security-Policy": policy}, "text/html")
         self.rankings = f"{cfg.data}/{cfg.rankings}.jsonl"
@@ -257,15 +261,15 @@ class Page:
             routes.append(Route(f"/api/{path}", self.guarded(handler), methods=[method]))
         return Starlette(routes=routes)
 
-    def guarded(self, handler):
+    def guarded(self, handler: Callable) -> Callable:
         """Serve a request of this page alone; say in one line why one is refused."""
         async def serve(request: Request) -> Response:
-            host = request.headers.get("host", "").rsplit(":", 1)[0]
+            host = request.headers.get("host", "").rsplit(":", 1)[0].strip("[]")
             origin = request.headers.get("origin", "")
             try:
-                # a foreign page could give its own name this machine's address
-                if self.cfg.host == "127.0.0.1" and host not in ("127.0.0.1", "localhost"):
-                    raise Refused("this page is for 127.0.0.1 alone", 403)
+                # a foreign page could give a name of its own this machine's address
+                if not is_address(host) and host not in ("localhost", self.cfg.host):
+                    raise Refused("ask by this machine's address, not by a name", 403)
                 if origin and origin.split("://")[-1] != request.headers.get("host"):
                     raise Refused("a page of another site asks", 403)
                 return await handler(request)
@@ -280,13 +284,20 @@ class Page:
 
     async def start(self, request: Request) -> Response:
         """What the page shows first."""
-        command = (f"python data/preferences.py --rater file --ranked {self.rankings} "
-                   f"--out {self.cfg.data}/mine.jsonl")
         return said(
             runs=list(self.bots), questions=list(QUESTIONS), no_ranking=self.no_tasks,
-            rankings=self.rankings, command=command,
-            ranked=len(self.tasks.file.rankings) if self.tasks else 0,
+            rankings=self.rankings, upload=self.cfg.upload, **self.kept(),
         )
+
+    def kept(self) -> dict:
+        """How many rankings there are, and the command that makes training data of them."""
+        n = len(self.tasks.file.rankings) if self.tasks else 0
+        data = self.cfg.data
+        folder = "" if data == Config.data else f" --data {data}"
+        command = (f"{os.path.relpath(sys.executable)} data/preferences.py --rater file"
+                   f" --ranked {self.rankings}{folder} --n_val {max(1, n // 10)}"
+                   f" --out {data}/mine.jsonl")
+        return {"ranked": n, "command": command}
 
     async def scene(self, request: Request) -> Response:
         """Draw the scene of a number."""
@@ -307,8 +318,8 @@ class Page:
         )
         if run not in self.bots:
             raise Refused("no such chatbot")
-        if not 0 <= temperature <= 2:
-            raise Refused("a temperature is 0 to 2")
+        if temperature and not 0.05 <= temperature <= 2:
+            raise Refused("a temperature is 0, or 0.05 to 2")
         bot = self.bots[run]
         content, record = bytes_of(picture), None
         if number >= 0:
@@ -324,7 +335,9 @@ class Page:
             self.lines(pieces, first, record), 200, HEADERS, "application/x-ndjson"
         )
 
-    async def lines(self, pieces, piece: str | None, record: dict | None) -> AsyncIterator[str]:
+    async def lines(
+        self, pieces: Iterator[str], piece: str | None, record: dict | None
+    ) -> AsyncIterator[str]:
         """An answer as lines of JSON. It ends early if the browser stops listening."""
         text = ""
         while piece is not None:
@@ -334,17 +347,17 @@ class Page:
         marks = marked(text, record) if record else None
         yield json.dumps({"end": True, "marks": marks}) + "\n"
 
-    async def compute(self, function, *args):
+    async def compute(self, function: Callable, *args):
         """Let the one thread that computes call a function.
 
         Raises:
-            Refused: for a ValueError, which says what is wrong with the request.
+            Refused: for a ValueError or OSError, which says what is wrong.
         """
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self.worker, partial(function, *args))
-        except ValueError as error:
-            raise Refused(str(error)) from None
+        except (ValueError, OSError) as error:
+            raise Refused(first_line(error)) from None
 
     # --- rankings ---
 
@@ -354,9 +367,9 @@ class Page:
         tasks = self.need_tasks()
         number = await self.compute(tasks.next_for, name_of(person), after)
         if number is None:
-            raise Refused("no question is left")
+            raise Refused("no question is left to which the chatbot has different answers")
         q = tasks.questions[number]
-        pixels = tasks.pictures.pixels([q["image"]])[0]
+        [pixels] = await self.compute(tasks.pictures.pixels, [q["image"]])
         return said(
             number=number, question=q["question"], answers=tasks.answers[number],
             picture=text_of(png(Image.fromarray(pixels))),
@@ -364,23 +377,22 @@ class Page:
 
     async def rank(self, request: Request) -> Response:
         """Keep a ranking: a rank for each answer of a question, in the order shown."""
-        person, number, ranks = await fields_of(request, person=str, number=int, ranks=list)
-        tasks = self.need_tasks()
-        await self.compute(tasks.add, name_of(person), number, ranks)
-        return said(ranked=len(tasks.file.rankings))
+        person, number, answers, ranks = await fields_of(
+            request, person=str, number=int, answers=list, ranks=list
+        )
+        await self.compute(self.need_tasks().add, name_of(person), number, answers, ranks)
+        return said(**self.kept())
 
     async def undo(self, request: Request) -> Response:
         """Take back a person's last ranking."""
         [person] = await fields_of(request, person=str)
-        tasks = self.need_tasks()
-        number = await self.compute(tasks.undo, name_of(person))
-        return said(ranked=len(tasks.file.rankings), number=number)
+        number = await self.compute(self.need_tasks().undo, name_of(person))
+        return said(number=number, **self.kept())
 
     async def agreement(self, request: Request) -> Response:
         """How far people agree with the scenes and with each other: shares, and pairs."""
         await fields_of(request)
-        tasks = self.need_tasks()
-        found = await self.compute(tasks.agreement, make_meta(LEVEL)["phrases"])
+        found = await self.compute(self.need_tasks().agreement)
         shares = {name: [a / n, n] for name, (a, n) in found.items() if n}
         return said(agreement=shares)
 
@@ -396,6 +408,15 @@ def said(**fields) -> JSONResponse:
     return JSONResponse(fields, 200, HEADERS)
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is an address, and no name that somebody could give to another one."""
+    try:
+        ipaddress.ip_address(host)
+        return True
+    except ValueError:
+        return False
+
+
 def text_of(content: bytes) -> str:
     """A file's content as text."""
     return base64.b64encode(content).decode()
@@ -405,7 +426,7 @@ def bytes_of(text: str) -> bytes:
     """The content that `text_of` made a text of."""
     try:
         return base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise Refused("a picture is base64") from None
 
 
@@ -433,10 +454,13 @@ def load(cfg: Config) -> dict[str, Chatbot]:
     bots = {}
     for run in filter(None, map(str.strip, cfg.runs.split(","))):
         path = find(run)
-        if not Path(path).exists():
+        name = Path(run).name + ("" if path == run else " (shipped)")
+        try:
+            state = load_state(path, CHATBOTS)
+        except FileNotFoundError:  # not trained yet, or not to its first checkpoint
             continue
-        name = Path(run).name if Path(run).name not in bots else run
-        bots[name] = Chatbot(load_state(path, CHATBOTS), device, cfg.dtype)
+        name = name if name not in bots else run
+        bots[name] = Chatbot(state, device, cfg.dtype)
         print(f"{name}: {path}", flush=True)
     if not bots:
         raise FileNotFoundError(f"no run at {cfg.runs}; run ./speedrun.sh first")
@@ -451,8 +475,8 @@ def main(cfg: Config) -> dict[str, float]:
         try:
             free.bind((cfg.host, cfg.port))
         except OSError as error:
-            remedy = "choose another with --port"
-            raise OSError(f"port {cfg.port} cannot be used ({error.strerror}); {remedy}") from None
+            where = f"port {cfg.port} of {cfg.host}"
+            raise OSError(f"{where} cannot be used ({error}); see --port and --host") from None
     page = Page(load(cfg), cfg)
     make_meta(LEVEL)  # takes a second, which no request should wait for
     address = f"http://{cfg.host}:{cfg.port}"

@@ -28,7 +28,7 @@ def find(run: str) -> str:
     """
     path = Path(run)
     shipped = SHIPPED / f"{path.name}.pt"
-    if path.exists() or path.parent.name != "runs" or not shipped.is_file():
+    if path.exists() or path.parent != Path("runs") or not shipped.is_file():
         return run
     return str(shipped)
 
@@ -77,6 +77,12 @@ class Chatbot:
                 of pictures than `images` has.
         """
         ids, _ = render(turns, self.tokenizer, self.model.config.vit.n_tokens)
+        size = self.model.config.gpt.block_size
+        if len(ids) >= size:
+            raise ValueError(
+                f"the conversation has {len(ids)} tokens, and the context holds {size} with the "
+                "answer; begin a new one"
+            )
         tokens = stream(self.model, images, [ids], stop=self.stop, **drawing)
         written: list[int] = []
         shown = ""

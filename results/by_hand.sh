@@ -3,12 +3,13 @@
 # and a reward model and DPO from them. Writes results/by_hand/.
 source "$(dirname "$0")/common.sh"
 
-rankings() {  # pairs of both for DPO, a tenth held out
-    $python results/person.py "$from/sft" 200 people
-    mv $data/people.jsonl $data/people_200.jsonl
+rankings() {  # and pairs of them for DPO; a tenth is held out
+    rm -f $data/scripted.jsonl
+    $python results/person.py "$from/sft" 200 scripted "$out/person.json"
     local n
     for n in 50 200; do
-        $python data/preferences.py --rater file --ranked $data/people_$n.jsonl --n_val $((n / 10)) \
+        head -n $n $data/scripted.jsonl > $data/scripted_$n.jsonl
+        $python data/preferences.py --rater file --ranked $data/scripted_$n.jsonl --n_val $((n / 10)) \
             --out $data/mine_$n.jsonl
     done
 }

@@ -1,29 +1,30 @@
 """Rank answers on serve.py's page as a person would: a scripted one, who knows the scenes.
 
-    python results/person.py runs/sft 200 people
+    python results/person.py runs/sft 200 scripted results/by_hand/person.json
 
 Starts serve.py, and ranks answers to 200 questions by its own requests. The ranks are those of
-raters.SimulatedHuman: the true ratings with noise. Writes <name>.jsonl in the data folder, and
-in <name>_50.jsonl its first 50.
+raters.SimulatedHuman, as in data/preferences.py: the true ratings with noise. Writes
+scripted.jsonl in the data folder, and how far they agree with the scenes.
 """
 
 import base64
 import io
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data.preferences import TIE, Config
 from minivlm.evaluation.raters import SimulatedHuman, rating_of, true_ratings
 from minivlm.loading.prepared import load_meta, load_records
 from serving import ROOT, Server, ask
 
 DATA = ROOT / "data" / "book" / "prepared"
-NOISE, TIE = 0.3, 0.1  # points; as of data/preferences.py
 
 
-def main(run: str, n: str, name: str) -> None:
+def main(run: str, n: str, name: str, out: str) -> None:
     """Rank the answers to n questions."""
     phrases = load_meta(DATA)["phrases"]
     records = {r["image"]: r for r in load_records(DATA, "train", need=("image",))}
@@ -32,9 +33,7 @@ def main(run: str, n: str, name: str) -> None:
     for q in load_records(DATA, "prompts", need=("image", "question")):
         pixels = pictures[int(q["image"].split("#")[1])]
         known[pixels.tobytes(), q["question"]] = q
-    human = SimulatedHuman(NOISE, TIE, seed=0)
-    file = DATA / f"{name}.jsonl"
-    file.unlink(missing_ok=True)
+    human = SimulatedHuman(Config.noise, TIE, seed=0)
     server = Server("--runs", run, "--rankings", name)
     page = server.connect()
     try:
@@ -48,13 +47,13 @@ def main(run: str, n: str, name: str) -> None:
                        for answer in task["answers"]]
             ranks = human.rank(q["id"], [rating_of(r) for r in ratings])
             if len(set(ranks)) > 1:  # else all are equally good to this person, who skips them
-                ask(page, "rank", person="scripted", number=number, ranks=ranks)
+                ask(page, "rank", person="scripted", number=number, answers=task["answers"],
+                    ranks=ranks)
                 done += 1
-        print(ask(page, "agreement")[0])
+        [found] = ask(page, "agreement")
     finally:
         server.kill()
-    lines = file.read_text().splitlines(keepends=True)
-    file.with_name(f"{name}_50.jsonl").write_text("".join(lines[:50]))
+    Path(out).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Print the result tables from results/*/*.json and *.csv, or write them into the pages.
 
     python results/tables.py            print
-    python results/tables.py --write    replace the blocks of README.md between its marker
-                                        comments, and write results/README.md
+    python results/tables.py --write    replace the blocks between marker comments, of README.md,
+                                        README.zh.md and docs/rlhf_by_hand.md; write
+                                        results/README.md
 
 A cell is the mean over the seeds that were run, followed by their standard deviation.
 """
@@ -237,6 +238,11 @@ FAMILY = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO, dense", "gray": "gray picture
           "silkie": "pool and judge (Silkie)"}
 
 
+ROW_WORDS = (
+    "Shares. The questions are worded as training never words them. Invented: of the things named "
+    "in detailed descriptions, those that are not visible."
+)
+
 # --- for README.zh.md ---
 
 CHINESE_WORDS = {
@@ -252,14 +258,14 @@ CHINESE_WORDS = {
     "pictures that find their caption among 1,000": "图片在 1,000 条描述中找到自己那一条",
     "questions answered rightly": "答对的问题",
     "the same about gray pictures": "同样的问题，只给灰图",
-    **{f"named, but not visible: {name}": f"提到却看不见的物体：{name}"
-       for name in ("SFT", "PPO", "DPO", "GRPO")},
+    **{f"invented: {name}": f"凭空捏造：{name}" for name in ("SFT", "PPO", "DPO", "GRPO")},
 }
 CHINESE_SENTENCES = {
     "Mean ± standard deviation (seeds: ": "均值 ± 标准差（种子数：",
     "), on held-out pictures, in phrasings that training never uses; ":
         "），测试图片与训练图片无交集，问法也从未在训练中出现；",
-    " cores of ": " 核 ", "; torch ": "；torch ",
+    " cores of ": " 核 ", "; torch ": "；torch ", " (1 seed)": "（1 个种子）",
+    ROW_WORDS: "都是比例。问法从未在训练中出现。凭空捏造：详细描述中提到的东西里，看不见的所占的比例。",
 }
 
 
@@ -855,8 +861,8 @@ def row() -> list[str]:
     ):
         [reports] = named(folder, {name: ""}).values()
         if reports:
-            cells[f"named, but not visible: {label}"] = figure_cell(reports, "chair_detail/chair_i")
-    return [*head(list(cells)), line(cells.values())]
+            cells[f"invented: {label}"] = figure_cell(reports, "chair_detail/chair_i")
+    return [*head(list(cells)), line(cells.values()), "", ROW_WORDS]
 
 
 def clip_table() -> list[str]:
@@ -877,6 +883,22 @@ def block() -> str:
     return joined([front_table(TEN), ppo_table(), *speed_tables()])
 
 
+def serve_table() -> list[str]:
+    """What serve.py stands, see load.py."""
+    path = HERE / "serve.json"
+    if not path.is_file():
+        return []
+    report = json.loads(path.read_text())
+    f, config = report["figures"], report["config"]
+    title = (f"{f['answers']} questions over {config['connections']} connections; "
+             f"{cores(report['environment']['cpu'])}:")
+    cells = [f"{f['answers_per_second']:.1f}", f"{f['p50_seconds']:.2f}", f"{f['p95_seconds']:.2f}",
+             f"{f['peak_mb_before']:.0f}", f"{f['peak_mb']:.0f}"]
+    labels = ["answers a second", "seconds for an answer, half are faster", "95 % are faster",
+              "peak memory after 20 questions, MB", "after all"]
+    return [title, "", *head(labels), line(cells)]
+
+
 def by_hand_block() -> str:
     """What the rankings of one person change, for docs/rlhf_by_hand.md."""
     judges = {}
@@ -893,7 +915,16 @@ def by_hand_block() -> str:
     ) | named("dpo", {"dpo": "DPO, 4,300"})
     keys = ("followed/all", "refused/due", "chair_detail/chair_i", "chair_detail/recall")
     shown = side_by_side("The chatbot", measured(chatbots), keys)
-    return joined([reward if judges else [], shown])
+    return joined([person_line(), reward if judges else [], shown])
+
+
+def person_line() -> list[str]:
+    """How far the scripted person agrees with the scenes."""
+    path = HERE / "by_hand" / "person.json"
+    if not path.is_file():
+        return []
+    [(share, pairs)] = json.loads(path.read_text())["agreement"].values()
+    return [f"The scripted person agrees with the scenes on {share:.0%} of {pairs} pairs."]
 
 
 def in_chinese(text: str) -> str:
@@ -927,6 +958,7 @@ def page() -> str:
         "Parts of a block": [parts_table()],
         "Speed": speed_tables(),
         "Memory": memory_tables(),
+        "The page": [serve_table()],
         "NLVR": [main_table("nlvr")],
         "CIFAR-10": [cifar_table()],
     }

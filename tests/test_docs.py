@@ -68,7 +68,7 @@ def test_every_flag_in_a_pages_commands_is_a_real_option(page):
     """Catches a command line that no longer works as printed."""
     program = (
         r"(?:python |\.venv/bin/python )?"
-        r"((?:[\w/]+/)?(?:train_\w+|evaluate|chat|prepare|preferences)\.py)"
+        r"((?:[\w/]+/)?(?:train_\w+|evaluate|chat|serve|quiz|prepare|preferences)\.py)"
     )
     options = r"((?: --\w+(?: [^\s`|]+)?)+)"
     commands = re.findall(program + options, (ROOT / page).read_text())

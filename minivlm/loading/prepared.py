@@ -106,13 +106,15 @@ def start_folder(folder: str | Path) -> Path:
     """Make a data folder; delete the records and meta.json of an older data set in it.
 
     If the writing script is stopped, its data set is incomplete and must not look complete:
-    then meta.json is missing. The replies of data/instruct.py's teacher (*.raw.jsonl) cost
-    money and are kept.
+    then meta.json is missing. Kept are the replies of data/instruct.py's teacher
+    (*.raw.jsonl), which cost money, and rankings by people, which cost hours.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.json*"):
-        if not old.name.endswith(".raw.jsonl"):
+        with old.open("rb") as file:
+            is_by_people = b'"person": ' in file.readline(100_000)
+        if not old.name.endswith(".raw.jsonl") and not is_by_people:
             old.unlink()
     return folder
 

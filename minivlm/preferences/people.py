@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections import defaultdict
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 
 import torch
@@ -18,22 +18,27 @@ import torch
 from minivlm.chatbot import Chatbot
 from minivlm.conversation import prompt_of
 from minivlm.evaluation.raters import rating_of, true_ratings
+from minivlm.evaluation.scene import has_scene
 from minivlm.generate import generate
 from minivlm.loading.batches import hash_seed
 from minivlm.loading.images import Pictures
-from minivlm.loading.prepared import load_records
+from minivlm.loading.prepared import load_meta, load_records
 from minivlm.metrics import Phrases
+from minivlm.preferences.pool import different
 from minivlm.preferences.rankings import check_ranking
-from minivlm.running.files import read_lines
+from minivlm.running.files import parse_json
 
 TEMPERATURES = (1.0, 1.5)  # of the draws; the second gives answers that are seldom given
+MOST_DRAWN = 50  # questions for which answers are drawn until two of one differ
+MOST = 100_000  # rankings of a file
 
 
 class RankingFile:
     """A file to which each ranking is added as it is made.
 
     A line reaches the disk before `add` returns. If the process is killed while it writes,
-    the line without an end is deleted when the file is opened again.
+    the line without an end is deleted when the file is read again. Several processes may use
+    one file in turn: it is read again when another has changed it.
 
     Args:
         path: the file; it is made with the first ranking.
@@ -45,39 +50,65 @@ class RankingFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.rankings: list[dict] = []
-        if not self.path.is_file():
+        self.size = 0  # of the file, when it was read or written
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the file, unless it is as it was left; raises as the class."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size == self.size:
             return
-        content = self.path.read_bytes()
-        whole = content[:content.rfind(b"\n") + 1]
-        if whole != content:
-            os.truncate(self.path, len(whole))
-        for place, r in read_lines(self.path):
-            fault = self.fault_of(r)
-            if fault:
-                raise ValueError(f"{place}: {fault}")
-            self.rankings.append(r)
+        self.rankings, content = [], self.path.read_bytes()
+        *lines, last = content.split(b"\n")
+        for n, line in enumerate(lines, 1):
+            if line.strip():
+                self.rankings.append(self.checked(line, f"{self.path}:{n}"))
+        if last:
+            torn = last.startswith(b'{"id": ') and not is_json(last)
+            if not torn:  # an editor may have left the end away
+                self.rankings.append(self.checked(last, f"{self.path}:{len(lines) + 1}"))
+            self.replace()
+        self.size = self.path.stat().st_size
 
     @staticmethod
-    def fault_of(r: dict) -> str:
-        """Say why this is no ranking of a person; "" if it is one."""
-        missing = {"id", "image", "question", "responses", "ranking", "person"} - r.keys()
-        return f"no {min(missing)}" if missing else check_ranking(r)
+    def checked(line: bytes, name: str) -> dict:
+        """Read a line of the file; raises as the class."""
+        r = parse_json(line, name)
+        fault = fault_of(r) if isinstance(r, dict) else "no ranking"
+        if fault:
+            raise ValueError(f"{name}: {fault}")
+        return r
+
+    def replace(self) -> None:
+        """Write all rankings anew; whenever the process is killed, the file is complete."""
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(r) + "\n" for r in self.rankings)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self.size = self.path.stat().st_size
 
     def add(self, ranking: dict) -> None:
         """Add a ranking.
 
         Raises:
-            ValueError: if it is none, or if this person has ranked these answers before.
+            ValueError: if it is none, if this person has ranked these answers before, or if
+                the file is full.
         """
-        fault = self.fault_of(ranking)
+        self.refresh()
+        fault = fault_of(ranking)
         if fault:
             raise ValueError(fault)
         if ranking["id"] in self.ranked_by(ranking["person"]):
             raise ValueError("ranked before")
+        if len(self.rankings) >= MOST:
+            raise ValueError(f"{self.path} holds {MOST:,} rankings; use another file")
         with self.path.open("ab") as file:
             file.write(json.dumps(ranking).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        self.size = self.path.stat().st_size
         self.rankings.append(ranking)
 
     def undo(self, person: str) -> dict:
@@ -86,18 +117,32 @@ class RankingFile:
         Raises:
             ValueError: if there is none.
         """
+        self.refresh()
         places = [i for i, r in enumerate(self.rankings) if r["person"] == person]
         if not places:
             raise ValueError("there is nothing to undo")
         undone = self.rankings.pop(places[-1])
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in self.rankings))
-        os.replace(temporary, self.path)
+        self.replace()
         return undone
 
     def ranked_by(self, person: str) -> set[str]:
         """The ids of the questions that a person has ranked answers to."""
         return {r["id"] for r in self.rankings if r["person"] == person}
+
+
+def fault_of(r: dict) -> str:
+    """Say why this is no ranking of a person; "" if it is one."""
+    missing = {"id", "image", "question", "responses", "ranking", "person"} - r.keys()
+    return f"no {min(missing)}" if missing else check_ranking(r)
+
+
+def is_json(line: bytes) -> bool:
+    """Whether a line is whole."""
+    try:
+        parse_json(line, "")
+        return True
+    except ValueError:
+        return False
 
 
 def agreement_of(a: list[float], b: list[float]) -> tuple[float, int]:
@@ -129,9 +174,9 @@ def agreement(
         phrases: those of meta.json.
 
     Returns:
-        "the truth" -> of all pairs of answers that a person and the true ratings put in an
-        order: on how many they agree, and how many there are; "Ann and Bob" -> the same of
-        two people who ranked the same answers.
+        "Ann and the scene" -> of all pairs of answers that Ann and the true ratings put in an
+        order: on how many they agree, and how many there are; without scenes nothing.
+        "Ann and Bob" -> the same of two people who ranked the same answers.
     """
     found: dict[str, tuple[int, int]] = {}
 
@@ -142,10 +187,11 @@ def agreement(
 
     for r in rankings:
         q, record = questions.get(r["id"]), records.get(r["image"])
-        if q and record:
-            worse = [-rating_of(true_ratings(answer, q, record, phrases))
+        if q and record and has_scene(record):
+            # rounded, or equal ratings could differ by the order of a sum
+            worse = [-round(rating_of(true_ratings(answer, q, record, phrases)), 6)
                      for answer in r["responses"]]
-            count("the truth", r["ranking"], worse)
+            count(f"{r['person']} and the scene", r["ranking"], worse)
     same = defaultdict(list)  # question and answers -> its rankings
     for r in rankings:
         same[r["id"], *sorted(r["responses"])].append(r)
@@ -185,6 +231,7 @@ class RankingTasks:
         self.questions = load_records(data, questions, need=need, unique=True)
         random.Random(f"{seed} rank").shuffle(self.questions)
         self.records = {r["image"]: r for r in load_records(data, records, need=("image",))}
+        self.phrases = load_meta(data).get("phrases", {})
         self.pictures = Pictures(data, bot.size, bot.mode)
         self.answers: dict[int, list[str]] = {}  # number of a question -> answers, as shown
         self.file = RankingFile(file)
@@ -204,37 +251,39 @@ class RankingTasks:
                     max_new_tokens=self.max_new_tokens, temperature=temperature,
                     generator=generator,
                 ))
-            by_turns = (bot.tokenizer.decode(ids).strip() for both in zip(*drawn) for ids in both)
-            # a dict keeps the order, which a set would not
-            different = list(dict.fromkeys(text for text in by_turns if text))[:self.k]
-            random.Random(seed).shuffle(different)
-            self.answers[number] = different
+            texts = [[bot.tokenizer.decode(ids).strip() for ids in some] for some in drawn]
+            self.answers[number] = different(texts, self.k)
+            random.Random(seed).shuffle(self.answers[number])
         return self.answers[number]
 
     def next_for(self, person: str, after: int) -> int | None:
         """The number of the next question behind `after` that a person can rank answers to.
 
-        None if there is no other: answers that are all alike cannot be ranked.
+        None if none of the next MOST_DRAWN will do: answers that are all alike cannot be
+        ranked.
         """
+        self.file.refresh()
         done = self.file.ranked_by(person)
-        for number in range(max(0, after + 1), len(self.questions)):
-            if self.questions[number]["id"] not in done and len(self.draw(number)) > 1:
+        waiting = (n for n in range(max(0, after + 1), len(self.questions))
+                   if self.questions[n]["id"] not in done)
+        for number in islice(waiting, MOST_DRAWN):
+            if len(self.draw(number)) > 1:
                 return number
         return None
 
-    def add(self, person: str, number: int, ranks: list[int]) -> None:
-        """Keep a ranking: a rank for each answer of a question, in the order of `answers`.
+    def add(self, person: str, number: int, answers: list[str], ranks: list[int]) -> None:
+        """Keep a ranking: a rank for each answer, in the order in which they were shown.
 
         Raises:
-            ValueError: as `RankingFile.add`, or if nobody was asked this question.
+            ValueError: as `RankingFile.add`, or if these are not the answers to rank, as when
+                other chatbots are shown by now.
         """
-        if number not in self.answers:
-            raise ValueError("this question was not asked")
+        if not 0 <= number < len(self.questions) or answers != self.draw(number):
+            raise ValueError("these answers are not ranked any more; load the page again")
         q = self.questions[number]
         self.file.add({
             "id": q["id"], "image": q["image"], "kind": q.get("kind", ""),
-            "question": q["question"], "responses": self.answers[number], "ranking": ranks,
-            "person": person,
+            "question": q["question"], "responses": answers, "ranking": ranks, "person": person,
         })
 
     def undo(self, person: str) -> int:
@@ -246,7 +295,8 @@ class RankingTasks:
         key = self.file.undo(person)["id"]
         return next((i for i, q in enumerate(self.questions) if q["id"] == key), 0)
 
-    def agreement(self, phrases: Phrases) -> dict[str, tuple[int, int]]:
+    def agreement(self) -> dict[str, tuple[int, int]]:
         """As the function `agreement`."""
+        self.file.refresh()
         questions = {q["id"]: q for q in self.questions}
-        return agreement(self.file.rankings, self.records, questions, phrases)
+        return agreement(self.file.rankings, self.records, questions, self.phrases)

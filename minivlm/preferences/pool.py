@@ -100,11 +100,19 @@ def ask_pool(
             drawn[q["id"]].append(texts)
     out = []
     for q in questions:
-        by_turns = chain.from_iterable(zip(*drawn[q["id"]]))
-        # a dict keeps the order, which a set would not
-        different = dict.fromkeys(text for text in by_turns if text)
-        out.append((q, list(different)[:k]))
+        out.append((q, different(drawn[q["id"]], k)))
     return out
+
+
+def different(drawn: Sequence[Sequence[str]], k: int) -> list[str]:
+    """Return the first k texts that differ, taken in turn from several lists; none is empty.
+
+    >>> different([["a", "b"], ["a", ""], ["c", "d"]], 3)
+    ['a', 'c', 'b']
+    """
+    by_turns = chain.from_iterable(zip(*drawn))
+    # a dict keeps the order, which a set would not
+    return list(dict.fromkeys(text for text in by_turns if text))[:k]
 
 
 def answered(questions: list[dict], path: Path) -> QuestionsWithAnswers:

@@ -182,7 +182,8 @@ def settings(cfg) -> dict:
     every = dataclasses.asdict(cfg)
     free = set(FREE + SOURCES)
     # these compare the pairs within a micro-batch
-    if every.get("objective") == "blip" or every.get("kind") == "kto":
+    compares = every.get("objective") == "blip" or every.get("kind") == "kto"
+    if compares or every.get("picture_coef"):
         free.remove("grad_accum")
     return {name: value for name, value in every.items() if name not in free}
 

@@ -518,8 +518,11 @@ def test_a_journal_belongs_to_one_teacher_and_outlives_all_else(tmp_path, monkey
         instruct.main(instruct.Config(**cfg, teacher="openai", model="b"))
     monkeypatch.setattr(instruct, "make_teacher", real)
     instruct.main(instruct.Config(**cfg))
+    by_hand = json.dumps({"id": "a", "responses": ["A.", "B."], "person": "Ann"}) + "\n"
+    (data / "people.jsonl").write_text(by_hand)
     start_folder(data)
     assert (data / "instruct.raw.jsonl").read_bytes() == raw
+    assert (data / "people.jsonl").read_text() == by_hand
     assert not (data / "train.jsonl").exists()
 
 

@@ -23,7 +23,7 @@ def test_a_ranking_is_on_disk_at_once_and_can_be_trained_from(tmp_path):
     assert load_rankings(tmp_path, "people") == RankingFile(file.path).rankings == file.rankings
 
 
-@pytest.mark.parametrize("torn", [b'{"id": "c", "ima', b'{"id": "c"}', b"\xc3"])
+@pytest.mark.parametrize("torn", [b'{"id": "c", "ima', b'{"id": "c", "image": "\xc3'])
 def test_a_line_that_a_kill_cut_off_is_dropped_and_the_others_stay(torn, tmp_path):
     """Catches a file that nobody can open again, and the next ranking behind half a line."""
     file = RankingFile(tmp_path / "people.jsonl")
@@ -33,6 +33,34 @@ def test_a_line_that_a_kill_cut_off_is_dropped_and_the_others_stay(torn, tmp_pat
     again = RankingFile(file.path)
     again.add(ranking("b"))
     assert [r["id"] for r in load_rankings(tmp_path, "people")] == ["a", "b"]
+
+
+def test_a_last_line_that_only_lacks_its_end_is_kept(tmp_path):
+    """Catches the last ranking lost to an editor that writes no line break at the end."""
+    path = tmp_path / "people.jsonl"
+    path.write_text("\n".join(json.dumps(ranking(key)) for key in "ab"))
+    RankingFile(path).add(ranking("c"))
+    assert [r["id"] for r in load_rankings(tmp_path, "people")] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("content", ['[{"id": "a"}]', "notes", '{"id": "a"}'])
+def test_a_file_of_something_else_is_not_touched(content, tmp_path):
+    """Catches a file that is emptied because it does not end with a line break."""
+    path = tmp_path / "people.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="people.jsonl:1"):
+        RankingFile(path)
+    assert path.read_text() == content
+
+
+def test_two_processes_may_use_one_file_in_turn(tmp_path):
+    """Catches an undo that deletes what another server has added since."""
+    ours, theirs = (RankingFile(tmp_path / "people.jsonl") for _ in range(2))
+    ours.add(ranking("a"))
+    theirs.add(ranking("b", "Bob"))
+    assert ours.undo("Ann")["id"] == "a"
+    theirs.add(ranking("c", "Bob"))
+    assert [r["id"] for r in load_rankings(tmp_path, "people")] == ["b", "c"]
 
 
 def test_the_last_ranking_of_a_person_is_undone(tmp_path):
@@ -103,4 +131,8 @@ def test_people_are_compared_with_the_scene_and_with_each_other():
     ]
     phrases = {"red cup": "red cup", "cup": "cup"}
     assert agreement(rankings, {"train.npy#0": record}, {"a": q}, phrases) == {
-        "the truth": (2, 3), "Ann and Bob": (1, 1), "Ann and Cy": (0, 1), "Bob and Cy": (0, 1)}
+        "Ann and the scene": (1, 1), "Bob and the scene": (1, 1), "Cy and the scene": (0, 1),
+        "Ann and Bob": (1, 1), "Ann and Cy": (0, 1), "Bob and Cy": (0, 1)}
+    del record["objects"]
+    assert list(agreement(rankings, {"train.npy#0": record}, {"a": q}, phrases)) == [
+        "Ann and Bob", "Ann and Cy", "Bob and Cy"], "without a scene there is no truth"

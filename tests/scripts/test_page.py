@@ -28,8 +28,8 @@ from results.serving import Server  # noqa: E402
 
 
 @pytest.fixture
-def server(runs, folder, tmp_path, monkeypatch):
-    """A server with two chatbots of the tests."""
+def server(runs, folder, tmp_path, monkeypatch, request):
+    """A server with two chatbots of the tests; its parameter is the longest answer."""
     monkeypatch.undo()  # the block of the network, for this test alone
     data = tmp_path / "data"
     data.mkdir()
@@ -37,7 +37,7 @@ def server(runs, folder, tmp_path, monkeypatch):
         (data / path.name).symlink_to(path)
     server = Server(
         "--runs", f"{runs}/sft,{runs}/dpo", "--data", str(data), "--threads", "1", "--k", "3",
-        "--max_new_tokens", "16",
+        "--max_new_tokens", str(getattr(request, "param", 16)),
     )
     yield server
     server.kill()
@@ -116,11 +116,12 @@ def test_a_conversation_of_three_turns_about_a_scene_and_about_a_file(server, br
     assert by_id(browser, "error").text == "" and complaints(browser) == []
 
 
+@pytest.mark.parametrize("server", [120], indirect=True)
 def test_an_answer_can_be_stopped_and_the_conversation_goes_on(server, browser):
     """Catches a button that stops nothing, or everything."""
     browser.get(server.address)
-    until(browser, lambda: text(browser, "#run option") == ["sft", "dpo"])
-    browser.execute_script("document.getElementById('temperature').value = '1.5';")
+    until(browser, lambda: len(text(browser, "#suggestions button")) >= 2)
+    assert text(browser, "#run option") == ["sft", "dpo"]
     by_id(browser, "question").send_keys("Describe the picture." + Keys.ENTER)
     until(browser, lambda: by_id(browser, "stop").is_displayed())
     browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
@@ -183,6 +184,7 @@ def test_twenty_rankings_by_keys_with_an_undo_and_a_kill_can_be_trained_from(
     rank(10)
 
     server.kill()
+    press("1")
     by_id(browser, "save").click()
     until(browser, lambda: "does not answer" in by_id(browser, "error").text)
     server.start()
@@ -199,13 +201,47 @@ def test_twenty_rankings_by_keys_with_an_undo_and_a_kill_can_be_trained_from(
     assert len(kept) == 20
     assert [(list(map(words, r["responses"])), r["ranking"]) for r in kept] == wanted
     by_id(browser, "done").click()
-    until(browser, lambda: text(browser, "#agreement")[0])
+    until(browser, lambda: "Ann and the scene" in text(browser, "#agreement")[0]
+          or "Nothing to compare" in text(browser, "#agreement")[0])
     assert complaints(browser) == []
 
     command = ["data/preferences.py", "--rater", "file", "--ranked", str(data / "people.jsonl"),
                "--data", str(data), "--out", str(data / "mine.jsonl"), "--n_val", "4"]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
     assert len(load_rankings(data, "mine")) + len(load_rankings(data, "mine_val")) == 20
+
+
+def test_only_the_order_that_the_person_made_is_kept(server, browser, tmp_path):
+    """Catches the random order shown that counts as a judgment, Enter that presses the button
+    clicked before, an answer that stays equal to another one than it was called.
+    """
+    browser.get(server.address)
+    until(browser, lambda: len(text(browser, "#who label")) == 2)
+    by_id(browser, "tab-rank").click()
+    by_id(browser, "person").send_keys("Ann" + Keys.ENTER)
+    until(browser, lambda: len(text(browser, ".card")) > 1)
+
+    def press(keys: str) -> None:
+        browser.find_element(By.TAG_NAME, "body").send_keys(keys)
+
+    assert not by_id(browser, "save").is_enabled()
+    press(Keys.ENTER)
+    question = text(browser, "#what"), text(browser, ".card")
+    by_id(browser, "skip").click()
+    until(browser, lambda: (text(browser, "#what"), text(browser, ".card")) != question)
+    n = len(text(browser, ".card"))
+    press("2")  # the best; nothing is said of the others
+    press(Keys.ENTER)
+    until(browser, lambda: text(browser, "#progress strong") == ["1 ranking"])
+    until(browser, lambda: not by_id(browser, "save").is_enabled())
+    until(browser, lambda: len(text(browser, ".card")) > 2)
+    for key in ("1", "2", "="):
+        press(key)
+    browser.find_elements(By.CSS_SELECTOR, ".card button:nth-child(2)")[2].click()  # between both
+    press(Keys.ENTER)
+    until(browser, lambda: text(browser, "#progress strong") == ["2 rankings"])
+    first, second = [r["ranking"] for r in load_rankings(tmp_path / "data", "people")]
+    assert first == [2, 1, 2][:n] and second == [1, 3, 2]
 
 
 def test_answers_are_ordered_by_dragging_and_by_buttons(server, browser):
