@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Choices of LLaVA and its critics, 600 steps of SFT behind each. Writes results/choices/.
+# Choices before SFT, on LLaVA's way, without captioning: 600 steps of SFT behind each connector.
+# Writes results/choices/.
 #
 #   placed, mlp, linear      the projector: two maps that also know the place of a patch (our
 #                            default), two maps, one map
@@ -9,9 +10,6 @@
 #   layer1, layer3           the last layer of the ViT, the last but two; our default is the last
 #                            but one
 #   eyes, random             the ViT learns, too; it has never learned before (no stage 1)
-#   yes, no_more             nine of ten yes-or-no questions have the answer yes; 150 more steps
-#                            with as many of both
-#   answer_first             "Yes: a cup is at the left." instead of "A cup is at the left, so yes."
 source "$(dirname "$0")/common.sh"
 
 way() {  # name, seed, options of the connector stage, options of SFT; each a list of words
@@ -30,14 +28,7 @@ young() {  # seed
     way young "$1" "--lm $lm" ""
     way young_no_connector "$1" "--lm $lm --steps 0" ""
 }
-yes() {  # seed
-    way yes "$1" "" "--split yes"
-    local run="$runs/no_more-seed$1"
-    $python train_sft.py --init "$runs/yes-seed$1/sft" --steps 150 --seed "$1" --out "$run"
-    measure "$run" "no_more-seed$1"
-}
 
-once variants $python results/variants.py
 for seed in $seeds; do
     beside placed$seed way placed $seed "" ""
     beside no_connector$seed way no_connector $seed "--steps 0" ""
@@ -45,9 +36,7 @@ for seed in $seeds; do
     beside linear$seed way linear $seed "--projector linear" ""
     beside eyes$seed way eyes $seed "" "--no-freeze_vit"
     beside random$seed random $seed
-    beside yes$seed yes $seed
     beside young$seed young $seed
-    beside answer_first$seed way answer_first $seed "" "--split answer_first"
     for layer in 1 3; do
         beside layer$layer$seed way layer$layer $seed "--feature_layer -$layer" ""
     done
