@@ -48,10 +48,8 @@ for seed in 2 1 0; do  # the data folder then has the rankings of seed 0, whose 
     once book$seed book $seed
 done
 once unread unread
-for name in choices sft sizes captions instruct preferences ppo dpo grpo honesty by_hand; do
-    results/$name.sh
-done
-for name in siglip wide parts; do
+for name in choices sft sizes captions instruct preferences ppo dpo grpo honesty by_hand siglip wide \
+    parts; do
     results/$name.sh
 done
 once backbones $python results/backbones.py
