@@ -27,7 +27,7 @@ grpo() {  # name, seed, options
 more() {  # seed
     $python train_sft.py --init "$from/sft" --steps 500 --muon_lr 0.005 --lr 5e-4 --seed "$1" \
         --out "$runs/more-seed$1"
-    both "$runs/more-seed$1" "more-seed$1"
+    both "$runs/more-seed$1/ckpt.pt" "more-seed$1"  # best.pt is the beginning
 }
 
 once unseen unseen
