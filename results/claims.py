@@ -426,6 +426,19 @@ WHY = {
         "The features of nine patches need little mixing",
     "The ViT's last layer is worse than the last but one":
         "The ViT has four layers and no pretext but captions that tell everything",
+    "RL answers what it was not taught to better than SFT that goes on as long: unseen phrasings":
+        "Its gain is of this size; with one seed of more SFT it is too little to count",
+    "in taught ones SFT does": "SFT has seen each taught phrasing hundreds of times before; going on "
+                               "teaches nothing new, RL still corrects answers",
+    "and about colored things that training never shows, RL":
+        "What a color looks like is decided by the ViT, which neither of them trains",
+    "PPO makes a chatbot worse calibrated": "The penalty of .3 keeps it near the chatbot that it "
+                                            "was",
+    "GRPO makes a chatbot better calibrated": "The reward pays for being right, not for being as "
+        "sure as one is right: whatever is drawn often and right becomes likelier still",
+    "RLOO, without a value model, is better than PPO with the same reward model":
+        "Its KL penalty is .1, PPO's .3: it finds answers that the reward model likes and nobody "
+        "wants, as PPO without a penalty does",
     "RLOO answers more questions rightly": "As GRPO: most gains come from few kinds of questions; "
                                            "two of three groups are dead",
 }
