@@ -426,7 +426,8 @@ WHY = {
         "The features of nine patches need little mixing",
     "The ViT's last layer is worse than the last but one":
         "The ViT has four layers and no pretext but captions that tell everything",
-    "RL answers what it was not taught to better than SFT that goes on as long: unseen phrasings":
+    "RL answers what it was not taught to better than SFT that goes on as long: unseen "
+    "phrasings":
         "Its gain is of this size; with one seed of more SFT it is too little to count",
     "in taught ones SFT does": "SFT has seen each taught phrasing hundreds of times before; going on "
                                "teaches nothing new, RL still corrects answers",
