@@ -429,8 +429,8 @@ WHY = {
     "RL answers what it was not taught to better than SFT that goes on as long: unseen "
     "phrasings":
         "Its gain is of this size; with one seed of more SFT it is too little to count",
-    "in taught ones SFT does": "SFT has seen each taught phrasing hundreds of times before; going on "
-                               "teaches nothing new, RL still corrects answers",
+    "in taught ones SFT does": "SFT has seen each taught phrasing hundreds of times before; going "
+                               "on teaches nothing new, RL still corrects answers",
     "and about colored things that training never shows, RL":
         "What a color looks like is decided by the ViT, which neither of them trains",
     "PPO makes a chatbot worse calibrated": "The penalty of .3 keeps it near the chatbot that it "
