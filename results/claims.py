@@ -440,6 +440,10 @@ WHY = {
     "RLOO, without a value model, is better than PPO with the same reward model":
         "Its KL penalty is .1, PPO's .3: it finds answers that the reward model likes and nobody "
         "wants, as PPO without a penalty does",
+    **{f"{name} behind it answers wrongly less often":
+       "Rankings say that a right answer is better than an admission, not by how much: where two "
+       "answers of five are right, it guesses again, and what it answers is right as often"
+       for name in ("DPO", "PPO")},
     "RLOO answers more questions rightly": "As GRPO: most gains come from few kinds of questions; "
                                            "two of three groups are dead",
 }
