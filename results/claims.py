@@ -440,6 +440,9 @@ WHY = {
     "RLOO, without a value model, is better than PPO with the same reward model":
         "Its KL penalty is .1, PPO's .3: it finds answers that the reward model likes and nobody "
         "wants, as PPO without a penalty does",
+    "Few balanced steps repair it":
+        "Behind the captioner there is nothing to repair: captions have also taught what is not "
+        "there (docs/lessons.md)",
     **{f"{name} behind it answers wrongly less often":
        "Rankings say that a right answer is better than an admission, not by how much: where two "
        "answers of five are right, it guesses again, and what it answers is right as often"
