@@ -43,6 +43,7 @@ from data.llava import prepare as llava
 from data.nlvr import prepare as nlvr
 from data.webdata import prepare as webdata
 from data.webdata.shards import Sample, read_shard, write_shards
+from minivlm import chatbot
 from minivlm.clip import CLIPConfig
 from minivlm.engine import teachers
 from minivlm.engine.checks import faults, parse
@@ -1040,7 +1041,8 @@ def test_an_answer_that_steers_the_terminal_is_shown_and_not_obeyed(
     ckpt, monkeypatch, capsys
 ):
     """Catches a model, trained on anybody's texts, that clears the screen or renames the window."""
-    monkeypatch.setattr(chat, "stream", lambda *_, **__: ([i] for i in BYTES.encode(STEERING)))
+    written = BYTES.encode(STEERING)
+    monkeypatch.setattr(chatbot, "stream", lambda *_, **__: ([i] for i in written))
     chat.main(chat.Config(run=str(ckpt), ask="What?"))
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x9b" not in out and r"\x1b[2J" in out and "owned" in out

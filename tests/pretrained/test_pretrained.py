@@ -69,11 +69,11 @@ def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# --- as the README says ---
+# --- as the page says ---
 
 
 def python(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    """Run one of the README's lines in a folder; at a prompt, talk about two pictures."""
+    """Run one of the page's lines in a folder; at a prompt, talk about two pictures."""
     said = "What is this?\n/image photo.jpg\nAnd this?\n\n"
     return subprocess.run(
         [sys.executable, *words], cwd=folder, capture_output=True, text=True, input=said)
@@ -81,13 +81,13 @@ def python(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory) -> Path:
-    """Where the README's six lines have run: as printed, but for fewer steps and rows.
+    """Where the page's six lines have run: as printed, but for fewer steps and rows.
 
     Files and folders have their published names and layouts; the weights are few and random.
     """
     tmp_path = tmp_path_factory.mktemp("llava")
-    readme = (ROOT / "README.md").read_text().split("## Published weights")[1]
-    lines = re.findall(r"^    \.venv/bin/python (.*)$", readme.split("\n## ")[0], re.MULTILINE)
+    page = (ROOT / "docs" / "published_weights.md").read_text()
+    lines = re.findall(r"^    \.venv/bin/python (.*)$", page, re.MULTILINE)
     assert len(lines) == 6
     for path in ROOT.iterdir():
         if path.suffix == ".py" or path.name == "minivlm":
@@ -132,7 +132,7 @@ def changed(folder: Path, file: str, change) -> Path:
     return copy
 
 
-def test_both_stages_of_llava_are_the_readmes_six_lines(llava):
+def test_both_stages_of_llava_are_the_pages_six_lines(llava):
     """Catches a line that does not run as printed."""
     config = json.loads((llava / "llava-smollm2-135m" / "config.json").read_text())
     assert (config["text_config"]["model_type"], config["model_type"]) == ("llama", "llava")
