@@ -247,7 +247,7 @@ class Page:
                 cfg.max_new_tokens, cfg.seed,
             )
         except (ValueError, OSError) as error:
-            self.no_tasks = f"{error}; data/book/prepare.py makes a data folder in half a minute"
+            self.no_tasks = first_line(error)
 
     def app(self) -> Starlette:
         """What a server runs."""
