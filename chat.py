@@ -112,8 +112,8 @@ def main(cfg: Config) -> dict[str, float]:
     device = machine.pick_device(cfg.device)
     run = find(cfg.run)
     if run != cfg.run:
-        print(f"no run at {cfg.run}: {Path(run).name} of chatbots/ answers, which came along",
-              file=sys.stderr)
+        shipped = f"chatbots/{Path(run).name}"
+        print(f"no run at {cfg.run}; the shipped {shipped} answers", file=sys.stderr)
     state = load_state(run, (*CHATBOTS, "align", "caption"))
     data = cfg.data or str(state["configs"].get("data", ""))
     bot = Chatbot(state, device, cfg.dtype, cfg.fit)

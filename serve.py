@@ -119,7 +119,7 @@ def scene(number: int) -> tuple[bytes, dict]:
 
 
 def png(image: Image.Image) -> bytes:
-    """A picture as the content of a PNG file, at most SIDE pixels wide and high."""
+    """Write a picture as a PNG file of at most SIDE x SIDE pixels; return the file's content."""
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     image.save(file, "PNG")
@@ -351,7 +351,7 @@ class Page:
         """Let the one thread that computes call a function.
 
         Raises:
-            Refused: for a ValueError or OSError, which says what is wrong.
+            Refused: if the function raises a ValueError or an OSError; with its text.
         """
         loop = asyncio.get_running_loop()
         try:

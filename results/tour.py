@@ -292,8 +292,8 @@ print(f"recall@1 of 8: {recall_at_k(before, own, 1):.3f} -> {recall_at_k(after, 
 
 The chatbot answers. Then its answer is read once more, in one pass, and each attention layer's
 input is kept. From it come the queries and keys, and from these the attention weights, by the
-formula in `minivlm/transformer.py`. The fused kernel of the model never forms them, so the cell
-checks that they give the layer's own output.
+formula in `minivlm/transformer.py`. The model itself computes attention in a fused kernel, which
+does not return the weights. So the cell checks them: with them, the layer's own output comes out.
 """),
     code("ask", r'''
 from minivlm.conversation import IMAGE_MARK
@@ -538,7 +538,7 @@ def notebook(cells: Iterable[Cell], outputs: dict[str, list[dict]]) -> dict:
 def printed(outputs: list[dict]) -> str:
     """What a cell has printed."""
     streams = [output for output in outputs if output["output_type"] == "stream"]
-    # a text, or a list of lines, as Jupyter saves it
+    # Jupyter saves an output as one text or as a list of lines
     return "".join("".join(output["text"]) for output in streams)
 
 

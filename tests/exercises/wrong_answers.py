@@ -106,7 +106,7 @@ def without_prompt(n_prompt, n_answers):
     return mask.tril()
 
 
-@wrong("packing", "the whole prompt stands once, and not its last token before each answer")
+@wrong("packing", "the prompt's last token stands once in the row, and not before each answer")
 def last_token_once(n_prompt, n_answers):
     return blocks(n_prompt + 1, [n - 1 for n in n_answers]).tril()
 
