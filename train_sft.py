@@ -10,7 +10,7 @@ answers. The logged loss is of both, val_loss of answers alone.
 Source: LLaVA, arXiv:2304.08485, eq. 3 and section 4.2, stage 2.
 Reads: runs/caption (or runs/align, as LLaVA does).   Writes: runs/sft.
 Expect (2 CPU cores): 20 min, loss 3 -> .06
-Run: python train_sft.py [--no-freeze_vit]
+Run: python train_sft.py [--no-freeze_vit] [--freeze_gpt --n_texts 0]
 """
 
 from dataclasses import dataclass, replace
@@ -54,6 +54,7 @@ class Config:
     # model
     init: str = "runs/caption"  # where the VLM comes from: a run of caption, align, sft; or a LLaVA
     freeze_vit: bool = True  # do not train the ViT, as in LLaVA
+    freeze_gpt: bool = False  # do not train the GPT: the projector learns alone
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
     # optimization
     steps: int = 3000  # >= 0; optimizer steps
@@ -76,6 +77,11 @@ class Config:
     workers: int = 0  # >= 0; processes that prepare batches in advance; 0 = none
     resume: bool = False  # continue the run in `out`
 
+    def __post_init__(self):
+        if self.freeze_gpt and (self.lora or self.n_texts):
+            raise ValueError("freeze_gpt leaves the projector alone to learn: it needs lora 0, "
+                             "and n_texts 0, because documents do not pass the projector")
+
 
 def main(cfg: Config) -> dict[str, float]:
     """Train; return the last evaluation."""
@@ -89,6 +95,7 @@ def main(cfg: Config) -> dict[str, float]:
     # a captioner may be a prefix-LM; a chatbot is always causal
     config = model.config = replace(model.config, prefix_lm=False)
     model.vit.requires_grad_(not cfg.freeze_vit)
+    model.gpt.requires_grad_(not cfg.freeze_gpt)
     model.gpt.checkpoint_blocks = cfg.checkpoint_blocks
     if cfg.lora:
         add_lora(model, LAYERS, cfg.lora, frozen=model.vit if cfg.freeze_vit else None)

@@ -7,6 +7,8 @@
 #   no_connector             SFT without a connector stage before it
 #   few, few_no_connector    150 steps of SFT, with the connector stage and without
 #   young, young_no_...      600 steps, behind a language model of 200 steps instead of 1,100
+#   thousand, thousand_no_   300 steps on a thousand dialogues; the best weights are measured
+#   frozen, frozen_no_...    the language model is frozen in SFT, too: the projector learns alone
 #   layer1, layer3           the last layer of the ViT, the last but two; our default is the last
 #                            but one
 #   eyes, random             the ViT learns, too; it has never learned before (no stage 1)
@@ -29,6 +31,10 @@ young() {  # seed
     way young_no_connector "$1" "--lm $lm --steps 0" ""
 }
 
+few_dialogues="--split choices_1000 --steps 300 --eval_every 50 --noise 0.1"
+frozen="--freeze_gpt --n_texts 0"
+head -n 1000 $data/train.jsonl > $data/choices_1000.jsonl
+
 for seed in $seeds; do
     beside placed$seed way placed $seed "" ""
     beside no_connector$seed way no_connector $seed "--steps 0" ""
@@ -42,5 +48,9 @@ for seed in $seeds; do
     done
     beside few$seed way few $seed "" "--steps 150"
     beside few_no_connector$seed way few_no_connector $seed "--steps 0" "--steps 150"
+    beside thousand$seed way thousand $seed "" "$few_dialogues"
+    beside thousand_no_connector$seed way thousand_no_connector $seed "--steps 0" "$few_dialogues"
+    beside frozen$seed way frozen $seed "" "$frozen"
+    beside frozen_no_connector$seed way frozen_no_connector $seed "--steps 0" "$frozen"
 done
 all_done

@@ -152,6 +152,21 @@ def test_sft_keeps_the_vit_unless_told_otherwise(runs, folder, tmp_path):
     assert not torch.equal(before["vit.patch.weight"], after["vit.patch.weight"])
 
 
+def test_sft_keeps_the_gpt_if_told_to(runs, folder, tmp_path):
+    """Catches freeze_gpt being ignored, a projector frozen with it, and options that contradict
+    it: documents and adapters."""
+    before = torch.load(runs / "align" / "best.pt", weights_only=True)["model"]
+    options = {"out": str(tmp_path), "freeze_gpt": True, "steps": 1}
+    script, cfg = config_of("sft", folder, runs, n_texts=0, **options)
+    script.main(cfg)
+    after = torch.load(tmp_path / "ckpt.pt", weights_only=True)["model"]
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"projector"}
+    for more in ({"n_texts": 1}, {"n_texts": 0, "lora": 2}):
+        with pytest.raises(ValueError, match="freeze_gpt"):
+            config_of("sft", folder, runs, **options, **more)
+
+
 @pytest.mark.parametrize("stage", ("sft", "caption"))
 def test_documents_of_stage_0_are_among_what_is_learned(stage, runs, folder, tmp_path):
     """Catches n_texts or text_weight being ignored: other documents, or others' weight, lead
