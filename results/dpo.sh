@@ -6,6 +6,7 @@
 # With the first seed alone:
 #
 #   plain, cdpo, ipo, kto   others of the family; plain is DPO as first published
+#   plain_1, ipo_half, kto_20   the same with other beta: .1, .5 and 20
 #   lora                    adapters alone learn
 #   pictures                also from pairs that differ in the picture alone
 #   judge0 ... judge8       a judge ranks the same answers; 0, 20, 40, 80 % of its ratings are guesses
@@ -55,6 +56,9 @@ beside plain dpo plain $seed --no-average --changed 1 --beta 0.3
 beside cdpo dpo cdpo $seed --label_smoothing 0.2
 beside ipo dpo ipo $seed --kind ipo
 beside kto dpo kto $seed --kind kto
+beside plain_1 dpo plain_1 $seed --no-average --changed 1 --beta 0.1
+beside ipo_half dpo ipo_half $seed --kind ipo --beta 0.5
+beside kto_20 dpo kto_20 $seed --kind kto --beta 20
 beside lora dpo lora $seed --lora 8 --lr 1e-3
 beside pictures dpo pictures $seed --picture_coef 1
 for error in 0 2 4 8; do

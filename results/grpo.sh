@@ -4,7 +4,7 @@
 #   grpo, more     GRPO; SFT that goes on for as long
 #
 # With the first seed alone: RLOO, Dr. GRPO; 2 and 16 answers to a prompt; RLOO with the reward
-# model; the best of 16 answers by it; PPO with it, from the speedrun.
+# model, and with PPO's KL penalty; the best of 16 answers by it; PPO with it, from the speedrun.
 #
 # quiz_...    the same in the phrasings that SFT teaches; how sure is it of one-word answers?
 # unseen_...  questions about colored things that no training picture shows
@@ -40,6 +40,7 @@ seed=${seeds%% *}
 beside rloo grpo rloo $seed --advantage rloo
 beside dr_grpo grpo dr_grpo $seed --advantage dr_grpo
 beside rloo_reward grpo rloo_reward $seed --advantage rloo --reward "$from/reward"
+beside rloo_reward3 grpo rloo_reward3 $seed --advantage rloo --reward "$from/reward" --kl_coef 0.3
 for k in 2 16; do beside k$k grpo k$k $seed --n_copies $k; done
 beside ppo both "$from/ppo" ppo-seed0
 beside best16 both "$from/sft" best16-seed0 --best_of 16 --reward "$from/reward" --n_questions 60
