@@ -90,11 +90,11 @@ def main(cfg: Config) -> dict[str, float]:
     world, phrases = world_of(meta), meta.get("phrases", {})
 
     # --- questions ---
-    def ask_about(pictured: list[dict], seed: int, unseen: bool) -> list[dict]:
+    def ask_about(pictured: list[dict], seed: int, use: str) -> list[dict]:
         lines = []
         for record in pictured:
             rng = Random(f"{seed} {record['id']} sight")
-            lines += lines_of(record, sight_questions(record, rng, world), rng, unseen)
+            lines += lines_of(record, sight_questions(record, rng, world), rng, use)
         if not lines:
             raise ValueError(f"{cfg.data} has no records with objects to ask about")
         return lines
@@ -108,12 +108,12 @@ def main(cfg: Config) -> dict[str, float]:
     n_val = max(1, n // 10)
     chosen = Random(f"{cfg.seed} pictures").sample(records, 2 * n)
     # held out: a tenth of the pictures to probe, and a tenth of the pictures for stage 4
-    questions = ask_about(chosen[n_val:n], cfg.seed, unseen=False)
-    questions_val = ask_about(chosen[:n_val], cfg.seed, unseen=False)
-    prompts = ask_about(chosen[n + n_val:], cfg.seed, unseen=False)
-    prompts_val = ask_about(chosen[n:n + n_val], cfg.seed, unseen=False)
+    questions = ask_about(chosen[n_val:n], cfg.seed, "taught")
+    questions_val = ask_about(chosen[:n_val], cfg.seed, "taught")
+    prompts = ask_about(chosen[n + n_val:], cfg.seed, "asked")
+    prompts_val = ask_about(chosen[n:n + n_val], cfg.seed, "asked")
     # whatever the seed: all chatbots are measured alike
-    held_out = ask_about(val_records, 0, unseen=True)
+    held_out = ask_about(val_records, 0, "unseen")
 
     # --- answers ---
     state = load_state(cfg.run, CHATBOTS)

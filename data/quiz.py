@@ -52,14 +52,14 @@ def main(cfg: Config) -> dict[str, float]:
         raise ValueError(f"no picture of {cfg.data}/{cfg.split}.jsonl has objects")
     world = world_of(meta)
     phrases = meta.get("phrases", {})
-    for name, unseen in ((cfg.out, False), (f"{cfg.out}_held_out", True)):
+    for name, use in ((cfg.out, "taught"), (f"{cfg.out}_held_out", "unseen")):
         lines = []
         for r in records:
             # both files get the same questions; the phrasings have their own generator
             rng = Random(f"{cfg.seed} {r['id']} quiz")
             questions = questions_of(r, rng, world, phrases)
-            rng = Random(f"{cfg.seed} {r['id']} phrasing {unseen}")
-            lines += lines_of(r, questions, rng, unseen)
+            rng = Random(f"{cfg.seed} {r['id']} phrasing {use}")
+            lines += lines_of(r, questions, rng, use)
         path = Path(cfg.data) / f"{name}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     counts = Counter(line["kind"] for line in lines)

@@ -41,7 +41,7 @@ The glossary. Each word has one meaning, in code, messages and documents.
     invented object   an object that an answer names and the picture does not show
     unseen pairs      pairs of a color and a thing, or of a thing and a wrong home, that no
                       picture and no text of the training data contains
-    unseen phrasings  ways to ask that no training dialogue uses
+    unseen phrasings  ways to ask that no training data use
     gray picture      what a model sees when its blind baseline is measured
     row               the token ids of one text, and which of them are answers
                       (conversation.Row)

@@ -200,17 +200,19 @@ def questions_of(record: dict, rng: random.Random, level: int) -> dict[str, list
     known, untold, _ = worlds(level)
     asked = quiz.questions_of(record, rng, known, make_meta(level)["phrases"], untold)
     return {
-        "eval": quiz.lines_of(record, asked, rng, unseen=True),
-        "quiz": quiz.lines_of(record, asked, rng, unseen=False),
+        "eval": quiz.lines_of(record, asked, rng, "unseen"),
+        "quiz": quiz.lines_of(record, asked, rng, "taught"),
     }
 
 
 def prompts_of(record: dict, rng: random.Random, level: int) -> list[dict]:
-    """What stage 4 asks about a picture: descriptions, requests, three short questions."""
+    """What stage 4 asks about a picture: descriptions, requests, three short questions.
+
+    They are in words of their own, neither taught nor measured.
+    """
     known, _, _ = worlds(level)
     asked = quiz.questions_of(record, rng, known, make_meta(level)["phrases"])
-    lines = quiz.lines_of(record, asked, rng, unseen=False)
-    lines = [q for q in lines if "before" not in q]
+    lines = quiz.lines_of(record, [q for q in asked if not q.before], rng, "asked")
     chosen = [q for q in lines if q["kind"] in REQUESTS or q["names"]]
     short = [q for q in lines if q not in chosen and q["expect"]]
     return chosen + rng.sample(short, min(3, len(short)))

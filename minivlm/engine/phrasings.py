@@ -1,14 +1,15 @@
 """How the offline teacher words its questions: many phrasings of each kind of question.
 
-The file data/phrasings/<kind>.txt holds one pattern a line; people may read and edit it. A
-pattern contains alternatives, as in "Is there {a}(| here| in the picture)?", and one of
+A file <kind>.txt in a folder of data/phrasings holds one pattern a line; people may read and
+edit it. A pattern contains alternatives, as in "Is there {a}(| here| in the picture)?", and one of
 them is drawn. A model that reads few phrasings learns them by heart. A model that reads
-many must find out which words of a question matter.
+many must find out which words of a question matter. No two folders share a question:
 
-The patterns in data/phrasings/kept, twenty or more of most kinds, are the unseen ones: no
-training dialogue uses them, and no text of the training data contains their words in the
-same order. data/quiz.py uses them to measure whether a model follows an instruction that it
-has never read.
+    taught   a hundred or more of each kind; dialogues use them, and the texts of stage 0
+    asked    twenty or so of each kind: what people ask in stage 4, in words of their own.
+             A chatbot answers them a little worse, so preferences have more to teach
+    unseen   as many; no training data contain their words in the same order. With them
+             data/quiz.py measures whether a model follows an instruction that it never read
 """
 
 import random
@@ -33,6 +34,7 @@ KINDS = (
     # what no picture decides
     "greeting", "thanks", "bye", "who", "able", "offer", "unknowable", "unsafe",
 )
+FOLLOW_UPS = ("and_color", "and_where", "and_size", "sure", "why")  # stage 4 asks none of them
 STYLES = {"word": "word", "sentence": "one_sentence"}  # style -> name of its file
 OPENERS = 0.2  # share of the questions that begin with a greeting or the like
 
@@ -41,18 +43,17 @@ GROUP = re.compile(r"\(([^()]*)\)")  # alternatives without a group among them
 
 
 @lru_cache(maxsize=None)
-def patterns(name: str, unseen: bool = False) -> tuple[str, ...]:
+def patterns(name: str, use: str = "taught") -> tuple[str, ...]:
     """Read the patterns of a file.
 
     Args:
         name: a kind of question, "openers", "harmless", or the file of a style.
-        unseen: read the unseen phrasings instead.
+        use: "taught", "asked" or "unseen", a folder of phrasings.
 
     Raises:
         FileNotFoundError: if there is no such file.
     """
-    folder = FOLDER / "kept" if unseen else FOLDER
-    path = folder / f"{name}.txt"
+    path = FOLDER / use / f"{name}.txt"
     if not path.is_file():
         raise FileNotFoundError(f"no phrasings at {path}")
     lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
@@ -92,12 +93,12 @@ def spelled(pattern: str) -> list[str]:
 
 
 def make_phraser(
-    rng: random.Random, unseen: bool = False, openers: float = OPENERS
+    rng: random.Random, use: str = "taught", openers: float = OPENERS
 ) -> Phraser:
     """Make a function that puts a question into words.
 
     Args:
-        unseen: draw from the unseen phrasings.
+        use: "taught", "asked" or "unseen", the folder of phrasings to draw from.
         openers: share of the questions that begin with a sentence which asks nothing; such
             a sentence makes it harder to find the question.
     """
@@ -105,16 +106,16 @@ def make_phraser(
         names = [kind]
         if style:
             names.append(STYLES[style])
-        sentences = [drawn(rng.choice(patterns(name, unseen)), rng) for name in names]
+        sentences = [drawn(rng.choice(patterns(name, use)), rng) for name in names]
         if rng.random() < openers:
-            # openers have no unseen version: they are not what is measured
+            # openers have no other version: they are not what is measured
             sentences.insert(0, drawn(rng.choice(patterns("openers")), rng))
         return " ".join(sentences).format(**words)
     return phrase_question
 
 
-def harmless(rng: random.Random, unseen: bool = False) -> tuple[str, str]:
+def harmless(rng: random.Random, use: str = "taught") -> tuple[str, str]:
     """Draw a request that sounds unsafe but must not be refused, and its answer."""
     # an answer fits only its own request, so a line holds both
-    request, answer = rng.choice(patterns("harmless", unseen)).split(" => ")
+    request, answer = rng.choice(patterns("harmless", use)).split(" => ")
     return drawn(request, rng), answer

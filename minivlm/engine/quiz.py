@@ -250,22 +250,22 @@ def asked(
 
 
 def lines_of(
-    record: dict, questions: list[Question], rng: Random, unseen: bool
+    record: dict, questions: list[Question], rng: Random, use: str
 ) -> list[dict]:
     """Draw a phrasing for each question; return the lines of a question file.
 
     Args:
         record: of the picture.
-        unseen: whether to draw from the unseen phrasings.
+        use: which phrasings to draw from: "taught", "asked" or "unseen".
     """
     # no openers: two files must differ only in the phrasings of their questions
-    phrase_question = make_phraser(rng, unseen, openers=0)
+    phrase_question = make_phraser(rng, use, openers=0)
     border = record.get("border", "")
     lines = []
     for i, q in enumerate(questions):
         before: list[Turn] = []
         if q.draft.kind == "harmless":
-            text, answer = harmless(rng, unseen)
+            text, answer = harmless(rng, use)
         else:
             # a question of kind "list" asks for that style by itself
             style = "" if q.style == q.draft.kind else q.style

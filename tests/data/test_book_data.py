@@ -632,7 +632,7 @@ def test_stage_0_reads_every_kind_of_sentence(documents):
                   " is not in the picture", "I can see ", "You are welcome!", " left of "):
         assert text.count(piece) >= 10, piece
     # an unseen phrasing must stay unread
-    unseen = [t for name in ("story", "fact_eats", "greeting") for p in patterns(name, True)
+    unseen = [t for name in ("story", "fact_eats", "greeting") for p in patterns(name, "unseen")
               for t in spelled(p) if "{" not in t]
     assert unseen and not [t for t in unseen if f"Question: {t}\n" in text]
 
@@ -779,10 +779,10 @@ def test_eval_and_quiz_ask_the_same_and_only_eval_in_unseen_words(folder):
     pairs = [(a, b) for a, b in zip(asked, taught) if a["kind"] != "harmless"]
     assert all(a["answer"] == b["answer"] for a, b in pairs)
     plain = {"day_night", "setting", "strange", "what_strange"}
-    for questions, unseen in ((asked, True), (taught, False)):
+    for questions, use in ((asked, "unseen"), (taught, "taught")):
         for q in questions:
             if q["kind"] in plain and not q["style"]:
-                known = [t for p in patterns(q["kind"], unseen) for t in spelled(p)]
+                known = [t for p in patterns(q["kind"], use) for t in spelled(p)]
                 assert q["question"] in known, q["question"]
 
 

@@ -33,7 +33,7 @@ def test_each_sight_is_what_the_annotation_says():
         asked = sight_questions(record, rng, WORLD)
         if record.get("border") == "private":
             assert not asked
-        for q, line in zip(asked, lines_of(record, asked, rng, unseen=False)):
+        for q, line in zip(asked, lines_of(record, asked, rng, "taught")):
             sights[q.sight] += 1
             x = f" {q.draft.words['x']} "
             meant = [t for t in things_of(record) if f" {t.kind} " in x]
@@ -107,8 +107,8 @@ def test_what_is_mostly_wrong_is_admitted_and_the_rest_is_taught(copied, runs, m
     # held-out questions are in words that only the unseen phrasings have
     unseen, in_training = (
         [re.compile(re.sub(r"\\{x\\}", ".+", re.escape(text)) + r"( .*)?")
-         for kind in ("color", "position", "size") for pattern in patterns(kind, is_unseen)
-         for text in spelled(pattern)] for is_unseen in (True, False))
+         for kind in ("color", "position", "size") for pattern in patterns(kind, use)
+         for text in spelled(pattern)] for use in ("unseen", "taught"))
     for q in lines(copied, "sight"):
         assert q["sight"] and any(p.fullmatch(q["question"]) for p in unseen), q
     assert all(any(p.fullmatch(q["question"]) for p in in_training)

@@ -21,7 +21,7 @@ from data.book.language import captions, phrases
 from data.book.prepare import dialogue_of, document, make_meta, record_of, worlds
 from data.book.things import COLORS
 from minivlm.engine import checks, questions, scenes, talk, teachers, template
-from minivlm.engine.phrasings import KINDS, STYLES, make_phraser, patterns, spelled
+from minivlm.engine.phrasings import FOLLOW_UPS, KINDS, STYLES, make_phraser, patterns, spelled
 from minivlm.engine.questions import Draft
 from minivlm.engine.references import names_of
 from minivlm.engine.teachers import Reply, Request
@@ -181,31 +181,37 @@ def test_a_yes_answers_the_question_that_was_asked():
         assert is_true == draft.full.endswith("is not in the picture.")
 
 
-def test_there_are_enough_kinds_and_phrasings_and_none_of_the_kept_is_ever_asked():
-    """Catches a measuring phrasing that a dialogue can show, or that other texts of the data do."""
+def test_there_are_enough_kinds_and_phrasings_and_no_unseen_one_is_ever_read():
+    """Catches a measuring phrasing that a dialogue or a prompt can show, or other texts of the
+    data, and prompts in words that are taught."""
     names = (*KINDS, *STYLES.values(), "harmless")
     taught = {n: {t for p in patterns(n) for t in spelled(p)} for n in (*names, "openers")}
-    kept = [t for n in names for t in patterns(n, unseen=True)]
+    asked = {n: {t for p in patterns(n, "asked") for t in spelled(p)}
+             for n in names if n not in FOLLOW_UPS}
+    kept = [t for n in names for t in patterns(n, "unseen")]
     assert len(KINDS) >= 50
     for n in names:  # facts are asked about in patterns of many alternatives
         assert len(patterns(n)) >= (17 if n.startswith("fact_") else 20), n
         assert len(taught[n]) >= (60 if n in ("harmless", "unknowable", "unsafe") else 90), n
-        assert len(patterns(n, unseen=True)) >= (10 if n in STYLES.values() else 20), n
+        for use in ("asked", "unseen")[n in FOLLOW_UPS:]:
+            assert len(patterns(n, use)) >= (10 if n in STYLES.values() else 20), (n, use)
     assert not any("(" in t for t in kept)
 
     def words_of(text):  # in their order, without signs
         return f" {' '.join(re.findall(r'[a-z{}-]+', text.lower()))} "
 
     for n in names:
-        spoken = [words_of(t) for t in taught[n] | taught["openers"]]
-        for k in patterns(n, unseen=True):
+        spoken = [words_of(t) for t in taught[n] | taught["openers"] | asked.get(n, set())]
+        for k in patterns(n, "unseen"):
             assert not [t for t in spoken if words_of(k.split(" => ")[0]) in t], k
+        assert not set(map(words_of, taught[n])) & set(map(words_of, asked.get(n, set()))), n
     kind_of = {}  # words -> the only kind whose question they may be
     for n in names:
-        for t in taught[n] | set(patterns(n, unseen=True)):
+        for t in taught[n] | asked.get(n, set()) | set(patterns(n, "unseen")):
             assert kind_of.setdefault(words_of(t.split(" => ")[0]), n) == n, t
     for n, texts in taught.items():
-        slots = {s for t in (*texts, *patterns(n)) for s in re.findall(r"{(\w*)}", t)}
+        texts = texts | asked.get(n, set())
+        slots = {s for t in texts for s in re.findall(r"{(\w*)}", t)}
         assert slots <= {"a", "x", "y", "z", "xs", "ys", "r", "w"}
         for t in texts:
             assert not list(checks.faults("detail", [(t, "A.")], {}, {}, 9)), t
@@ -243,7 +249,8 @@ def test_every_way_to_ask_can_be_filled_and_yes_or_no_answers_yes_or_no():
     made |= {k: [Draft(k, {}, "", "")] for k in KINDS if k not in made}
     assert set(made) == set(KINDS)
     for name, drafts in made.items():
-        for pattern in (*patterns(name), *patterns(name, unseen=True)):
+        asked = () if name in FOLLOW_UPS else patterns(name, "asked")
+        for pattern in (*patterns(name), *asked, *patterns(name, "unseen")):
             for text in spelled(pattern):
                 for slots in {tuple(draft.words): draft.words for draft in drafts}.values():
                     text.format(**slots)

@@ -348,7 +348,7 @@ def test_a_follow_up_comes_with_what_was_said_before():
     for i in range(100):
         record = book_scene(i)
         asked = questions_of(record, random.Random(i), known)
-        for q, line in zip(asked, lines_of(record, asked, random.Random(i), False), strict=True):
+        for q, line in zip(asked, lines_of(record, asked, random.Random(i), "taught"), strict=True):
             is_follow_up = line["kind"] in ("and_color", "and_size", "and_where", "sure", "why")
             assert is_follow_up == ("before" in line)
             if is_follow_up:
