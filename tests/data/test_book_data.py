@@ -771,15 +771,17 @@ def test_zeroshot_shows_every_thing_in_each_of_its_colors(folder):
     assert set(meta["held_out"]) == unseen and set(groups.values()) == {"seen", "held_out"}
 
 
-def test_eval_and_quiz_ask_the_same_and_only_eval_in_unseen_words(folder):
-    """Catches a figure for phrasings never taught that was measured on taught ones."""
+def test_eval_and_quiz_ask_the_same_and_eval_quiz_and_prompts_each_in_words_of_their_own(folder):
+    """Catches a figure for phrasings never taught that was measured on taught ones, and stage 4
+    that learns from the words of either."""
     asked, taught = load_records(folder, "eval"), load_records(folder, "quiz")
     assert [q["kind"] for q in asked] == [q["kind"] for q in taught]
     assert [q["image"] for q in asked] == [q["image"] for q in taught]
     pairs = [(a, b) for a, b in zip(asked, taught) if a["kind"] != "harmless"]
     assert all(a["answer"] == b["answer"] for a, b in pairs)
     plain = {"day_night", "setting", "strange", "what_strange"}
-    for questions, use in ((asked, "unseen"), (taught, "taught")):
+    prompts = load_records(folder, "prompts")
+    for questions, use in ((asked, "unseen"), (taught, "taught"), (prompts, "asked")):
         for q in questions:
             if q["kind"] in plain and not q["style"]:
                 known = [t for p in patterns(q["kind"], use) for t in spelled(p)]
