@@ -29,7 +29,6 @@ models that answer: Silkie, arXiv:2312.10665, section 3.
 """
 
 import hashlib
-import json
 import random
 import time
 from collections import Counter
@@ -43,7 +42,7 @@ from minivlm.evaluation.raters import (
     AXES, Ratings, SimulatedHuman, SimulatedJudge, ranks_of, rating_of, true_ratings,
 )
 from minivlm.loading.images import Pictures
-from minivlm.loading.prepared import load_meta, load_records
+from minivlm.loading.prepared import load_meta, load_records, write_records
 from minivlm.preferences import judge
 from minivlm.preferences.layouts import read_ranked, trl_of, unpack
 from minivlm.preferences.pairs_from_rankings import pairs_of
@@ -320,13 +319,12 @@ def write_split(
     pairs = []
     for r in rankings:
         pairs += pairs_of(r)
-    files = {f"{name}.jsonl": rankings, f"{name}_pairs.jsonl": pairs}
+    files = {name: rankings, f"{name}_pairs": pairs}
     if trl:  # TRL opens files and knows nothing of packed pictures
         unpacked = unpack({r["image"] for r in rankings}, pictures, out)
-        files[f"{name}_pairs.trl.jsonl"] = [trl_of(pair, unpacked) for pair in pairs]
+        files[f"{name}_pairs.trl"] = [trl_of(pair, unpacked) for pair in pairs]
     for file, rows in files.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        out.with_name(file).write_text(text, encoding="utf-8")
+        write_records(out.parent, file, rows)
     return pairs
 
 

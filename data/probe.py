@@ -23,11 +23,9 @@ Source: R-Tuning, Zhang et al. 2024, arXiv:2311.09677, section 3; with pictures 
 samples instead of one answer: Visual-Idk, arXiv:2604.26419.
 """
 
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 from minivlm.conversation import Turn
@@ -36,7 +34,7 @@ from minivlm.engine.wording import HARD_TO_SEE, world_of
 from minivlm.evaluation.correctness import UNSET, is_right
 from minivlm.loading.images import Pictures
 from minivlm.loading.models import fit_of, vlm_from
-from minivlm.loading.prepared import load_meta, load_records
+from minivlm.loading.prepared import load_meta, load_records, write_records
 from minivlm.preferences.pool import sample
 from minivlm.pretrained.weights import load_state
 from minivlm.running import checkpoint, machine, options
@@ -71,11 +69,6 @@ def dialogue(q: dict, answer: str) -> list[Turn]:
             {"from": "gpt", "value": answer}]
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    """Write a file of JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def main(cfg: Config) -> dict[str, float]:
     """Ask, write the files; return the share of admissions that are taught of each sight.
 
@@ -85,7 +78,6 @@ def main(cfg: Config) -> dict[str, float]:
     began = time.time()
     options.check(cfg)
     machine.seed_everything(cfg.seed, cfg.threads)
-    folder = Path(cfg.data)
     meta = load_meta(cfg.data)
     world, phrases = world_of(meta), meta.get("phrases", {})
 
@@ -147,9 +139,9 @@ def main(cfg: Config) -> dict[str, float]:
         return rng.sample(every, len(every))
 
     to_learn_from = [r for r in records if r["image"] not in held_out_images]
-    write(folder / "honest.jsonl", mixed(probed[False], to_learn_from))
-    write(folder / "honest_val.jsonl", mixed(probed[True], val_records))
-    write(folder / "sight.jsonl", held_out)
+    write_records(cfg.data, "honest", mixed(probed[False], to_learn_from))
+    write_records(cfg.data, "honest_val", mixed(probed[True], val_records))
+    write_records(cfg.data, "sight", held_out)
     # no picture is in both files of prompts
     to_ask, to_ask_val = chosen[n + n_val:], chosen[n:n + n_val]
     for name, lines, others_of in (
@@ -158,9 +150,9 @@ def main(cfg: Config) -> dict[str, float]:
         elsewhere = {r["image"] for r in others_of}
         others = [q for q in older[name] if q["image"] not in elsewhere]
         # two files that number their questions by picture
-        write(folder / f"sight_{name}.jsonl",
-              [q | {"id": f"{'sight' if 'sight' in q else 'old'}-{q['id']}"}
-               for q in mixed(lines, others)])
+        write_records(cfg.data, f"sight_{name}",
+                      (q | {"id": f"{'sight' if 'sight' in q else 'old'}-{q['id']}"}
+                       for q in mixed(lines, others)))
     shares = {sight: sum(x) / len(x) for sight, x in sorted(admitted.items())}
     counts = Counter(q["sight"] for q in questions)
     for sight, share in shares.items():

@@ -14,16 +14,14 @@ about pictures without barely visible objects, because a teacher that was told b
 count these objects, too.
 """
 
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 from minivlm.engine.quiz import lines_of, questions_of
 from minivlm.engine.wording import world_of
-from minivlm.loading.prepared import load_meta, load_records
+from minivlm.loading.prepared import load_meta, load_records, write_records
 from minivlm.running.options import cli
 
 
@@ -60,8 +58,7 @@ def main(cfg: Config) -> dict[str, float]:
             questions = questions_of(r, rng, world, phrases)
             rng = Random(f"{cfg.seed} {r['id']} phrasing {use}")
             lines += lines_of(r, questions, rng, use)
-        path = Path(cfg.data) / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_records(cfg.data, name, lines)
     counts = Counter(line["kind"] for line in lines)
     print(f"{cfg.data}: {dict(counts)} in {cfg.out}.jsonl and in {cfg.out}_held_out.jsonl, "
           f"{time.time() - began:.0f} s")

@@ -30,7 +30,7 @@ from minivlm.clip import CLIP, CLIPConfig
 from minivlm.conversation import render
 from minivlm.gpt import GPT
 from minivlm.loading.models import on_meta
-from minivlm.loading.prepared import load_records
+from minivlm.loading.prepared import load_records, write_records
 from minivlm.pretrained import export, families
 from minivlm.pretrained.weight_names import clip_names, lm_names, to_theirs
 from minivlm.running import machine
@@ -182,8 +182,7 @@ def write_data(source: str, folder: Path, tokenizer: Tokenizer, N: int, n: int) 
         })
     files = {"train": records, "val": records[:2], "pairs": pairs, "pairs_val": pairs[:2]}
     for split, rows in files.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{split}.jsonl").write_text(text)
+        write_records(folder, split, rows)
     meta = {"name": "backbones", "image_size": 60}
     (folder / "meta.json").write_text(json.dumps(meta))
     return sum(lengths) / len(lengths)

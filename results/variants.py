@@ -10,13 +10,12 @@ Dialogues stay as they are in sizes_<n>. A caption about nothing but sizes is le
 of any other, the words "small" and "large" are.
 """
 
-import json
 import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from minivlm.loading.prepared import load_records
+from minivlm.loading.prepared import load_records, write_records
 
 DATA = Path(__file__).parents[1] / "data" / "book" / "prepared"
 YES_SHARE = 0.9
@@ -100,8 +99,7 @@ def main() -> None:
     """Write all of them."""
     for name, make in VARIANTS.items():
         records = make(load_records(DATA, "train"), random.Random(name))
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        (DATA / f"{name}.jsonl").write_text(text)
+        write_records(DATA, name, records)
         print(f"{name}: {len(records)} records")
 
 

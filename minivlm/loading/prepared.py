@@ -8,7 +8,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,12 @@ def load_records(
     if not records:
         raise ValueError(f"{path} is empty")
     return records
+
+
+def write_records(folder: str | Path, split: str, records: Iterable[dict]) -> None:
+    """Write `<folder>/<split>.jsonl`, one record a line."""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (Path(folder) / f"{split}.jsonl").write_text(lines, encoding="utf-8")
 
 
 def load_meta(folder: str | Path) -> dict:
@@ -200,8 +206,7 @@ def write_folder(
         if len(pack):  # LLaVA's dialogues may be without a picture
             pack.save(folder / f"{split}.npy")
     for split, records in files.items():
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        (folder / f"{split}.jsonl").write_text(lines)
+        write_records(folder, split, records)
     counts = {split: len(records) for split, records in files.items()}
     return finish_folder(folder, texts, vocab_size, meta | {"records": counts})
 
