@@ -208,11 +208,12 @@ def questions_of(record: dict, rng: random.Random, level: int) -> dict[str, list
 def prompts_of(record: dict, rng: random.Random, level: int) -> list[dict]:
     """What stage 4 asks about a picture: descriptions, requests, three short questions.
 
-    They are in words of their own, neither taught nor measured.
+    Of half of the pictures in words of their own, neither taught nor measured.
     """
     known, _, _ = worlds(level)
     asked = quiz.questions_of(record, rng, known, make_meta(level)["phrases"])
-    lines = quiz.lines_of(record, [q for q in asked if not q.before], rng, "asked")
+    asked = [q for q in asked if not q.before]
+    lines = quiz.lines_of(record, asked, rng, rng.choice(("taught", "asked")))
     chosen = [q for q in lines if q["kind"] in REQUESTS or q["names"]]
     short = [q for q in lines if q not in chosen and q["expect"]]
     return chosen + rng.sample(short, min(3, len(short)))

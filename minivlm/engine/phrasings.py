@@ -6,8 +6,8 @@ them is drawn. A model that reads few phrasings learns them by heart. A model th
 many must find out which words of a question matter. No two folders share a question:
 
     taught   a hundred or more of each kind; dialogues use them, and the texts of stage 0
-    asked    twenty or so of each kind: what people ask in stage 4, in words of their own.
-             A chatbot answers them a little worse, so preferences have more to teach
+    asked    twenty or so of each kind: how people ask about a picture in stage 4, in words
+             of their own. A chatbot answers them worse, so there is more to learn from
     unseen   as many; no training data contain their words in the same order. With them
              data/quiz.py measures whether a model follows an instruction that it never read
 """
@@ -34,7 +34,6 @@ KINDS = (
     # what no picture decides
     "greeting", "thanks", "bye", "who", "able", "offer", "unknowable", "unsafe",
 )
-FOLLOW_UPS = ("and_color", "and_where", "and_size", "sure", "why")  # stage 4 asks none of them
 STYLES = {"word": "word", "sentence": "one_sentence"}  # style -> name of its file
 OPENERS = 0.2  # share of the questions that begin with a greeting or the like
 
@@ -48,12 +47,15 @@ def patterns(name: str, use: str = "taught") -> tuple[str, ...]:
 
     Args:
         name: a kind of question, "openers", "harmless", or the file of a style.
-        use: "taught", "asked" or "unseen", a folder of phrasings.
+        use: "taught", "asked" or "unseen", a folder of phrasings. What is not about the
+            picture (talk, requests) has many topics, and is asked as it is taught.
 
     Raises:
         FileNotFoundError: if there is no such file.
     """
     path = FOLDER / use / f"{name}.txt"
+    if use == "asked" and not path.is_file():
+        path = FOLDER / "taught" / f"{name}.txt"
     if not path.is_file():
         raise FileNotFoundError(f"no phrasings at {path}")
     lines = [line.strip() for line in path.read_text("utf-8").splitlines()]

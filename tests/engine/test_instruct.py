@@ -21,7 +21,7 @@ from data.book.language import captions, phrases
 from data.book.prepare import dialogue_of, document, make_meta, record_of, worlds
 from data.book.things import COLORS
 from minivlm.engine import checks, questions, scenes, talk, teachers, template
-from minivlm.engine.phrasings import FOLLOW_UPS, KINDS, STYLES, make_phraser, patterns, spelled
+from minivlm.engine.phrasings import KINDS, STYLES, make_phraser, patterns, spelled
 from minivlm.engine.questions import Draft
 from minivlm.engine.references import names_of
 from minivlm.engine.teachers import Reply, Request
@@ -186,14 +186,17 @@ def test_there_are_enough_kinds_and_phrasings_and_no_unseen_one_is_ever_read():
     data, and prompts in words that are taught."""
     names = (*KINDS, *STYLES.values(), "harmless")
     taught = {n: {t for p in patterns(n) for t in spelled(p)} for n in (*names, "openers")}
+    follow_ups = {"and_color", "and_where", "and_size", "sure", "why"}
+    talk = {"greeting", "thanks", "bye", "who", "able", "offer", "unknowable", "unsafe", "harmless"}
     asked = {n: {t for p in patterns(n, "asked") for t in spelled(p)}
-             for n in names if n not in FOLLOW_UPS}
+             for n in {*names} - follow_ups - talk}
+    assert all(patterns(n, "asked") == patterns(n) for n in follow_ups | talk)
     kept = [t for n in names for t in patterns(n, "unseen")]
     assert len(KINDS) >= 50
     for n in names:  # facts are asked about in patterns of many alternatives
         assert len(patterns(n)) >= (17 if n.startswith("fact_") else 20), n
         assert len(taught[n]) >= (60 if n in ("harmless", "unknowable", "unsafe") else 90), n
-        for use in ("asked", "unseen")[n in FOLLOW_UPS:]:
+        for use in ("asked", "unseen"):
             assert len(patterns(n, use)) >= (10 if n in STYLES.values() else 20), (n, use)
     assert not any("(" in t for t in kept)
 
@@ -249,8 +252,7 @@ def test_every_way_to_ask_can_be_filled_and_yes_or_no_answers_yes_or_no():
     made |= {k: [Draft(k, {}, "", "")] for k in KINDS if k not in made}
     assert set(made) == set(KINDS)
     for name, drafts in made.items():
-        asked = () if name in FOLLOW_UPS else patterns(name, "asked")
-        for pattern in (*patterns(name), *asked, *patterns(name, "unseen")):
+        for pattern in (p for use in ("taught", "asked", "unseen") for p in patterns(name, use)):
             for text in spelled(pattern):
                 for slots in {tuple(draft.words): draft.words for draft in drafts}.values():
                     text.format(**slots)
