@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tables import LABELS, REWARD, head, line, read_log, read_result
+from tables import LABELS, OLDER, REWARD, head, line, read_log, read_result
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "claims.md"
@@ -549,7 +549,8 @@ def row(claim: Claim) -> tuple[str, str] | None:
     measured = (f"{NAMES.get(claim.figure, claim.figure)}: "
                 f"{claim.first.label} {number(first)}, {claim.second.label} {once}")
     told = verdict(first, second, claim.says)
-    return line([claim.claim, claim.source, measured, told, f"`{claim.made}`"]), told
+    older = "*" if Path(claim.made).stem in OLDER else ""
+    return line([claim.claim, claim.source, measured, told, f"`{claim.made}`{older}"]), told
 
 
 def page() -> str:
@@ -560,7 +561,9 @@ def page() -> str:
         "the mean over the seeds ± their standard deviation. A verdict follows from a rule: "
         "the difference counts if all seeds agree in its sign and its mean is above twice its "
         f"standard error; with one seed, if it is above {LEAST}. What holds for two million "
-        "weights and drawn pictures need not hold elsewhere, nor the other way round.",
+        "weights and drawn pictures need not hold elsewhere, nor the other way round."
+        + " (*: measured while stage 4 was asked in the words of the dialogues alone.)"
+        * bool(OLDER),
     ]
     missing, tables, verdicts, others = [], [], [], []
     for section, claims in SECTIONS.items():

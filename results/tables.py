@@ -944,6 +944,10 @@ def in_chinese(text: str) -> str:
     return "\n".join(lines)
 
 
+# folders measured while stage 4 was asked in the words of the dialogues alone
+OLDER = ("by_hand", "dpo", "honesty", "ppo", "preferences")
+
+
 def page() -> str:
     """results/README.md: every table, under the headline of its section."""
     sections = {
@@ -969,6 +973,8 @@ def page() -> str:
     parts = [[
         "# Results", "",
         "Written by `python results/tables.py --write` from the files in this folder.",
+        *([f"Measured while stage 4 was asked in the words of the dialogues alone: "
+           f"{', '.join(OLDER)}."] if OLDER else []),
     ]]
     for title, tables in sections.items():
         if any(tables):
