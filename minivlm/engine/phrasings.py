@@ -6,7 +6,7 @@ them is drawn. A model that reads few phrasings learns them by heart. A model th
 many must find out which words of a question matter. No two folders share a question:
 
     taught   a hundred or more of each kind; dialogues use them, and the texts of stage 0
-    asked    forty or so of each kind: how people ask about a picture in stage 4, in words
+    asked    twenty or so of each kind: how people ask about a picture in stage 4, in words
              of their own. A chatbot answers them worse, so there is more to learn from
     unseen   twenty or more of most kinds. No training data contain their words in the same
              order: with them data/quiz.py measures whether a model follows an instruction
