@@ -945,7 +945,7 @@ def in_chinese(text: str) -> str:
 
 
 # folders measured while stage 4 was asked in the words of the dialogues alone
-OLDER = ("by_hand", "dpo", "honesty", "ppo", "preferences")
+OLDER = ("by_hand", "dpo", "honesty", "preferences")
 
 
 def page() -> str:
