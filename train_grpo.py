@@ -11,7 +11,7 @@ score comes from a program that knows what is right (--reward checked), or from 
 Source: GRPO: DeepSeekMath, arXiv:2402.03300, section 4.1; Dr. GRPO: arXiv:2503.20783; RLOO:
 Ahmadian et al. 2024, arXiv:2402.14740; checked answers about pictures: R1-V, 2025.
 Reads: runs/sft, prompts.jsonl.   Writes: runs/grpo, samples_*.png in it.
-Expect (2 CPU cores): 4 min; of 100 answers one or two more are right; fewer things are invented
+Expect (2 CPU cores): 4 min; of 100 answers three more are right; fewer things are invented
 Run: python train_grpo.py [--advantage rloo] [--reward runs/reward]
 """
 
