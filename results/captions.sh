@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Captioning: three objectives, what SFT makes of each, and CapFilt. Writes results/captions/.
 #
-#   blip, lm, prefix_lm   300, 800 and 750 steps, which took equal times in an earlier world; lm has
-#                         a frozen ViT, the others train it
+#   blip, lm, prefix_lm   300, 800 and 800 steps: blip, which also trains the ViT, takes as long in
+#                         300 as the others in 800
 #   sft_<objective>       600 steps of SFT behind each
 #   filter                600 steps of blip, and what its captioner and filter do to web captions
 #   web, ...              CLIP (200 steps) and lm (300 steps) on web captions, of which 30 % are
@@ -46,7 +46,7 @@ for seed in $seeds; do
     beside filter$seed filter $seed
     beside blip$seed objective blip $seed --vit_rate 1 --steps 300
     beside lm$seed objective lm $seed --vit_rate 0 --steps 800
-    beside prefix_lm$seed objective prefix_lm $seed --vit_rate 1 --steps 750
+    beside prefix_lm$seed objective prefix_lm $seed --vit_rate 0 --steps 800
 done
 all_done
 for seed in $seeds; do
