@@ -16,8 +16,8 @@ answer is taught: the right one, or "I'm not sure" if fewer of the k answers wer
     sight.jsonl         for `evaluate.py --questions sight`: such questions about held-out
                         pictures in phrasings that no dialogue uses
     sight_prompts.jsonl, sight_prompts_val.jsonl
-                        for stage 4: such questions about pictures that were not probed,
-                        and as many questions of prompts.jsonl
+                        for stage 4: such questions, in words of their own, about pictures
+                        that were not probed, and as many questions of prompts.jsonl
 
 Source: R-Tuning, Zhang et al. 2024, arXiv:2311.09677, section 3; with pictures and with
 samples instead of one answer: Visual-Idk, arXiv:2604.26419.

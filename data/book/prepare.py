@@ -10,7 +10,8 @@ Writes these files of records:
     zeroshot              pictures of one thing, every thing in each of its colors
     eval, quiz            questions about val, with what a right answer contains: eval in
                           phrasings that no dialogue uses, quiz in those that are taught
-    prompts, prompts_val  such questions about pictures of train, for stage 4
+    prompts, prompts_val  such questions about pictures of train, for stage 4; about half of
+                          the pictures in words that no other file has
     text                  documents for the language model: facts, two in five; captions,
                           questions about scenes, stories, talk
 
