@@ -429,6 +429,12 @@ WHY = {
     "SFT behind BLIP's three losses answers better than behind LM alone":
         "In equal time BLIP takes 300 steps and LM 800, and to look a word up in the picture is "
         "learned late",
+    "Both are better than the filter alone":
+        "The captioner is young: three of five captions that it draws claim something false, and "
+        "the filter lets nearly nine of ten pass",
+    "and its captions train worse":
+        "There is little to say about such a picture, so variety matters less than that fewer "
+        "captions are false",
     "A connector stage before SFT helps, 600 steps":
         "Nine image tokens and a small language model: SFT learns the projector in its first "
         "hundred steps",
