@@ -94,15 +94,16 @@ def test_step_0_and_every_first_update_are_where_theory_says(runs):
 def test_a_higher_score_is_learned(runs, folder, tmp_path, monkeypatch):
     """Catches a sign turned round between score and weights, and a penalty that does not hold."""
     monkeypatch.setattr(RewardModel, "forward", ids_below_512)
-    ends, first = {}, {}
+    ends, scores = {}, {}
     for kl_coef in (0.0, 20.0):
         out = tmp_path / str(kl_coef)
         _, cfg = config_of("ppo", folder, runs, out=str(out), steps=35, eval_every=35,
                            batch_size=24, epochs=2, muon_lr=0.01, lr=5e-3, kl_target=0.0,
                            kl_coef=kl_coef, n_val=20)
         ends[kl_coef] = train_ppo.main(cfg)
-        first[kl_coef] = float(rows_of(out / "metrics.csv")[0]["val_score"])
-    assert ends[0.0]["val_score"] > first[0.0] + 1
+        scores[kl_coef] = [float(r["score"]) for r in rows_of(out / "metrics.csv")[1:]]
+    # five rollouts are 120 answers; the 20 held-out ones are too few to tell
+    assert sum(scores[0.0][-5:]) / 5 > sum(scores[0.0][:5]) / 5 + 1
     assert ends[0.0]["val_kl_answer"] > max(1, 3 * ends[20.0]["val_kl_answer"])
 
 
