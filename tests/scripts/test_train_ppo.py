@@ -97,7 +97,7 @@ def test_a_higher_score_is_learned(runs, folder, tmp_path, monkeypatch):
     ends, scores = {}, {}
     for kl_coef in (0.0, 20.0):
         out = tmp_path / str(kl_coef)
-        _, cfg = config_of("ppo", folder, runs, out=str(out), steps=35, eval_every=35,
+        _, cfg = config_of("ppo", folder, runs, out=str(out), steps=50, eval_every=50,
                            batch_size=24, epochs=2, muon_lr=0.01, lr=5e-3, kl_target=0.0,
                            kl_coef=kl_coef, n_val=20)
         ends[kl_coef] = train_ppo.main(cfg)
