@@ -7,7 +7,7 @@
 #   no_connector             SFT without a connector stage before it
 #   few, few_no_connector    150 steps of SFT, with the connector stage and without
 #   young, young_no_...      600 steps, behind a language model of 200 steps instead of 1,100
-#   thousand, thousand_no_   300 steps on a thousand dialogues; the best weights are measured
+#   thousand, thousand_no_... 300 steps on a thousand dialogues; the best weights are measured
 #   frozen, frozen_no_...    the language model is frozen in SFT, too: the projector learns alone
 #   layer1, layer3           the last layer of the ViT, the last but two; our default is the last
 #                            but one

@@ -570,9 +570,8 @@ def page() -> str:
         "the mean over the seeds ± their standard deviation. A verdict follows from a rule: "
         "the difference counts if all seeds agree in its sign and its mean is above twice its "
         f"standard error; with one seed, if it is above {LEAST}. What holds for two million "
-        "weights and drawn pictures need not hold elsewhere, nor the other way round."
-        + " (*: measured while stage 4 was asked in the words of the dialogues alone.)"
-        * bool(OLDER),
+        "weights and drawn pictures need not hold elsewhere, nor the other way round. Behind a "
+        "command, * means: measured when all prompts of stage 4 used taught phrasings.",
     ]
     missing, tables, verdicts, others = [], [], [], []
     for section, claims in SECTIONS.items():

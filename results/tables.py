@@ -485,7 +485,8 @@ def caption_tables() -> list[list[str]]:
             r["figures"]["kept"] = r["figures"]["kept"] / r["figures"]["pictures"]
     return [
         side_by_side(
-            "Captioning at equal time, from the same CLIP and language model", objectives,
+            "Each objective trains for about as long, from the same CLIP and language model",
+            objectives,
             ("captions/cider", "captions/bleu4", "captions/rouge_l", "captions/clip_score",
              "captions/clip_score_people", "captions/recall", "captions/chair_i",
              "captions/chair_s", "match"),
@@ -673,7 +674,7 @@ def ppo_table() -> list[str]:
     """PPO on one thread and on two; all runs have the same chatbot and reward model."""
     columns = measured(named("ppo", THREADS))
     keys = (*CHAIR, "followed/all", "refused/due", "refused/harmless")
-    title = "How far PPO's figures move: one chatbot and reward model, other draws and rounding"
+    title = "PPO with other seeds and numbers of threads, from one chatbot and one reward model"
     return side_by_side(title, columns, keys)
 
 
@@ -944,7 +945,7 @@ def in_chinese(text: str) -> str:
     return "\n".join(lines)
 
 
-# folders measured while stage 4 was asked in the words of the dialogues alone
+# folders measured when all prompts of stage 4 used taught phrasings
 OLDER = ("by_hand", "dpo", "honesty", "preferences")
 
 
@@ -973,8 +974,8 @@ def page() -> str:
     parts = [[
         "# Results", "",
         "Written by `python results/tables.py --write` from the files in this folder.",
-        *([f"Measured while stage 4 was asked in the words of the dialogues alone: "
-           f"{', '.join(OLDER)}."] if OLDER else []),
+        f"When these were measured, all prompts of stage 4 used taught phrasings: "
+        f"{', '.join(OLDER)}.",
     ]]
     for title, tables in sections.items():
         if any(tables):

@@ -293,7 +293,7 @@ print(f"recall@1 of 8: {recall_at_k(before, own, 1):.3f} -> {recall_at_k(after, 
 The chatbot answers. Then its answer is read once more, in one pass, and each attention layer's
 input is kept. From it come the queries and keys, and from these the attention weights, by the
 formula in `minivlm/transformer.py`. The model itself computes attention in a fused kernel, which
-does not return the weights. So the cell checks them: with them, the layer's own output comes out.
+does not return the weights. So the cell checks that its weights give the layer's own output.
 """),
     code("ask", r'''
 from minivlm.conversation import IMAGE_MARK

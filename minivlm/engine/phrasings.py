@@ -1,13 +1,14 @@
 """How the offline teacher words its questions: many phrasings of each kind of question.
 
-A file <kind>.txt in a folder of data/phrasings holds one pattern a line; people may read and
-edit it. A pattern contains alternatives, as in "Is there {a}(| here| in the picture)?", and one of
-them is drawn. A model that reads few phrasings learns them by heart. A model that reads
+A file <kind>.txt in a folder of data/phrasings holds one pattern a line. People may edit it.
+A pattern contains alternatives, as in "Is there {a}(| here| in the picture)?".
+One of them is drawn. A model that reads few phrasings learns them by heart. A model that reads
 many must find out which words of a question matter. No two folders share a question:
 
     taught   a hundred or more of each kind; dialogues use them, and the texts of stage 0
-    asked    twenty or so of each kind: how people ask about a picture in stage 4, in words
-             of their own. A chatbot answers them worse, so there is more to learn from
+    asked    about twenty of each kind that is about the picture; half of the prompts of
+             stage 4 use them. SFT has not taught them, so more answers are wrong, and
+             preference training has more to correct
     unseen   twenty or more of most kinds. No training data contain their words in the same
              order: with them data/quiz.py measures whether a model follows an instruction
              that it has never read

@@ -182,8 +182,7 @@ def test_a_yes_answers_the_question_that_was_asked():
 
 
 def test_there_are_enough_kinds_and_phrasings_and_no_unseen_one_is_ever_read():
-    """Catches a measuring phrasing that a dialogue or a prompt can show, or other texts of the
-    data, and prompts in words that are taught."""
+    """Catches an unseen phrasing that training data contain, and an asked one that is taught."""
     names = (*KINDS, *STYLES.values(), "harmless")
     taught = {n: {t for p in patterns(n) for t in spelled(p)} for n in (*names, "openers")}
     follow_ups = {"and_color", "and_where", "and_size", "sure", "why"}
