@@ -35,7 +35,7 @@ from minivlm.preferences.prompts import Prompts
 from minivlm.pretrained.weights import load_state
 from minivlm.rl import group_advantages, minibatches
 from minivlm.rollout import (
-    PromptBatch, Rollout, RolloutPart, by_length, describe, logprobs, roll_out, share_vit,
+    PromptBatch, Rollout, RolloutPart, by_length, describe, roll_out, share_vit,
 )
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
@@ -80,7 +80,7 @@ class Config:
     kl_coef: float = 0.1  # >= 0; cost of a nat of KL to the reference (DeepSeekMath: .04)
     kl: str = "loss"  # loss | reward; a token's own cost (k3), or part of its answer's score
     # optimization
-    steps: int = 100  # >= 0; rollouts, each followed by its updates
+    steps: int = 120  # >= 0; rollouts, each followed by its updates
     epochs: int = 1  # >= 1; passes over a rollout
     minibatches: int = 1  # >= 1; parts of a rollout, with an optimizer step each
     grad_accum: int = 4  # >= 1; micro-batches per minibatch, each of similar lengths
@@ -118,7 +118,7 @@ class Compared:
     """A rollout whose answers were compared with each other.
 
     advs: (B,) of the answers.
-    live: (n,) row numbers of the answers to learn from; the groups of the others are dead.
+    live: (n,) numbers of the prompts whose answers teach something; the other groups are dead.
     """
 
     rollout: Rollout
@@ -134,7 +134,7 @@ def update(
 
     Args:
         scale: share of the peak learning rates.
-        seed: decides the order of the answers.
+        seed: decides the order of the prompts.
 
     Returns:
         means over the minibatches; first_ratio_off is of the first minibatch, grad of the
@@ -148,25 +148,22 @@ def update(
         return dict.fromkeys(names, 0.0)
     n = min(cfg.minibatches, *(len(each.live) for each in drawn))
     orders = [minibatches(len(each.live), n, cfg.epochs, seed) for each in drawn]
-    for chosen in zip(*orders):  # of each rollout, the rows of a minibatch
+    for chosen in zip(*orders):  # of each rollout, the prompts of a minibatch
         minibatch = [(each, each.live[order]) for each, order in zip(drawn, chosen)]
-        n_answers = sum(len(rows) for _, rows in minibatch)
-        n_tokens = sum(each.rollout.mask[rows].sum() for each, rows in minibatch)
-        names = [name for each, rows in minibatch for name in each.rollout.names(rows)]
+        answers = [(each.rollout, each.rollout.rows_of(groups)) for each, groups in minibatch]
+        n_answers = sum(len(rows) for _, rows in answers)
+        n_tokens = sum(rollout.mask[rows].sum() for rollout, rows in answers)
+        names = [name for rollout, rows in answers for name in rollout.names(rows)]
         sums = dict.fromkeys(("loss", "new_kl", "clip_fraction"), 0.0)
         ratios_off: list[Tensor] = []
         parts: list[RolloutPart] = []
-        for each, rows in minibatch:
-            own = rows[rows % size() == rank()]  # this process's answers
-            for part_rows in by_length(own, each.rollout.lengths, cfg.grad_accum):
-                parts.append(each.rollout.part(part_rows, each.advs))
+        for each, groups in minibatch:
+            own = groups[groups % size() == rank()]  # this process's prompts
+            for part_groups in by_length(own, each.rollout.packed_lengths, cfg.grad_accum):
+                parts.append(each.rollout.part(part_groups, each.advs))
         for part in parts:
             with run.autocast():
-                img_emb = policy.projector(part.feats)               # (b, N, C)
-                logp, _ = logprobs(
-                    policy, policy.config.image_id, part.idx, part.targets, img_emb,
-                    cfg.temperature,
-                )                                                    # (b, T)
+                logp = part.logprobs(policy, cfg.temperature)        # (b, T)
             cost = None
             if cfg.kl == "loss":
                 cost = cfg.kl_coef * kl_estimate(logp, part.ref_logp, "k3")
@@ -300,7 +297,7 @@ def main(cfg: Config) -> dict[str, float]:
         """
         worth = rollout.worth(cfg.end_penalty, 0.0)                  # (B,)
         dead = worth.view(-1, cfg.n_copies).std(1) < 1e-6            # (B / k,)
-        live = (~dead).repeat_interleave(cfg.n_copies).nonzero()[:, 0].cpu()   # (n,)
+        live = (~dead).nonzero()[:, 0].cpu()                         # (n,)
         if cfg.kl == "reward":
             worth = worth - cfg.kl_coef * (rollout.logp - rollout.ref_logp).sum(1)
         advs = group_advantages(worth.view(-1, cfg.n_copies), cfg.advantage).flatten()

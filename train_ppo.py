@@ -31,7 +31,7 @@ from minivlm.rl import (
     adapted_kl_coef, explained_variance, gae, kl_rewards, minibatches, whiten,
 )
 from minivlm.rollout import (
-    PromptBatch, Rollout, by_length, describe, logprobs, roll_out, share_vit,
+    PromptBatch, Rollout, by_length, describe, roll_out, share_vit,
 )
 from minivlm.running import checkpoint
 from minivlm.running.options import cli
@@ -133,11 +133,7 @@ def update(
         for part_rows in by_length(own, rollout.lengths, cfg.grad_accum):
             part = rollout.part(part_rows, advs, returns)
             with run.autocast():
-                img_emb = learner.vlm.projector(part.feats)          # (b, N, C)
-                logp, _ = logprobs(
-                    learner.vlm, learner.vlm.config.image_id, part.idx, part.targets,
-                    img_emb, cfg.temperature,
-                )                                                    # (b, T)
+                logp = part.logprobs(learner.vlm, cfg.temperature)   # (b, T)
                 img_emb = learner.value_model.vlm.projector(part.value_feats)
                 values = learner.value_model(
                     part.idx, img_emb=img_emb, at=part.mask

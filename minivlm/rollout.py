@@ -4,6 +4,9 @@
     rollout = roll_out(policy, ref, reward_model, value_model, batch, ...)
 
 A policy with LoRA adapters is its own reference while the adapters are off.
+
+The k answers to one prompt share a row behind it, see `conversation.pack`. So a model that draws,
+judges or learns from them reads picture and prompt once, not k times.
 """
 
 from collections.abc import Sequence
@@ -12,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minivlm.conversation import answer_row, pack_unread
+from minivlm.conversation import answer_row, pack, pack_unread
 from minivlm.generate import generate
 from minivlm.heads import RewardModel, ValueModel
-from minivlm.loading.batches import collate
+from minivlm.loading.batches import Batch, collate
 from minivlm.lora import adapters, adapters_off
 from minivlm.losses import IGNORE_INDEX, masked_mean, token_logprobs
 from minivlm.rl import shape_score
@@ -105,6 +108,27 @@ def logprobs(
     return logp, zeros.masked_scatter(at, token_entropy)
 
 
+def unpacked(x: Tensor, packed: Tensor, targets: Tensor) -> Tensor:
+    """Put figures of packed answers where the answers stand that have rows of their own.
+
+    Args:
+        x: (G, S) figures of the tokens of packed rows.
+        packed: (G, S) the targets of these rows, -100 outside of the answers.
+        targets: (B, T) the targets of the same answers, in the same order, a row each.
+
+    Returns:
+        (B, T), 0 outside of the answers.
+
+    >>> packed, targets = torch.tensor([[-100, 5, 6]]), torch.tensor([[-100, 5], [6, -100]])
+    >>> unpacked(torch.tensor([[0.1, 0.2, 0.3]]), packed, targets)
+    tensor([[0.0000, 0.2000],
+            [0.3000, 0.0000]])
+    """
+    zeros = torch.zeros(targets.shape, dtype=x.dtype, device=x.device)
+    # both masks go row by row, and in a packed row one answer stands behind the other
+    return zeros.masked_scatter(targets != IGNORE_INDEX, x[packed != IGNORE_INDEX])
+
+
 # --- answers ---
 
 
@@ -117,9 +141,8 @@ class PromptBatch:
     prompts: ids that the policy reads before it answers.
     reward_prompts: ids that the reward model reads before an answer; they may hold facts.
     seed: decides which answers are drawn.
-    n_copies: how many rows side by side ask the same; their prompt is read once.
-    shared: if this is a share of a batch: the process's rank, their number, and the rows of
-        the whole batch.
+    n_copies: k, how many rows side by side ask the same; their prompt is read once.
+    shared: if this is a share of a batch: its rows, and how many the whole batch has.
     """
 
     questions: list[dict]
@@ -128,7 +151,7 @@ class PromptBatch:
     reward_prompts: list[list[int]]
     seed: int
     n_copies: int = 1
-    shared: tuple[int, int, int] | None = None
+    shared: tuple[list[int], int] | None = None
 
     def copied(self, k: int) -> "PromptBatch":
         """Each question k times, side by side."""
@@ -141,34 +164,50 @@ class PromptBatch:
         )
 
     def share(self, rank: int, size: int) -> "PromptBatch":
-        """Every size-th question, from the rank-th on; its answer is drawn as in the whole.
+        """Every size-th question, from the rank-th on, with all its copies.
 
-        Copies are torn apart, and each process reads their prompts anew.
+        Their answers are drawn as in the whole batch.
+
+        Raises:
+            ValueError: if there are fewer questions than processes.
         """
         if size == 1:
             return self
-        parts = self.questions, self.images, self.prompts, self.reward_prompts
-        shared = rank, size, len(self.prompts)
-        return PromptBatch(*(x[rank::size] for x in parts), self.seed, shared=shared)
+        n, k = len(self.prompts), self.n_copies
+        if n // k < size:
+            raise ValueError(f"{n // k} questions are too few for {size} processes")
+        rows = [row for row in range(n) if row // k % size == rank]
+
+        def some(of_questions: list) -> list:
+            return [of_questions[row] for row in rows]
+
+        return PromptBatch(
+            some(self.questions), self.images[rows], some(self.prompts),
+            some(self.reward_prompts), self.seed, k, shared=(rows, n),
+        )
 
     def draws(self, n: int, device: torch.device) -> Tensor:
         """Random numbers for n tokens of each answer, (B, n): each token of each row its own.
 
         Those of a row do not depend on how the whole batch is shared out.
         """
-        rank, size, n_rows = self.shared or (0, 1, len(self.prompts))
+        rows, n_rows = self.shared or (range(len(self.prompts)), len(self.prompts))
         generator = torch.Generator(device).manual_seed(self.seed)
-        return torch.rand(n_rows, n, generator=generator, device=device)[rank::size]
+        return torch.rand(n_rows, n, generator=generator, device=device)[list(rows)]
 
 
 @dataclass
 class RolloutPart:
-    """Some rows of a rollout, cut to the longest of them, as PPO's update reads them.
+    """Some answers of a rollout, cut to the longest of them, as an update reads them.
 
-    feats and value_feats are (b, N, Cv), all others (b, T), but advs may be (b,), of whole
-    answers. What belongs to a value model is None if there is none.
+    packed: g rows, each a prompt and its k answers, see Rollout.
+    feats, value_feats: (g, N, Cv).
+    advs: (b, T), or (b,) of whole answers, where b = g k; all others are (b, T).
+
+    What belongs to a value model is None if there is none.
     """
 
+    packed: Batch
     idx: Tensor
     targets: Tensor
     mask: Tensor
@@ -180,26 +219,39 @@ class RolloutPart:
     feats: Tensor
     value_feats: Tensor | None
 
+    def logprobs(self, policy: VLM, temperature: float) -> Tensor:
+        """Compute the policy's log-probabilities of the answers, (b, T), with gradients."""
+        rows = self.packed
+        logp, _ = logprobs(
+            policy, policy.config.image_id, rows.idx, rows.targets,
+            policy.projector(self.feats), temperature, segments=rows.segments,
+        )                                                            # (g, S)
+        return unpacked(logp, rows.targets, self.targets)            # (b, T)
+
 
 @dataclass
 class Rollout:
-    """B answers that a policy drew, and all that PPO needs to know of them.
+    """B answers that a policy drew, k to each prompt, and what an update needs of them.
 
+    n_copies: k.
+    packed: B / k rows, each a prompt and its k answers; rows as below if k is 1.
     idx, targets: (B, T), prompts and answers as `collate` makes them.
     lengths: (B,) number of tokens of each row of idx.
     logp, ref_logp: (B, T) nats by policy and reference, 0 outside of the answers.
     entropy: (B, T) nats, of the policy's distribution, 0 outside of the answers.
     values: (B, T) by the value model, or None.
-    feats, value_feats: (B, N, Cv) patch features by the ViTs of policy and value model.
+    feats, value_feats: (B / k, N, Cv) patch features by the ViTs of policy and value model.
     score: (B,) by the reward model or by a program, or None.
     ended: (B,) bool, whether the policy wrote the end token.
     answers: ids of each answer, without the end token.
     ids: ids of the questions' records.
 
-    Where several processes share a rollout, `together` collects all but the features: these
-    stay with the process that has drawn the answer.
+    Where several processes share a rollout, `together` collects all but `packed` and the
+    features: these stay with the process that has drawn the answers.
     """
 
+    n_copies: int
+    packed: Batch
     idx: Tensor
     targets: Tensor
     lengths: Tensor
@@ -219,19 +271,35 @@ class Rollout:
         """(B, T) bool, True where the target is a token of the answer."""
         return self.targets != IGNORE_INDEX
 
+    @property
+    def packed_lengths(self) -> Tensor:
+        """(B / k,) number of tokens that a model reads of each prompt with its k answers."""
+        n_tokens = self.mask.sum(1).view(-1, self.n_copies)          # (B / k, k)
+        n_prompt = self.lengths[::self.n_copies] - n_tokens[:, 0]    # without its last token
+        return n_prompt + (n_tokens + 1).sum(1) - 1
+
     def together(self, n: int) -> "Rollout":
         """Collect a rollout of n answers from all processes, in the order of its batch."""
+        k = self.n_copies
+
         def tensor(x: Tensor | None, fill: float = 0) -> Tensor | None:
-            return None if x is None else processes.gather(x, n, fill)
+            if x is None:
+                return None
+            groups = x.unflatten(0, (-1, k))                         # (b / k, k, ...)
+            return processes.gather(groups, n // k, fill).flatten(0, 1)
+
+        def items(x: list) -> list:
+            groups = [x[i:i + k] for i in range(0, len(x), k)]
+            return [y for group in processes.gather_items(groups, n // k) for y in group]
 
         return Rollout(
+            n_copies=k, packed=self.packed,
             idx=tensor(self.idx), targets=tensor(self.targets, IGNORE_INDEX),
             lengths=tensor(self.lengths), logp=tensor(self.logp),
             ref_logp=tensor(self.ref_logp), entropy=tensor(self.entropy),
             values=tensor(self.values), feats=self.feats, value_feats=self.value_feats,
             score=tensor(self.score), ended=tensor(self.ended.long()).bool(),
-            answers=processes.gather_items(self.answers, n),
-            ids=processes.gather_items(self.ids, n),
+            answers=items(self.answers), ids=items(self.ids),
         )
 
     def names(self, rows: Tensor | None = None) -> list[str]:
@@ -240,20 +308,27 @@ class Rollout:
             return self.ids
         return [self.ids[i] for i in rows.tolist()]
 
-    def part(self, rows: Tensor, advs: Tensor, returns: Tensor | None = None) -> RolloutPart:
-        """Cut out the given rows, (b,), which must be this process's own.
+    def rows_of(self, groups: Tensor) -> Tensor:
+        """Numbers of prompts, (g,) -> numbers of the rows of their answers, (g k,)."""
+        copies = torch.arange(self.n_copies, device=groups.device)
+        return (groups[:, None] * self.n_copies + copies).flatten()
+
+    def part(self, groups: Tensor, advs: Tensor, returns: Tensor | None = None) -> RolloutPart:
+        """Cut out the answers to the given prompts, (g,), which must be this process's own.
 
         Args:
-            advs, returns: of all rows, (B, T); or (B,) advantages of whole answers, and no
-                returns.
+            advs, returns: of all answers, (B, T); or (B,) advantages of whole answers, and
+                no returns.
         """
+        rows = self.rows_of(groups)                                  # (b,)
         T = int(self.lengths[rows].max())
-        own = rows // processes.size()  # their places among the features
+        own = groups // processes.size()  # their places among what stays with the process
 
         def cut(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[rows, :T] if x.ndim == 2 else x[rows]
 
         return RolloutPart(
+            packed=self.packed.take(own),
             idx=cut(self.idx),
             targets=cut(self.targets),
             mask=cut(self.mask),
@@ -332,13 +407,14 @@ def scores_of(
     reward_model: RewardModel, feats: Tensor, prompts: list[list[int]],
     answers: list[list[int]], tokenizer: Tokenizer, names: Sequence[str] | None = None,
 ) -> Tensor:
-    """Score whole answers.
+    """Score whole answers, k to each prompt.
 
     Args:
-        feats: (B, N, Cv) patch features by the reward model's ViT.
-        prompts: B lists of ids before the answers.
-        answers: ids of each answer, with the end token if it has one.
-        names: of the rows, for errors.
+        feats: (B / k, N, Cv) patch features by the reward model's ViT.
+        prompts: B / k lists of ids before the answers.
+        answers: ids of each answer, with the end token if it has one; the k answers to the
+            first prompt come first.
+        names: of the prompts, for errors.
 
     Returns:
         (B,).
@@ -346,17 +422,20 @@ def scores_of(
     Raises:
         ValueError: if a score is NaN or inf, or as `collate`.
     """
-    packed = [pack_unread(prompt, [ids], tokenizer.end) for prompt, ids in zip(prompts, answers)]
+    k = len(answers) // len(prompts)
+    packed = [pack_unread(prompt, answers[i * k:i * k + k], tokenizer.end)
+              for i, prompt in enumerate(prompts)]
     rows, segments = zip(*packed)
     block_size = reward_model.vlm.gpt.config.block_size
     judged = collate(rows, tokenizer.pad, block_size, names, segments=segments)
     judged = judged.to(feats.device)
-    img_emb = reward_model.vlm.projector(feats)                      # (B, N, C)
-    score = torch.zeros(len(answers), device=feats.device)
+    img_emb = reward_model.vlm.projector(feats)                      # (B / k, N, C)
+    score = torch.zeros(len(prompts), k, device=feats.device)
     for part, T in in_parts(judged.lengths):
         score[part] = reward_model(
             judged.idx[part, :T], judged.segments[part, :T], img_emb=img_emb[part]
-        )
+        ).view(-1, k)
+    score = score.flatten()                                          # (B,)
     finite = score.isfinite()
     if not bool(finite.all()):
         first = tokenizer.decode(answers[int(finite.int().argmin())])
@@ -383,24 +462,27 @@ def roll_out(
         use_cache: as `generate` takes it.
 
     Raises:
-        ValueError: if a score is NaN or inf, or as `generate` and `collate`.
+        ValueError: if a score is NaN or inf; if there is a value model and more than one
+            answer to a prompt; or as `generate` and `collate`.
     """
     device = next(policy.parameters()).device
     end, pad = tokenizer.end, tokenizer.pad
     k = batch.n_copies
+    if value_model is not None and k > 1:
+        raise ValueError(f"a value model reads one answer to a prompt, and here are {k}")
     images = batch.images[::k].to(device)
 
     features: dict[tuple[int, bool], Tensor] = {}  # a ViT that models share computes once
 
     def feats_of(vlm: VLM) -> Tensor:
-        """Patch features, (B, N, Cv), kept for the ViT with and without its adapters."""
+        """Patch features, (B / k, N, Cv), kept for the ViT with and without its adapters."""
         key = id(vlm.vit), any(adapter.on for _, adapter in adapters(vlm.vit))
         if key not in features:
-            features[key] = vlm.vit.features(images).repeat_interleave(k, dim=0)
+            features[key] = vlm.vit.features(images)
         return features[key]
 
     # 1. the policy draws an answer to every question
-    img_emb = policy.projector(feats_of(policy))                     # (B, N, C)
+    img_emb = policy.projector(feats_of(policy))                     # (B / k, N, C)
     steps: list[tuple[list[int], Tensor, Tensor]] = []  # rows, log-probabilities, entropies
 
     def watch(active: list[int], logits: Tensor, token: Tensor) -> None:
@@ -409,33 +491,40 @@ def roll_out(
         steps.append((active, logp, torch.special.entr(log_p.exp()).sum(-1)))
 
     drawn = generate(
-        policy, img_emb[::k], batch.prompts[::k], keep_stop=True, stop=end,
+        policy, img_emb, batch.prompts[::k], keep_stop=True, stop=end,
         max_new_tokens=max_new_tokens, temperature=temperature, use_cache=use_cache,
         n_copies=k, draws=batch.draws(max_new_tokens, device), watch=watch,
     )
     ended = torch.tensor([ids[-1] == end for ids in drawn], device=device)
     names = [str(question["id"]) for question in batch.questions]
     rows = [answer_row(prompt, ids) for prompt, ids in zip(batch.prompts, drawn)]
-    dialogues = collate(rows, pad, policy.gpt.config.block_size, names).to(device)
+    block_size = policy.gpt.config.block_size
+    dialogues = packed = collate(rows, pad, block_size, names).to(device)
+    if k > 1:
+        groups = [pack(batch.prompts[i], drawn[i:i + k]) for i in range(0, len(drawn), k)]
+        rows, segments = map(list, zip(*groups))
+        packed = collate(rows, pad, block_size, names[::k], segments=segments).to(device)
 
     # 2. policy and reference give each answer token a probability
     idx = dialogues.idx                                              # (B, T)
     targets = dialogues.targets                                      # (B, T)
-    parts = in_parts(dialogues.lengths)
+    parts = in_parts(packed.lengths)
 
     def read(vlm: VLM, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies, (B, T) each; entropies are 0 if not wanted."""
-        img_emb = vlm.projector(feats_of(vlm))                       # (B, N, C)
-        logp = torch.zeros(idx.shape, device=device)
-        entropy = torch.zeros(idx.shape, device=device)
+        img_emb = vlm.projector(feats_of(vlm))                       # (B / k, N, C)
+        logp = torch.zeros(packed.idx.shape, device=device)          # (B / k, S)
+        entropy = torch.zeros(packed.idx.shape, device=device)
         for rows, T in parts:
+            part = packed.take(rows)
             logp[rows, :T], part_entropy = logprobs(
-                vlm, tokenizer.image, idx[rows, :T], targets[rows, :T], img_emb[rows],
-                temperature, with_entropy,
+                vlm, tokenizer.image, part.idx, part.targets, img_emb[rows], temperature,
+                with_entropy, part.segments,
             )
             if with_entropy:
                 entropy[rows, :T] = part_entropy
-        return logp, entropy
+        return (unpacked(logp, packed.targets, targets),
+                unpacked(entropy, packed.targets, targets))
 
     if torch.is_autocast_enabled(device.type):
         # In half precision a pass over whole rows, as the update takes it, gives other
@@ -443,7 +532,7 @@ def roll_out(
         logp, entropy = read(policy, with_entropy=True)
     else:
         logp, entropy = of_answers(steps, targets)
-    feats = feats_of(policy)                                         # (B, N, Cv)
+    feats = feats_of(policy)                                         # (B / k, N, Cv)
     with adapters_off(ref):
         ref_logp, _ = read(ref)
 
@@ -461,11 +550,13 @@ def roll_out(
     # 4. the reward model scores whole answers
     score = None
     if reward_model is not None:
-        score = scores_of(reward_model, feats_of(reward_model.vlm), batch.reward_prompts,
-                          drawn, tokenizer, names)
+        score = scores_of(reward_model, feats_of(reward_model.vlm),
+                          batch.reward_prompts[::k], drawn, tokenizer, names[::k])
 
     answers = [ids[:-1] if ids[-1] == end else ids for ids in drawn]
     return Rollout(
+        n_copies=k,
+        packed=packed,
         idx=idx,
         targets=targets,
         lengths=dialogues.lengths,

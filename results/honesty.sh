@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Saying "not sure": the chatbot is probed, and tuned on what it knows (sft); then Dr. GRPO, with an
-# admission worth .85 where a right answer is worth 1. With the first seed alone also Dr. GRPO with
-# .8 and .9, GRPO with .9, DPO and PPO, with raters that prefer an admission to a false answer and a
-# right answer to an admission. All begin with one chatbot. Writes results/honesty/.
+# admission worth .75 where a right answer is worth 1. With the first seed alone also Dr. GRPO with
+# .8 and .85, GRPO with .8, DPO and PPO, with raters that prefer an admission to a false answer and
+# a right answer to an admission. All begin with one chatbot. Writes results/honesty/.
 source "$(dirname "$0")/common.sh"
 
 both() {  # run, name of the result
@@ -41,12 +41,12 @@ once probe $python data/probe.py --run "$from/sft" --n 10000 --least 0.6
 beside before both "$from/sft" before-seed0
 for seed in $seeds; do beside sft$seed honest $seed; done
 all_done
-for seed in $seeds; do beside dr_grpo85-$seed grpo dr_grpo85 $seed 0.85 dr_grpo; done
+for seed in $seeds; do beside dr_grpo75-$seed grpo dr_grpo75 $seed 0.75 dr_grpo; done
 seed=${seeds%% *}
-beside rank rank $seed
 beside dr_grpo8 grpo dr_grpo8 $seed 0.8 dr_grpo
-beside dr_grpo9 grpo dr_grpo9 $seed 0.9 dr_grpo
-beside grpo9 grpo grpo9 $seed 0.9 grpo
+beside dr_grpo85 grpo dr_grpo85 $seed 0.85 dr_grpo
+beside rank rank $seed
+beside grpo8 grpo grpo8 $seed 0.8 grpo
 all_done
 beside ppo ppo $seed
 beside dpo dpo $seed

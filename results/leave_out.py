@@ -80,9 +80,9 @@ def main(cfg: Settings) -> None:
                 seen, hidden = named[0] in shown, named[0] in hardly
                 kinds.append("clear" if seen else "hardly" if hidden else "absent")
                 texts.append(rest)
-        feats = judge.vlm.vit.features(data.look([record["image"]])).expand(len(texts), -1, -1)
+        feats = judge.vlm.vit.features(data.look([record["image"]]))
         rows = [spoken(text, tokenizer) + [tokenizer.end] for text in texts]
-        score = scores_of(judge, feats, [prompt] * len(texts), rows, tokenizer)
+        score = scores_of(judge, feats, [prompt], rows, tokenizer)
         for kind, gain in zip(kinds, (score[1:] - score[0]).tolist()):
             gains[kind].append(gain)
     figures = {}

@@ -124,10 +124,8 @@ def scored(
     judge: RewardModel, batch: PromptBatch, answers: list[list[int]], tokenizer: Tokenizer
 ) -> torch.Tensor:
     """The scores of all answers, (B * k,)."""
-    k = len(answers) // len(batch.prompts)
-    feats = judge.vlm.vit.features(batch.images).repeat_interleave(k, 0)
-    prompts = [p for p in batch.reward_prompts for _ in range(k)]
-    return scores_of(judge, feats, prompts, answers, tokenizer)
+    feats = judge.vlm.vit.features(batch.images)
+    return scores_of(judge, feats, batch.reward_prompts, answers, tokenizer)
 
 
 def main(cfg: Settings) -> None:

@@ -135,13 +135,47 @@ def test_copies_of_a_prompt_are_answered_as_if_each_stood_alone(models, tokenize
     images = torch.randn(2, 3, 16, 16).repeat_interleave(k, dim=0)
     prompts = [prompt_of(text, tokenizer, N) for text in ("A", "How so?") for _ in range(k)]
     alone = PromptBatch([], images, prompts, prompts, seed=1)
-    want = roll_out(*models, alone, tokenizer, 8, 1.2)
-    got = roll_out(*models, replace(alone, n_copies=k), tokenizer, 8, 1.2)
+    policy, ref, reward_model, value_model = models
+    with torch.no_grad():  # a KL that is not 0
+        ref.gpt.norm.weight.mul_(1.3)
+        policy.gpt.norm.bias += 4 * F.normalize(policy.gpt.wte.weight[tokenizer.end], dim=0)
+    copies = replace(alone, n_copies=k)
+    want = roll_out(policy, ref, reward_model, None, alone, tokenizer, 8, 1.2)
+    got = roll_out(policy, ref, reward_model, None, copies, tokenizer, 8, 1.2)
     assert got.answers == want.answers and len({tuple(a) for a in got.answers}) > 3
+    assert len({len(a) for a in got.answers}) > 1 and want.packed_lengths.equal(want.lengths)
     for name in ("idx", "targets", "lengths", "ended"):
         assert torch.equal(getattr(got, name), getattr(want, name)), name
-    for name in ("logp", "ref_logp", "entropy", "values", "feats", "value_feats", "score"):
+    for name in ("logp", "ref_logp", "entropy", "score"):
         torch.testing.assert_close(getattr(got, name), getattr(want, name), atol=1e-4, rtol=1e-4)
+    assert got.packed_lengths.equal(got.packed.lengths) and len(got.feats) == 2
+    advs = torch.arange(2.0 * k)
+    for groups in ([0, 1], [1]):  # an update reads the same of the packed row
+        part = got.part(torch.tensor(groups), advs)
+        rows = got.rows_of(torch.tensor(groups))
+        other = want.part(rows, advs)
+        for name in ("idx", "targets", "mask", "logp", "advs"):
+            torch.testing.assert_close(getattr(part, name), getattr(other, name),
+                                       atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(part.logprobs(policy, 1.2), other.logprobs(policy, 1.2),
+                                   atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="a value model reads one answer to a prompt"):
+        roll_out(*models, copies, tokenizer, 8, 1.2)
+
+
+def test_a_share_of_the_questions_keeps_their_copies_together(tokenizer):
+    """Catches copies that are torn apart between processes, and draws of other rows."""
+    batch = PromptBatch([*"abcdef"], torch.arange(6.0), [[i] for i in range(6)],
+                        [[i] for i in range(6)], seed=5, n_copies=2)
+    draws = batch.draws(3, torch.device("cpu"))
+    shares = [batch.share(rank, 2) for rank in range(2)]
+    for share, rows in zip(shares, ([0, 1, 4, 5], [2, 3])):
+        assert share.questions == ["abcdef"[row] for row in rows] and share.n_copies == 2
+        assert share.prompts == share.reward_prompts == [[row] for row in rows]
+        assert share.images.tolist() == rows
+        assert share.draws(3, torch.device("cpu")).equal(draws[rows])
+    with pytest.raises(ValueError, match="3 questions are too few for 4 processes"):
+        batch.share(0, 4)
 
 
 def test_the_cache_changes_nothing(models, tokenizer):

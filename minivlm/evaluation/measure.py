@@ -313,9 +313,7 @@ def make_answerer(
         )
         with torch.no_grad():
             feats = best.reward_model.vlm.vit.features(images)       # (B, N, Cv)
-            feats = feats.repeat_interleave(best.n, dim=0)           # (B n, N, Cv)
-            copies = [prompt for prompt in prompts for _ in range(best.n)]
-            score = scores_of(best.reward_model, feats, copies, drawn, data.tokenizer)
+            score = scores_of(best.reward_model, feats, prompts, drawn, data.tokenizer)
         liked = score.view(-1, best.n).argmax(1).tolist()            # (B,)
         chosen = [drawn[i * best.n + j] for i, j in enumerate(liked)]
         return [ids[:-1] if ids[-1] == stop else ids for ids in chosen]

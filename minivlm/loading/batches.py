@@ -75,20 +75,27 @@ class Batch:
             )
         return [self.take(slice(B * i // n, B * (i + 1) // n)) for i in range(n)]
 
-    def take(self, rows: slice) -> "Batch":
-        """Take some rows, with their pictures, cut to the T of the longest of them."""
+    def take(self, rows: slice | Tensor) -> "Batch":
+        """Take some rows, with their pictures, cut to the T of the longest of them.
+
+        Args:
+            rows: a slice, or (b,) row numbers.
+        """
         B = len(self.idx)
-        if rows.indices(B) == (0, B, 1):
+        numbers = list(range(B)[rows]) if isinstance(rows, slice) else rows.tolist()
+        if numbers == list(range(B)):
             return self
         # all fields but the pictures have one entry for each row
         fields = {k: v for k, v in vars(self).items() if k != "images" and v is not None}
-        of_rows = {k: v[rows] for k, v in fields.items()}
+        of_rows = {k: v[rows] if isinstance(v, Tensor) else [v[b] for b in numbers]
+                   for k, v in fields.items()}
         T = int(of_rows["lengths"].max())
         for name in of_rows.keys() & {"idx", "targets", "segments"}:
             of_rows[name] = of_rows[name][:, :T]
         images = None
         if sum(of_rows["n_images"]):
-            images = torch.cat(self.images.split(self.n_images)[rows])
+            of_each = self.images.split(self.n_images)
+            images = torch.cat([of_each[b] for b in numbers])
         return Batch(images=images, **of_rows)
 
     def to(self, device: torch.device) -> "Batch":

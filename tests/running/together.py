@@ -25,7 +25,7 @@ def options(stage: str, runs: str) -> dict:
         "reward": start,
         "ppo": start | {"reward": f"{runs}/reward", "minibatches": 2, "n_val": 4,
                         "max_new_tokens": 6, "kl_target": 1.0},
-        "grpo": start | {"n_copies": 4, "minibatches": 2, "n_val": 4, "max_new_tokens": 6},
+        "grpo": start | {"n_copies": 2, "minibatches": 2, "n_val": 4, "max_new_tokens": 6},
         "dpo": start | {"n_val": 4, "max_new_tokens": 6},
     }[stage]
 

@@ -144,7 +144,8 @@ def test_live_groups_alone_are_learned_from(checking, runs, folder, tmp_path, mo
 
     def update(policy, optimizer, drawn, *args):
         [each] = drawn
-        learned.append([each.rollout.ids[i] == live[0] for i in each.live.tolist()])
+        rows = each.rollout.rows_of(each.live).tolist()
+        learned.append([each.rollout.ids[i] == live[0] for i in rows])
         return whole(policy, optimizer, drawn, *args)
 
     monkeypatch.setattr(Prompts, "batch", batch)
@@ -167,7 +168,7 @@ def test_dead_groups_are_drawn_anew(checking, runs, folder, tmp_path, monkeypatc
     learned, whole = [], train_grpo.update
 
     def update(policy, optimizer, drawn, *args):
-        learned.append([(len(each.rollout.ids), len(each.live), each.rollout.ids[0])
+        learned.append([(len(each.rollout.ids) // 3, len(each.live), each.rollout.ids[0])
                         for each in drawn])
         return whole(policy, optimizer, drawn, *args)
 

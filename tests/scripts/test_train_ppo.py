@@ -37,8 +37,9 @@ def few_rankings(folder, path, rankings):
 
 def ids_below_512(self, idx, segments, **pictures):
     """A reward model's score that is easily raised: 0 .. 4; a third of the 1,536 ids count."""
-    last = (segments >= 0).sum(1, keepdim=True) - 1 - torch.arange(4)
-    return (idx.gather(1, last) < 512).sum(1).float()
+    texts = [ids[(segment == 0) | (segment == k)]  # a row may hold several answers
+             for ids, segment in zip(idx, segments) for k in range(1, segment.max() + 1)]
+    return torch.stack([(ids[-4:] < 512).sum() for ids in texts]).float()
 
 
 def test_the_models_that_judge_are_bit_identical_after_training(
