@@ -361,10 +361,10 @@ claims_about(
     *((f"{label} behind it answers wrongly less often",
        "Visual-Idk, arXiv:2604.26419: DPO behind SFT", "sight/hardly_wrong", LESS,
        side("honesty", name, label), _honest)
-      for name, label in (("dpo", "DPO"), ("ppo", "PPO"), ("dr_grpo85", "Dr. GRPO"))),
+      for name, label in (("dpo", "DPO"), ("ppo", "PPO"), ("dr_grpo75", "Dr. GRPO"))),
     ("Advantages divided by their deviation favor groups of nearly equal answers: fewer "
      "admissions", "Dr. GRPO, arXiv:2503.20783", "sight/hardly_unsure", LESS,
-     side("honesty", "grpo9", "GRPO"), side("honesty", "dr_grpo9", "Dr. GRPO")),
+     side("honesty", "grpo8", "GRPO"), side("honesty", "dr_grpo8", "Dr. GRPO")),
 )
 
 

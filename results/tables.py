@@ -227,11 +227,11 @@ REWARD_MODELS = {"reward_500": "500 rankings", "reward_2000": "2,000 rankings",
 RL = {"rl_kl0_500": "500 rankings", "rl_kl0": "all 4,300"}
 CHECKED = {"sft": "SFT", "more": "more SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
            "k2": "2 answers a prompt", "k16": "16", "ppo": "PPO",
-           "rloo_reward": "RLOO, reward model",
+           "rloo_reward": "RLOO, reward model", "rloo_reward3": "and PPO's penalty",
            "best16": "SFT, best of 16 by the reward model"}
-HONEST = {"before": "SFT", "sft": "R-Tuning", "dr_grpo8": "and Dr. GRPO, .8",
-          "dr_grpo85": "and Dr. GRPO, .85", "dr_grpo9": "and Dr. GRPO, .9",
-          "grpo9": "and GRPO, .9", "ppo": "and PPO", "dpo": "and DPO"}
+HONEST = {"before": "SFT", "sft": "R-Tuning", "dr_grpo75": "and Dr. GRPO, .75",
+          "dr_grpo8": "and Dr. GRPO, .8", "dr_grpo85": "and Dr. GRPO, .85",
+          "grpo8": "and GRPO, .8", "ppo": "and PPO", "dpo": "and DPO"}
 THREADS = {"sft": "SFT", "1": "PPO, 1 thread", "2": "PPO, 2 threads"}
 FAMILY = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO, dense", "gray": "gray pictures",
           "plain": "DPO, plain", "cdpo": "cDPO", "ipo": "IPO", "kto": "KTO",
