@@ -315,6 +315,7 @@ _before = side("grpo", "sft", "SFT", shared=True)
 _grpo = side("grpo", "grpo", "GRPO")
 _ppo = side("grpo", "ppo", "PPO")
 _RLOO = "Ahmadian et al., arXiv:2402.14740"
+_CHU = "Chu et al., arXiv:2501.17161"
 _BEST = "Stiennon et al., arXiv:2009.01325; Gao et al., arXiv:2210.10760"
 claims_about(
     "Rewards that can be checked", "results/grpo.sh",
@@ -323,12 +324,15 @@ claims_about(
       for name, label, source in (
           ("grpo", "GRPO", "DeepSeekMath, arXiv:2402.03300"),
           ("dr_grpo", "Dr. GRPO", "arXiv:2503.20783"), ("rloo", "RLOO", _RLOO))),
-    ("RL answers what it was not taught to better than SFT that goes on as long: unseen phrasings",
-     "Chu et al., arXiv:2501.17161", ALL, MORE, _grpo, side("grpo", "more", "more SFT")),
-    ("in taught ones SFT does", "Chu et al., arXiv:2501.17161", ALL, LESS,
-     side("grpo", "quiz_grpo", "GRPO"), side("grpo", "quiz_more", "more SFT")),
-    ("and about colored things that training never shows, RL", "Chu et al., arXiv:2501.17161", ALL,
-     MORE, side("grpo", "unseen_grpo", "GRPO"), side("grpo", "unseen_more", "more SFT")),
+    ("RL answers better than SFT that goes on as long", ASKED, ALL, MORE, _grpo,
+     side("grpo", "more", "more SFT")),
+    ("RL generalizes and SFT memorizes, both trained on the same questions: in unseen phrasings RL "
+     "is better", _CHU, ALL, MORE, _grpo, side("grpo", "told", "SFT")),
+    ("in taught ones SFT is", _CHU, ALL, LESS, side("grpo", "quiz_grpo", "GRPO"),
+     side("grpo", "quiz_told", "SFT")),
+    ("about colored things that training never shows, RL", _CHU, ALL, MORE,
+     side("grpo", "unseen_grpo", "GRPO"), side("grpo", "unseen_told", "SFT")),
+    ("when counting, RL", _CHU, "answers/count", MORE, _grpo, side("grpo", "told", "SFT")),
     *((f"{label} makes a chatbot {words} calibrated", source, "calibration/error", says,
        side("grpo", f"quiz_{name}", label), side("grpo", "quiz_sft", "SFT", shared=True))
       for name, label, words, source, says in (

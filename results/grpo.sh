@@ -2,6 +2,7 @@
 # Rewards that a program checks, from one chatbot. Writes results/grpo/. With all seeds:
 #
 #   grpo, more     GRPO; SFT that goes on for as long
+#   told           SFT on the questions of GRPO, all but descriptions, with their right answers
 #
 # With the first seed alone: RLOO, Dr. GRPO; 2 and 16 answers to a prompt; RLOO with the reward
 # model, and with PPO's KL penalty; the best of 16 answers by it; PPO with it, from the speedrun.
@@ -24,6 +25,26 @@ grpo() {  # name, seed, options
     cp "$runs/$1-seed$2/metrics.csv" "$out/$1-seed$2.csv"
     both "$runs/$1-seed$2" "$1-seed$2"
 }
+tell() {  # a dialogue for each question that GRPO's rollouts ask; each kind is asked equally often
+    $python -c "
+import random
+from minivlm.loading.prepared import load_records, write_records
+kinds = {}
+for q in load_records('$data', 'prompts', need=('image',)):
+    if q['answer']:
+        kinds.setdefault(q['kind'], []).append(q)
+rng, names = random.Random(0), sorted(kinds)
+chosen = [rng.choice(kinds[rng.choice(names)]) for _ in range(120 * 64)]
+write_records('$data', 'told', [{
+    'id': f'{i} {q[\"id\"]}', 'image': q['image'], 'conversations': [
+        {'from': 'human', 'value': '<image>\n' + q['question']},
+        {'from': 'gpt', 'value': q['answer']}]} for i, q in enumerate(chosen)])"
+}
+told() {  # seed
+    $python train_sft.py --init "$from/sft" --split told --steps 500 --muon_lr 0.005 --lr 5e-4 \
+        --seed "$1" --out "$runs/told-seed$1"
+    both "$runs/told-seed$1/ckpt.pt" "told-seed$1"
+}
 more() {  # seed
     $python train_sft.py --init "$from/sft" --steps 500 --muon_lr 0.005 --lr 5e-4 --seed "$1" \
         --out "$runs/more-seed$1"
@@ -31,10 +52,12 @@ more() {  # seed
 }
 
 once unseen unseen
+once tell tell
 once sft both "$from/sft" sft-seed0
 for seed in $seeds; do
     beside grpo$seed grpo grpo $seed
     beside more$seed more $seed
+    beside told$seed told $seed
 done
 seed=${seeds%% *}
 beside rloo grpo rloo $seed --advantage rloo

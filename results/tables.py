@@ -225,7 +225,8 @@ REWARD_MODELS = {"reward_500": "500 rankings", "reward_2000": "2,000 rankings",
                  "reward": "all 4,300 rankings", "reward_last": "reads the last token",
                  "reward_facts": "reads true captions (--facts)"}
 RL = {"rl_kl0_500": "500 rankings", "rl_kl0": "all 4,300"}
-CHECKED = {"sft": "SFT", "more": "more SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
+CHECKED = {"sft": "SFT", "more": "more SFT", "told": "SFT on GRPO's questions",
+           "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
            "k2": "2 answers a prompt", "k16": "16", "ppo": "PPO",
            "rloo_reward": "RLOO, reward model", "rloo_reward3": "and PPO's penalty",
            "best16": "SFT, best of 16 by the reward model"}
