@@ -430,6 +430,10 @@ WHY = {
     "KTO, which needs no pairs, invents as little": "It goes further with the same beta: right "
                                                     "answers fall, too",
     "and PPO with it invents less": "It judges no better, see above",
+    "A prefix-LM captions better than a plain one":
+        "It learns only what stands behind a prefix of random length, half of the words or fewer; "
+        "both had 800 steps",
+    "and SFT behind it answers better": "As above: it has learned to name things later",
     "SFT behind BLIP's three losses answers better than behind LM alone":
         "In equal time BLIP takes 300 steps and LM 800, and to look a word up in the picture is "
         "learned late",
@@ -445,17 +449,16 @@ WHY = {
     "and after 150 steps": "At that point both can hardly answer",
     "and behind a language model that has read little": "One seed; how soon a skill is learned "
         "depends on chance, see the spread of 'where' in results/README.md",
+    "and where SFT has a thousand dialogues":
+        "They teach what an answer looks like and no more: even colors are named by chance, with "
+        "the stage and without",
+    "and where SFT trains the projector alone":
+        "No projector makes a language model answer that has never read a dialogue: 3 of 100 "
+        "answers are right, with the stage and without",
     "A projector of two maps is better than one of one map":
         "The features of nine patches need little mixing",
     "The ViT's last layer is worse than the last but one":
         "The ViT has four layers and no pretext but captions that tell everything",
-    "RL answers what it was not taught to better than SFT that goes on as long: unseen "
-    "phrasings":
-        "Its gain is of this size; with one seed of more SFT it is too little to count",
-    "in taught ones SFT does": "SFT has seen each taught phrasing hundreds of times before; going "
-                               "on teaches nothing new, RL still corrects answers",
-    "and about colored things that training never shows, RL":
-        "What a color looks like is decided by the ViT, which neither of them trains",
     "PPO makes a chatbot worse calibrated": "The penalty of .3 keeps it near the chatbot that it "
                                             "was",
     "GRPO makes a chatbot better calibrated": "The reward pays for being right, not for being as "
