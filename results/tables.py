@@ -947,7 +947,7 @@ def in_chinese(text: str) -> str:
 
 
 # folders measured when all prompts of stage 4 used taught phrasings
-OLDER = ("by_hand", "dpo", "honesty", "preferences")
+OLDER = ("by_hand", "dpo", "preferences")
 
 
 def page() -> str:
