@@ -65,7 +65,7 @@ class Config:
     lora: int = 0  # >= 0; rank of LoRA adapters; if above 0, nothing else learns
     # rollout
     batch_size: int = 512  # >= 2; answers per rollout
-    n_copies: int = 8  # >= 2; answers to each prompt, k; batch_size is a multiple of it
+    n_copies: int = 2  # >= 2; answers to each prompt, k; batch_size is a multiple of it
     redraw: int = 0  # >= 0; how often other prompts are drawn in place of dead ones (DAPO)
     temperature: float = 1.0  # > 0; for drawing answers and for all log-probabilities
     max_new_tokens: int = 96  # >= 1; longest answer in tokens

@@ -4,8 +4,9 @@
 #   grpo, more     GRPO; SFT that goes on for as long
 #   told           SFT on the questions of GRPO, all but descriptions, with their right answers
 #
-# With the first seed alone: RLOO, Dr. GRPO; 2 and 16 answers to a prompt; RLOO with the reward
-# model, and with PPO's KL penalty; the best of 16 answers by it; PPO with it, from the speedrun.
+# With the first seed alone: 8 and 16 answers to a prompt, with 8 also RLOO, Dr. GRPO, RLOO with the
+# reward model, with PPO's KL penalty, and with that as a part of the reward, as PPO has it; the best of 16
+# answers by it; PPO with it, from the speedrun.
 #
 # quiz_...    the same in the phrasings that SFT teaches; how sure is it of one-word answers?
 # unseen_...  questions about colored things that no training picture shows
@@ -20,12 +21,13 @@ both() {  # run, name of the result, options; in unseen phrasings, and in taught
     measure "$1" "quiz_$2" --no-describe --questions quiz --rank "${@:3}"
     measure "$1" "unseen_$2" --no-describe --questions unseen_quiz "${@:3}"
 }
+eight="--n_copies 8"  # used without quotes
 grpo() {  # name, seed, options
     $python train_grpo.py --init "$from/sft" --out "$runs/$1-seed$2" --seed "$2" "${@:3}"
     cp "$runs/$1-seed$2/metrics.csv" "$out/$1-seed$2.csv"
     both "$runs/$1-seed$2" "$1-seed$2"
 }
-tell() {  # a dialogue for each question that GRPO's rollouts ask; each kind is asked equally often
+tell() {  # dialogues of one question that GRPO asks, too; each kind is asked equally often
     $python -c "
 import random
 from minivlm.loading.prepared import load_records, write_records
@@ -60,11 +62,14 @@ for seed in $seeds; do
     beside told$seed told $seed
 done
 seed=${seeds%% *}
-beside rloo grpo rloo $seed --advantage rloo
-beside dr_grpo grpo dr_grpo $seed --advantage dr_grpo
-beside rloo_reward grpo rloo_reward $seed --advantage rloo --reward "$from/reward"
-beside rloo_reward3 grpo rloo_reward3 $seed --advantage rloo --reward "$from/reward" --kl_coef 0.3
-for k in 2 16; do beside k$k grpo k$k $seed --n_copies $k; done
+beside rloo grpo rloo $seed $eight --advantage rloo
+beside dr_grpo grpo dr_grpo $seed $eight --advantage dr_grpo
+beside rloo_reward grpo rloo_reward $seed $eight --advantage rloo --reward "$from/reward"
+beside rloo_reward3 grpo rloo_reward3 $seed $eight --advantage rloo --reward "$from/reward" \
+    --kl_coef 0.3
+beside rloo_in_reward grpo rloo_in_reward $seed $eight --advantage rloo --reward "$from/reward" \
+    --kl_coef 0.3 --kl reward
+for k in 8 16; do beside k$k grpo k$k $seed --n_copies $k; done
 beside ppo both "$from/ppo" ppo-seed0
 beside best16 both "$from/sft" best16-seed0 --best_of 16 --reward "$from/reward" --n_questions 60
 all_done

@@ -17,7 +17,7 @@ honest() {  # seed
 }
 grpo() {  # name, seed, reward of an admission, advantage
     $python train_grpo.py --init "$runs/sft-seed$2" $asking --unsure "$3" --advantage "$4" --alpha 0.5 \
-        --steps 60 --out "$runs/$1-seed$2" --seed "$2"
+        --n_copies 8 --steps 60 --out "$runs/$1-seed$2" --seed "$2"
     both "$runs/$1-seed$2" "$1-seed$2"
 }
 rank() {  # seed

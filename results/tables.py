@@ -227,8 +227,9 @@ REWARD_MODELS = {"reward_500": "500 rankings", "reward_2000": "2,000 rankings",
 RL = {"rl_kl0_500": "500 rankings", "rl_kl0": "all 4,300"}
 CHECKED = {"sft": "SFT", "more": "more SFT", "told": "SFT on GRPO's questions",
            "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO",
-           "k2": "2 answers a prompt", "k16": "16", "ppo": "PPO",
+           "k8": "8 answers a prompt", "k16": "16", "ppo": "PPO",
            "rloo_reward": "RLOO, reward model", "rloo_reward3": "and PPO's penalty",
+           "rloo_in_reward": "and in the reward",
            "best16": "SFT, best of 16 by the reward model"}
 HONEST = {"before": "SFT", "sft": "R-Tuning", "dr_grpo75": "and Dr. GRPO, .75",
           "dr_grpo8": "and Dr. GRPO, .8", "dr_grpo85": "and Dr. GRPO, .85",
