@@ -5,8 +5,8 @@
 
 A policy with LoRA adapters is its own reference while the adapters are off.
 
-The k answers to one prompt share a row behind it, see `conversation.pack`. So a model that draws,
-judges or learns from them reads picture and prompt once, not k times.
+The k answers to one prompt share a row behind it, see `conversation.pack`.
+So each model reads picture and prompt once, not k times.
 """
 
 from collections.abc import Sequence
@@ -200,7 +200,7 @@ class PromptBatch:
 class RolloutPart:
     """Some answers of a rollout, cut to the longest of them, as an update reads them.
 
-    packed: g rows, each a prompt and its k answers, see Rollout.
+    packed: g rows; each holds one prompt and its k answers, as in Rollout.
     feats, value_feats: (g, N, Cv).
     advs: (b, T), or (b,) of whole answers, where b = g k; all others are (b, T).
 
@@ -234,7 +234,8 @@ class Rollout:
     """B answers that a policy drew, k to each prompt, and what an update needs of them.
 
     n_copies: k.
-    packed: B / k rows, each a prompt and its k answers; rows as below if k is 1.
+    packed: B / k rows; each holds one prompt and its k answers. If k is 1, they are the rows
+        of idx and targets.
     idx, targets: (B, T), prompts and answers as `collate` makes them.
     lengths: (B,) number of tokens of each row of idx.
     logp, ref_logp: (B, T) nats by policy and reference, 0 outside of the answers.
@@ -273,9 +274,10 @@ class Rollout:
 
     @property
     def packed_lengths(self) -> Tensor:
-        """(B / k,) number of tokens that a model reads of each prompt with its k answers."""
+        """(B / k,) number of tokens of each packed row, of all processes."""
         n_tokens = self.mask.sum(1).view(-1, self.n_copies)          # (B / k, k)
-        n_prompt = self.lengths[::self.n_copies] - n_tokens[:, 0]    # without its last token
+        # the prompt without its last token
+        n_prompt = self.lengths[::self.n_copies] - n_tokens[:, 0]
         return n_prompt + (n_tokens + 1).sum(1) - 1
 
     def together(self, n: int) -> "Rollout":
@@ -313,7 +315,9 @@ class Rollout:
         copies = torch.arange(self.n_copies, device=groups.device)
         return (groups[:, None] * self.n_copies + copies).flatten()
 
-    def part(self, groups: Tensor, advs: Tensor, returns: Tensor | None = None) -> RolloutPart:
+    def part(
+        self, groups: Tensor, advs: Tensor, returns: Tensor | None = None
+    ) -> RolloutPart:
         """Cut out the answers to the given prompts, (g,), which must be this process's own.
 
         Args:

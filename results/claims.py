@@ -348,7 +348,7 @@ claims_about(
     ("and with PPO's KL penalty", _RLOO, ALL, MORE, side("grpo", "rloo_reward3", "RLOO"), _ppo),
     ("and with it as a part of the reward, as PPO has it", _RLOO, ALL, MORE,
      side("grpo", "rloo_in_reward", "RLOO"), _ppo),
-    ("A KL penalty holds a policy better in the reward than as k3 in the loss",
+    ("A KL penalty that is subtracted from the reward keeps more skills than a k3 loss",
      "arXiv:2506.09477", ALL, MORE, side("grpo", "rloo_in_reward", "reward"),
      side("grpo", "rloo_reward3", "loss")),
     ("The best of 16 answers, by the reward model, invents less", _BEST, DETAIL, LESS,
@@ -437,9 +437,9 @@ WHY = {
                                                     "answers fall, too",
     "and PPO with it invents less": "It judges no better, see above",
     "A prefix-LM captions better than a plain one":
-        "It learns only what stands behind a prefix of random length, half of the words or fewer; "
-        "both had 800 steps",
-    "and SFT behind it answers better": "As above: it has learned to name things later",
+        "Its loss counts only the tokens behind a prefix of random length, on average half of a "
+        "caption; the LM's counts all. Both had 800 steps",
+    "and SFT behind it answers better": "As above: it learns later to name things",
     "SFT behind BLIP's three losses answers better than behind LM alone":
         "In equal time BLIP takes 300 steps and LM 800, and to look a word up in the picture is "
         "learned late",
@@ -456,8 +456,8 @@ WHY = {
     "and behind a language model that has read little": "One seed; how soon a skill is learned "
         "depends on chance, see the spread of 'where' in results/README.md",
     "and where SFT has a thousand dialogues":
-        "They teach what an answer looks like and no more: even colors are named by chance, with "
-        "the stage and without",
+        "A thousand dialogues teach the form of an answer, not what a picture shows: colors are "
+        "right hardly more often than by chance, with the stage and without",
     "and where SFT trains the projector alone":
         "No projector makes a language model answer that has never read a dialogue: 3 of 100 "
         "answers are right, with the stage and without",
@@ -469,10 +469,10 @@ WHY = {
                              "unlearns what they leave out; RL moves only what scores",
     "Of 512 answers, 16 to a prompt teach less than 2 to each of more prompts":
         "The difference is as large as that from 8, but with one seed too little to count",
-    "and with PPO's KL penalty": "k3 in the loss pulls back too weakly where the policy says what "
-        "the reference would not; see the next lines",
-    "and with it as a part of the reward, as PPO has it": "Then both hold the policy alike, and "
-        "go equally far",
+    "and with PPO's KL penalty": "The gradient of the k3 loss is weak for answers that the policy "
+        "gives and the reference never gave; see the next lines",
+    "and with it as a part of the reward, as PPO has it": "Then both have the same penalty and "
+        "lose equally little",
     "PPO makes a chatbot worse calibrated": "The penalty of .3 keeps it near the chatbot that it "
                                             "was",
     "GRPO makes a chatbot better calibrated": "The reward pays for being right, not for being as "
@@ -590,9 +590,10 @@ def page() -> str:
         "Written by `python results/claims.py --write` from the files in `results/`. A cell is "
         "the mean over the seeds ± their standard deviation. A verdict follows from a rule: "
         "the difference counts if all seeds agree in its sign and its mean is above twice its "
-        f"standard error; with one seed, if it is above {LEAST}. What holds for two million "
-        "weights and drawn pictures need not hold elsewhere, nor the other way round. Behind a "
-        "command, * means: measured when all prompts of stage 4 used taught phrasings.",
+        f"standard error; with one seed, if it is above {LEAST}. The models have two million "
+        "weights and the pictures are drawn: larger models and photographs may behave "
+        "differently. A * behind a command marks older figures: at that time all prompts of "
+        "stage 4 used taught phrasings.",
     ]
     missing, tables, verdicts, others = [], [], [], []
     for section, claims in SECTIONS.items():

@@ -666,7 +666,8 @@ def honesty_tables() -> list[list[str]]:
     skills = measured(
         named("honesty", {f"skills_{name}": label for name, label in HONEST.items()}))
     return [
-        side_by_side("Questions about what is seen well, hardly, not at all", sights, SIGHT),
+        side_by_side("Questions about clearly visible, hardly visible and absent things", sights,
+                     SIGHT),
         side_by_side("All other questions", skills, FRONT),
         picture("right answers over answers \"not sure\"", "honesty/figure.png"),
     ]

@@ -2,8 +2,10 @@
 
 A file <kind>.txt in a folder of data/phrasings holds one pattern a line. People may edit it.
 A pattern contains alternatives, as in "Is there {a}(| here| in the picture)?".
-One of them is drawn. A model that reads few phrasings learns them by heart. A model that reads
-many must find out which words of a question matter. No two folders share a question:
+One of them is drawn.
+
+A model that reads few phrasings learns them by heart. A model that reads many must find out
+which words of a question matter. No two folders share a question:
 
     taught   a hundred or more of each kind; dialogues use them, and the texts of stage 0
     asked    about twenty of each kind that is about the picture; half of the prompts of
